@@ -1,0 +1,53 @@
+r"""The demo generator: twelve classes of built-in photographs, 64 pixels high.
+
+    python -m launch.train_generator --config=configs/photos_generator.py --workdir=runs/photos_generator \
+        --config.tokenizer_weights=runs/photos_tokenizer
+
+Variants (`--config=configs/photos_generator.py:name`):
+  tiny   a few steps of a very small model on a tiny tokenizer: whether everything runs
+  quick  the part of `make train-demo`: about 4 minutes on 2 CPU cores
+"""
+
+from configs.common import parse_variant
+from eqjax.training import generator
+
+
+def get_config(variant=None):
+    """The configuration; see the text above for variants."""
+    args = parse_variant(variant, tiny=False, quick=False)
+    config = generator.default_config()
+    config.tokenizer_weights = "photos"
+    config.generator.update(
+        width=192,
+        depth=4,
+        num_heads=6,
+        latent_dim=96,
+        num_classes=12,
+        num_cond_tokens=4,
+        window_size=6,
+        max_rope_shift=16,
+        flow_width=256,
+        flow_depth=3,
+        dropout_rate=0.05,
+    )
+    # Crops of 8 columns, up to the largest that a picture holds.
+    config.data.update(source="photos", height=64, width=128, min_scale=0.4, max_scale=1.0)
+    config.batch_size, config.total_steps = 32, 20000
+    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 1000, 2000, 1000
+    config.optimizer.update(
+        learning_rate=1e-3, schedule="cosine", end_factor=0.02, warmup_steps=500.0, ema_decay=0.999, clip_norm=1.0
+    )
+    if args["quick"]:
+        config.total_steps = 1500
+        config.eval_every = config.picture_every = config.checkpoint_every = 500
+        config.optimizer.update(warmup_steps=100.0, ema_decay=0.99)
+    if args["tiny"]:
+        config.generator.update(
+            width=16, depth=2, num_heads=2, latent_dim=8, num_cond_tokens=2, window_size=3, flow_width=16, flow_depth=1
+        )
+        config.data.update(height=16, width=16)
+        config.batch_size, config.total_steps, config.eval_images = 8, 20, 16
+        config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 5, 20, 20, 10
+        config.sample_columns, config.sample_flow_steps = 4, 4
+        config.optimizer.warmup_steps = 5.0
+    return config

@@ -1,0 +1,34 @@
+"""Reference names ↔ Flax trees, strictly and in both directions. Reference names occur here alone."""
+
+from eqjax.convert.config import infer_generator_config, infer_tokenizer_config
+from eqjax.convert.files import (
+    averaged_tokenizer_state_dict,
+    full_tokenizer_state_dict,
+    live_tokenizer_state_dict,
+    pick_weights,
+    published_checkpoint,
+    read_reference,
+)
+from eqjax.convert.rules import ConversionError
+from eqjax.convert.weights import (
+    generator_params,
+    generator_state_dict,
+    tokenizer_params,
+    tokenizer_state_dict,
+)
+
+__all__ = [
+    "ConversionError",
+    "averaged_tokenizer_state_dict",
+    "full_tokenizer_state_dict",
+    "generator_params",
+    "generator_state_dict",
+    "infer_generator_config",
+    "infer_tokenizer_config",
+    "live_tokenizer_state_dict",
+    "pick_weights",
+    "published_checkpoint",
+    "read_reference",
+    "tokenizer_params",
+    "tokenizer_state_dict",
+]

@@ -1,0 +1,131 @@
+"""Configurations: which `Tokenizer` or `Generator` a reference state_dict belongs to."""
+
+import functools
+import math
+import re
+
+from eqjax.convert.rules import ConversionError
+
+# (width, depth, flow width) of the published generators → attention heads, which no shape tells.
+_PUBLISHED_HEADS = {(512, 16, 960): 8, (768, 24, 1024): 12, (1024, 32, 1280): 16, (1280, 40, 1536): 16}
+_PUBLISHED_COND_LENGTH = 3
+
+
+def infer_tokenizer_config(state_dict):
+    """Fields of the `Tokenizer` that a reference state_dict (live names) belongs to.
+
+    Shapes tell everything but how the widths of the semantic head split into a base width and
+    multipliers. The split has no consequence; the base width is the widths' greatest common divisor.
+
+    Raises:
+      ConversionError: not a tokenizer's state_dict.
+    """
+    shape = functools.partial(_shape, state_dict, "a tokenizer")
+    channels = shape("encoder.conv_in.weight")[0]
+    levels = _count(state_dict, r"encoder\.down\.(\d+)\.")
+    widths = [shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
+    z_channels = shape("encoder.conv_out.weight")[0]
+    embed_dim, column_channels, _ = shape("quant_layer.weight")
+    resolution = column_channels // z_channels * 2 ** (levels - 1)
+    attends = [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in state_dict]
+    return dict(
+        channels=channels,
+        channel_multipliers=tuple(width // channels for width in widths),
+        num_res_blocks=_count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
+        attention_resolutions=tuple(resolution // 2**i for i in attends),
+        resolution=resolution,
+        z_channels=z_channels,
+        embed_dim=embed_dim,
+        square_downsamples=_square_downsamples(shape, levels),
+        semantic=_infer_semantic_config(state_dict),
+    )
+
+
+def infer_generator_config(state_dict, arguments=None, *, num_heads=None, window_size=None, max_rope_shift=16):
+    """Fields of the `Generator` that a reference state_dict belongs to.
+
+    Args:
+      state_dict: {name: array}.
+      arguments: the training arguments from the file, of which cond_length (the window without the
+        own column, 0 for all columns) is used where `window_size` is not given.
+      num_heads: attention heads, which no shape tells; None: those of the published generator of
+        these widths and this depth.
+      window_size: columns seen, the own one included; 0: all; None: from `arguments`, else as published.
+      max_rope_shift: no shape tells it; as published by default.
+
+    Raises:
+      ConversionError: not a generator's state_dict, or of no published size and `num_heads` is None.
+    """
+    shape = functools.partial(_shape, state_dict, "a generator")
+    num_classes, width = shape("class_emb.weight")
+    depth = _count(state_dict, r"encoder_blocks\.(\d+)\.")
+    flow_width, latent_dim = shape("diffloss.net.input_proj.weight")
+    if num_heads is None:
+        num_heads = _PUBLISHED_HEADS.get((width, depth, flow_width))
+    if num_heads is None:
+        raise ConversionError(
+            f"width {width}, depth {depth} and flow width {flow_width} are of no published generator, and no shape "
+            "tells the number of attention heads: give num_heads."
+        )
+    return dict(
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        latent_dim=latent_dim,
+        num_classes=num_classes,
+        num_cond_tokens=shape("encoder_pos_embed_learned")[1],
+        window_size=_window_size(window_size, arguments or {}),
+        max_rope_shift=max_rope_shift,
+        flow_width=flow_width,
+        flow_depth=_count(state_dict, r"diffloss\.net\.res_blocks\.(\d+)\."),
+    )
+
+
+def _window_size(given, arguments):
+    """Columns seen, or None for all."""
+    if given is not None:
+        return given or None
+    before = arguments.get("cond_length")
+    if not isinstance(before, int):
+        before = _PUBLISHED_COND_LENGTH
+    return before + 1 if before else None
+
+
+def _square_downsamples(shape, levels):
+    """How many downsamplings halve columns too: their convolutions keep a quarter of the channels, others half."""
+    shapes = [shape(f"encoder.down.{i}.downsample.conv.conv.weight") for i in range(levels - 1)]
+    ratios = [inputs / outputs for outputs, inputs, *_ in shapes]
+    if ratios != sorted(ratios, reverse=True) or not set(ratios) <= {2, 4}:
+        raise ConversionError(
+            f"the downsamplings' convolutions narrow by {ratios}; expected 4 (rows and columns), "
+            "from some level on 2 (rows)."
+        )
+    return ratios.count(4)
+
+
+def _infer_semantic_config(state_dict):
+    levels = _count(state_dict, r"semantic_decoder\.down\.(\d+)\.")
+    if not levels:
+        return None
+    names = [f"semantic_decoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
+    shapes = [_shape(state_dict, "a tokenizer", name) for name in names]
+    widths = [shapes[0][1], *(outputs for outputs, *_ in shapes)]
+    channels = math.gcd(*widths)
+    return dict(
+        channels=channels,
+        channel_multipliers=tuple(width // channels for width in widths[:-1]),
+        num_res_blocks=_count(state_dict, r"semantic_decoder\.down\.0\.block\.(\d+)\.") - 1,  # One is never run.
+        out_channels=widths[-1],
+        downsamples=_count(state_dict, r"semantic_decoder\.down\.(\d+)\.downsample\."),
+    )
+
+
+def _shape(state_dict, what, name):
+    if name not in state_dict:
+        raise ConversionError(f"this is not the state_dict of {what}: it has no {name}.")
+    return tuple(state_dict[name].shape)
+
+
+def _count(state_dict, pattern):
+    """How many different numbers the pattern's group takes at the beginning of names."""
+    return len({match[1] for match in (re.match(pattern, name) for name in state_dict) if match})

@@ -1,0 +1,160 @@
+"""Weights: reference state_dicts ↔ Flax parameters, by tables of names."""
+
+import numpy as np
+
+from eqjax.convert.files import BESIDE_WEIGHTS
+from eqjax.convert.rules import ConversionError, export_arrays, import_arrays, make_rules
+
+
+def _inside(flax, reference, parts):
+    """Rows for the layers inside a block."""
+    return tuple((f"{flax}/{ours}", f"{reference}.{theirs}", kind) for ours, theirs, kind in parts)
+
+
+_RES_BLOCK = (
+    ("norm1", "norm1", "norm"),
+    ("conv1", "conv1", "conv"),
+    ("norm2", "norm2", "norm"),
+    ("conv2", "conv2", "conv"),
+    ("shortcut", "nin_shortcut", "conv"),
+)
+_ATTENTION = (
+    ("norm", "norm", "norm"),
+    ("query", "q", "conv"),
+    ("key", "k", "conv"),
+    ("value", "v", "conv"),
+    ("out", "proj_out", "conv"),
+)
+
+# Rows: Flax module (a pattern), reference module (its groups by number), kind of layer.
+_TOKENIZER = (
+    ("quant", "quant_layer", "conv"),
+    ("post_quant", "post_quant_layer", "conv"),
+    ("(encoder|decoder)/columns", r"\1.\g<1>1d", "conv"),
+    ("(encoder|decoder)/(conv_in|conv_out)", r"\1.\2", "conv"),
+    ("(encoder|decoder)/norm_out", r"\1.norm_out", "norm"),
+    ("semantic_head/conv_out", "semantic_decoder.conv_out", "conv"),
+    ("semantic_head/norm_out", "semantic_decoder.norm_out", "norm"),
+    *_inside("(encoder|decoder)/mid_block0", r"\1.mid.block_1", _RES_BLOCK),
+    *_inside("(encoder|decoder)/mid_attention", r"\1.mid.attn_1", _ATTENTION),
+    *_inside("(encoder|decoder)/mid_block1", r"\1.mid.block_2", _RES_BLOCK),
+    *_inside(r"encoder/level(\d+)_block(\d+)", r"encoder.down.\1.block.\2", _RES_BLOCK),
+    *_inside(r"encoder/level(\d+)_attention(\d+)", r"encoder.down.\1.attn.\2", _ATTENTION),
+    (r"encoder/level(\d+)_down/conv", r"encoder.down.\1.downsample.conv.conv", "conv"),
+    *_inside(r"decoder/level(\d+)_block(\d+)", r"decoder.up.\1.block.\2", _RES_BLOCK),
+    *_inside(r"decoder/level(\d+)_attention(\d+)", r"decoder.up.\1.attn.\2", _ATTENTION),
+    (r"decoder/level(\d+)_up/conv", r"decoder.up.\1.upsample.conv.conv", "conv"),
+    *_inside(r"semantic_head/level(\d+)_block(\d+)", r"semantic_decoder.down.\1.block.\2", _RES_BLOCK),
+    (r"semantic_head/level(\d+)_down/conv", r"semantic_decoder.down.\1.downsample.conv.conv", "conv"),
+)
+
+# A * counts the layers that are stacked in one Flax array.
+_GENERATOR = (
+    ("class_embedding", "class_emb.weight", "bare"),
+    ("null_embedding", "fake_latent", "bare"),
+    ("cond_positions", "encoder_pos_embed_learned", "bare row"),
+    ("latent_proj", "z_proj", "linear"),
+    ("input_norm", "z_proj_ln", "norm"),
+    ("output_norm", "encoder_norm", "norm"),
+    ("blocks/self_norm", "encoder_blocks.*.norm1", "norm"),
+    ("blocks/self_qkv", "encoder_blocks.*.attn.qkv", "linear"),
+    ("blocks/self_out", "encoder_blocks.*.attn.proj", "join"),
+    ("blocks/cross_norm", "encoder_blocks.*.cross_norm", "norm"),
+    ("blocks/cross_condition_norm", "encoder_blocks.*.cross_cond_norm", "norm"),
+    ("blocks/cross_query", "encoder_blocks.*.attn2.qkv", "linear"),
+    ("blocks/cross_key", "encoder_blocks.*.attn2.k", "linear"),
+    ("blocks/cross_value", "encoder_blocks.*.attn2.v", "linear"),
+    ("blocks/cross_out", "encoder_blocks.*.attn2.proj", "join"),
+    ("blocks/mlp_norm", "encoder_blocks.*.norm2", "norm"),
+    ("blocks/mlp_in", "encoder_blocks.*.mlp.fc1", "linear"),
+    ("blocks/mlp_out", "encoder_blocks.*.mlp.fc2", "linear"),
+    ("flow_head/time_in", "diffloss.net.time_embed.mlp.0", "linear"),
+    ("flow_head/time_out", "diffloss.net.time_embed.mlp.2", "linear"),
+    ("flow_head/context_proj", "diffloss.net.cond_embed", "linear"),
+    ("flow_head/input_proj", "diffloss.net.input_proj", "linear"),
+    ("flow_head/modulation", "diffloss.net.res_blocks.*.adaLN_modulation.1", "modulation"),
+    (r"flow_head/blocks_(\d+)/norm", r"diffloss.net.res_blocks.\1.in_ln", "norm"),
+    (r"flow_head/blocks_(\d+)/mlp_in", r"diffloss.net.res_blocks.\1.mlp.0", "linear"),
+    (r"flow_head/blocks_(\d+)/mlp_out", r"diffloss.net.res_blocks.\1.mlp.2", "linear"),
+    ("flow_head/final_modulation", "diffloss.net.final_layer.adaLN_modulation.1", "linear"),
+    ("flow_head/output_proj", "diffloss.net.final_layer.linear", "linear"),
+)
+
+
+def tokenizer_params(state_dict, tokenizer):
+    """Reference state_dict → Flax parameters.
+
+    Args:
+      state_dict: {name: array} under live names, as `averaged_tokenizer_state_dict` gives. Known to
+        be unused are `loss.*`, counters of averages, the semantic head's blocks that the reference
+        never runs, and the whole head where the tokenizer has none.
+      tokenizer: the `Tokenizer` to fill.
+
+    Returns:
+      Nested dict, float32.
+
+    Raises:
+      ConversionError: names or shapes differ, or the tokenizer has no counterpart in the reference.
+    """
+    never_run = _never_run(tokenizer)
+
+    def unused(name):
+        headless = tokenizer.semantic is None and name.startswith("semantic_decoder.")
+        return headless or name in never_run or bool(BESIDE_WEIGHTS.fullmatch(name))
+
+    return import_arrays(state_dict, _tokenizer_rules(tokenizer), unused)
+
+
+def tokenizer_state_dict(params, tokenizer):
+    """Flax parameters → reference state_dict under live names, the inverse of `tokenizer_params`.
+
+    The reference's files hold one more block per level of the semantic head, which it never runs:
+    those are zeros. A tokenizer without a semantic head gives a state_dict without one.
+
+    Raises:
+      ConversionError: as `tokenizer_params`.
+    """
+    if tokenizer.attention_window is not None:
+        raise ConversionError(
+            f"attention_window={tokenizer.attention_window}: the reference attends to all columns and would compute "
+            "something else with these weights; only attention_window=None can be exported."
+        )
+    never_run = {name: np.zeros(shape, np.float32) for name, shape in _never_run(tokenizer).items()}
+    return export_arrays(params, _tokenizer_rules(tokenizer)) | never_run
+
+
+def generator_params(state_dict, generator):
+    """Reference state_dict → Flax parameters of a `Generator`, float32.
+
+    Raises:
+      ConversionError: names or shapes differ.
+    """
+    return import_arrays(state_dict, make_rules(generator, _GENERATOR))
+
+
+def generator_state_dict(params, generator):
+    """Flax parameters, or a tree like them (gradients, averages), → reference state_dict.
+
+    Raises:
+      ConversionError: names or shapes differ from the generator's.
+    """
+    return export_arrays(params, make_rules(generator, _GENERATOR))
+
+
+def _tokenizer_rules(tokenizer):
+    if tokenizer.norm != "group":
+        raise ConversionError(f"norm={tokenizer.norm!r} has no counterpart in the reference, whose norm is 'group'.")
+    return make_rules(tokenizer, _TOKENIZER)
+
+
+def _never_run(tokenizer):
+    """{name: shape} of the semantic head's last block per level, which files hold and nobody runs."""
+    out = {}
+    if tokenizer.semantic is None:
+        return out
+    for i, width in enumerate(tokenizer.semantic.widths):
+        block = f"semantic_decoder.down.{i}.block.{tokenizer.semantic.num_res_blocks}."
+        for k in (1, 2):
+            out |= {f"{block}norm{k}.weight": (width,), f"{block}norm{k}.bias": (width,)}
+            out |= {f"{block}conv{k}.weight": (width, width, 3, 3), f"{block}conv{k}.bias": (width,)}
+    return out

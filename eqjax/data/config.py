@@ -1,0 +1,67 @@
+"""The data part of a configuration: its fields, their defaults and their check."""
+
+import ml_collections
+from ml_collections import config_dict
+
+SOURCES = ("photos", "folder")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns the data configuration with its defaults: the built-in photographs in 64 × 64 crops.
+
+    Fields that belong to one source say so; the other source does not read them.
+    """
+    config = ml_collections.ConfigDict()
+    config.source = "photos"  # "photos" (built in, no download) or "folder" (root/class_name/picture.jpg).
+    config.classes = config_dict.placeholder(tuple)  # Class names in the order of their labels; None takes all.
+    config.height = 64  # Of the crops, pixels.
+    config.width = 64  # Of the crops, pixels.
+    config.flip = True  # Mirror training pictures left to right with probability one half.
+    config.num_threads = 4  # Reading threads per process (per worker where there are workers); 0 reads only when asked.
+    config.num_workers = 0  # Worker processes per process. Each takes seconds to start: for folders on machines with many cores.
+    # Folder.
+    config.root = config_dict.placeholder(str)  # Folder of class folders, for training.
+    config.eval_root = config_dict.placeholder(str)  # The same, for evaluation; None evaluates on `root`.
+    config.resize = 64  # Pixels that the shorter side is brought to before the crop; at least the shorter side of the crop.
+    config.max_bad_share = 0.01  # Largest tolerated share of undecodable files, in [0, 1); one file is tolerated unless it is 0.
+    # Photos.
+    config.holdout = 0.2  # Fraction, in [0, 0.5], of each picture's width, at its right, that only evaluation sees.
+    config.min_scale = 0.25  # Smallest crop region, as a fraction in (0, 1] of the largest that fits in the picture.
+    config.max_scale = 1.0  # Largest crop region, likewise.
+    return config
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks a data configuration.
+
+    Raises:
+        ValueError: If a field is out of range; the message names the field, its value and what is allowed.
+    """
+    if config.source not in SOURCES:
+        raise ValueError(f"source={config.source!r} is unknown; choose one of {', '.join(map(repr, SOURCES))}.")
+    for name, least in (("height", 1), ("width", 1), ("num_workers", 0), ("num_threads", 0)):
+        if config[name] < least:
+            raise ValueError(f"{name}={config[name]} must be at least {least}.")
+    if config.source == "folder":
+        _check_folder(config)
+    else:
+        _check_photos(config)
+
+
+def _check_folder(config: ml_collections.ConfigDict) -> None:
+    if not config.root:
+        raise ValueError(f"root={config.root!r}: source='folder' needs root, the folder that holds root/class_name/picture.jpg.")
+    if config.resize < min(config.height, config.width):
+        raise ValueError(
+            f"resize={config.resize} must be at least {min(config.height, config.width)}, the shorter side of the "
+            f"{config.height} × {config.width} crop."
+        )
+    if not 0 <= config.max_bad_share < 1:
+        raise ValueError(f"max_bad_share={config.max_bad_share} must lie in [0, 1).")
+
+
+def _check_photos(config: ml_collections.ConfigDict) -> None:
+    if not 0 < config.min_scale <= config.max_scale <= 1:
+        raise ValueError(f"min_scale={config.min_scale} and max_scale={config.max_scale} must satisfy 0 < min_scale <= max_scale <= 1.")
+    if not 0 <= config.holdout <= 0.5:
+        raise ValueError(f"holdout={config.holdout} must lie in [0, 0.5].")

@@ -1,0 +1,58 @@
+"""Images as numbers: between uint8 and [-1, 1], grids, and PNG files."""
+
+import math
+import os
+import tempfile
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+
+def from_uint8(images):
+    """uint8 images to float32 in [-1, 1]: x / 127.5 − 1."""
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images):
+    """Images in [-1, 1] (clipped to it) to uint8, rounded to the nearest."""
+    images = jnp.clip(jnp.asarray(images, jnp.float32), -1, 1)
+    return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
+
+
+def grid(images, columns=None, gap=2):
+    """Puts images of one size into one picture, row by row, on white.
+
+    Args:
+      images: uint8 [N, H, W, 3].
+      columns: images per row; None: about as many as rows.
+      gap: white pixels between images.
+
+    Returns:
+      uint8 [rows · (H + gap) − gap, columns · (W + gap) − gap, 3].
+    """
+    images = np.asarray(images)
+    n, h, w, c = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = -(-n // columns)
+    out = np.full((rows * (h + gap), columns * (w + gap), c), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = i // columns * (h + gap), i % columns * (w + gap)
+        out[y : y + h, x : x + w] = image
+    return out[: out.shape[0] - gap, : out.shape[1] - gap]
+
+
+def save_png(path, image):
+    """Writes a uint8 image [H, W, 3] to `path`; the file appears whole or not at all."""
+    path = os.fspath(path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or ".", suffix=".tmp", delete=False) as file:
+        Image.fromarray(np.asarray(image)).save(file, format="PNG")
+    os.chmod(file.name, 0o644)  # Temporary files are private to their owner.
+    os.replace(file.name, path)
+
+
+def psnr(images, reconstructions):
+    """Peak signal-to-noise ratio in dB per image, for images in [-1, 1]: [B, H, W, 3] → [B]."""
+    error = jnp.mean(jnp.square(jnp.clip(reconstructions, -1, 1) - images), axis=(1, 2, 3))
+    return 10 * jnp.log10(4 / jnp.maximum(error, 1e-10))

@@ -1,0 +1,119 @@
+"""A loaded model: labels to images, images to latents and back, on pure functions underneath."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eqjax import pixels
+from eqjax.generator import Generator
+from eqjax.sampling.autoregressive import sample_latents
+from eqjax.tokenizer import Tokenizer
+from eqjax.tokenizer.pieces import decode_images, encode_images
+
+
+@flax.struct.dataclass
+class Model:
+    """Tokenizer and generator with their weights; made by `eqjax.load_pretrained`.
+
+    A pytree whose leaves are the weights, so that it can be handed to a jitted function. Either half
+    may be missing (None); what needs it then says so.
+
+    Attributes:
+      tokenizer, generator: modules.
+      tokenizer_params, generator_params: their parameters.
+      latent_scale: scaled latents = posterior mean · latent_scale, of about unit scale.
+      class_names: names of labels 0 … num_classes − 1, or None.
+    """
+
+    tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False)
+    tokenizer_params: Any
+    generator: Generator | None = flax.struct.field(pytree_node=False)
+    generator_params: Any
+    latent_scale: float = flax.struct.field(pytree_node=False)
+    class_names: tuple[str, ...] | None = flax.struct.field(pytree_node=False)
+
+    def sample(
+        self,
+        labels,
+        *,
+        num_columns,
+        guidance_scale=1.0,
+        guidance_schedule="linear",
+        num_flow_steps=100,
+        temperature=1.0,
+        seed=0,
+        prefix=None,
+    ):
+        """Draws images.
+
+        Args:
+          labels: integers or class names, [B] (or one of them).
+          num_columns: width of the images in columns (`tokenizer.column_width` pixels each).
+          seed: an integer; the same seed gives the same images.
+          others: as `eqjax.sample_latents`.
+
+        Returns:
+          uint8 [B, H, W, 3].
+
+        Raises:
+          ValueError: as `eqjax.sample_latents`; an unknown class name; a missing half.
+        """
+        latents = sample_latents(
+            self._need("generator"),
+            self.generator_params,
+            self.labels(labels),
+            num_columns=num_columns,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            num_flow_steps=num_flow_steps,
+            temperature=temperature,
+            key=jax.random.key(seed),
+            prefix=prefix,
+        )
+        return self.decode(latents)
+
+    def encode(self, images):
+        """Images [B, H, W, 3], uint8 or floats in [-1, 1] → scaled latents [B, L, D] (no noise).
+
+        Raises:
+          ValueError: a shape that does not fit the tokenizer.
+        """
+        images = jnp.asarray(images)
+        if images.dtype == jnp.uint8:
+            images = pixels.from_uint8(images)
+        tokenizer = self._need("tokenizer")
+        return encode_images(tokenizer, self.tokenizer_params, images) * self.latent_scale
+
+    def decode(self, latents):
+        """Scaled latents [B, L, D] → uint8 images [B, H, W, 3].
+
+        Raises:
+          ValueError: latents of another size.
+        """
+        tokenizer = self._need("tokenizer")
+        return pixels.to_uint8(decode_images(tokenizer, self.tokenizer_params, jnp.asarray(latents) / self.latent_scale))
+
+    def labels(self, labels):
+        """Class names or integers, one or many → int32 [B].
+
+        Raises:
+          ValueError: a name that is not among `class_names`.
+        """
+        if isinstance(labels, (str, int, np.integer)):
+            labels = [labels]
+        if all(not isinstance(label, str) for label in labels):
+            return jnp.asarray(labels)
+        names = list(self.class_names or ())
+        unknown = [label for label in labels if isinstance(label, str) and label not in names]
+        if unknown:
+            raise ValueError(f"classes {unknown} are not among this model's: {names or 'it has no class names'}.")
+        return jnp.asarray([names.index(label) if isinstance(label, str) else label for label in labels])
+
+    def _need(self, half):
+        module = getattr(self, half)
+        if module is None:
+            raise ValueError(f"this model was loaded without a {half}; give load_pretrained a file that has one too.")
+        return module

@@ -1,0 +1,7 @@
+"""The column tokenizer: images ↔ one latent vector per column."""
+
+from eqjax.tokenizer.decoder import SemanticConfig
+from eqjax.tokenizer.posterior import Posterior
+from eqjax.tokenizer.tokenizer import Decoded, Tokenizer
+
+__all__ = ["Decoded", "Posterior", "SemanticConfig", "Tokenizer"]

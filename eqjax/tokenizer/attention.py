@@ -1,0 +1,59 @@
+"""Attention over feature maps: global or within a window of columns, blockwise over queries.
+
+Source: scaled dot-product attention, arXiv 1706.03762, section 3.2.1.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Queries of one block. A picture of up to this many positions is one block; a wider one is
+# processed block by block, so that the score matrix is never larger than this times its keys.
+MAX_BLOCK_POSITIONS = 1024
+
+
+def column_attention(query, key, value, *, window=None, max_block=MAX_BLOCK_POSITIONS):
+    """Single-head attention over all rows, and over all columns or those in a window.
+
+    Scores and softmax are float32. The numbers do not depend on `max_block`, but memory does:
+    scores take max_block · h · w values, with a window max_block · h · (block + 2 window).
+
+    Args:
+      query, key, value: [B, h, w, C].
+      window: a position attends to feature columns at most this far from its own; None: to all.
+      max_block: queries processed at once (rounded down to whole columns, at least one).
+
+    Returns:
+      [B, h, w, C] in the dtype of `value`.
+    """
+    _, h, w, _ = query.shape
+    columns = max(1, max_block // h)
+    if w <= columns:
+        return _attend(query, key, value, 0, 0, w, window)
+    blocks = -(-w // columns)
+    query = jnp.pad(query, ((0, 0), (0, 0), (0, blocks * columns - w), (0, 0)))
+    span = w if window is None else min(w, columns + 2 * window)
+
+    @jax.checkpoint
+    def block(first):
+        # The last blocks' keys are moved left to stay inside; the mask knows true positions.
+        start = jnp.clip(first - (window or 0), 0, w - span)
+        q = jax.lax.dynamic_slice_in_dim(query, first, columns, axis=2)
+        k, v = (jax.lax.dynamic_slice_in_dim(a, start, span, axis=2) for a in (key, value))
+        return _attend(q, k, v, first, start, w, window)
+
+    out = jax.lax.map(block, jnp.arange(blocks) * columns)  # [blocks, B, h, columns, C]
+    out = jnp.moveaxis(out, 0, 2)  # [B, h, blocks, columns, C]
+    return out.reshape(*out.shape[:2], blocks * columns, -1)[:, :, :w]
+
+
+def _attend(query, key, value, query_start, key_start, w, window):
+    """One block of queries; `*_start` are the columns at which the slices begin."""
+    b, h, nq, c = query.shape
+    scores = jnp.einsum("bhqc,bgkc->bhqgk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * (c**-0.5)
+    if window is not None:
+        q_pos, k_pos = query_start + jnp.arange(nq), key_start + jnp.arange(key.shape[2])
+        near = jnp.abs(jnp.minimum(q_pos, w - 1)[:, None] - k_pos[None, :]) <= window
+        scores = jnp.where(near[:, None, :], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(value.dtype)
+    return jnp.einsum("bhqgk,bgkc->bhqc", weights, value)

@@ -1,0 +1,99 @@
+"""Optimisers and schedules of both stages, from their part of a configuration."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+
+def default_config():
+    """The optimiser's part of a configuration: Adam at a constant rate after a warm-up."""
+    config = ml_collections.ConfigDict()
+    config.learning_rate = 1e-4  # After the warm-up.
+    config.warmup_steps = 0.0  # Steps of linear warm-up from 0; may be a fraction.
+    config.schedule = "constant"  # "constant", "cosine" (to end_factor at total_steps) or "step" (× step_factor every step_every).
+    config.end_factor = 0.0  # Of the cosine, as a share of learning_rate.
+    config.step_every = 30000  # Steps between the drops of the step schedule, counted after the warm-up.
+    config.step_factor = 0.2
+    config.b1 = 0.9
+    config.b2 = 0.95
+    config.eps = 1e-8
+    config.weight_decay = 0.0  # On the parameters that `decays` names; 0 is Adam.
+    config.clip_norm = 0.0  # Global gradient norm is clipped to this; 0 leaves it.
+    config.ema_decay = 0.9999
+    config.ema_warmup = False  # Decay min(ema_decay, (1 + n) / (10 + n)) at update n, as the tokenizer's is.
+    return config
+
+
+SCHEDULES = ("constant", "cosine", "step")
+
+
+def make_schedule(config, total_steps):
+    """The learning rate at a step (the number of updates done before it).
+
+    Args:
+      config: as `default_config`.
+      total_steps: updates of the whole run.
+
+    Returns:
+      A function of the step.
+
+    Raises:
+      ValueError: an unknown schedule.
+    """
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule={config.schedule!r} is not one of {SCHEDULES}.")
+    base, warmup = config.learning_rate, config.warmup_steps
+
+    def schedule(step):
+        after = jnp.maximum(step - warmup, 0)
+        rate = base * jnp.minimum(1.0, step / max(warmup, 1e-12)) if warmup else jnp.asarray(base)
+        if config.schedule == "cosine":
+            share = jnp.clip(after / max(total_steps - warmup, 1), 0, 1)
+            rate *= config.end_factor + (1 - config.end_factor) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+        elif config.schedule == "step":
+            rate *= config.step_factor ** jnp.floor(after / config.step_every)
+        return rate
+
+    return schedule
+
+
+def decays(params):
+    """Which parameters weight decay applies to: a tree of booleans.
+
+    All but biases, norms' scales, and the whole flow head. Names tell them apart, as stacked
+    layers give vectors a second dimension.
+
+    Source: Equivariant Image Modeling, arXiv 2503.18948, appendix; its published training code.
+    """
+
+    def decay(path, _):
+        names = [entry.key for entry in path]
+        return names[-1] not in ("bias", "scale") and "flow_head" not in names
+
+    return jax.tree_util.tree_map_with_path(decay, params)
+
+
+def make_optimizer(config, total_steps):
+    """Gradient clipping, then AdamW.
+
+    Args:
+      config: as `default_config`.
+      total_steps: updates of the whole run, for the schedule.
+
+    Returns:
+      An optax transformation, and the schedule that it follows.
+    """
+    schedule = make_schedule(config, total_steps)
+    adam = optax.adamw(
+        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decays
+    )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, adam), schedule
+
+
+def ema_decay(config, updates):
+    """The average's decay at update number `updates` (the first is 1)."""
+    if not config.ema_warmup:
+        return config.ema_decay
+    return jnp.minimum(config.ema_decay, (1 + updates) / (10 + updates))

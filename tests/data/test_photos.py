@@ -1,0 +1,98 @@
+"""The built-in photographs: what they are, and that training never sees a held-out column."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from eqjax.data import default_config, make_iterator, photos
+
+
+@pytest.fixture(name="striped")
+def _striped(monkeypatch):
+    """Replaces the photographs by pictures that are 10 left of the boundary at 80 % of the width and 200 right of it."""
+
+    def load(name):
+        image = np.full((90, 200 if name == "brick" else 155, 3), 10, np.uint8)
+        image[:, 160 if name == "brick" else 124 :] = 200
+        return image
+
+    monkeypatch.setattr(photos, "load_photo", load)
+
+
+def test_every_photograph_is_there_in_colour():
+    for name in photos.PHOTOS:
+        image = photos.load_photo(name)
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and min(image.shape[:2]) >= 300, name
+        assert image.std() > 5, name
+        assert photos.load_photo(name) is image  # Decoded once.
+
+
+def test_retina_has_no_black_border():
+    image = photos.load_photo("retina")
+    assert image[..., 0].min() > 20 and image.shape == (960, 960, 3)
+
+
+def test_parts_make_up_the_picture():
+    for holdout in (0.2, 0.13):
+        left = photos.PhotoSource(train=True, holdout=holdout)[8]
+        right = photos.PhotoSource(train=False, holdout=holdout)[8]
+        assert left["label"] == right["label"] == 8
+        np.testing.assert_array_equal(np.concatenate([left["image"], right["image"]], axis=1), photos.load_photo("cat"))
+
+
+def test_train_and_held_out_crops_share_no_column(striped):
+    config = default_config()
+    config.update(classes=("brick", "cat"), height=16, width=24, num_threads=0)
+    for train, value in ((True, 10), (False, 200)):
+        with make_iterator(config, batch_size=64, seed=0, train=train, process_index=0, process_count=1) as batches:
+            images = np.concatenate([next(batches)["image"] for _ in range(3)])
+        assert np.unique(images).tolist() == [value]
+
+
+def test_held_out_part_is_the_right_fifth(striped):
+    assert photos.PhotoSource(train=True)[0]["image"].shape == (90, 160, 3)
+    assert photos.PhotoSource(train=False)[0]["image"].shape == (90, 40, 3)
+
+
+def test_labels_follow_the_class_list():
+    source = photos.PhotoSource(classes=("cat", "brick"), epoch_length=6)
+    assert source.class_names == ("cat", "brick") and len(source) == 6
+    assert [source[i]["label"] for i in range(6)] == [0, 1, 0, 1, 0, 1]
+    assert source[0]["image"].shape[0] == 300 and source[1]["image"].shape[0] == 512
+
+
+def test_grid_is_fixed_and_has_every_class():
+    grid = photos.PhotoGrid(photos.PhotoSource(train=False), 64, 64, 0.25, 1.0)
+    assert {grid[i]["label"] for i in range(len(grid))} == set(range(12))
+    assert grid[len(grid) - 1]["image"].shape == (64, 64, 3)
+    again = photos.PhotoGrid(photos.PhotoSource(train=False), 64, 64, 0.25, 1.0)
+    np.testing.assert_array_equal(grid[17]["image"], again[17]["image"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"classes": ("cat", "dog")}, "dog.*built-in photographs: brick"),
+        ({"classes": ("cat", "cat")}, "different names"),
+        ({"classes": ()}, "one or more"),
+        ({"holdout": 0.7}, r"holdout=0.7 must lie in \[0, 0.5\]"),
+        ({"holdout": 0, "train": False}, "nothing to evaluate on"),
+        ({"epoch_length": 0}, "epoch_length=0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        photos.PhotoSource(**arguments)
+
+
+def test_missing_package_names_the_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="scikit-learn is not installed.*pip install scikit-image scikit-learn"):
+        photos.load_photo.__wrapped__("flower")
+
+
+def test_missing_picture_is_named(monkeypatch):
+    monkeypatch.setitem(photos.PHOTOS, "cat", photos.Photo("skimage", "data/no_such_cat.png"))
+    with pytest.raises(FileNotFoundError, match="no_such_cat.png is missing"):
+        photos.load_photo.__wrapped__("cat")
