@@ -27,15 +27,17 @@ def get_config(variant=None):
         resolution=64,
         z_channels=24,
         embed_dim=96,
+        # Latents start small; noise of the published strength would drown them for thousands of steps.
+        posterior_std=0.05,
     )
     if args["style"] == "strict":
         config.tokenizer.update(norm="pixel", attention_window=1)
-    config.kl_weight = 0.003
+    config.kl_weight = 0.03
     config.data.update(source="photos", height=64, width=64, min_scale=0.25, max_scale=1.0)
-    config.batch_size, config.total_steps = 8, 6000
-    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 50, 500, 500, 500
+    config.batch_size, config.total_steps = 8, 2200
+    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 50, 400, 400, 400
     config.optimizer.update(
-        learning_rate=7e-4, schedule="cosine", end_factor=0.02, warmup_steps=200.0, b1=0.9, b2=0.99, clip_norm=3000.0
+        learning_rate=4e-4, schedule="cosine", end_factor=0.02, warmup_steps=100.0, b1=0.9, b2=0.99, clip_norm=3000.0
     )
     config.optimizer.ema_decay = 0.995
     if args["quick"]:

@@ -52,6 +52,7 @@ class Inert:
     name = "unknown"
 
     def __new__(cls, *unused_args, **unused_kwargs):
+        """Takes whatever a file passes."""
         self = super().__new__(cls)
         self.state = {}
         return self
@@ -66,6 +67,7 @@ class Inert:
         pass
 
     def __call__(self, *unused_args, **unused_kwargs):
+        """Calls nothing."""
         return self
 
     def _ignore(self, *unused_items):
@@ -131,12 +133,14 @@ class Unpickler(pickle.Unpickler):
         self._known |= {f"torch.{alias}": _Scalar(_DTYPES[name]) for alias, name in _DTYPE_ALIASES.items()}
 
     def find_class(self, module, name):
+        """What stands for a global: never the global itself."""
         full = f"{module}.{name}"
         if full not in self._known:
             self._known[full] = type("Inert", (Inert,), {"name": full})
         return self._known[full]
 
     def persistent_load(self, pid):
+        """The storage that a tensor's entry refers to."""
         if isinstance(pid, tuple) and len(pid) >= 2 and pid[0] == "module":
             return pid[1]  # Legacy files wrap classes together with their source text.
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":

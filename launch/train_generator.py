@@ -11,4 +11,4 @@ from eqjax.training import generator
 from launch import runner
 
 if __name__ == "__main__":
-    runner.main(generator.train_and_evaluate)
+    runner.train(generator.train_and_evaluate)

@@ -10,4 +10,4 @@ from eqjax.training import tokenizer
 from launch import runner
 
 if __name__ == "__main__":
-    runner.main(tokenizer.train_and_evaluate)
+    runner.train(tokenizer.train_and_evaluate)

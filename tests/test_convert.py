@@ -77,6 +77,9 @@ def test_averages_that_do_not_match_are_errors(lightning, tokenizer_state):
         convert.averaged_tokenizer_state_dict(odd)
     assert "of no live weight (1):\n  ema_encoder.extra" in str(error.value)
     assert "without an average (1):\n  decoder.conv_out.bias" in str(error.value)
+    del odd["ema_encoder.extra"]
+    with pytest.raises(ConversionError, match=r"without an average \(1\):\n  decoder.conv_out.bias"):
+        convert.averaged_tokenizer_state_dict(odd)
 
 
 def test_full_files_are_the_inverse_of_averaging(tokenizer_state):

@@ -22,7 +22,7 @@ class Encoder(nn.Module):
     def __call__(self, images):
         """[B, H, W, 3] in [-1, 1] → [B, L, z_channels · h], h the height of the last level."""
         kind = dict(norm=self.norm, dtype=self.dtype)
-        x = Conv(self.stages.widths[0], dtype=self.dtype, name="conv_in")(images)
+        x = Conv(self.stages.channels, dtype=self.dtype, name="conv_in")(images)
         for i, level in enumerate(self.stages.levels):
             for j in range(self.stages.num_res_blocks):
                 x = ResBlock(level.width, **kind, name=f"level{i}_block{j}")(x)

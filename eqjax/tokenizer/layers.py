@@ -14,6 +14,10 @@ from eqjax.tokenizer.attention import column_attention
 
 NORMS = ("group", "pixel", "layer")
 
+# Of the local norms. A few channels of one position are often small together; dividing by so little
+# makes gradients spike.
+_LOCAL_EPSILON = 1e-2
+
 
 def torch_kernel_init(key, shape, dtype=jnp.float32):
     """Uniform in ±1/sqrt(fan_in): PyTorch's default for convolution kernels."""
@@ -70,8 +74,8 @@ def make_norm(kind, channels, dtype, name):
             math.gcd(32, channels), epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
         )
     if kind == "pixel":
-        return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
-    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+        return nn.RMSNorm(epsilon=_LOCAL_EPSILON, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=_LOCAL_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class ResBlock(nn.Module):

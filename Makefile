@@ -1,0 +1,59 @@
+# Everything here is made on first use and kept. Variables: `make demo EXTRA=cuda12`, `make test PYTEST_ARGS="-k rope"`.
+
+# Python 3.11 or newer; the oldest tested versions need 3.11 or 3.12.
+PYTHON ?= python3
+PYTHON_OLDEST ?= $(PYTHON)
+# cuda12, cuda13 or tpu: which JAX to install. Without it JAX runs on the CPU.
+EXTRA ?=
+PYTEST_ARGS ?=
+VENV ?= .venv
+VENV_OLDEST ?= .venv-oldest
+OUTPUT ?= outputs/train_demo
+
+# Stamps: an environment is installed into again when its requirements or EXTRA change.
+INSTALLED = $(VENV)/installed$(addprefix -,$(EXTRA))
+INSTALLED_DEV = $(INSTALLED)-dev
+INSTALLED_OLDEST = $(VENV_OLDEST)/installed
+
+.PHONY: help demo train-demo test test-oldest lint clean
+
+help:  ## Lists the targets.
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+demo: $(INSTALLED)  ## Samples pictures and a panorama with the weights in this repository.
+	$(VENV)/bin/python -m launch.demo
+
+train-demo: $(INSTALLED)  ## Trains both stages from scratch on built-in photographs (about 10 minutes on a CPU) and samples.
+	$(VENV)/bin/python -m launch.train_tokenizer --config=configs/photos_tokenizer.py:quick --workdir=$(OUTPUT)/tokenizer
+	$(VENV)/bin/python -m launch.train_generator --config=configs/photos_generator.py:quick --workdir=$(OUTPUT)/generator \
+		--config.tokenizer_weights=$(OUTPUT)/tokenizer
+	$(VENV)/bin/python -m launch.demo --weights=$(OUTPUT)/tokenizer,$(OUTPUT)/generator --output=$(OUTPUT)/samples
+
+test: $(INSTALLED_DEV)  ## Runs the tests.
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-oldest: $(INSTALLED_OLDEST)  ## Runs the tests with the oldest supported versions (tests/oldest.txt).
+	$(VENV_OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED_DEV)  ## Checks code and formatting.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:  ## Removes the environments, caches and outputs/.
+	rm -rf $(VENV) $(VENV_OLDEST) .cache outputs build dist eqjax.egg-info
+
+$(INSTALLED): requirements.txt setup.py
+	@echo "Installing into $(VENV); this takes a minute or two, once."
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.$(addsuffix ],$(addprefix [,$(EXTRA)))'
+	touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(INSTALLED_OLDEST): requirements.txt setup.py tests/oldest.txt
+	@echo "Installing into $(VENV_OLDEST); this takes a minute or two, once."
+	$(PYTHON_OLDEST) -m venv $(VENV_OLDEST)
+	$(VENV_OLDEST)/bin/python -m pip install --quiet --constraint tests/oldest.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,82 @@
+"""Every shipped configuration: its fields, its model at no cost, its variants."""
+
+import importlib
+import pathlib
+
+import jax
+import pytest
+
+from configs.common import parse_variant
+from eqjax import data, pretrained
+from eqjax.training import generator, loop, optim, tokenizer
+
+FOLDER = pathlib.Path(__file__).parents[2] / "configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
+VARIANTS = {
+    "photos_tokenizer": [None, "tiny", "quick", "style=published", "tiny,style=published"],
+    "photos_generator": [None, "tiny", "quick"],
+}
+
+
+def test_every_file_is_listed():
+    assert sorted(VARIANTS) == NAMES
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants])
+def test_shapes(name, variant):
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    stage = {"tokenizer": tokenizer, "generator": generator}[config.stage]
+    loop.check_config(config, stage.default_config())
+    data.check_config(config.data)
+    optim.make_schedule(config.optimizer, config.total_steps)
+    module = pretrained.make_module(config.stage, dict(config[config.stage]))
+    params = pretrained.abstract_params(module)
+    optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
+    jax.eval_shape(optimizer.init, params)
+    if config.stage == "tokenizer":
+        assert (module.resolution, config.data.width % module.column_width) == (config.data.height, 0)
+        assert (module.halo_columns is None) == ("published" in (variant or ""))
+    else:
+        labels = jax.ShapeDtypeStruct((2,), "int32")
+        latents = jax.ShapeDtypeStruct((2, 8, module.latent_dim), "float32")
+        loss = jax.eval_shape(
+            lambda p, z, y: module.apply({"params": p}, z, y, method="loss", rngs=jax.random.key(0)),
+            params,
+            latents,
+            labels,
+        )
+        assert loss.shape == ()
+
+
+def test_demo_model_is_small():
+    sizes = 0
+    for name in NAMES:
+        config = importlib.import_module(f"configs.{name}").get_config()
+        params = pretrained.abstract_params(pretrained.make_module(config.stage, dict(config[config.stage])))
+        sizes += sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert 2 * sizes < 10e6  # Bytes in half precision.
+
+
+def test_defaults_are_the_published_full_size():
+    config = tokenizer.default_config()
+    module = pretrained.make_module("tokenizer", dict(config.tokenizer))
+    assert (module.resolution, module.column_width, module.embed_dim) == (256, 16, 256)
+    counts = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
+        for name, tree in pretrained.abstract_params(module).items()
+    }
+    assert (round(counts["encoder"], 1), round(counts["decoder"], 1)) == (86.1, 121.5)
+    large = pretrained.make_module("generator", dict(generator.default_config().generator))
+    count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.abstract_params(large))) / 1e6
+    assert round(count, 1) == 644.5
+
+
+def test_variants_are_strict():
+    assert parse_variant("tiny,width=3", tiny=False, width=1, rate=0.5) == {"tiny": True, "width": 3, "rate": 0.5}
+    assert parse_variant(None, tiny=False) == {"tiny": False}
+    with pytest.raises(ValueError, match="unknown variant 'tinny'.*known: .*tiny"):
+        parse_variant("tinny", tiny=False)
+    with pytest.raises(ValueError, match="'width=x'.*type int"):
+        parse_variant("width=x", width=1)
+    with pytest.raises(ValueError, match="style='loose' is neither"):
+        importlib.import_module("configs.photos_tokenizer").get_config("style=loose")

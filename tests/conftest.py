@@ -1,0 +1,26 @@
+"""Settings of all tests: four virtual CPU devices, and compiled programs kept between runs."""
+
+import os
+import pathlib
+
+import pytest
+
+_TESTS = pathlib.Path(__file__).parent
+_CACHE = _TESTS.parent / ".cache" / "xla"
+
+# In the environment, before anything imports jax: programs that tests start inherit it too.
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Test models are tiny: compiling them takes longer than running them, and three times as long when optimised.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
+# XLA's thread pool: with fewer threads than virtual devices have work for, steps that are not awaited deadlock.
+os.environ["NPROC"] = "16"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The folder of arrays recorded from the reference."""
+    return _TESTS / "golden"

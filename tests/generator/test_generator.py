@@ -1,0 +1,147 @@
+"""Causality and window by perturbation, tables of masks, rotary embedding, what training draws."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqjax import Generator
+from eqjax.generator.layers import window_mask
+from eqjax.generator.rope import rope_angles, rotate
+
+FIELDS = dict(
+    width=16, depth=2, num_heads=2, latent_dim=4, num_classes=3, num_cond_tokens=2, max_rope_shift=8, flow_width=8,
+    flow_depth=1,
+)  # fmt: skip
+
+
+@functools.cache
+def make(**fields):
+    generator = Generator(**{**FIELDS, **fields})
+    params = jax.jit(generator.init_params)(jax.random.key(0))
+    # Fresh output layers are zero; noise everywhere makes every dependence visible.
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [leaf + 0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return generator, jax.tree.unflatten(tree, leaves)
+
+
+def test_window_mask_by_hand():
+    t, f = True, False
+    assert window_mask(4, 2).tolist() == [[t, f, f, f], [t, t, f, f], [f, t, t, f], [f, f, t, t]]
+    assert window_mask(3, None).tolist() == [[t, f, f], [t, t, f], [t, t, t]]
+    assert window_mask(3, 1).tolist() == np.eye(3, dtype=bool).tolist()
+
+
+@pytest.mark.parametrize("window", [1, 3, None])
+def test_what_a_context_depends_on(window):
+    generator, params = make(window_size=window)
+    latents = jax.random.normal(jax.random.key(2), (1, 10, 4))
+    context = jax.jit(functools.partial(generator.apply, {"params": params}, method="context"))
+    before = context(latents, jnp.array([1]))
+    column = 2
+    changed = context(latents.at[:, column].add(1.0), jnp.array([1]))
+    touched = np.flatnonzero(np.abs(changed - before).max(axis=(0, 2)) > 1e-6)
+    # Column 2 first enters the context of column 3; every layer passes it window − 1 columns on.
+    last = 9 if window is None else column + 1 + generator.depth * (window - 1)
+    assert touched.tolist() == list(range(column + 1, last + 1))
+    other_class = context(latents, jnp.array([2]))
+    assert (np.abs(other_class - before).max(axis=(0, 2)) > 1e-6).all()
+
+
+def test_rope_rotates_interleaved_pairs():
+    # Pair (0, 1) turns by the position itself, pair (2, 3) by position / 100.
+    x = jnp.array([[[1.0, 0.0, 0.0, 1.0]]])  # [L=1, H=1, d=4]
+    out = rotate(x, rope_angles(jnp.array([2]), 4))[0, 0]
+    np.testing.assert_allclose(out, [np.cos(2), np.sin(2), -np.sin(0.02), np.cos(0.02)], atol=1e-6)
+
+
+def test_rope_scores_depend_on_distance():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 8))
+
+    def score(i, j):
+        return float(jnp.sum(rotate(q, rope_angles(jnp.array([i]), 8)) * rotate(k, rope_angles(jnp.array([j]), 8))))
+
+    assert abs(score(5, 3) - score(25, 23)) < 1e-5
+    assert abs(score(5, 3) - score(5, 4)) > 1e-3
+
+
+def test_self_attention_is_relative_and_cross_attention_absolute():
+    generator, params = make(window_size=3)
+    latents, labels = jax.random.normal(jax.random.key(2), (1, 6, 4)), jnp.array([0])
+    context = functools.partial(generator.apply, method="context")
+    shifted = context({"params": params}, latents, labels, rope_shift=5)
+    assert float(jnp.abs(shifted - context({"params": params}, latents, labels))[:, 1:].max()) > 1e-4
+    # Without cross-attention nothing knows the absolute position.
+    blocks = dict(params["blocks"])
+    blocks["cross_out"] = jax.tree.map(jnp.zeros_like, blocks["cross_out"])
+    blind = {"params": {**params, "blocks": blocks}}
+    np.testing.assert_allclose(
+        context(blind, latents, labels, rope_shift=5), context(blind, latents, labels), atol=2e-5
+    )
+
+
+def test_loss_draws_what_is_not_given():
+    generator, params = make(dropout_rate=0.0, label_dropout_rate=0.0)
+    latents, labels = jax.random.normal(jax.random.key(2), (4, 5, 4)), jnp.array([0, 1, 2, 0])
+    loss = functools.partial(generator.apply, {"params": params}, latents, labels, method="loss")
+    a, b, c = loss(rngs=jax.random.key(0)), loss(rngs=jax.random.key(0)), loss(rngs=jax.random.key(1))
+    assert a == b != c
+    rows = generator.flow_batch_mult * 20
+    given = dict(time=jnp.full(rows, 0.5), noise=jnp.ones((rows, 4)), rope_shift=0)
+    assert loss(**given) == loss(**given)  # Nothing left to draw: no keys.
+
+
+def test_label_dropout_and_dropout():
+    latents, labels = jax.random.normal(jax.random.key(2), (4, 5, 4)), jnp.array([0, 1, 2, 0])
+    rows = 4 * 20
+    given = dict(time=jnp.full(rows, 0.5), noise=jnp.ones((rows, 4)), rope_shift=0, method="loss")
+    generator, params = make(dropout_rate=0.0, label_dropout_rate=1.0)
+    variables, rngs = {"params": params}, jax.random.key(0)
+    always = generator.apply(variables, latents, labels, rngs=rngs, **given)
+    null = jnp.full_like(labels, generator.num_classes)
+    np.testing.assert_allclose(always, generator.apply(variables, latents, null, deterministic=True, **given), rtol=1e-6)
+    kept = generator.apply(variables, latents, labels, deterministic=True, **given)
+    assert abs(float(always - kept)) > 1e-4
+    generator, params = make(dropout_rate=0.5, label_dropout_rate=0.0)
+    values = {float(generator.apply({"params": params}, latents, labels, rngs=jax.random.key(i), **given)) for i in (0, 1)}
+    assert len(values) == 2
+
+
+def test_bfloat16_products_float32_results():
+    generator, params = make(window_size=3)
+    half = generator.clone(dtype=jnp.bfloat16)
+    latents, labels = jax.random.normal(jax.random.key(2), (2, 6, 4)), jnp.array([0, 1])
+    context = half.apply({"params": params}, latents, labels, method="context")
+    exact = generator.apply({"params": params}, latents, labels, method="context")
+    assert context.dtype == jnp.bfloat16
+    assert 1e-5 < float(jnp.abs(context.astype(jnp.float32) - exact).max()) < 0.2
+    velocity = half.apply({"params": params}, latents, jnp.ones((2, 6)), context, method="velocity")
+    assert velocity.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.init_params(jax.random.key(0)))} == {jnp.dtype("float32")}
+
+
+def test_fresh_parameters():
+    generator = Generator(**{**FIELDS, "width": 64, "num_heads": 4, "flow_width": 32})
+    params = jax.jit(generator.init_params)(jax.random.key(0))
+    bound = np.sqrt(6 / (64 + 3 * 64))  # Xavier over the fused matrix.
+    largest = float(jnp.abs(params["blocks"]["self_qkv"]["kernel"]).max())
+    assert 0.95 * bound < largest <= bound
+    head = params["flow_head"]
+    for name in ("modulation", "final_modulation", "output_proj"):
+        assert not head[name]["kernel"].any()
+    assert abs(float(head["time_in"]["kernel"].std()) / 0.02 - 1) < 0.1
+    layers = params["blocks"]["mlp_in"]["kernel"]
+    assert (layers[0] != layers[1]).any()
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="width=10 must be a multiple of 2 · num_heads=8"):
+        Generator(width=10, num_heads=4)
+    with pytest.raises(ValueError, match="window_size=0"):
+        Generator(window_size=0)
+    generator, params = make()
+    with pytest.raises(ValueError, match=r"latents have shape \(1, 5, 3\).*latent_dim=4"):
+        generator.apply({"params": params}, jnp.zeros((1, 5, 3)), jnp.array([0]), method="context")

@@ -1,0 +1,70 @@
+"""Arrays recorded from the reference implementation, with the models that they belong to."""
+
+import functools
+import json
+import pathlib
+
+import numpy as np
+
+from eqjax import Generator, Tokenizer, convert
+from tests import golden_rule
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def relative_error(out, reference):
+    """|out − reference| / |reference| over all values."""
+    out, reference = np.asarray(out, np.float64), np.asarray(reference, np.float64)
+    assert out.shape == reference.shape
+    return np.linalg.norm(out - reference) / np.linalg.norm(reference)
+
+
+@functools.cache
+def tokenizer_case(name):
+    """(tokenizer, parameters, arrays) of a recorded tokenizer."""
+    meta = json.loads((GOLDEN / f"{name}.json").read_text())
+    fields, semantic = meta["ddconfig"], meta["semanticconfig"]
+    tokenizer = Tokenizer(
+        channels=fields["ch"],
+        channel_multipliers=fields["ch_mult"],
+        num_res_blocks=fields["num_res_blocks"],
+        attention_resolutions=fields["attn_resolutions"],
+        resolution=fields["resolution"],
+        z_channels=fields["z_channels"],
+        embed_dim=meta["embed_dim"],
+        square_downsamples=fields["len_down_scale"],
+        semantic=dict(
+            channels=semantic["ch"],
+            channel_multipliers=semantic["ch_mult"],
+            num_res_blocks=semantic["num_res_blocks"],
+            out_channels=semantic["out_ch"],
+            downsamples=semantic["downsample_scale"],
+        ),
+    )
+    state = golden_rule.state_dict(meta["parameters"])
+    return tokenizer, convert.tokenizer_params(state, tokenizer), np.load(GOLDEN / f"{name}.npz")
+
+
+@functools.cache
+def generator_case(window_size=4):
+    """(generator, parameters, arrays) of the recorded generator; its window can be changed."""
+    meta = json.loads((GOLDEN / "generator_tiny.json").read_text())
+    fields = meta["config"]
+    assert fields["cond_length"] + 1 == 4
+    generator = Generator(
+        width=fields["width"],
+        depth=fields["depth"],
+        num_heads=fields["heads"],
+        latent_dim=fields["latent_dim"],
+        num_classes=fields["classes"],
+        num_cond_tokens=fields["buffer"],
+        window_size=window_size,
+        max_rope_shift=fields["shift_num"],
+        flow_width=fields["head_width"],
+        flow_depth=fields["head_depth"],
+        flow_batch_mult=fields["batch_mul"],
+        dropout_rate=0.0,
+        label_dropout_rate=0.0,
+    )
+    state = golden_rule.state_dict(meta["parameters"])
+    return generator, convert.generator_params(state, generator), np.load(GOLDEN / "generator_tiny.npz")

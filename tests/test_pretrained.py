@@ -1,0 +1,158 @@
+"""Weights files: what goes in comes out; everything else ends in one message."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from eqjax import Generator, Tokenizer, load_pretrained, pretrained
+
+TOKENIZER = Tokenizer(
+    channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(), resolution=16, z_channels=2,
+    embed_dim=4, semantic=dict(channels=8, channel_multipliers=[1], num_res_blocks=1, out_channels=8, downsamples=0),
+)  # fmt: skip
+GENERATOR = Generator(
+    width=16, depth=2, num_heads=2, latent_dim=4, num_classes=3, num_cond_tokens=2, window_size=2, flow_width=8,
+    flow_depth=1,
+)  # fmt: skip
+
+
+def fill(module):
+    """Parameters with numbers of their own, without compiling an initialiser."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: random.standard_normal(leaf.shape).astype(np.float32) * 0.1, pretrained.abstract_params(module)
+    )
+
+
+@pytest.fixture(scope="module")
+def weights():
+    modules = {"tokenizer": TOKENIZER, "generator": GENERATOR}
+    params = {name: fill(module) for name, module in modules.items()}
+    return pretrained.Weights(modules, params, 0.25, ("cat", "dog", "eel"), "made by a test")
+
+
+@pytest.fixture(scope="module")
+def path(weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    pretrained.save(path, weights)
+    return path
+
+
+def equal(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()) and x.dtype == y.dtype, a, b))
+
+
+def test_round_trip(path, weights):
+    back = pretrained.load(path)
+    assert back.modules == weights.modules
+    assert equal(back.params, weights.params)
+    assert (back.latent_scale, back.class_names, back.notes) == (0.25, ("cat", "dog", "eel"), "made by a test")
+    assert not list(path.parent.glob("*.tmp"))
+
+
+def test_transposed_arrays_survive(tmp_path, weights):
+    # What a converter hands over: views that are not contiguous.
+    params = jax.tree.map(lambda p: np.asfortranarray(p), weights.params)
+    pretrained.save(tmp_path / "a.safetensors", pretrained.Weights(weights.modules, params))
+    assert equal(pretrained.load(tmp_path / "a.safetensors").params, weights.params)
+
+
+def test_half_precision_storage(tmp_path, weights):
+    pretrained.save(tmp_path / "half.safetensors", weights, dtype=np.float16)
+    back = pretrained.load(tmp_path / "half.safetensors")
+    leaf, exact = back.params["tokenizer"]["quant"]["kernel"], weights.params["tokenizer"]["quant"]["kernel"]
+    assert leaf.dtype == np.float32
+    np.testing.assert_array_equal(leaf, exact.astype(np.float16).astype(np.float32))
+
+
+def test_model(path):
+    model = load_pretrained(path)
+    images = model.sample(["dog", 2], num_columns=3, guidance_scale=2.0, num_flow_steps=2, seed=4)
+    assert (images.dtype, images.shape) == (jnp.uint8, (2, 16, 6, 3))
+    again = model.sample([1, 2], num_columns=3, guidance_scale=2.0, num_flow_steps=2, seed=4)
+    assert (images == again).all()
+    latents = model.encode(images)
+    assert latents.shape == (2, 3, 4)
+    as_floats = model.encode(np.asarray(images, np.float32) / 127.5 - 1)
+    np.testing.assert_allclose(latents, as_floats, atol=1e-5)
+    unscaled = model.tokenizer.apply({"params": model.tokenizer_params}, images / 127.5 - 1, method="encode").mode()
+    np.testing.assert_allclose(latents, 0.25 * unscaled, atol=1e-5)
+    decoded = model.tokenizer.apply({"params": model.tokenizer_params}, unscaled, method="decode").images
+    expected = np.round((np.clip(decoded, -1, 1) + 1) * 127.5)
+    assert np.abs(np.asarray(model.decode(latents), np.float32) - expected).max() <= 1
+    continued = model.sample([1, 2], num_columns=5, num_flow_steps=2, prefix=latents)
+    assert continued.shape == (2, 16, 10, 3)
+
+
+def test_model_errors(path):
+    model = load_pretrained(path)
+    with pytest.raises(ValueError, match=r"classes \['cow'\] are not among this model's: \['cat', 'dog', 'eel'\]"):
+        model.sample("cow", num_columns=2)
+    with pytest.raises(ValueError, match=r"labels \[7\] are outside 0 … 3"):
+        model.sample(7, num_columns=2)
+    with pytest.raises(ValueError, match="image height 20"):
+        model.encode(np.zeros((1, 20, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match="image width 17"):
+        model.encode(np.zeros((1, 16, 17, 3), np.uint8))
+
+
+def test_halves_in_two_files(tmp_path, weights):
+    for name in ("tokenizer", "generator"):
+        half = pretrained.Weights({name: weights.modules[name]}, {name: weights.params[name]})
+        pretrained.save(tmp_path / f"{name}.safetensors", half)
+    model = load_pretrained(tmp_path / "tokenizer.safetensors", tmp_path / "generator.safetensors")
+    assert equal(jax.tree.map(np.asarray, model.generator_params), weights.params["generator"])
+    assert model.latent_scale == 0.05493  # Published, where no file says otherwise.
+    alone = load_pretrained(tmp_path / "tokenizer.safetensors")
+    with pytest.raises(ValueError, match="loaded without a generator"):
+        alone.sample([0], num_columns=2)
+    other = GENERATOR.clone(latent_dim=5)
+    pretrained.save(tmp_path / "other.safetensors", pretrained.Weights({"generator": other}, {"generator": fill(other)}))
+    with pytest.raises(pretrained.WeightsError, match="4 channels, the generator draws 5"):
+        load_pretrained(tmp_path / "tokenizer.safetensors", tmp_path / "other.safetensors")
+
+
+def test_a_directory_holds_its_model(path):
+    assert load_pretrained(path.parent).generator == GENERATOR
+
+
+def test_bad_files(tmp_path, path, weights):
+    with pytest.raises(FileNotFoundError, match="no weights file at .*absent"):
+        load_pretrained(tmp_path / "absent.safetensors")
+    content = path.read_bytes()
+    for name, data in {"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(pretrained.WeightsError, match=f"{name} cannot be read as safetensors.*convert_torch"):
+            pretrained.load(tmp_path / name)
+    safetensors.numpy.save_file({"x": np.zeros(3)}, tmp_path / "foreign")
+    with pytest.raises(pretrained.WeightsError, match="without an eqjax configuration"):
+        pretrained.load(tmp_path / "foreign")
+
+
+def test_configuration_and_arrays_must_fit(tmp_path, weights):
+    wrong = {"generator": GENERATOR.clone(depth=3)}
+    pretrained.save(tmp_path / "w", pretrained.Weights(wrong, {"generator": weights.params["generator"]}))
+    with pytest.raises(pretrained.WeightsError, match=r"mlp_in.*: file \(2, 16, 64\), configuration \(3, 16, 64\)"):
+        pretrained.load(tmp_path / "w")
+    config = {"format": "eqjax-1", "generator": {"widht": 3}}
+    safetensors.numpy.save_file({"x": np.zeros(3)}, tmp_path / "v", metadata={"eqjax": json.dumps(config)})
+    with pytest.raises(pretrained.WeightsError, match=r"generator fields \['widht'\].*known: .*'width'"):
+        pretrained.load(tmp_path / "v")
+
+
+def test_failed_writing_leaves_the_old_file(tmp_path, path, weights, monkeypatch):
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(path.read_bytes())
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        pretrained.save(target, weights)
+    assert target.read_bytes() == path.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]

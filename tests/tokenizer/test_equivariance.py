@@ -1,0 +1,112 @@
+"""The strictly local tokenizer: shifts, pieces, halo. The published one: why it has no halo."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqjax import Tokenizer
+from eqjax.tokenizer import pieces
+
+FIELDS = dict(
+    channels=8,
+    channel_multipliers=(1, 2, 2),
+    num_res_blocks=1,
+    attention_resolutions=(8,),
+    resolution=16,
+    z_channels=4,
+    embed_dim=6,
+    square_downsamples=2,
+)
+STRICT = dict(norm="pixel", attention_window=1)
+
+
+def make(**fields):
+    tokenizer = Tokenizer(**{**FIELDS, **fields})
+    params = jax.jit(tokenizer.init_params)(jax.random.key(1))
+    # Fresh convolutions damp what passes through; larger kernels make every dependence visible.
+    return tokenizer, jax.tree.map(lambda p: 2 * p if p.ndim > 1 else p, params)
+
+
+@pytest.fixture(scope="module", params=["pixel", "layer"])
+def strict(request):
+    return make(**{**STRICT, "norm": request.param})
+
+
+@pytest.fixture(scope="module")
+def images(strict):
+    columns = 4 * strict[0].halo_columns + 6
+    return jax.random.uniform(jax.random.key(2), (1, 16, 4 * columns, 3), minval=-1.0)
+
+
+def worst(out, reference):
+    """The largest difference over the largest value."""
+    return float(jnp.max(jnp.abs(out - reference)) / jnp.max(jnp.abs(reference)))
+
+
+def test_whole_column_shift(strict, images):
+    tokenizer, params = strict
+    halo, width = tokenizer.halo_columns, tokenizer.column_width
+    latents = pieces._encode(tokenizer, params, images)
+    shifted = pieces._encode(tokenizer, params, jnp.roll(images, 3 * width, axis=2))
+    inside = slice(halo + 3, -halo)
+    assert worst(shifted[:, inside], jnp.roll(latents, 3, axis=1)[:, inside]) < 1e-5
+    decoded = pieces._decode(tokenizer, params, latents)
+    moved = pieces._decode(tokenizer, params, jnp.roll(latents, 3, axis=1))
+    inside = slice((halo + 3) * width, -halo * width)
+    assert worst(moved[:, :, inside], jnp.roll(decoded, 3 * width, axis=2)[:, :, inside]) < 1e-5
+
+
+def test_pieces_equal_the_whole(strict, images):
+    tokenizer, params = strict
+    whole = pieces._encode(tokenizer, params, images)
+    parts = pieces.encode_images(tokenizer, params, images, piece_columns=5)
+    assert worst(parts, whole) < 1e-5
+    parts = pieces.decode_images(tokenizer, params, whole, piece_columns=5)
+    assert worst(parts, pieces._decode(tokenizer, params, whole)) < 1e-5
+
+
+def test_pieces_have_one_shape(strict, images):
+    tokenizer, params = strict
+    seen = set()
+
+    def apply(first, last):
+        seen.add(last - first)
+        return images[:, :, first * 4 : last * 4]
+
+    columns = images.shape[2] // 4
+    joined = pieces._in_pieces(apply, columns, tokenizer.halo_columns, 5, axis=2, scale=4)
+    assert seen == {5 + 2 * tokenizer.halo_columns}
+    assert (joined == images).all()
+
+
+def test_halo_bounds_the_influence(strict, images):
+    tokenizer, params = strict
+    halo, columns = tokenizer.halo_columns, images.shape[2] // 4
+    centre = columns // 2
+
+    def influence(fn, x, changed, axis):
+        difference = jnp.abs(fn(x) - fn(changed))
+        return np.flatnonzero(difference.max(axis=tuple(i for i in range(difference.ndim) if i != axis)))
+
+    changed = images.at[:, :, 4 * centre : 4 * centre + 4].add(0.5)
+    touched = influence(lambda x: pieces._encode(tokenizer, params, x), images, changed, axis=1)
+    assert abs(touched - centre).max() <= halo
+    assert abs(touched - centre).max() >= halo // 2  # A halo of everything would be no statement.
+    latents = pieces._encode(tokenizer, params, images)
+    changed = latents.at[:, centre].add(0.5)
+    touched = influence(lambda z: pieces._decode(tokenizer, params, z), latents, changed, axis=2) // 4
+    assert abs(touched - centre).max() <= halo
+    assert abs(touched - centre).max() >= halo // 2
+
+
+def test_published_style_mixes_all_columns():
+    tokenizer, params = make()
+    assert tokenizer.halo_columns is None
+    assert make(norm="pixel")[0].halo_columns is None  # Global attention alone is enough.
+    images = jax.random.uniform(jax.random.key(2), (1, 16, 160, 3), minval=-1.0)
+    before = pieces._encode(tokenizer, params, images)
+    after = pieces._encode(tokenizer, params, images.at[:, :, :4].set(1.0))
+    assert float(jnp.abs(after - before)[:, -1].max()) > 1e-4
+    # So it is never cut into pieces.
+    np.testing.assert_array_equal(pieces.encode_images(tokenizer, params, images, piece_columns=5), before)

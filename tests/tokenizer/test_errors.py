@@ -1,0 +1,52 @@
+"""Bad images, latents and fields end in one message with both sides."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from eqjax import Tokenizer
+
+TOKENIZER = Tokenizer(
+    channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(), resolution=16, z_channels=2,
+    embed_dim=4,
+)  # fmt: skip
+
+
+def encode(shape):
+    return jax.eval_shape(lambda x: TOKENIZER.init_with_output(jax.random.key(0), x, method="encode"), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 20, 16, 3), "image height 20 .* 16 pixels high"),
+        ((1, 16, 17, 3), "image width 17 is not a positive multiple of the column width 2; crop or resize to 16"),
+        ((1, 16, 0, 3), "image width 0"),
+        ((16, 16, 3), r"images have shape \(16, 16, 3\); expected \[batch, height, width, 3\]"),
+        ((1, 16, 16, 1), "expected .batch, height, width, 3"),
+    ],
+)
+def test_images(shape, message):
+    with pytest.raises(ValueError, match=message):
+        encode(shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (1, 0, 4), (4, 4)])
+def test_latents(shape):
+    with pytest.raises(ValueError, match="embed_dim=4"):
+        TOKENIZER.init(jax.random.key(0), jnp.zeros(shape), method="decode")
+
+
+def test_fields():
+    with pytest.raises(ValueError, match="norm='batch' is not one of"):
+        Tokenizer(norm="batch")
+    with pytest.raises(ValueError, match="resolution=250 is not a multiple of the row stride 16"):
+        Tokenizer(resolution=250)
+    with pytest.raises(ValueError, match="attention_window=-1"):
+        Tokenizer(attention_window=-1)
+
+
+def test_any_multiple_of_the_stride_is_encoded():
+    for columns in (1, 3, 10):
+        posterior, _ = encode((2, 16, 2 * columns, 3))
+        assert posterior.mean.shape == (2, columns, 4)

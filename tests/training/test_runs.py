@@ -1,0 +1,158 @@
+"""Both stages, end to end and tiny: learning, resuming bit for bit, what lies in the folder, what is refused."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import photos_generator, photos_tokenizer
+from eqjax import load_pretrained, pretrained
+from eqjax.checkpoints import ConfigMismatchError
+from eqjax.training import generator, loop, tokenizer
+
+
+def tokenizer_config(steps):
+    config = photos_tokenizer.get_config("tiny")
+    config.data.classes = ("brick", "coffee")
+    config.total_steps = steps
+    config.checkpoint_every = 20
+    config.log_every = 1
+    config.optimizer.update(schedule="constant", warmup_steps=0.0, learning_rate=5e-3)
+    return config
+
+
+def generator_config(tokenizer_weights, steps):
+    config = photos_generator.get_config("tiny")
+    config.data.classes = ("brick", "coffee")
+    config.generator.num_classes = 2
+    config.tokenizer_weights = str(tokenizer_weights)
+    config.total_steps = steps
+    config.checkpoint_every = 20
+    config.log_every = 1
+    config.optimizer.update(schedule="constant", warmup_steps=0.0, learning_rate=5e-3)
+    return config
+
+
+def metrics(workdir, name="loss"):
+    lines = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def bits(state):
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of 40 steps of each stage."""
+    root = tmp_path_factory.mktemp("runs")
+    states = {"tokenizer": tokenizer.train_and_evaluate(tokenizer_config(40), str(root / "tokenizer"))}
+    config = generator_config(root / "tokenizer", 40)
+    states["generator"] = generator.train_and_evaluate(config, str(root / "generator"))
+    return root, states
+
+
+def test_tokenizer_learns(runs):
+    losses = metrics(runs[0] / "tokenizer", "l1")
+    assert list(losses) == list(range(1, 41))
+    assert np.mean([losses[s] for s in range(31, 41)]) < 0.8 * np.mean([losses[s] for s in range(1, 6)])
+
+
+def test_generator_learns(runs):
+    losses = metrics(runs[0] / "generator")
+    assert np.mean([losses[s] for s in range(31, 41)]) < 0.85 * np.mean([losses[s] for s in range(1, 6)])
+
+
+def test_folder_holds_everything(runs):
+    root, states = runs
+    for stage, picture in (("tokenizer", "reconstructions"), ("generator", "samples")):
+        names = {str(p.relative_to(root / stage)) for p in (root / stage).rglob("*")}
+        assert {"metrics.jsonl", "model.safetensors", "config.json", f"images/{picture}_0000040.png"} <= names
+        assert {"checkpoints/20", "checkpoints/40"} <= names
+        assert any("events.out.tfevents" in name for name in names)
+    assert metrics(root / "tokenizer", "eval_psnr")[40] > 5
+    assert metrics(root / "generator", "eval_loss")[40] > 0
+    model = load_pretrained(root / "generator")
+    assert model.class_names == ("brick", "coffee")
+    assert model.sample("coffee", num_columns=3, num_flow_steps=2).shape == (1, 16, 12, 3)
+    kept = jax.tree.map(lambda a, b: (a == b).all(), model.generator_params, states["generator"].ema_params)
+    assert jax.tree.all(kept)
+
+
+def test_latent_scale_is_measured(runs):
+    weights = pretrained.load(runs[0] / "tokenizer" / "model.safetensors")
+    config = tokenizer_config(40)
+    from eqjax.data import make_iterator
+
+    with make_iterator(config.data, batch_size=64, seed=5) as data:
+        images = next(data)["image"] / np.float32(127.5) - 1
+    posterior = weights.modules["tokenizer"].apply({"params": weights.params["tokenizer"]}, images, method="encode")
+    scaled = posterior.sample(jax.random.key(0)) * weights.latent_scale
+    assert abs(float(jnp.sqrt(jnp.mean(scaled**2))) - 1) < 0.15
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "generator"])
+def test_resumed_equals_uninterrupted(runs, stage, tmp_path):
+    root, states = runs
+    if stage == "tokenizer":
+        make, train = tokenizer_config, tokenizer.train_and_evaluate
+    else:
+        make, train = lambda steps: generator_config(root / "tokenizer", steps), generator.train_and_evaluate
+    train(make(20), str(tmp_path))
+    resumed = train(make(40), str(tmp_path))
+    assert min(step for step in metrics(tmp_path) if step > 20) == 21
+    assert bits(resumed) == bits(states[stage])
+
+
+def test_another_model_in_the_same_folder(runs):
+    root, _ = runs
+    config = generator_config(root / "tokenizer", 60)
+    config.generator.depth = 1
+    with pytest.raises(ConfigMismatchError, match="generator.depth: checkpoint 2, this run 1"):
+        generator.train_and_evaluate(config, str(root / "generator"))
+
+
+def test_what_does_not_fit(runs, tmp_path):
+    root, _ = runs
+    config = tokenizer_config(1)
+    with config.unlocked():
+        config.learning_rte = 1.0
+    with pytest.raises(ValueError, match=r"unknown: \['learning_rte'\](.|\n)*known: "):
+        tokenizer.train_and_evaluate(config, str(tmp_path))
+    config = tokenizer_config(1)
+    with config.unlocked():
+        del config.kl_weight
+    with pytest.raises(ValueError, match=r"missing: \['kl_weight'\]"):
+        tokenizer.train_and_evaluate(config, str(tmp_path))
+    config = tokenizer_config(1)
+    config.tokenizer.update(chanels=3)
+    with pytest.raises(pretrained.WeightsError, match=r"tokenizer fields \['chanels'\]"):
+        tokenizer.train_and_evaluate(config, str(tmp_path))
+    for change, message in (
+        (dict(latent_dim=9), "generator.latent_dim=9 does not fit the tokenizer of .* needs 8"),
+        (dict(num_classes=5), "num_classes=5, but the data has 2 classes"),
+    ):
+        config = generator_config(root / "tokenizer", 1)
+        config.generator.update(change)
+        with pytest.raises(ValueError, match=message):
+            generator.train_and_evaluate(config, str(tmp_path))
+    config = generator_config(root / "tokenizer", 1)
+    config.data.height = 32
+    with pytest.raises(ValueError, match="data.height=32 does not fit .* needs 16"):
+        generator.train_and_evaluate(config, str(tmp_path))
+    config = generator_config("", 1)
+    with pytest.raises(ValueError, match="set tokenizer_weights"):
+        generator.train_and_evaluate(config, str(tmp_path))
+    config = tokenizer_config(1)
+    config.batch_size = 6
+    with pytest.raises(ValueError, match="batch of 6 does not divide among 4 devices"):
+        tokenizer.train_and_evaluate(config, str(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    with pytest.raises(FloatingPointError, match=r"step 7: \{'loss': nan\} not finite"):
+        loop._check_finite({"loss": np.float32("nan"), "l1": np.float32(1)}, 7)
