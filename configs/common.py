@@ -1,5 +1,8 @@
 """Variants of a configuration: what follows the colon in `--config=configs/name.py:variant`."""
 
+# Of the twelve built-in photographs, those with something to recognise at 64 pixels.
+PHOTO_CLASSES = ("brick", "galaxies", "tissue", "retina", "coffee", "cat", "rocket", "flower")
+
 
 def parse_variant(text, **defaults):
     """Parses "name", "name=value" or several of them, joined by commas, strictly.

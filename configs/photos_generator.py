@@ -1,4 +1,4 @@
-r"""The demo generator: twelve classes of built-in photographs, 64 pixels high.
+r"""The demo generator: eight classes of built-in photographs, 64 pixels high.
 
     python -m launch.train_generator --config=configs/photos_generator.py --workdir=runs/photos_generator \
         --config.tokenizer_weights=runs/photos_tokenizer
@@ -8,30 +8,31 @@ Variants (`--config=configs/photos_generator.py:name`):
   quick  the part of `make train-demo`: about 4 minutes on 2 CPU cores
 """
 
-from configs.common import parse_variant
+from configs import common
 from eqjax.training import generator
 
 
 def get_config(variant=None):
     """The configuration; see the text above for variants."""
-    args = parse_variant(variant, tiny=False, quick=False)
+    args = common.parse_variant(variant, tiny=False, quick=False)
     config = generator.default_config()
     config.tokenizer_weights = "photos"
     config.generator.update(
         width=192,
-        depth=4,
+        depth=3,
         num_heads=6,
         latent_dim=96,
-        num_classes=12,
+        num_classes=len(common.PHOTO_CLASSES),
         num_cond_tokens=4,
         window_size=6,
         max_rope_shift=16,
-        flow_width=256,
+        flow_width=224,
         flow_depth=3,
         dropout_rate=0.05,
     )
     # Crops of 8 columns, up to the largest that a picture holds.
-    config.data.update(source="photos", height=64, width=128, min_scale=0.4, max_scale=1.0)
+    config.data.update(source="photos", height=64, width=128, min_scale=0.5, max_scale=1.0)
+    config.data.classes = common.PHOTO_CLASSES
     config.batch_size, config.total_steps = 32, 20000
     config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 1000, 2000, 1000
     config.optimizer.update(

@@ -1,12 +1,12 @@
 """Images as numbers: between uint8 and [-1, 1], grids, and PNG files."""
 
 import math
-import os
-import tempfile
 
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+
+from eqjax import atomic
 
 
 def from_uint8(images):
@@ -44,12 +44,8 @@ def grid(images, columns=None, gap=2):
 
 def save_png(path, image):
     """Writes a uint8 image [H, W, 3] to `path`; the file appears whole or not at all."""
-    path = os.fspath(path)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or ".", suffix=".tmp", delete=False) as file:
-        Image.fromarray(np.asarray(image)).save(file, format="PNG")
-    os.chmod(file.name, 0o644)  # Temporary files are private to their owner.
-    os.replace(file.name, path)
+    with atomic.replacing(path) as temporary:
+        Image.fromarray(np.asarray(image)).save(temporary, format="PNG")
 
 
 def psnr(images, reconstructions):

@@ -5,7 +5,6 @@ import functools
 import importlib.resources
 import json
 import os
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from eqjax import atomic
 from eqjax.generator import Generator
 from eqjax.sampling.images import Model
 from eqjax.tokenizer import Tokenizer
@@ -66,18 +66,8 @@ def save(path, weights, dtype=np.float32):
         "notes": weights.notes,
         **{name: module_config(module) for name, module in weights.modules.items()},
     }
-    path = os.fspath(path)
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    os.close(handle)
-    try:
+    with atomic.replacing(path) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata={"eqjax": json.dumps(config)})
-        os.chmod(temporary, 0o644)  # Temporary files are private to their owner.
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def load(path):
@@ -113,7 +103,9 @@ def load(path):
     for name, module in modules.items():
         _check_shapes(path, name, params[name], abstract_params(module))
     names = config.get("class_names")
-    return Weights(modules, params, config.get("latent_scale"), tuple(names) if names else None, config.get("notes", ""))
+    return Weights(
+        modules, params, config.get("latent_scale"), tuple(names) if names else None, config.get("notes", "")
+    )
 
 
 def load_pretrained(source="photos", *more):
@@ -218,7 +210,10 @@ def _check_shapes(path, name, params, expected):
     want = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(expected)}
     if have == want:
         return
-    lines = [f"  {key}: file {have.get(key)}, configuration {want.get(key)}" for key in sorted(have.keys() | want.keys())
-             if have.get(key) != want.get(key)]
+    lines = [
+        f"  {key}: file {have.get(key)}, configuration {want.get(key)}"
+        for key in sorted(have.keys() | want.keys())
+        if have.get(key) != want.get(key)
+    ]
     more = f"\n  … and {len(lines) - 12} more" if len(lines) > 12 else ""
     raise WeightsError(f"the {name} arrays in {path} do not fit its configuration:\n" + "\n".join(lines[:12]) + more)

@@ -1,7 +1,7 @@
 """The device mesh, and how batches and state lie on it."""
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
 DATA_AXIS = "data"

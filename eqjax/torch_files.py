@@ -10,11 +10,11 @@ import io
 import mmap
 import os
 import struct
-import tempfile
 import zipfile
 
 import numpy as np
 
+from eqjax import atomic
 from eqjax.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe, unpickle
 
 __all__ = ["AGAIN", "CheckpointFileError", "Inert", "load", "save", "state_dict"]
@@ -94,20 +94,12 @@ def save(path, tree):
     path = os.fspath(path)
     writer = Writer()
     writer.write(tree)
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+    with atomic.replacing(path) as temporary:
+        with open(temporary, "wb") as file, zipfile.ZipFile(file, "w") as archive:
             entries = {"data.pkl": writer.pickle(), "byteorder": b"little"}
             entries |= {f"data/{key}": array for key, array in enumerate(writer.arrays)}
             for name, content in (entries | {"version": b"3\n"}).items():
                 _write_entry(file, archive, f"archive/{name}", content)
-        os.chmod(temporary, 0o644)  # Temporary files are private to their owner.
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 r"""Draws what the shipped model can: a panorama per class, and a grid of samples with different seeds.
 
-    python -m launch.demo
-    python -m launch.demo --weights=runs/photos_generator --output=outputs/mine --num_flow_steps=100
+python -m launch.demo
+python -m launch.demo --weights=runs/photos_generator --output=outputs/mine --num_flow_steps=100
 """
 
 import os

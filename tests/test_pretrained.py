@@ -111,7 +111,9 @@ def test_halves_in_two_files(tmp_path, weights):
     with pytest.raises(ValueError, match="loaded without a generator"):
         alone.sample([0], num_columns=2)
     other = GENERATOR.clone(latent_dim=5)
-    pretrained.save(tmp_path / "other.safetensors", pretrained.Weights({"generator": other}, {"generator": fill(other)}))
+    pretrained.save(
+        tmp_path / "other.safetensors", pretrained.Weights({"generator": other}, {"generator": fill(other)})
+    )
     with pytest.raises(pretrained.WeightsError, match="4 channels, the generator draws 5"):
         load_pretrained(tmp_path / "tokenizer.safetensors", tmp_path / "other.safetensors")
 

@@ -114,6 +114,10 @@ def tokenizer_state_dict(params, tokenizer):
     Raises:
       ConversionError: as `tokenizer_params`.
     """
+    if tokenizer.patch_size != 1:
+        raise ConversionError(
+            f"patch_size={tokenizer.patch_size}: the reference works on pixels; only patch_size=1 can be exported."
+        )
     if tokenizer.attention_window is not None:
         raise ConversionError(
             f"attention_window={tokenizer.attention_window}: the reference attends to all columns and would compute "

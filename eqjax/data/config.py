@@ -18,12 +18,15 @@ def default_config() -> ml_collections.ConfigDict:
     config.width = 64  # Of the crops, pixels.
     config.flip = True  # Mirror training pictures left to right with probability one half.
     config.num_threads = 4  # Reading threads per process (per worker where there are workers); 0 reads only when asked.
-    config.num_workers = 0  # Worker processes per process. Each takes seconds to start: for folders on machines with many cores.
+    # Worker processes per process. Each takes seconds to start: for folders on machines with many cores.
+    config.num_workers = 0
     # Folder.
     config.root = config_dict.placeholder(str)  # Folder of class folders, for training.
     config.eval_root = config_dict.placeholder(str)  # The same, for evaluation; None evaluates on `root`.
-    config.resize = 64  # Pixels that the shorter side is brought to before the crop; at least the shorter side of the crop.
-    config.max_bad_share = 0.01  # Largest tolerated share of undecodable files, in [0, 1); one file is tolerated unless it is 0.
+    # Pixels that the shorter side is brought to before the crop; at least the shorter side of the crop.
+    config.resize = 64
+    # Largest tolerated share of undecodable files, in [0, 1); one file is tolerated unless it is 0.
+    config.max_bad_share = 0.01
     # Photos.
     config.holdout = 0.2  # Fraction, in [0, 0.5], of each picture's width, at its right, that only evaluation sees.
     config.min_scale = 0.25  # Smallest crop region, as a fraction in (0, 1] of the largest that fits in the picture.
@@ -50,7 +53,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 def _check_folder(config: ml_collections.ConfigDict) -> None:
     if not config.root:
-        raise ValueError(f"root={config.root!r}: source='folder' needs root, the folder that holds root/class_name/picture.jpg.")
+        raise ValueError(
+            f"root={config.root!r}: source='folder' needs root, the folder that holds root/class_name/picture.jpg."
+        )
     if config.resize < min(config.height, config.width):
         raise ValueError(
             f"resize={config.resize} must be at least {min(config.height, config.width)}, the shorter side of the "
@@ -62,6 +67,9 @@ def _check_folder(config: ml_collections.ConfigDict) -> None:
 
 def _check_photos(config: ml_collections.ConfigDict) -> None:
     if not 0 < config.min_scale <= config.max_scale <= 1:
-        raise ValueError(f"min_scale={config.min_scale} and max_scale={config.max_scale} must satisfy 0 < min_scale <= max_scale <= 1.")
+        raise ValueError(
+            f"min_scale={config.min_scale} and max_scale={config.max_scale} must satisfy "
+            "0 < min_scale <= max_scale <= 1."
+        )
     if not 0 <= config.holdout <= 0.5:
         raise ValueError(f"holdout={config.holdout} must lie in [0, 0.5].")

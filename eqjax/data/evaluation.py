@@ -13,9 +13,9 @@ from eqjax.data import pipeline
 class EvalBatches:
     """The evaluation crops as a finite list of batches, the same in every run and for every number of processes.
 
-    Batch k is {"image": [b, H, W, 3] uint8, "label": [b] int32, "mask": [b] bool}. All batches have the full size, so that one compiled
-    step serves them and every process counts the same number of them: the last is filled up with its last record, under a mask of False.
-    Batches are made when asked for.
+    Batch k is {"image": [b, H, W, 3] uint8, "label": [b] int32, "mask": [b] bool}. All batches have the full size, so
+    that one compiled step serves them and every process counts the same number of them: the last is filled up with
+    its last record, under a mask of False. Batches are made when asked for.
     """
 
     def __init__(
@@ -44,7 +44,9 @@ class EvalBatches:
         first = number * self._batch_size + self._shard.shard_index
         places = np.arange(first, (number + 1) * self._batch_size, self._shard.shard_count)
         indices = self._indices[np.minimum(places, self.num_images - 1)].tolist()
-        with futures.ThreadPoolExecutor(max(1, self._num_threads)) as pool:  # Pillow decodes and resizes without the GIL.
+        with futures.ThreadPoolExecutor(
+            max(1, self._num_threads)
+        ) as pool:  # Pillow decodes and resizes without the GIL.
             records = list(pool.map(self._dataset.__getitem__, indices))
         return {
             "image": np.stack([record["image"] for record in records]),
@@ -74,7 +76,8 @@ def eval_batches(
         process_count: Number of processes; from JAX when None.
 
     Raises:
-        ValueError: If the configuration is bad, the batch does not divide among the processes, or `num_images` is below 1.
+        ValueError: If the configuration is bad, the batch does not divide among the processes, or `num_images` is
+            below 1.
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images={num_images} must be at least 1, or None for all.")

@@ -5,8 +5,8 @@ import os
 import threading
 
 from absl import logging
-from PIL import Image
 import numpy as np
+from PIL import Image
 
 from eqjax.data import transforms
 
@@ -14,7 +14,10 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", 
 
 
 def decode(path: str) -> np.ndarray:
-    """Reads a picture file as [H, W, 3] uint8 RGB; grey pictures are repeated, transparency dropped, EXIF rotation not applied."""
+    """Reads a picture file as [H, W, 3] uint8 RGB.
+
+    Grey pictures are repeated, transparency is dropped, EXIF rotation is not applied.
+    """
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
 
@@ -46,7 +49,8 @@ def _list_pictures(folder: str) -> list[str]:
     )
     if not names:
         raise ValueError(
-            f"Class folder {folder!r} has no pictures ({', '.join(EXTENSIONS)}). Add some, remove the folder, or leave it out of `classes`."
+            f"Class folder {folder!r} has no pictures ({', '.join(EXTENSIONS)}). Add some, remove the folder, "
+            "or leave it out of `classes`."
         )
     return names
 
@@ -62,13 +66,14 @@ def _nearest(index: int, start: int, stop: int) -> Iterator[int]:
 class FolderSource:
     """Grain source of the pictures under `root/class_name/`, sorted by class and then by file name.
 
-    Record i is {"image": [H, W, 3] uint8 at the file's own size, "label": int}. A file that cannot be decoded is logged once,
-    counted, and replaced by the nearest good record of its class (i + 1, i - 1, i + 2, …), or, where its class has none, by the nearest
-    good record of all. The replacement depends on the files alone, never on what was read before.
+    Record i is {"image": [H, W, 3] uint8 at the file's own size, "label": int}. A file that cannot be decoded is
+    logged once, counted, and replaced by the nearest good record of its class (i + 1, i - 1, i + 2, …), or, where its
+    class has none, by the nearest good record of all. The replacement depends on the files alone, never on what was
+    read before.
 
-    Up to max(1, max_bad_share × records) bad files are tolerated, so that one bad file never ends a run on a small folder;
-    max_bad_share = 0 tolerates none. Files are counted when they are met. Worker processes have a copy of the source each, so each
-    counts, logs and bounds the bad files that it meets itself.
+    Up to max(1, max_bad_share × records) bad files are tolerated, so that one bad file never ends a run on a small
+    folder; max_bad_share = 0 tolerates none. Files are counted when they are met. Worker processes have a copy of the
+    source each, so each counts, logs and bounds the bad files that it meets itself.
     """
 
     def __init__(self, root: str, classes: Sequence[str] | None = None, max_bad_share: float = 0.01):
@@ -81,7 +86,8 @@ class FolderSource:
 
         Raises:
             FileNotFoundError: If `root` is not a folder.
-            ValueError: If there are no classes, a listed class has no folder, a class has no pictures, or the share is out of range.
+            ValueError: If there are no classes, a listed class has no folder, a class has no pictures, or the share
+                is out of range.
         """
         if not 0 <= max_bad_share < 1:
             raise ValueError(f"max_bad_share={max_bad_share} must lie in [0, 1).")
@@ -141,7 +147,8 @@ class FolderSource:
             return decode(self.path(index))
         except MemoryError:  # Says nothing about the file.
             raise
-        except Exception as error:  # Broken bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
+        except Exception as error:
+            # Broken bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
             self._note_bad(index, f"{type(error).__name__}: {error}")
             return None
 
@@ -162,5 +169,6 @@ class FolderSource:
             paths = ", ".join(self.path(i) for i in bad[:10]) + (f", and {len(bad) - 10} more" if len(bad) > 10 else "")
             raise ValueError(
                 f"{len(bad)} of {len(self)} pictures ({len(bad) / len(self):.2%}) cannot be decoded, and "
-                f"max_bad_share={self.max_bad_share} tolerates {allowed}: {paths}. Repair or remove them, or raise max_bad_share."
+                f"max_bad_share={self.max_bad_share} tolerates {allowed}: {paths}. "
+                "Repair or remove them, or raise max_bad_share."
             )

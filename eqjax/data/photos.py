@@ -1,8 +1,8 @@
 """Twelve photographs that come with scikit-image and scikit-learn: a data set that needs no download.
 
-Each picture is one class. Its right-most part is held out: training crops come from the left part, evaluation crops from the right
-part, so the two never share a pixel column. The pictures are read with Pillow from the installed packages' folders; neither package is
-imported. They take 13 MB decoded and are decoded once per process.
+Each picture is one class. Its right-most part is held out: training crops come from the left part, evaluation crops
+from the right part, so the two never share a pixel column. The pictures are read with Pillow from the installed
+packages' folders; neither package is imported. They take 13 MB decoded and are decoded once per process.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import functools
 import importlib.util
 import os
 
-from PIL import Image
 import numpy as np
+from PIL import Image
 
 from eqjax.data import transforms
 
@@ -34,8 +34,9 @@ class Photo:
 
 _PIP_NAMES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
-# Textures (brick to tissue) look alike in both parts of the picture; scenes (coffee to flower) are told apart by colour. Pictures of
-# people and of text that the packages also ship are left out: mirroring spoils text, and generated faces serve no purpose here.
+# Textures (brick to tissue) look alike in both parts of the picture; scenes (coffee to flower) are told apart by
+# colour. Pictures of people and of text that the packages also ship are left out: mirroring spoils text, and
+# generated faces serve no purpose here.
 PHOTOS: dict[str, Photo] = {
     "brick": Photo("skimage", "data/brick.png"),
     "grass": Photo("skimage", "data/grass.png"),
@@ -58,13 +59,14 @@ def _package_folder(package: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            f"The built-in photographs come with scikit-image and scikit-learn, and {_PIP_NAMES[package]} is not installed. "
+            f"The built-in photographs come with scikit-image and scikit-learn, "
+            f"and {_PIP_NAMES[package]} is not installed. "
             "Install both: pip install scikit-image scikit-learn"
         )
     return spec.submodule_search_locations[0]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_photo(name: str) -> np.ndarray:
     """Loads a built-in photograph [H, W, 3] uint8 RGB (300–960 pixels high), read-only, decoded once per process.
 
@@ -93,8 +95,8 @@ def load_photo(name: str) -> np.ndarray:
 class PhotoSource:
     """Grain source of the photographs' training parts, or of their held-out parts.
 
-    Record i is the whole part of picture i modulo the number of classes; crops are drawn from it by a later transform. So an epoch is
-    as long as one says, and every class has the same share of it.
+    Record i is the whole part of picture i modulo the number of classes; crops are drawn from it by a later
+    transform. So an epoch is as long as one says, and every class has the same share of it.
     """
 
     def __init__(
@@ -113,18 +115,24 @@ class PhotoSource:
             classes: Names from PHOTOS, in the order of their labels; all, in the order of PHOTOS, when None.
 
         Raises:
-            ValueError: If a name is unknown or given twice, `holdout` is out of range, or nothing is held out and `train` is False.
+            ValueError: If a name is unknown or given twice, `holdout` is out of range, or nothing is held out and
+                `train` is False.
         """
         self.class_names = tuple(PHOTOS if classes is None else classes)
         unknown = [name for name in self.class_names if name not in PHOTOS]
         if unknown or not self.class_names or len(set(self.class_names)) < len(self.class_names):
             raise ValueError(
-                f"classes={self.class_names} must be one or more different names of built-in photographs: {', '.join(PHOTOS)}."
+                f"classes={self.class_names} must be one or more different names of built-in photographs: "
+                f"{', '.join(PHOTOS)}."
             )
         if not 0 <= holdout <= 0.5:
-            raise ValueError(f"holdout={holdout} must lie in [0, 0.5]: the fraction of each picture's width kept for evaluation.")
+            raise ValueError(
+                f"holdout={holdout} must lie in [0, 0.5]: the fraction of each picture's width kept for evaluation."
+            )
         if not train and holdout == 0:
-            raise ValueError("holdout=0 leaves nothing to evaluate on: give the held-out fraction of the width, such as 0.2.")
+            raise ValueError(
+                "holdout=0 leaves nothing to evaluate on: give the held-out fraction of the width, such as 0.2."
+            )
         if epoch_length is not None and epoch_length < 1:
             raise ValueError(f"epoch_length={epoch_length} must be at least 1 record.")
         self.train = train
@@ -143,10 +151,11 @@ class PhotoSource:
 
 
 class PhotoGrid:
-    """Grain source of a fixed list of crops [height, width, 3] uint8 from a PhotoSource, at several scales, class after class.
+    """Grain source of a fixed list of crops [height, width, 3] uint8, at several scales, class after class.
 
-    It serves evaluation: the same crops in every run (see `transforms.region_grid`). With the default 0.2 of the width held out it lists
-    199 crops of 64 × 64 pixels, and 51 of 256 × 256, whose regions must be larger to stay sharp.
+    It serves evaluation: the same crops in every run (see `transforms.region_grid`). With the default 0.2 of the
+    width held out it lists 199 crops of 64 × 64 pixels, and 51 of 256 × 256, whose regions must be larger to stay
+    sharp.
     """
 
     def __init__(self, source: PhotoSource, height: int, width: int, min_scale: float, max_scale: float):

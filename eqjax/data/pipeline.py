@@ -1,26 +1,23 @@
 """From a configuration to batches: deterministic, sharded by process, resumable on any number of processes and workers.
 
-A stream of records is numbered once for all processes: record n of the stream (its picture, crop and flip) is a function of the seed
-and n alone. Batch k holds records k·B … k·B + B − 1; process p of P takes every P-th of them, starting at p. The state is the number
-of the next record, so it means the same on every process and may be restored on another number of processes, workers or threads, and
-even with another batch size.
+A stream of records is numbered once for all processes: record n of the stream (its picture, crop and flip) is a
+function of the seed and n alone. Batch k holds records k·B … k·B + B − 1; process p of P takes every P-th of them,
+starting at p. The state is the number of the next record, so it means the same on every process and may be restored
+on another number of processes, workers or threads, and even with another batch size.
 
-Images stay uint8 until they are on the device: bytes are a quarter of the float32 transfer, and the division belongs in the
-jitted step (images / 127.5 − 1).
+Images stay uint8 until they are on the device: bytes are a quarter of the float32 transfer, and the division belongs
+in the jitted step (images / 127.5 − 1).
 """
 
 from collections.abc import Iterator
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 import grain
 import ml_collections
 import numpy as np
 
 from eqjax.data import config as data_config
-from eqjax.data import folder
-from eqjax.data import photos
-from eqjax.data import transforms
+from eqjax.data import folder, photos, transforms
 
 Batch = dict[str, np.ndarray]
 Source = photos.PhotoSource | folder.FolderSource
@@ -31,7 +28,8 @@ def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source
 
     Args:
         config: Data configuration, see `default_config`.
-        train: True for the training pictures; False for the photographs' held-out parts, or for the pictures under `eval_root`.
+        train: True for the training pictures; False for the photographs' held-out parts, or for the pictures under
+            `eval_root`.
 
     Returns:
         A Grain random-access source of {"image": [H, W, 3] uint8, "label": int}, with `class_names`.
@@ -75,13 +73,16 @@ def eval_dataset(config: ml_collections.ConfigDict, source: Source) -> grain.Map
         source: The source of `make_source(config, train=False)`.
 
     Returns:
-        A data set of {"image": [height, width, 3] uint8, "label": int32}: the grid of photograph crops, or centre crops of a folder.
+        A data set of {"image": [height, width, 3] uint8, "label": int32}: the grid of photograph crops, or centre
+        crops of a folder.
     """
     if config.source == "photos":
         grid = photos.PhotoGrid(source, config.height, config.width, config.min_scale, config.max_scale)
         dataset = grain.MapDataset.source(grid)
     else:
-        dataset = grain.MapDataset.source(source).map(transforms.ResizeShorterSide(config.resize, config.height, config.width))
+        dataset = grain.MapDataset.source(source).map(
+            transforms.ResizeShorterSide(config.resize, config.height, config.width)
+        )
         dataset = dataset.map(transforms.CenterCrop(config.height, config.width))
     return dataset.map(_int32_label)
 
@@ -107,7 +108,8 @@ def process_share(batch_size: int, process_index: int | None, process_count: int
         raise ValueError(f"process_index={process_index} must lie in [0, process_count={process_count}).")
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
-            f"The global batch_size={batch_size} must be a positive multiple of the number of processes, process_count={process_count}."
+            f"The global batch_size={batch_size} must be a positive multiple of the number of processes, "
+            f"process_count={process_count}."
         )
     return grain.sharding.ShardOptions(shard_index=process_index, shard_count=process_count)
 
@@ -155,19 +157,21 @@ class BatchIterator(Iterator[Batch]):
         return self._iterator
 
     def get_state(self) -> dict[str, int]:
-        """Returns the position in the stream: plain integers, the same on every process after the same number of batches."""
+        """Returns the position in the stream: plain integers, the same on every process after as many batches."""
         return {**self._open_iterator().get_state(), **self._identity}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Moves to a position that `get_state` returned, on any number of processes, workers or threads.
 
         Raises:
-            ValueError: If the state belongs to another seed or another number of records, whose stream is a different one.
+            ValueError: If the state belongs to another seed or another number of records, whose stream is a different
+                one.
         """
         for name, value in self._identity.items():
             if state[name] != value:
                 raise ValueError(
-                    f"The saved data state has {name}={state[name]}, this iterator {name}={value}: it would continue a different stream. "
+                    f"The saved data state has {name}={state[name]}, this iterator {name}={value}: "
+                    "it would continue a different stream. "
                     "Restore the same data and seed, or start the data anew without the saved state."
                 )
         self._open_iterator().set_state({name: value for name, value in state.items() if name not in self._identity})
@@ -205,7 +209,8 @@ def make_iterator(
         process_count: Number of processes; from JAX when None.
 
     Raises:
-        ValueError: If the configuration is bad, the batch does not divide among the processes, or the seed is out of range.
+        ValueError: If the configuration is bad, the batch does not divide among the processes, or the seed is out of
+            range.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must lie in [0, 2**32).")

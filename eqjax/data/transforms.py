@@ -1,23 +1,24 @@
 """Crops, resizes and flips of uint8 pictures, as plain functions and as Grain transforms.
 
-The functions take and return numpy arrays [H, W, 3] uint8; a box is (left, top, right, bottom) in pixels of the picture it cuts, right
-and bottom exclusive. The transform classes act on records {"image": [H, W, 3] uint8, "label": int} and are picklable, so that Grain can
-send them to worker processes.
+The functions take and return numpy arrays [H, W, 3] uint8; a box is (left, top, right, bottom) in pixels of the
+picture it cuts, right and bottom exclusive. The transform classes act on records {"image": [H, W, 3] uint8, "label":
+int} and are picklable, so that Grain can send them to worker processes.
 
-Every resize is Pillow's BILINEAR, which widens its filter when it shrinks a picture (antialiasing). A region is cut out before it is
-resized, so no pixel outside a box ever reaches the result.
+Every resize is Pillow's BILINEAR, which widens its filter when it shrinks a picture (antialiasing). A region is cut
+out before it is resized, so no pixel outside a box ever reaches the result.
 """
 
 import dataclasses
 import math
 
-from PIL import Image
 import numpy as np
+from PIL import Image
 
 Record = dict[str, object]
 Box = tuple[int, int, int, int]
 
-# A region is enlarged at most this much where the picture is large enough to allow it: beyond, crops are blurred by the resize.
+# A region is enlarged at most this much where the picture is large enough to allow it: beyond, crops are blurred by
+# the resize.
 MAX_UPSAMPLING = 1.3
 
 
@@ -48,26 +49,29 @@ def shorter_side_size(height: int, width: int, size: int) -> tuple[int, int]:
 def region_height_bounds(
     picture_height: int, picture_width: int, height: int, width: int, min_scale: float, max_scale: float
 ) -> tuple[float, float]:
-    """Returns the smallest and largest height, in pixels, of a region to be cut from a picture and resized to height × width.
+    """Returns the smallest and largest height, in pixels, of a region to be cut out and resized to height × width.
 
     Args:
         picture_height: Height of the picture, pixels.
         picture_width: Width of the picture, pixels.
         height: Height of the result, pixels; with `width` it gives the aspect of the region.
         width: Width of the result, pixels.
-        min_scale: Smallest region as a fraction, in (0, 1], of the largest region of that aspect that fits in the picture.
+        min_scale: Smallest region as a fraction, in (0, 1], of the largest region of that aspect that fits in the
+            picture.
         max_scale: Largest region, likewise.
 
     Returns:
-        (low, high), 0 < low <= high <= picture_height. Regions that would be enlarged more than MAX_UPSAMPLING times are ruled out
-        unless the picture is too small to hold a larger one.
+        (low, high), 0 < low <= high <= picture_height. Regions that would be enlarged more than MAX_UPSAMPLING times
+        are ruled out unless the picture is too small to hold a larger one.
     """
     largest = min(picture_height, picture_width * height / width)
     sharp = min(largest, height / MAX_UPSAMPLING)
     return max(min_scale * largest, sharp), max(max_scale * largest, sharp)
 
 
-def _region_size(region_height: float, picture_height: int, picture_width: int, height: int, width: int) -> tuple[int, int]:
+def _region_size(
+    region_height: float, picture_height: int, picture_width: int, height: int, width: int
+) -> tuple[int, int]:
     """Rounds a region of aspect width / height to whole pixels inside the picture: (height, width)."""
     region_width = region_height * width / height
     return (
@@ -99,7 +103,7 @@ def random_region(
 
 
 def _spread(length: int, size: int, most: int) -> list[int]:
-    """Returns up to `most` starts of non-overlapping pieces of `size` pixels, spread evenly from end to end of `length`."""
+    """Returns up to `most` starts of separate pieces of `size` pixels, spread evenly over `length`."""
     count = min(length // size, most)
     if count == 1:
         return [(length - size) // 2]
@@ -118,9 +122,9 @@ def region_grid(
 ) -> list[Box]:
     """Returns a fixed list of regions of aspect width / height at several scales, for evaluation.
 
-    Scales are spaced geometrically between the bounds of `region_height_bounds`. At each scale the regions do not overlap and are spread
-    evenly over the picture, at most `max_per_side` along either side. Boxes that would repeat (a picture too small for several
-    scales) are listed once.
+    Scales are spaced geometrically between the bounds of `region_height_bounds`. At each scale the regions do not
+    overlap and are spread evenly over the picture, at most `max_per_side` along either side. Boxes that would repeat
+    (a picture too small for several scales) are listed once.
     """
     low, high = region_height_bounds(picture_height, picture_width, height, width, min_scale, max_scale)
     boxes = []

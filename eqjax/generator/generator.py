@@ -163,9 +163,7 @@ class Generator(nn.Module):
             drop = jax.random.bernoulli(self.make_rng("label"), self.label_dropout_rate, labels.shape)
             labels = jnp.where(drop, self.num_classes, labels)
         context = self.context(latents, labels, rope_shift=rope_shift, deterministic=deterministic)
-        data, context = (
-            jnp.tile(x.reshape(-1, x.shape[-1]), (self.flow_batch_mult, 1)) for x in (latents, context)
-        )
+        data, context = (jnp.tile(x.reshape(-1, x.shape[-1]), (self.flow_batch_mult, 1)) for x in (latents, context))
         if time is None:
             time = jax.random.uniform(self.make_rng("flow"), data.shape[:1])
         if noise is None:

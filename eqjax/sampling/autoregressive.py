@@ -210,7 +210,8 @@ def _check_arrays(generator, labels, num_columns, noise, key, prefix):
         return
     if prefix.ndim != 3 or prefix.shape[0] != batch or prefix.shape[2] != size:
         raise ValueError(
-            f"prefix has shape {tuple(prefix.shape)}; expected [batch, columns, latent_dim] = [{batch}, ≤ {num_columns}, {size}]."
+            f"prefix has shape {tuple(prefix.shape)}; expected [batch, columns, latent_dim] = "
+            f"[{batch}, ≤ {num_columns}, {size}]."
         )
     if prefix.shape[1] > num_columns:
         raise ValueError(f"prefix has {prefix.shape[1]} columns, more than num_columns={num_columns} in all.")

@@ -94,7 +94,9 @@ class Model:
           ValueError: latents of another size.
         """
         tokenizer = self._need("tokenizer")
-        return pixels.to_uint8(decode_images(tokenizer, self.tokenizer_params, jnp.asarray(latents) / self.latent_scale))
+        return pixels.to_uint8(
+            decode_images(tokenizer, self.tokenizer_params, jnp.asarray(latents) / self.latent_scale)
+        )
 
     def labels(self, labels):
         """Class names or integers, one or many → int32 [B].

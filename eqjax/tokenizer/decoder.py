@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from eqjax.tokenizer.encoder import from_columns, mid
-from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, Up, make_norm
+from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, Up, depth_to_space, make_norm
 from eqjax.tokenizer.stages import Stages
 
 
@@ -43,7 +43,9 @@ class Decoder(nn.Module):
                 # is exactly where the encoder halved them between levels i − 1 and i.
                 x = Up(levels[i - 1].down, dtype=self.dtype, name=f"level{i}_up")(x)
         x = nn.silu(make_norm(self.norm, x.shape[-1], self.dtype, "norm_out")(x))
-        images = Conv(3, dtype=self.dtype, name="conv_out")(x)
+        patch = self.stages.patch_size
+        x = Conv(3 * patch**2, dtype=self.dtype, name="conv_out")(x)
+        images = depth_to_space(x, (patch, patch))
         return images.astype(jnp.float32), semantic_map
 
 

@@ -6,7 +6,7 @@ Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, make_norm
+from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, make_norm, space_to_depth
 from eqjax.tokenizer.stages import Stages
 
 
@@ -22,7 +22,8 @@ class Encoder(nn.Module):
     def __call__(self, images):
         """[B, H, W, 3] in [-1, 1] → [B, L, z_channels · h], h the height of the last level."""
         kind = dict(norm=self.norm, dtype=self.dtype)
-        x = Conv(self.stages.channels, dtype=self.dtype, name="conv_in")(images)
+        x = space_to_depth(images, (self.stages.patch_size,) * 2)
+        x = Conv(self.stages.channels, dtype=self.dtype, name="conv_in")(x)
         for i, level in enumerate(self.stages.levels):
             for j in range(self.stages.num_res_blocks):
                 x = ResBlock(level.width, **kind, name=f"level{i}_block{j}")(x)

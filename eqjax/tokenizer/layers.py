@@ -65,14 +65,14 @@ class Conv(nn.Module):
 def make_norm(kind, channels, dtype, name):
     """The normalisation layer called `kind`: statistics in float32, affine.
 
-    "group" is the published one: GroupNorm over the whole picture (32 groups; fewer where 32 does
-    not divide the channels). "pixel" (root mean square over channels) and "layer" (mean and
-    variance over channels) see one position alone, which keeps the tokenizer local.
+    "group" is the published one: GroupNorm over the whole picture, 32 groups. Widths that 32 does not
+    divide, which the published one cannot have, get groups of 4 channels: a group of one would lose
+    the mean of its channel. "pixel" (root mean square over channels) and "layer" (mean and variance
+    over channels) see one position alone, which keeps the tokenizer local.
     """
     if kind == "group":
-        return nn.GroupNorm(
-            math.gcd(32, channels), epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
-        )
+        groups = 32 if channels % 32 == 0 else max(1, channels // 4)
+        return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
     if kind == "pixel":
         return nn.RMSNorm(epsilon=_LOCAL_EPSILON, dtype=dtype, name=name)
     return nn.LayerNorm(epsilon=_LOCAL_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
@@ -112,9 +112,7 @@ class AttentionBlock(nn.Module):
         """[B, h, w, C] → the same shape."""
         c = x.shape[-1]
         h = make_norm(self.norm, c, self.dtype, "norm")(x)
-        query, key, value = (
-            Conv(c, (1, 1), dtype=self.dtype, name=name)(h) for name in ("query", "key", "value")
-        )
+        query, key, value = (Conv(c, (1, 1), dtype=self.dtype, name=name)(h) for name in ("query", "key", "value"))
         h = column_attention(query, key, value, window=self.window)
         return x + Conv(c, (1, 1), dtype=self.dtype, name="out")(h)
 

@@ -36,6 +36,7 @@ class Stages:
     resolution: int
     square_downsamples: int
     attention_window: int | None
+    patch_size: int
 
     @property
     def widths(self):
@@ -46,7 +47,7 @@ class Stages:
     def stride(self):
         """(rows, columns) of the image per row and column of the last level."""
         downs = len(self.channel_multipliers) - 1
-        return 2**downs, 2 ** min(downs, self.square_downsamples)
+        return self.patch_size * 2**downs, self.patch_size * 2 ** min(downs, self.square_downsamples)
 
     @property
     def height(self):
@@ -56,13 +57,13 @@ class Stages:
     @property
     def levels(self):
         """A `Level` per resolution."""
-        levels, pixels, last = [], 1, len(self.widths) - 1
+        levels, pixels, last = [], self.patch_size, len(self.widths) - 1
         for i, width in enumerate(self.widths):
             down = None if i == last else (2, 2 if i < self.square_downsamples else 1)
             window = self.attention_window
             if window is not None:
                 window *= self.stride[1] // pixels
-            attends = self.resolution // 2**i in self.attention_resolutions
+            attends = self.resolution // (self.patch_size * 2**i) in self.attention_resolutions
             levels.append(Level(width, attends, window, down, pixels))
             pixels *= down[1] if down else 1
         return tuple(levels)
@@ -85,7 +86,7 @@ class Stages:
         # Per direction: mid (two ResBlocks and attention), the 3×3 convolution between the map
         # and the columns, and two convolutions over columns.
         last = 4 * stride + attention + 3 * stride
-        edge = 1  # the 3×3 convolution at full resolution
+        edge = self.patch_size  # the 3×3 convolution at the first level's resolution
         downs = sum(level.pixels for level in levels[:-1])
         ups = sum(level.pixels for level in levels[1:])
         encoder = edge + n * sum(map(block, levels)) + downs + last

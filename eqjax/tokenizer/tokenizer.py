@@ -50,6 +50,8 @@ class Tokenizer(nn.Module):
       attention_window: attention reaches this many latent columns to either side; None: all, as
         published. With a local norm and a window every operation is local: the tokenizer is then
         equivariant to shifts by whole columns away from the borders, and `halo_columns` is known.
+      patch_size: the first level works on patches of this many pixels squared instead of pixels; 1 as
+        published. Saves the full-resolution levels, which cost a CPU most.
       posterior_std: bound of the posterior's noise level.
       dtype: compute dtype; parameters, norms' statistics and softmax are float32.
     """
@@ -65,6 +67,7 @@ class Tokenizer(nn.Module):
     semantic: SemanticConfig | None = None
     norm: str = "group"
     attention_window: int | None = None
+    patch_size: int = 1
     posterior_std: float = 2.5
     dtype: jnp.dtype = jnp.float32
 
@@ -79,10 +82,13 @@ class Tokenizer(nn.Module):
         super().__post_init__()
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r} is not one of {NORMS}.")
+        if self.patch_size < 1:
+            raise ValueError(f"patch_size={self.patch_size} must be ≥ 1.")
         if self.resolution % self.stages.stride[0]:
             raise ValueError(
                 f"resolution={self.resolution} is not a multiple of the row stride "
-                f"{self.stages.stride[0]} that {len(self.channel_multipliers)} levels have."
+                f"{self.stages.stride[0]} of {len(self.channel_multipliers)} levels on patches of "
+                f"{self.patch_size}."
             )
         if self.attention_window is not None and self.attention_window < 0:
             raise ValueError(f"attention_window={self.attention_window} must be ≥ 0 or None.")
@@ -107,6 +113,7 @@ class Tokenizer(nn.Module):
             self.resolution,
             self.square_downsamples,
             self.attention_window,
+            self.patch_size,
         )
 
     @property

@@ -1,9 +1,9 @@
 """The loop both stages share: data → step → logs, pictures, checkpoints."""
 
+from collections.abc import Callable
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 
 from absl import logging
 import jax

@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+import optax.contrib
 
 
 def default_config():
     """The optimiser's part of a configuration: Adam at a constant rate after a warm-up."""
     config = ml_collections.ConfigDict()
+    config.name = "adamw"  # or "muon": orthogonalised updates of kernels, AdamW elsewhere; for the tokenizer.
     config.learning_rate = 1e-4  # After the warm-up.
     config.warmup_steps = 0.0  # Steps of linear warm-up from 0; may be a fraction.
-    config.schedule = "constant"  # "constant", "cosine" (to end_factor at total_steps) or "step" (× step_factor every step_every).
+    config.schedule = (
+        "constant"  # "constant", "cosine" (to end_factor at total_steps) or "step" (× step_factor every step_every).
+    )
     config.end_factor = 0.0  # Of the cosine, as a share of learning_rate.
     config.step_every = 30000  # Steps between the drops of the step schedule, counted after the warm-up.
     config.step_factor = 0.2
@@ -74,22 +78,51 @@ def decays(params):
     return jax.tree_util.tree_map_with_path(decay, params)
 
 
-def make_optimizer(config, total_steps):
-    """Gradient clipping, then AdamW.
+def kernel_matrices(params):
+    """Which axes of a tokenizer's kernels are input and output, for Muon; None elsewhere."""
+
+    def axes(path, leaf):
+        if path[-1].key != "kernel":
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def make_optimizer(config, total_steps, matrices=None):
+    """Gradient clipping, then AdamW, or Muon on kernels with AdamW elsewhere.
 
     Args:
       config: as `default_config`.
       total_steps: updates of the whole run, for the schedule.
+      matrices: for Muon, a function like `kernel_matrices`.
 
     Returns:
       An optax transformation, and the schedule that it follows.
+
+    Raises:
+      ValueError: an unknown name, or "muon" where there is no `matrices`.
+
+    Source: AdamW, arXiv 1711.05101; Muon with steps of AdamW's size, arXiv 2502.16982, section 2.2.
     """
     schedule = make_schedule(config, total_steps)
-    adam = optax.adamw(
-        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decays
-    )
+    if config.name == "adamw":
+        optimizer = optax.adamw(
+            schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decays
+        )
+    elif config.name == "muon" and matrices is not None:
+        optimizer = optax.contrib.muon(
+            schedule,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=matrices,
+        )
+    else:
+        raise ValueError(f"optimizer.name={config.name!r} is neither 'adamw' nor, for the tokenizer, 'muon'.")
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, adam), schedule
+    return optax.chain(clip, optimizer), schedule
 
 
 def ema_decay(config, updates):

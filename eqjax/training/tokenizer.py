@@ -75,7 +75,7 @@ def objective(tokenizer, params, images, key, kl_weight):
 def make_stage(config):
     """The `loop.Stage` of a tokenizer configuration."""
     tokenizer = pretrained.make_module("tokenizer", dict(config.tokenizer))
-    optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps)
+    optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps, optim.kernel_matrices)
 
     def init(key):
         params = tokenizer.init_params(key)

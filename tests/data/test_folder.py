@@ -5,8 +5,8 @@ import logging
 import pickle
 import threading
 
-from PIL import Image
 import numpy as np
+from PIL import Image
 import pytest
 
 from eqjax.data import FolderSource, folder
@@ -25,7 +25,7 @@ def _break(path):
 
 @pytest.fixture(name="root")
 def _root(tmp_path):
-    """Classes ant (10, 20, 30), bee (110, 120, 130) and cow (210), a picture of one grey value each; and files that are none."""
+    """Classes ant (10, 20, 30), bee (110, 120, 130), cow (210), pictures of one grey value; and files that are none."""
     for name, values in {"bee": (110, 120, 130), "ant": (10, 20, 30), "cow": (210,)}.items():
         for value in values:
             _write(tmp_path / name / f"{value:03d}.jpg", value)

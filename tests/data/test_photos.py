@@ -10,7 +10,7 @@ from eqjax.data import default_config, make_iterator, photos
 
 @pytest.fixture(name="striped")
 def _striped(monkeypatch):
-    """Replaces the photographs by pictures that are 10 left of the boundary at 80 % of the width and 200 right of it."""
+    """Replaces the photographs by pictures that are 10 left of the boundary at 80 % of the width, and 200 right."""
 
     def load(name):
         image = np.full((90, 200 if name == "brick" else 155, 3), 10, np.uint8)
@@ -88,7 +88,9 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_missing_package_names_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="scikit-learn is not installed.*pip install scikit-image scikit-learn"):
+    with pytest.raises(
+        ModuleNotFoundError, match="scikit-learn is not installed.*pip install scikit-image scikit-learn"
+    ):
         photos.load_photo.__wrapped__("flower")
 
 

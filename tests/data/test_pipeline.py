@@ -3,8 +3,8 @@
 import json
 import pathlib
 
-from PIL import Image
 import numpy as np
+from PIL import Image
 import pytest
 
 from eqjax.data import default_config, eval_batches, make_iterator, make_source
@@ -33,7 +33,9 @@ def _folder_config(tmp_path):
 def _take(config, count, state=None, *, batch_size=4, seed=0, process=(0, 1), train=True):
     """Takes batches from a new iterator, after `state`; returns them and the state behind them."""
     index, total = process
-    with make_iterator(config, batch_size=batch_size, seed=seed, train=train, process_index=index, process_count=total) as iterator:
+    with make_iterator(
+        config, batch_size=batch_size, seed=seed, train=train, process_index=index, process_count=total
+    ) as iterator:
         if state is not None:
             iterator.set_state(json.loads(json.dumps(state)))
         return [next(iterator) for _ in range(count)], iterator.get_state()
@@ -41,7 +43,7 @@ def _take(config, count, state=None, *, batch_size=4, seed=0, process=(0, 1), tr
 
 def _assert_same(first, second):
     assert len(first) == len(second) > 0
-    for a, b in zip(first, second):
+    for a, b in zip(first, second, strict=True):
         assert set(a) == set(b)
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
@@ -54,7 +56,7 @@ def _interleave(shares):
         stacked = np.stack([batch[name] for batch in step], axis=1)
         return stacked.reshape(-1, *stacked.shape[2:])
 
-    return [{name: together(name, step) for name in step[0]} for step in zip(*shares)]
+    return [{name: together(name, step) for name in step[0]} for step in zip(*shares, strict=True)]
 
 
 @pytest.mark.parametrize("which", ["config", "folder_config"])
@@ -162,7 +164,9 @@ def test_eval_batches_are_whole_and_masked(folder_config):
     source = make_source(folder_config, train=False)
     resized = Image.fromarray(source[7]["image"]).resize((13, 10), Image.Resampling.BILINEAR)  # 10 · 24 / 18 = 13.33
     np.testing.assert_array_equal(images[7], np.asarray(resized)[1:9, 2:10])
-    shares = [list(eval_batches(folder_config, batch_size=4, process_index=index, process_count=2)) for index in range(2)]
+    shares = [
+        list(eval_batches(folder_config, batch_size=4, process_index=index, process_count=2)) for index in range(2)
+    ]
     _assert_same(_interleave(shares), batches)
 
 

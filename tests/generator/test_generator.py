@@ -102,11 +102,15 @@ def test_label_dropout_and_dropout():
     variables, rngs = {"params": params}, jax.random.key(0)
     always = generator.apply(variables, latents, labels, rngs=rngs, **given)
     null = jnp.full_like(labels, generator.num_classes)
-    np.testing.assert_allclose(always, generator.apply(variables, latents, null, deterministic=True, **given), rtol=1e-6)
+    np.testing.assert_allclose(
+        always, generator.apply(variables, latents, null, deterministic=True, **given), rtol=1e-6
+    )
     kept = generator.apply(variables, latents, labels, deterministic=True, **given)
     assert abs(float(always - kept)) > 1e-4
     generator, params = make(dropout_rate=0.5, label_dropout_rate=0.0)
-    values = {float(generator.apply({"params": params}, latents, labels, rngs=jax.random.key(i), **given)) for i in (0, 1)}
+    values = {
+        float(generator.apply({"params": params}, latents, labels, rngs=jax.random.key(i), **given)) for i in (0, 1)
+    }
     assert len(values) == 2
 
 
