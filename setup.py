@@ -37,7 +37,7 @@ setup(
     python_requires=">=3.11",
     # configs/ and launch/ are run from a clone and stay out of the wheel.
     packages=find_packages(include=["eqjax", "eqjax.*"]),
-    package_data={"eqjax": ["weights/*.safetensors", "weights/*.md"]},
+    package_data={"eqjax": ["weights/*"]},
     install_requires=_requirements(),
     extras_require={
         "cuda12": ["jax[cuda12]"],

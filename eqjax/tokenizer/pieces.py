@@ -30,6 +30,7 @@ def encode_images(tokenizer, params, images, *, piece_columns=PIECE_COLUMNS):
     Raises:
       ValueError: a shape that does not fit the tokenizer.
     """
+    tokenizer.check_images(images.shape)
     width = tokenizer.column_width
 
     def encode(first, last):

@@ -146,7 +146,7 @@ class Tokenizer(nn.Module):
         Raises:
           ValueError: the shape does not fit `resolution` and the column width.
         """
-        self._check_images(images.shape)
+        self.check_images(images.shape)
         columns = self.encoder(jnp.asarray(images, self.dtype))  # [B, L, z·h]
         return Posterior(self.quant(columns).astype(jnp.float32), self.posterior_std)
 
@@ -167,7 +167,13 @@ class Tokenizer(nn.Module):
             return Decoded(images, None)
         return Decoded(images, self.semantic_head(semantic_map))
 
-    def _check_images(self, shape):
+    @nn.nowrap
+    def check_images(self, shape):
+        """Compares the shape of images with [B, resolution, multiple of column_width, 3].
+
+        Raises:
+          ValueError: it does not fit; the message says what would.
+        """
         width = self.column_width
         if len(shape) != 4 or shape[3] != 3:
             raise ValueError(f"images have shape {tuple(shape)}; expected [batch, height, width, 3].")

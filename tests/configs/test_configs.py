@@ -31,7 +31,8 @@ def test_shapes(name, variant):
     optim.make_schedule(config.optimizer, config.total_steps)
     module = pretrained.make_module(config.stage, dict(config[config.stage]))
     params = pretrained.abstract_params(module)
-    optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
+    matrices = optim.kernel_matrices if config.stage == "tokenizer" else None
+    optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps, matrices)
     jax.eval_shape(optimizer.init, params)
     if config.stage == "tokenizer":
         assert (module.resolution, config.data.width % module.column_width) == (config.data.height, 0)

@@ -86,7 +86,7 @@ def test_self_attention_is_relative_and_cross_attention_absolute():
 def test_loss_draws_what_is_not_given():
     generator, params = make(dropout_rate=0.0, label_dropout_rate=0.0)
     latents, labels = jax.random.normal(jax.random.key(2), (4, 5, 4)), jnp.array([0, 1, 2, 0])
-    loss = functools.partial(generator.apply, {"params": params}, latents, labels, method="loss")
+    loss = jax.jit(functools.partial(generator.apply, {"params": params}, latents, labels, method="loss"))
     a, b, c = loss(rngs=jax.random.key(0)), loss(rngs=jax.random.key(0)), loss(rngs=jax.random.key(1))
     assert a == b != c
     rows = generator.flow_batch_mult * 20
@@ -118,13 +118,16 @@ def test_bfloat16_products_float32_results():
     generator, params = make(window_size=3)
     half = generator.clone(dtype=jnp.bfloat16)
     latents, labels = jax.random.normal(jax.random.key(2), (2, 6, 4)), jnp.array([0, 1])
-    context = half.apply({"params": params}, latents, labels, method="context")
-    exact = generator.apply({"params": params}, latents, labels, method="context")
+    context = jax.jit(lambda: half.apply({"params": params}, latents, labels, method="context"))()
+    exact = jax.jit(lambda: generator.apply({"params": params}, latents, labels, method="context"))()
     assert context.dtype == jnp.bfloat16
     assert 1e-5 < float(jnp.abs(context.astype(jnp.float32) - exact).max()) < 0.2
-    velocity = half.apply({"params": params}, latents, jnp.ones((2, 6)), context, method="velocity")
+    velocity = jax.jit(lambda c: half.apply({"params": params}, latents, jnp.ones((2, 6)), c, method="velocity"))(
+        context
+    )
     assert velocity.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(half.init_params(jax.random.key(0)))} == {jnp.dtype("float32")}
+    fresh = jax.eval_shape(half.init_params, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
 
 def test_fresh_parameters():

@@ -127,7 +127,7 @@ def test_same_samples_on_one_and_four_devices(small):
     kwargs = dict(num_columns=5, num_flow_steps=3, key=jax.random.key(1))
     alone = sample_latents(generator, params, labels, **kwargs)
     spread = sample_latents(generator, params, jax.device_put(labels, sharding), **kwargs)
-    np.testing.assert_allclose(spread, alone, atol=1e-6)
+    np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-5)  # Sums of other lengths, in another order.
 
 
 @pytest.mark.parametrize(

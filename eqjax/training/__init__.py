@@ -1,0 +1,1 @@
+"""Training of both stages: `tokenizer.train_and_evaluate` and `generator.train_and_evaluate`."""
