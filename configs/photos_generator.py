@@ -33,15 +33,15 @@ def get_config(variant=None):
     # Crops of 8 columns, up to the largest that a picture holds.
     config.data.update(source="photos", height=64, width=128, min_scale=0.5, max_scale=1.0)
     config.data.classes = common.PHOTO_CLASSES
-    config.batch_size, config.total_steps = 32, 20000
-    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 1000, 2000, 1000
+    config.batch_size, config.total_steps = 32, 2500
+    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 500, 500, 500
     config.optimizer.update(
-        learning_rate=1e-3, schedule="cosine", end_factor=0.02, warmup_steps=500.0, ema_decay=0.999, clip_norm=1.0
+        learning_rate=1e-3, schedule="cosine", end_factor=0.02, warmup_steps=100.0, ema_decay=0.995, clip_norm=1.0
     )
     if args["quick"]:
-        config.total_steps = 1500
-        config.eval_every = config.picture_every = config.checkpoint_every = 500
-        config.optimizer.update(warmup_steps=100.0, ema_decay=0.99)
+        config.total_steps = 600
+        config.eval_every = config.picture_every = config.checkpoint_every = 300
+        config.optimizer.update(warmup_steps=50.0, ema_decay=0.99)
     if args["tiny"]:
         config.generator.update(
             width=16, depth=2, num_heads=2, latent_dim=8, num_cond_tokens=2, window_size=3, flow_width=16, flow_depth=1

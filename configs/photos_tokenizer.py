@@ -37,7 +37,7 @@ def get_config(variant=None):
     config.kl_weight = 0.03
     config.data.update(source="photos", height=64, width=64, min_scale=0.5, max_scale=1.0)
     config.data.classes = common.PHOTO_CLASSES
-    config.batch_size, config.total_steps = 16, 3500
+    config.batch_size, config.total_steps = 16, 2200
     config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 500, 500, 500
     config.optimizer.update(
         name="muon",
@@ -51,8 +51,8 @@ def get_config(variant=None):
     )
     config.optimizer.ema_decay = 0.995
     if args["quick"]:
-        config.total_steps = 1000
-        config.eval_every = config.picture_every = config.checkpoint_every = 500
+        config.total_steps = 500
+        config.eval_every = config.picture_every = config.checkpoint_every = 250
         config.optimizer.warmup_steps = 50.0
     if args["tiny"]:
         config.tokenizer.update(patch_size=2, channels=8, resolution=16, z_channels=4, embed_dim=8)
