@@ -91,7 +91,7 @@ def make_stage(config):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = optim.ema_decay(config.optimizer, state.step + 1)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
         return TrainState(state.step + 1, params, ema_update(state.ema_params, params, decay), opt_state), metrics
 
     @jax.jit

@@ -59,12 +59,12 @@ def runs(tmp_path_factory):
 def test_tokenizer_learns(runs):
     losses = metrics(runs[0] / "tokenizer", "l1")
     assert list(losses) == list(range(1, 41))
-    assert np.mean([losses[s] for s in range(31, 41)]) < 0.8 * np.mean([losses[s] for s in range(1, 6)])
+    assert np.mean([losses[s] for s in range(31, 41)]) < 0.7 * np.mean([losses[s] for s in range(1, 6)])
 
 
 def test_generator_learns(runs):
     losses = metrics(runs[0] / "generator")
-    assert np.mean([losses[s] for s in range(31, 41)]) < 0.85 * np.mean([losses[s] for s in range(1, 6)])
+    assert np.mean([losses[s] for s in range(31, 41)]) < 0.5 * np.mean([losses[s] for s in range(1, 6)])
 
 
 def test_folder_holds_everything(runs):
