@@ -36,7 +36,7 @@ def test_reconstruction(model):
         out = model.decode(model.encode(images))
         values[name] = float(np.mean(pixels.psnr(pixels.from_uint8(images), pixels.from_uint8(out))))
     # The card's figures (over more crops) less one decibel.
-    assert values["training"] > TRAINING_PSNR - 1 and values["held-out"] > HELD_OUT_PSNR - 1, values
+    assert values["training"] > 24.6 - 1 and values["held-out"] > 21.5 - 1, values
 
 
 def test_samples_have_their_class_colours(model):
