@@ -28,9 +28,13 @@ def make(**fields):
     return tokenizer, jax.tree.map(lambda p: 2 * p if p.ndim > 1 else p, params)
 
 
-@pytest.fixture(scope="module", params=["pixel", "layer"])
+@pytest.fixture(
+    scope="module",
+    params=[{}, dict(norm="layer"), dict(patch_size=2, channel_multipliers=(1, 2))],
+    ids=["pixel", "layer", "patches"],
+)
 def strict(request):
-    return make(**{**STRICT, "norm": request.param})
+    return make(**{**STRICT, **request.param})
 
 
 @pytest.fixture(scope="module")

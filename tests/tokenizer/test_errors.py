@@ -42,6 +42,10 @@ def test_fields():
         Tokenizer(norm="batch")
     with pytest.raises(ValueError, match="resolution=250 is not a multiple of the row stride 16"):
         Tokenizer(resolution=250)
+    with pytest.raises(ValueError, match="resolution=256 is not .* of 5 levels on patches of 3"):
+        Tokenizer(patch_size=3)
+    with pytest.raises(ValueError, match="patch_size=0 must be ≥ 1"):
+        Tokenizer(patch_size=0)
     with pytest.raises(ValueError, match="attention_window=-1"):
         Tokenizer(attention_window=-1)
 

@@ -65,6 +65,23 @@ def test_what_decays():
         assert (values == published).all(), name
 
 
+def test_muon_orthogonalises_kernels():
+    params = {"conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}}
+    optimizer, _ = optim.make_optimizer(make(name="muon", learning_rate=1.0), 10, optim.kernel_matrices)
+    gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    values = np.linalg.svd(np.asarray(updates["conv"]["kernel"]).reshape(36, 8), compute_uv=False)
+    assert values.max() / values.min() < 2
+    assert (updates["conv"]["kernel"].shape, updates["conv"]["bias"].shape) == ((3, 3, 4, 8), (8,))
+
+
+def test_optimizer_names():
+    with pytest.raises(ValueError, match="optimizer.name='sgd' is neither"):
+        optim.make_optimizer(make(name="sgd"), 10, optim.kernel_matrices)
+    with pytest.raises(ValueError, match="optimizer.name='muon' is neither"):
+        optim.make_optimizer(make(name="muon"), 10)
+
+
 def test_recorded_steps():
     """Three steps of AdamW with clipping and averaging; the second loss is multiplied by 10."""
     generator, params, arrays = generator_case()
