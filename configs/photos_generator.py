@@ -5,7 +5,7 @@ r"""The demo generator: eight classes of built-in photographs, 64 pixels high.
 
 Variants (`--config=configs/photos_generator.py:name`):
   tiny   a few steps of a very small model on a tiny tokenizer: whether everything runs
-  quick  the part of `make train-demo`: about 4 minutes on 2 CPU cores
+  quick  the part of `make train-demo`: about 5 minutes on 2 CPU cores
 """
 
 from configs import common
