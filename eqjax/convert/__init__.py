@@ -9,6 +9,7 @@ from eqjax.convert.files import (
     published_checkpoint,
     read_reference,
 )
+from eqjax.convert.nets import dino_params, dinov2_params, lpips_params
 from eqjax.convert.rules import ConversionError
 from eqjax.convert.weights import (
     generator_params,
@@ -20,12 +21,15 @@ from eqjax.convert.weights import (
 __all__ = [
     "ConversionError",
     "averaged_tokenizer_state_dict",
+    "dino_params",
+    "dinov2_params",
     "full_tokenizer_state_dict",
     "generator_params",
     "generator_state_dict",
     "infer_generator_config",
     "infer_tokenizer_config",
     "live_tokenizer_state_dict",
+    "lpips_params",
     "pick_weights",
     "published_checkpoint",
     "read_reference",
