@@ -34,11 +34,12 @@ def get_config(variant=None):
     )
     if args["style"] == "strict":
         config.tokenizer.update(norm="pixel", attention_window=1)
-    config.kl_weight = 0.03
-    config.data.update(source="photos", height=64, width=64, min_scale=0.5, max_scale=1.0)
+    # Of the published terms those that need no pretrained file.
+    config.objective.update(kl_weight=0.03, perceptual_weight=0.0, semantic_weight=0.0, adversarial_weight=0.0)
+    config.data.update(source="photos", height=64, width=64, min_scale=0.25, max_scale=0.6)
     config.data.classes = common.PHOTO_CLASSES
-    config.batch_size, config.total_steps = 16, 2200
-    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 500, 500, 500
+    config.batch_size, config.total_steps = 16, 10_000
+    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 1000, 1000, 1000
     config.optimizer.update(
         name="muon",
         learning_rate=6e-3,

@@ -14,7 +14,7 @@ class ConfigMismatchError(ValueError):
 
 # Parts of a configuration that decide what the saved arrays mean. Others (the learning rate, the
 # number of steps, how often to log) may change between runs that continue each other.
-FIXED_PARTS = ("stage", "model", "tokenizer", "generator")
+FIXED_PARTS = ("stage", "model", "tokenizer", "discriminator", "generator")
 
 
 class Checkpoints:

@@ -62,3 +62,31 @@ def dinov2_params(state_dict, module):
 
 def _unused(pattern):
     return lambda name: bool(re.fullmatch(pattern, name))
+
+
+_DISCRIMINATOR = (
+    ("heads/conv_in", "heads.*.0.0", "spectral conv"),
+    ("heads/norm_in", "heads.*.0.1", "norm"),
+    ("heads/conv", "heads.*.1.fn.0", "spectral conv"),
+    ("heads/norm", "heads.*.1.fn.1", "norm"),
+    ("heads/conv_out", "heads.*.2", "spectral conv"),
+)
+
+
+def discriminator_variables(state_dict, module):
+    """The reference's discriminator heads → {"params", "spectral"} of a `FeatureDiscriminator`.
+
+    Known to be unused: the right singular vectors, which follow from the left ones, and the transformer `dino.*`.
+
+    Raises:
+      ConversionError: names or shapes differ.
+    """
+    vectors = {name: np.asarray(array) for name, array in state_dict.items() if name.endswith(".weight_u")}
+    weights = {name: array for name, array in state_dict.items() if name not in vectors}
+    params = import_arrays(weights, make_rules(module, _DISCRIMINATOR), _unused(r"dino\..*|.*\.weight_v"))
+    places = {ours.split("/")[1]: theirs for ours, theirs, kind in _DISCRIMINATOR if kind == "spectral conv"}
+    spectral = {
+        ours: {"u": np.stack([vectors[f"{theirs.replace('*', str(i))}.weight_u"] for i in range(module.num_readouts)])}
+        for ours, theirs in places.items()
+    }
+    return {"params": params, "spectral": {"heads": spectral}}

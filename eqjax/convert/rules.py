@@ -72,6 +72,7 @@ _KINDS = {
     "bare row": {"": ("", Layout("row"))},
     "norm": {"scale": (".weight", _SAME), "bias": (".bias", _SAME)},
     "conv": {"kernel": (".weight", Layout("conv")), "bias": (".bias", _SAME)},
+    "spectral conv": {"kernel": (".weight_orig", Layout("conv")), "bias": (".bias", _SAME)},
     "linear": {"kernel": (".weight", Layout("linear")), "bias": (".bias", Layout("flat"))},
     "join": {"kernel": (".weight", Layout("join")), "bias": (".bias", _SAME)},
     "modulation": {"kernel": (".weight", Layout("linear", axis=1)), "bias": (".bias", Layout("flat"))},

@@ -28,12 +28,16 @@ class Posterior:
         return self.mean
 
     def sample(self, key):
-        """A draw, [B, L, D]: mean + s·ε with one level s per image, N(0, std/0.8) clipped to ±std."""
-        level_key, noise_key = jax.random.split(key)
-        level = jax.random.normal(level_key, (self.mean.shape[0], 1, 1)) * (self.std / 0.8)
-        noise = jax.random.normal(noise_key, self.mean.shape)
-        return self.mean + jnp.clip(level, -self.std, self.std) * noise
+        """A draw, [B, L, D]: the mean plus `posterior_noise`."""
+        return self.mean + posterior_noise(key, self.mean.shape, self.std)
 
     def kl(self):
         """KL divergence from N(0, 1) up to what does not depend on the mean: ½ Σ mean², [B]."""
         return 0.5 * jnp.sum(jnp.square(self.mean), axis=(1, 2))
+
+
+def posterior_noise(key, shape, std):
+    """What a draw adds to the mean, [B, L, D]: s·ε with one level s per image, N(0, std/0.8) clipped to ±std."""
+    level_key, noise_key = jax.random.split(key)
+    level = jax.random.normal(level_key, (shape[0], 1, 1)) * (std / 0.8)
+    return jnp.clip(level, -std, std) * jax.random.normal(noise_key, shape)

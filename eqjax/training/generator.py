@@ -101,13 +101,12 @@ def make_stage(config):
     optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps)
     tokenizer_params = jax.tree.map(jnp.asarray, weights.params["tokenizer"])
 
-    def encode(images, key):
+    def encode(params, images, key):
         images = pixels.from_uint8(images)
-        posterior = tokenizer.apply({"params": tokenizer_params}, images, method="encode")
-        return posterior.sample(key) * scale
+        return tokenizer.apply({"params": params}, images, method="encode").sample(key) * scale
 
-    def loss_fn(params, batch, key, deterministic):
-        latents = encode(batch["image"], stream(key, "posterior"))
+    def loss_fn(params, constants, batch, key, deterministic):
+        latents = encode(constants["tokenizer"], batch["image"], stream(key, "posterior"))
         return generator.apply(
             {"params": params},
             latents,
@@ -121,8 +120,8 @@ def make_stage(config):
         params = generator.init_params(key)
         return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
-    def step(state, batch, key):
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, batch, key, False)
+    def step(state, batch, key, constants):
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, constants, batch, key, False)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = optim.ema_decay(config.optimizer, state.step + 1)
@@ -133,11 +132,11 @@ def make_stage(config):
 
     def evaluate(state):
         # The same noise every time, so that values can be compared from step to step.
-        key, losses = jax.random.key(0), []
+        key, losses, constants = jax.random.key(0), [], {"tokenizer": tokenizer_params}
         for i, batch in enumerate(
             eval_batches(config.data, batch_size=config.batch_size, num_images=config.eval_images)
         ):
-            losses.append(float(eval_loss(state.ema_params, batch, jax.random.fold_in(key, i))))
+            losses.append(float(eval_loss(state.ema_params, constants, batch, jax.random.fold_in(key, i))))
         return {"eval_loss": float(np.mean(losses))}
 
     def model(state):
@@ -163,4 +162,4 @@ def make_stage(config):
         )
         pretrained.save(path, exported)
 
-    return loop.Stage(init, step, evaluate, pictures, export)
+    return loop.Stage(init, step, evaluate, pictures, export, constants={"tokenizer": tokenizer_params})

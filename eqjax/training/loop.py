@@ -21,10 +21,12 @@ class Stage:
 
     Attributes:
       init: key → `TrainState`; traced.
-      step: (state, batch, key) → (state, {name: scalar}); traced; `key` belongs to the step alone.
+      step: (state, batch, key, constants) → (state, {name: scalar}); traced; `key` belongs to the step alone.
       evaluate: state → {name: number}, on held-out data.
       pictures: (state, batch) → {name: uint8 picture}.
       export: (state, path) → None, writes the averaged weights.
+      warm_start: fresh state → the state to start from, where it does not start from random parameters.
+      constants: arrays that the step reads and never changes, say of frozen networks.
     """
 
     init: Callable
@@ -32,6 +34,8 @@ class Stage:
     evaluate: Callable
     pictures: Callable
     export: Callable
+    warm_start: Callable = lambda state: state
+    constants: dict = dataclasses.field(default_factory=dict)
 
 
 def default_config():
@@ -99,12 +103,16 @@ def train(config, workdir, stage):
         writer.config(config)
         state = initial_state(stage, mesh, root)
         restored = checkpoints.restore(state)
-        if restored is not None:
+        if restored is None:
+            state = stage.warm_start(state)
+        else:
             state, data_state = restored
             data.set_state(data_state)
             logging.info("Resuming %s at step %d.", workdir, state.step)
+        constants = jax.device_put(stage.constants, sharding.replicated(mesh))
         step_fn = jax.jit(
-            lambda state, batch: stage.step(state, batch, jax.random.fold_in(root, state.step)), donate_argnums=0
+            lambda state, batch, constants: stage.step(state, batch, jax.random.fold_in(root, state.step), constants),
+            donate_argnums=0,
         )
 
         # ── Steps ───────────────────────────────────────────────────────────────────────────────
@@ -112,7 +120,7 @@ def train(config, workdir, stage):
         progress = Progress(first, config.total_steps, config.batch_size)
         for step in range(first + 1, config.total_steps + 1):
             batch = sharding.shard_batch(next(data), mesh)
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, batch, constants)
             if _due(step, config.log_every, config):
                 metrics = jax.device_get(metrics)
                 _check_finite(metrics, step)

@@ -1,38 +1,63 @@
-"""Training the column tokenizer.
+"""Training the column tokenizer, both stages.
 
-    image ─encoder─▶ posterior ─draw─▶ latents ─decoder─▶ reconstruction;   loss = L1 + w · KL
+Stage 1 trains everything. Stage 2 starts from stage 1's averaged weights, keeps encoder and quant layer as they are,
+and trains the decoder's side. A step updates the tokenizer, then the discriminator on fresh reconstructions.
 
-Sums over values, divided by the batch. `objective` is the place where further terms belong.
+    image ─encoder─▶ posterior ─draw─▶ latents ─decoder─▶ reconstruction ─▶ the terms of `eqjax.training.objective`
 
-Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1.
+Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1 and appendix.
 """
 
+import dataclasses
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+from ml_collections import config_dict
 import numpy as np
 import optax
 
 from eqjax import pixels, pretrained
 from eqjax.data import default_config as default_data_config
-from eqjax.data import eval_batches, make_source
-from eqjax.training import loop, optim
+from eqjax.data import eval_batches, make_iterator, make_source
+from eqjax.training import adversary, loop, objective, optim
 from eqjax.training.state import TrainState, ema_update, stream
+
+# Top-level parameters that stage 2 leaves as stage 1 made them.
+ENCODER_PARTS = ("encoder", "quant")
+
+
+@flax.struct.dataclass
+class TokenizerState(TrainState):
+    """All that changes in a tokenizer's training.
+
+    Attributes:
+      discriminator: {"params", "spectral", "opt_state"}, or None without one.
+    """
+
+    discriminator: dict | None
 
 
 def default_config():
-    """The full configuration of a tokenizer's training, published sizes and rates."""
+    """The full configuration of a tokenizer's training, published sizes, weights and rates."""
     config = loop.default_config()
     config.stage = "tokenizer"
     config.tokenizer = ml_collections.ConfigDict(
         pretrained.module_config(pretrained.Tokenizer()), convert_dict=False, type_safe=False
     )
-    config.kl_weight = 0.01
+    config.objective = objective.default_config()
+    config.discriminator = adversary.default_config()
+    config.freeze_encoder = False  # Stage 2: only the decoder's side is trained; needs stage1_weights.
+    config.stage1_weights = config_dict.placeholder(str)  # A name, file or workdir whose averaged weights to start from.
+    config.accumulation_steps = 1  # Parts that a batch is worked through in, for memory.
     config.eval_images = 256  # Held-out pictures for PSNR; at most what there is.
     config.data = default_data_config()
     config.optimizer = optim.default_config()
     config.optimizer.update(dict(learning_rate=1.92e-4, warmup_steps=3000.0, schedule="step", b1=0.5, b2=0.9))
     config.optimizer.update(dict(ema_decay=0.99, ema_warmup=True))
+    config.discriminator_optimizer = optim.default_config()
+    config.discriminator_optimizer.update(dict(learning_rate=1.92e-4, b1=0.5, b2=0.9))
     return config
 
 
@@ -53,46 +78,148 @@ def train_and_evaluate(config, workdir):
     return loop.train(config, workdir, make_stage(config))
 
 
-def objective(tokenizer, params, images, key, kl_weight):
-    """The loss and its terms, per image: L1 summed over values, and the weighted KL term.
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """The two updates of a step.
 
-    Args:
-      images: [B, H, W, 3] in [-1, 1].
-      key: for the posterior's draw.
-
-    Returns:
-      scalar loss, {"l1": per value, "kl": per latent value}.
+    Attributes:
+      objective: terms and gradients.
+      optimizer, discriminator_optimizer: optax transformations.
+      accumulation_steps: parts that a batch is worked through in.
+      semantic_start, adversarial_start: updates done before these terms are on.
     """
-    variables = {"params": params}
-    posterior = tokenizer.apply(variables, images, method="encode")
-    reconstructions = tokenizer.apply(variables, posterior.sample(key), method="decode").images
-    l1 = jnp.abs(images - reconstructions)
-    kl = jnp.mean(posterior.kl())
-    loss = jnp.sum(l1) / images.shape[0] + kl_weight * kl
-    return loss, {"l1": jnp.mean(l1), "kl": kl / np.prod(posterior.mean.shape[1:])}
+
+    objective: objective.Objective
+    optimizer: optax.GradientTransformation
+    discriminator_optimizer: optax.GradientTransformation
+    accumulation_steps: int
+    semantic_start: int
+    adversarial_start: int
+
+    def tokenizer(self, state, fixed, frozen, images, key):
+        """Updates the parameters that are not in `fixed`.
+
+        Returns:
+          trainable parameters, optimiser state, spectral vectors, {term: scalar}.
+        """
+        trainable = {name: part for name, part in state.params.items() if name not in fixed}
+        switches = {"semantic": state.step >= self.semantic_start, "adversarial": state.step >= self.adversarial_start}
+
+        def part(spectral, images, key):
+            variables = state.discriminator and {"params": state.discriminator["params"], "spectral": spectral}
+            draws = objective.draw(key, self.objective.tokenizer, images.shape)
+            out = self.objective.tokenizer_grads(trainable, fixed, variables, frozen, images, draws, switches)
+            grads, terms, spectral = out
+            return (grads, terms), spectral
+
+        spectral = state.discriminator and state.discriminator["spectral"]
+        (grads, terms), spectral = self._accumulate(part, spectral, images, stream(key, "tokenizer"))
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
+        return optax.apply_updates(trainable, updates), opt_state, spectral, terms | {"grad_norm": optax.tree.norm(grads)}
+
+    def discriminator(self, state, params, spectral, frozen, images, key):
+        """Updates the discriminator on reconstructions by the tokenizer's new parameters.
+
+        Returns:
+          its state, {term: scalar}.
+        """
+        old = state.discriminator
+
+        def part(spectral, images, key):
+            draws = objective.draw(key, self.objective.tokenizer, images.shape)
+            fakes, _ = self.objective.reconstruct(params, images, draws.noise)
+            variables = {"params": old["params"], "spectral": spectral}
+            out = self.objective.discriminator_grads(variables, frozen, images, fakes.images, draws)
+            grads, terms, spectral = out
+            return (grads, terms), spectral
+
+        def compute():
+            return self._accumulate(part, spectral, images, stream(key, "discriminator"))
+
+        (grads, terms), spectral = objective.only_if(state.step >= self.adversarial_start, compute, spectral)
+        # Gradients of zero, before the start, still count as updates of Adam, as in the reference.
+        updates, opt_state = self.discriminator_optimizer.update(grads, old["opt_state"], old["params"])
+        params = optax.apply_updates(old["params"], updates)
+        terms["disc_grad_norm"] = optax.tree.norm(grads)
+        return {"params": params, "spectral": spectral, "opt_state": opt_state}, terms
+
+    def _accumulate(self, part, carry, images, key):
+        """Runs `part` (carry, images, key) → (values, carry) on each part of a batch; means of the values."""
+        parts = self.accumulation_steps
+        if parts == 1:
+            return part(carry, images, key)
+        # Every part takes its images from all over the batch, so that each device has a share of it.
+        split = jnp.moveaxis(images.reshape(-1, parts, *images.shape[1:]), 1, 0)
+        values, _ = jax.eval_shape(part, carry, split[0], key)
+        sums = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values)
+
+        def add(before, step):
+            sums, carry = before
+            values, carry = part(carry, step[0], step[1])
+            return (jax.tree.map(jnp.add, sums, values), carry), None
+
+        (sums, carry), _ = jax.lax.scan(add, (sums, carry), (split, jax.random.split(key, parts)))
+        return jax.tree.map(lambda v: v / parts, sums), carry
 
 
 def make_stage(config):
-    """The `loop.Stage` of a tokenizer configuration."""
+    """The `loop.Stage` of a tokenizer configuration.
+
+    Raises:
+      ValueError: fields that do not fit together; stage 2 without stage 1, or with one of another architecture.
+      eqjax.nets.files.MissingWeightsError: a frozen network's file is missing.
+    """
     tokenizer = pretrained.make_module("tokenizer", dict(config.tokenizer))
+    if config.accumulation_steps < 1 or config.batch_size % config.accumulation_steps:
+        raise ValueError(
+            f"batch_size={config.batch_size} does not divide into accumulation_steps={config.accumulation_steps} parts."
+        )
+    stage1 = load_stage1(config, tokenizer)
+    terms, discriminator, frozen = adversary.make_objective(config, tokenizer)
     optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps, optim.kernel_matrices)
+    discriminator_optimizer, _ = optim.make_optimizer(config.discriminator_optimizer, config.total_steps)
+    updates = Updates(
+        terms,
+        optimizer,
+        discriminator_optimizer,
+        config.accumulation_steps,
+        config.objective.semantic_start,
+        config.objective.adversarial_start,
+    )
+
+    def split(params):
+        names = ENCODER_PARTS if config.freeze_encoder else ()
+        fixed = {name: params[name] for name in names}
+        return {name: part for name, part in params.items() if name not in fixed}, fixed
 
     def init(key):
         params = tokenizer.init_params(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+        variables = None
+        if discriminator is not None:
+            variables = discriminator.init(stream(key, "discriminator"), config.data.height, config.data.width)
+            variables["opt_state"] = discriminator_optimizer.init(variables["params"])
+        return TokenizerState(
+            jnp.zeros((), jnp.int32), params, params, optimizer.init(split(params)[0]), variables
+        )
 
-    def step(state, batch, key):
+    def warm_start(state):
+        if stage1 is None:
+            return state
+        params = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state.params, stage1)
+        return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+
+    def step(state, batch, key, frozen):
         images = pixels.from_uint8(batch["image"])
-
-        def loss_fn(params):
-            return objective(tokenizer, params, images, stream(key, "posterior"), config.kl_weight)
-
-        (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        _, fixed = split(state.params)
+        trained, opt_state, spectral, metrics = updates.tokenizer(state, fixed, frozen, images, key)
+        params, judge = {**fixed, **trained}, None
+        if discriminator is not None:
+            judge, more = updates.discriminator(state, params, spectral, frozen, images, key)
+            metrics |= more
         decay = optim.ema_decay(config.optimizer, state.step + 1)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
-        return TrainState(state.step + 1, params, ema_update(state.ema_params, params, decay), opt_state), metrics
+        ema = ema_update({name: state.ema_params[name] for name in trained}, trained, decay)
+        metrics["learning_rate"] = schedule(state.step)
+        return TokenizerState(state.step + 1, params, {**state.ema_params, **ema}, opt_state, judge), metrics
 
     @jax.jit
     def reconstruct(params, images):
@@ -125,7 +252,31 @@ def make_stage(config):
         )
         pretrained.save(path, weights)
 
-    return loop.Stage(init, step, evaluate, pictures, export)
+    return loop.Stage(init, step, evaluate, pictures, export, warm_start=warm_start, constants=frozen)
+
+
+def load_stage1(config, tokenizer):
+    """Parameters that a run starts from, or None where it starts from random ones.
+
+    Raises:
+      ValueError: stage 2 without stage 1; a file without a tokenizer, or with another one.
+    """
+    if not config.stage1_weights:
+        if config.freeze_encoder:
+            raise ValueError(
+                "freeze_encoder=True trains the decoder of a tokenizer that exists: set stage1_weights to the workdir "
+                "of its first stage, or to a weights file."
+            )
+        return None
+    path = pretrained.find(config.stage1_weights)
+    weights = pretrained.load(path)
+    if "tokenizer" not in weights.modules:
+        raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
+    have, want = (pretrained.module_config(m) for m in (weights.modules["tokenizer"], tokenizer))
+    different = [f"  {k}: stage 1 {have[k]!r}, this run {want[k]!r}" for k in want if k != "dtype" and have[k] != want[k]]
+    if different:
+        raise ValueError(f"the tokenizer of {path} is not the one to be trained:\n" + "\n".join(different))
+    return weights.params["tokenizer"]
 
 
 def measure_latent_scale(tokenizer, params, config, num_batches=16):
@@ -134,8 +285,6 @@ def measure_latent_scale(tokenizer, params, config, num_batches=16):
     What the published 0.05493 is for the published tokenizer: scaled latents, posterior noise
     included, have unit scale.
     """
-    from eqjax.data import make_iterator
-
     @jax.jit
     def mean_square(images, key):
         posterior = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")

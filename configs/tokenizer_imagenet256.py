@@ -1,0 +1,66 @@
+r"""The published tokenizer on ImageNet, 256 × 256: L1 + LPIPS + KL + semantic + adversarial, two stages.
+
+    python -m launch.train_tokenizer --config=configs/tokenizer_imagenet256.py --workdir=runs/tokenizer \
+        --config.data.root=/data/imagenet/train --config.data.eval_root=/data/imagenet/val
+    python -m launch.train_tokenizer --config=configs/tokenizer_imagenet256.py:stage2 --workdir=runs/tokenizer_stage2 \
+        --config.data.root=/data/imagenet/train --config.data.eval_root=/data/imagenet/val \
+        --config.stage1_weights=runs/tokenizer
+
+The frozen networks (VGG16 with LPIPS, DINO, DINOv2) come first: python -m launch.fetch_weights
+
+As published: batches of 96 (8 GPUs × 12), Adam at 1.92e-4 for both networks, the tokenizer's rate warmed up over 3000
+steps and then multiplied by 0.2 every 30000, semantic term from step 20001, adversarial term from step 5001. The
+number of steps is not published; four drops leave nothing to learn with. In the second stage encoder and latents stay
+as they are, and decoder and discriminator go on without the semantic term.
+
+Variants (`--config=configs/tokenizer_imagenet256.py:name`, several joined by commas):
+  stage2  the second stage; needs --config.stage1_weights
+  strict  the strictly equivariant tokenizer: local norms, attention to neighbouring columns alone
+  bf16    products in bfloat16; parameters, norms' statistics and losses stay float32
+  tiny    a few steps of a very small model on built-in photographs with PatchGAN: no data and no pretrained file
+          needed; of either stage
+"""
+
+from configs import common
+from eqjax.training import tokenizer
+
+
+def get_config(variant=None):
+    """The configuration; see the text above for variants."""
+    args = common.parse_variant(variant, tiny=False, stage2=False, strict=False, bf16=False)
+    config = tokenizer.default_config()
+    config.tokenizer.semantic = dict(
+        channels=64, channel_multipliers=(8, 12), num_res_blocks=2, out_channels=768, downsamples=0
+    )
+    config.data.update(source="folder", height=256, width=256, resize=256)
+    config.batch_size, config.total_steps = 96, 123_000
+    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 5000, 5000, 2500
+    if args["stage2"]:
+        config.freeze_encoder = True
+        config.objective.semantic_weight = 0.0
+    if args["strict"]:
+        config.tokenizer.update(norm="pixel", attention_window=1)
+    if args["bf16"]:
+        config.tokenizer.dtype = "bfloat16"
+    if args["tiny"]:
+        config.tokenizer.update(
+            channels=8,
+            channel_multipliers=(1, 1),
+            num_res_blocks=1,
+            attention_resolutions=(),
+            resolution=32,
+            z_channels=4,
+            embed_dim=16,
+            patch_size=4,
+            posterior_std=0.05,
+            semantic=None,
+        )
+        config.objective.update(perceptual_weight=0.0, semantic_weight=0.0, adversarial_start=20)
+        config.discriminator.update(kind="patch", channels=8, num_layers=2)
+        config.data.update(source="photos", height=32, width=32)
+        config.data.classes = common.PHOTO_CLASSES
+        config.batch_size, config.total_steps, config.eval_images = 8, 40, 16
+        config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 5, 20, 40, 20
+        config.optimizer.update(learning_rate=2e-3, warmup_steps=5.0)
+        config.discriminator_optimizer.learning_rate = 2e-3
+    return config

@@ -1,0 +1,186 @@
+"""Discriminators: real pictures or reconstructions → logits.
+
+`FeatureDiscriminator` judges the readouts of a frozen vision transformer, by one small head per readout;
+`PatchDiscriminator` judges overlapping patches of pixels and needs no pretrained network. Both normalise by the
+statistics of the batch they see and keep no running averages. Statistics are those of the global batch, or of
+fixed groups of its images, so they do not depend on the number of devices.
+
+The vectors of the spectral norm's power iteration are the collection "spectral": apply with
+`mutable=["spectral"]` to advance them.
+
+Source: arXiv 2301.09515 (StyleGAN-T), section 3.2; PatchGAN, arXiv 1611.07004, section 3.2.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from eqjax.tokenizer.layers import torch_bias_init, torch_kernel_init
+
+
+class BatchStatistics(nn.Module):
+    """Affine normalisation over images and positions of a batch, in groups of images.
+
+    Attributes:
+      group_size: images per group, at most; None: the whole batch is one group.
+      epsilon: added to the (biased) variance.
+    """
+
+    group_size: int | None = None
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, …, C] → the same shape; float32 inside."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        grouped = x.astype(jnp.float32).reshape(num_groups(x.shape[0], self.group_size), -1, x.shape[-1])
+        mean = grouped.mean(axis=1, keepdims=True)
+        variance = jnp.square(grouped - mean).mean(axis=1, keepdims=True)
+        normal = (grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        return (normal * scale + bias).reshape(x.shape).astype(x.dtype)
+
+
+def num_groups(batch, group_size):
+    """The fewest equal groups of at most `group_size` of `batch` images (None: one group)."""
+    least = 1 if group_size is None else -(-batch // group_size)
+    return next(groups for groups in range(least, batch + 1) if batch % groups == 0)
+
+
+class SpectralConv(nn.Module):
+    """Convolution along tokens whose kernel is divided by an estimate of its largest singular value.
+
+    The estimate is one power iteration from the stored vector u, which the collection "spectral" holds; no
+    gradient passes through the vectors.
+
+    Attributes:
+      features: output channels.
+      width: kernel size in tokens; tokens beyond an end are those of the other end.
+      dtype: compute dtype of the convolution.
+
+    Source: Spectral Normalization for GANs, arXiv 1802.05957, section 2 and appendix A.
+    """
+
+    features: int
+    width: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, N, C] → [B, N, features]."""
+        kernel = self.param("kernel", torch_kernel_init, (self.width, x.shape[-1], self.features))
+        bias = self.param("bias", torch_bias_init(self.width * x.shape[-1]), (self.features,))
+        u = self.variable("spectral", "u", self._init_vector)
+        matrix = kernel.reshape(-1, self.features)  # [k·C, features]
+        fixed = jax.lax.stop_gradient(matrix)
+        right = _unit(fixed @ u.value)
+        left = _unit(right @ fixed)
+        if self.is_mutable_collection("spectral") and not self.is_initializing():
+            u.value = left
+        kernel = (kernel / (right @ matrix @ left)).astype(self.dtype)
+        left_pad = (self.width - 1) // 2
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), (left_pad, self.width - 1 - left_pad), (0, 0)), mode="wrap")
+        x = jax.lax.conv_general_dilated(x, kernel, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"))
+        return x + bias.astype(self.dtype)
+
+    def _init_vector(self):
+        return _unit(jax.random.normal(self.make_rng("params"), (self.features,)))
+
+
+def _unit(vector):
+    return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
+
+
+class FeatureHead(nn.Module):
+    """Judges the tokens of one readout. Fields: width of the residual layer's kernel, dtype (compute)."""
+
+    width: int = 9
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, N, C] → logits [B, N]."""
+        c, norm = x.shape[-1], dict(group_size=8, epsilon=1e-6)
+        x = SpectralConv(c, 1, self.dtype, name="conv_in")(x)
+        x = nn.leaky_relu(BatchStatistics(**norm, name="norm_in")(x), 0.2)
+        h = SpectralConv(c, self.width, self.dtype, name="conv")(x)
+        h = nn.leaky_relu(BatchStatistics(**norm, name="norm")(h), 0.2)
+        x = (h + x) / math.sqrt(2)
+        return SpectralConv(1, 1, self.dtype, name="conv_out")(x)[..., 0].astype(jnp.float32)
+
+
+class FeatureDiscriminator(nn.Module):
+    """One head per readout of a frozen vision transformer; the heads run as one batch.
+
+    Attributes:
+      channels: of the readouts, C.
+      num_readouts: readouts, and heads.
+      width: kernel size in tokens of the heads' residual layers.
+      dtype: compute dtype; parameters, statistics and logits are float32.
+    """
+
+    channels: int = 384
+    num_readouts: int = 5
+    width: int = 9
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.nowrap
+    def init_params(self, key):
+        """Fresh parameters (float32)."""
+        return self.init_variables(key)["params"]
+
+    @nn.nowrap
+    def init_variables(self, key):
+        """Fresh parameters and spectral vectors: {"params", "spectral"}."""
+        return dict(self.init(key, jnp.zeros((self.num_readouts, 1, self.width, self.channels))))
+
+    @nn.compact
+    def __call__(self, readouts):
+        """Readouts [num_readouts, B, N, C] → logits [B, num_readouts · N]."""
+        heads = nn.vmap(
+            FeatureHead,
+            axis_size=self.num_readouts,
+            variable_axes={"params": 0, "spectral": 0},
+            split_rngs={"params": True},
+        )(self.width, self.dtype, name="heads")
+        logits = heads(readouts)  # [readouts, B, N]
+        return jnp.moveaxis(logits, 0, 1).reshape(readouts.shape[1], -1)
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN: strided convolutions whose every logit sees a patch of pixels (70 × 70 with 3 layers).
+
+    Attributes:
+      channels: width after the first layer; doubles with every layer, up to eight times.
+      num_layers: layers that halve the picture.
+      dtype: compute dtype; parameters, statistics and logits are float32.
+    """
+
+    channels: int = 64
+    num_layers: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images):
+        """[B, H, W, 3] → logits [B, h, w]."""
+        x = nn.leaky_relu(self._conv(images.astype(self.dtype), self.channels, 2, True, "conv0"), 0.2)
+        for i in range(1, self.num_layers + 1):
+            stride = 2 if i < self.num_layers else 1
+            x = self._conv(x, self.channels * min(2**i, 8), stride, False, f"conv{i}")
+            x = nn.leaky_relu(BatchStatistics(name=f"norm{i}")(x), 0.2)
+        return self._conv(x, 1, 1, True, "conv_out")[..., 0].astype(jnp.float32)
+
+    def _conv(self, x, features, stride, use_bias, name):
+        return nn.Conv(
+            features,
+            (4, 4),
+            (stride, stride),
+            padding=1,
+            use_bias=use_bias,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(0.02),
+            bias_init=torch_bias_init(16 * x.shape[-1]),
+            name=name,
+        )(x)

@@ -1,0 +1,190 @@
+"""Both stages of tokenizer training, tiny and adversarial: what is trained, logged, resumed, refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tokenizer_imagenet256
+from eqjax import pretrained, sharding
+from eqjax.training import adversary, loop, objective, tokenizer
+
+
+def make_config(variant="tiny", **overrides):
+    config = tokenizer_imagenet256.get_config(variant)
+    config.data.classes = ("brick", "coffee")
+    config.update(log_every=1, checkpoint_every=30, picture_every=0)
+    config.update(overrides)
+    return config
+
+
+def metrics(workdir):
+    """{name: {step: value}}."""
+    out = {}
+    for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
+        for name, value in line.items():
+            out.setdefault(name, {})[line["step"]] = value
+    return out
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b))
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Stage 1 (its discriminator on from step 20 of 40) and stage 2 after it: folders and final states."""
+    root = tmp_path_factory.mktemp("stages")
+    first = tokenizer.train_and_evaluate(make_config(), str(root / "stage1"))
+    config = make_config("tiny,stage2", total_steps=25, stage1_weights=str(root / "stage1"), picture_every=25)
+    return root, first, tokenizer.train_and_evaluate(config, str(root / "stage2"))
+
+
+def test_discriminator_starts_and_does_not_ruin_reconstructions(stages):
+    log = metrics(stages[0] / "stage1")
+    # Steps are counted from 1 in logs; 20 updates are done before step 21.
+    assert all((log["disc_factor"][s], log["d_weight"][s] > 0) == (float(s > 20), s > 20) for s in range(1, 41))
+    assert log["disc_loss"][20] == log["disc_grad_norm"][20] == 0 < log["disc_grad_norm"][21]
+    for name in ("nll_grad_norm_last_layer", "g_grad_norm_last_layer", "logits_real", "logits_fake", "l1", "kl_loss"):
+        assert np.isfinite(log[name][40]) and log[name][40] != 0, name
+    before, after = (np.mean([log["psnr"][s] for s in steps]) for steps in (range(16, 21), range(36, 41)))
+    assert after > before > log["psnr"][1] + 1
+
+
+def test_total_is_the_sum_of_its_terms(stages):
+    log, config = metrics(stages[0] / "stage1"), make_config()
+    for step in (10, 40):
+        terms = {name: values[step] for name, values in log.items() if step in values}
+        total = terms["nll_loss"] + config.objective.kl_weight * terms["kl_loss"] + terms["d_weight"] * terms["g_loss"]
+        assert terms["loss"] == pytest.approx(total, rel=1e-5)
+        assert terms["nll_loss"] == pytest.approx(terms["l1"] * 32 * 32 * 3, rel=1e-5)
+
+
+def test_resumed_with_the_discriminator_on_equals_uninterrupted(stages, tmp_path):
+    tokenizer.train_and_evaluate(make_config(total_steps=30), str(tmp_path))
+    resumed = tokenizer.train_and_evaluate(make_config(), str(tmp_path))
+    assert min(step for step in metrics(tmp_path)["loss"] if step > 30) == 31
+    assert same(resumed, stages[1])
+
+
+def test_second_stage_trains_the_decoder_alone(stages):
+    root, first, second = stages
+    for name in ("encoder", "quant"):
+        assert same(second.params[name], first.ema_params[name])
+        assert same(second.ema_params[name], first.ema_params[name])
+    for name in ("decoder", "post_quant"):
+        assert not same(second.params[name], first.ema_params[name])
+        assert not same(second.ema_params[name], second.params[name])
+    moments = jax.tree_util.tree_flatten_with_path(second.opt_state)[0]
+    assert not [path for path, _ in moments if "encoder" in jax.tree_util.keystr(path)]
+    assert (root / "stage2" / "images" / "reconstructions_0000025.png").exists()
+    exported = pretrained.load(root / "stage2" / "model.safetensors")
+    assert same(exported.params["tokenizer"], second.ema_params)
+
+
+def test_second_stage_does_not_differentiate_the_encoder():
+    config = make_config("tiny,stage2", stage1_weights=None, freeze_encoder=False)
+    config.objective.adversarial_weight = 0.0
+    module = pretrained.make_module("tokenizer", dict(config.tokenizer))
+    terms, _, _ = adversary.make_objective(config, module)
+    images, switches = jnp.zeros((2, 32, 32, 3)), {"semantic": False, "adversarial": False}
+    draws = objective.draw(jax.random.key(0), module, images.shape)
+
+    def flops(fixed_names):
+        def run(params):
+            fixed = {name: params[name] for name in fixed_names}
+            trainable = {name: part for name, part in params.items() if name not in fixed}
+            return terms.tokenizer_grads(trainable, fixed, None, {}, images, draws, switches)[0]
+
+        return jax.jit(run).lower(pretrained.abstract_params(module)).cost_analysis()["flops"]
+
+    decoder = jax.jit(lambda p, z: module.apply({"params": p}, z, method="decode").images)
+    latents = jax.ShapeDtypeStruct((2, 2, 16), jnp.float32)
+    forward = decoder.lower(pretrained.abstract_params(module), latents).cost_analysis()["flops"]
+    whole, half = flops(()), flops(tokenizer.ENCODER_PARTS)
+    # A forward and two products per kernel backward for the decoder, the encoder's forward pass beside them.
+    assert half < 0.75 * whole and half < 4.5 * forward
+
+
+@pytest.mark.parametrize("kind", ["patch", "none"])
+def test_devices_do_not_matter(kind):
+    """One step on 1 and on 4 devices: batch statistics, augmentation, posterior and adaptive weight included."""
+    config = make_config(batch_size=8)
+    config.objective.update(adversarial_start=0, adversarial_weight=0.5 if kind == "patch" else 0.0)
+    stage = tokenizer.make_stage(config)
+    init = jax.jit(stage.init)(jax.random.key(0))
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)}
+
+    def run(count):
+        mesh = sharding.make_mesh(jax.devices()[:count])
+        state = jax.device_put(init, sharding.replicated(mesh))
+        state, terms = jax.jit(stage.step)(state, sharding.shard_batch(batch, mesh), jax.random.key(1), {})
+        return jax.device_get((state.params, terms))
+
+    (one, terms), (four, more) = run(1), run(4)
+    for name in terms:
+        assert terms[name] == pytest.approx(more[name], rel=1e-4, abs=1e-6), name
+    # Adam's first step is the sign of the gradient, so gradients near zero may differ: nearly all values agree.
+    far = jax.tree.map(lambda a, b: np.abs(a - b) > 1e-5, one, four)
+    assert sum(f.sum() for f in jax.tree.leaves(far)) < 1e-3 * sum(f.size for f in jax.tree.leaves(far))
+
+
+def test_parts_of_a_batch_add_up():
+    """Without noise and discriminator the gradient of two halves is that of the whole batch."""
+    config = make_config(batch_size=8)
+    config.tokenizer.posterior_std = 0.0
+    config.objective.adversarial_weight = 0.0
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    norms = []
+    for parts in (1, 2):
+        config.accumulation_steps = parts
+        stage = tokenizer.make_stage(config)
+        state = jax.jit(stage.init)(jax.random.key(0))
+        _, terms = jax.jit(stage.step)(state, {"image": images}, jax.random.key(1), {})
+        norms.append([float(terms[name]) for name in ("grad_norm", "loss", "kl_loss")])
+    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
+
+
+def test_what_does_not_fit(stages, tmp_path, monkeypatch):
+    monkeypatch.setenv("EQJAX_WEIGHTS", str(tmp_path))
+    cases = [
+        (make_config("tiny,stage2"), ValueError, "freeze_encoder=True.*set stage1_weights"),
+        (make_config(batch_size=8, accumulation_steps=3), ValueError, "batch_size=8 does not divide.*=3"),
+    ]
+    other = make_config("tiny,stage2", stage1_weights=str(stages[0] / "stage1"))
+    other.tokenizer.update(channels=4)
+    cases.append((other, ValueError, r"(?s)not the one to be trained.*channels: stage 1 8, this run 4"))
+    for field, value, message in (
+        ("kind", "oracle", "kind='oracle' is not one of"),
+        ("num_layers", 5, "num_layers=5 needs images of at least 64 × 64"),
+    ):
+        config = make_config()
+        config.discriminator[field] = value
+        cases.append((config, ValueError, message))
+    for field, value, error, message in (
+        ("discriminator_loss", "wasserstein", ValueError, "'wasserstein' is not one of .*hinge"),
+        ("semantic_weight", 5.0, ValueError, "needs a tokenizer with a semantic head"),
+        ("perceptual_weight", 1.0, FileNotFoundError, "(?s)vgg16.*fetch_weights"),
+    ):
+        config = make_config()
+        config.objective[field] = value
+        cases.append((config, error, message))
+    for config, error, message in cases:
+        with pytest.raises(error, match=message):
+            stage = tokenizer.make_stage(config)
+            jax.eval_shape(stage.init, jax.random.key(0))
+
+
+def test_default_is_the_published_recipe():
+    config = tokenizer_imagenet256.get_config()
+    loop.check_config(config, tokenizer.default_config())
+    terms, both = config.objective, (config.optimizer, config.discriminator_optimizer)
+    assert (terms.kl_weight, terms.perceptual_weight, terms.semantic_weight) == (0.01, 1.0, 5.0)
+    assert (terms.semantic_start, terms.adversarial_start, terms.adversarial_weight) == (20001, 5001, 0.5)
+    assert (config.batch_size, config.discriminator.kind, terms.discriminator_loss) == (96, "dino", "hinge")
+    assert all((o.learning_rate, o.b1, o.b2, o.weight_decay, o.clip_norm) == (1.92e-4, 0.5, 0.9, 0, 0) for o in both)
+    assert (both[0].schedule, both[0].warmup_steps, both[1].schedule, both[1].warmup_steps) == ("step", 3000, "constant", 0)
+    second = tokenizer_imagenet256.get_config("stage2")
+    assert second.freeze_encoder and second.objective.semantic_weight == 0
