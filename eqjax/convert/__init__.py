@@ -9,7 +9,7 @@ from eqjax.convert.files import (
     published_checkpoint,
     read_reference,
 )
-from eqjax.convert.nets import dino_params, dinov2_params, lpips_params
+from eqjax.convert.nets import dino_params, dinov2_params, inception_params, lpips_params
 from eqjax.convert.rules import ConversionError
 from eqjax.convert.weights import (
     generator_params,
@@ -26,6 +26,7 @@ __all__ = [
     "full_tokenizer_state_dict",
     "generator_params",
     "generator_state_dict",
+    "inception_params",
     "infer_generator_config",
     "infer_tokenizer_config",
     "live_tokenizer_state_dict",

@@ -23,6 +23,24 @@ _VIT = (
     (r"blocks/scale(\d)", r"blocks.*.ls\1.gamma", "bare"),
     ("norm", "norm", "norm"),
 )
+_INCEPTION = (
+    (r"conv_(\w+)/conv", r"Conv2d_\1.conv", "conv"),
+    (r"mixed_(\w+)/(\w+)/conv", r"Mixed_\1.\2.conv", "conv"),
+    *(
+        row
+        for ours, theirs in (
+            ("scale", "weight"),
+            ("bias", "bias"),
+            ("mean", "running_mean"),
+            ("variance", "running_var"),
+        )
+        for row in (
+            (rf"conv_(\w+)/{ours}", rf"Conv2d_\1.bn.{theirs}", "bare"),
+            (rf"mixed_(\w+)/(\w+)/{ours}", rf"Mixed_\1.\2.bn.{theirs}", "bare"),
+        )
+    ),
+    ("logits", "fc", "linear"),
+)
 
 
 def lpips_params(state_dict, module):
@@ -58,6 +76,18 @@ def dinov2_params(state_dict, module):
       ConversionError: names or shapes differ.
     """
     return import_arrays(state_dict, make_rules(module, _VIT), _unused("mask_token"))
+
+
+def inception_params(state_dict, module):
+    """FID's Inception (`pt_inception-2015-12-05`) → parameters of an `Inception`.
+
+    Known to be unused: the last layer's bias, and counters of batches.
+
+    Raises:
+      ConversionError: names or shapes differ.
+    """
+    unused = _unused(r"fc\.bias|.*\.num_batches_tracked")
+    return import_arrays(state_dict, make_rules(module, _INCEPTION), unused)
 
 
 def _unused(pattern):
