@@ -9,8 +9,15 @@ from eqjax.convert.files import (
     published_checkpoint,
     read_reference,
 )
-from eqjax.convert.nets import dino_params, dinov2_params, inception_params, lpips_params
-from eqjax.convert.rules import ConversionError
+from eqjax.convert.nets import (
+    dino_params,
+    dinov2_params,
+    frozen_shapes,
+    inception_params,
+    lpips_params,
+    unused_in_frozen,
+)
+from eqjax.convert.rules import ConversionError, check_shapes
 from eqjax.convert.weights import (
     generator_params,
     generator_state_dict,
@@ -21,8 +28,10 @@ from eqjax.convert.weights import (
 __all__ = [
     "ConversionError",
     "averaged_tokenizer_state_dict",
+    "check_shapes",
     "dino_params",
     "dinov2_params",
+    "frozen_shapes",
     "full_tokenizer_state_dict",
     "generator_params",
     "generator_state_dict",
@@ -36,4 +45,5 @@ __all__ = [
     "read_reference",
     "tokenizer_params",
     "tokenizer_state_dict",
+    "unused_in_frozen",
 ]
