@@ -64,3 +64,17 @@ def dinov2_case():
         grid=fields["image"] // fields["patch"],
     )
     return module, convert.dinov2_params(dinov2_state(), module)
+
+
+def inception_state():
+    """{reference name: array}."""
+    shapes = json.loads((GOLDEN / "fid_tiny.json").read_text())["parameters"]
+    state = golden_rule.state_dict(shapes, salt="inception.")
+    return {name: array * np.float32(np.sqrt(2) if array.ndim == 4 else 1) for name, array in state.items()}
+
+
+@functools.cache
+def inception_case():
+    """(module, parameters, arrays); the network is of full size."""
+    module = nets.Inception()
+    return module, convert.inception_params(inception_state(), module), np.load(GOLDEN / "fid_tiny.npz")

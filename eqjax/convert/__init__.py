@@ -1,6 +1,7 @@
 """Reference names ↔ Flax trees, strictly and in both directions. Reference names occur here alone."""
 
 from eqjax.convert.config import infer_generator_config, infer_tokenizer_config
+from eqjax.convert.discriminator import discriminator_variables
 from eqjax.convert.files import (
     averaged_tokenizer_state_dict,
     full_tokenizer_state_dict,
@@ -9,8 +10,15 @@ from eqjax.convert.files import (
     published_checkpoint,
     read_reference,
 )
-from eqjax.convert.nets import dino_params, dinov2_params, lpips_params
-from eqjax.convert.rules import ConversionError
+from eqjax.convert.nets import (
+    dino_params,
+    dinov2_params,
+    frozen_shapes,
+    inception_params,
+    lpips_params,
+    unused_in_frozen,
+)
+from eqjax.convert.rules import ConversionError, check_shapes
 from eqjax.convert.weights import (
     generator_params,
     generator_state_dict,
@@ -21,11 +29,15 @@ from eqjax.convert.weights import (
 __all__ = [
     "ConversionError",
     "averaged_tokenizer_state_dict",
+    "check_shapes",
     "dino_params",
     "dinov2_params",
+    "discriminator_variables",
+    "frozen_shapes",
     "full_tokenizer_state_dict",
     "generator_params",
     "generator_state_dict",
+    "inception_params",
     "infer_generator_config",
     "infer_tokenizer_config",
     "live_tokenizer_state_dict",
@@ -35,4 +47,5 @@ __all__ = [
     "read_reference",
     "tokenizer_params",
     "tokenizer_state_dict",
+    "unused_in_frozen",
 ]

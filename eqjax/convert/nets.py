@@ -1,10 +1,11 @@
 """Frozen networks: published PyTorch state_dicts → Flax parameters, by tables of names."""
 
+import functools
 import re
 
 import numpy as np
 
-from eqjax.convert.rules import import_arrays, make_rules
+from eqjax.convert.rules import import_arrays, make_rules, reference_shapes
 
 # Rows as in eqjax.convert.weights: Flax module (a pattern), reference module, kind of layer.
 _LPIPS = (
@@ -23,70 +24,90 @@ _VIT = (
     (r"blocks/scale(\d)", r"blocks.*.ls\1.gamma", "bare"),
     ("norm", "norm", "norm"),
 )
+_INCEPTION = (
+    (r"conv_(\w+)/conv", r"Conv2d_\1.conv", "conv"),
+    (r"mixed_(\w+)/(\w+)/conv", r"Mixed_\1.\2.conv", "conv"),
+    *(
+        row
+        for ours, theirs in (
+            ("scale", "weight"),
+            ("bias", "bias"),
+            ("mean", "running_mean"),
+            ("variance", "running_var"),
+        )
+        for row in (
+            (rf"conv_(\w+)/{ours}", rf"Conv2d_\1.bn.{theirs}", "bare"),
+            (rf"mixed_(\w+)/(\w+)/{ours}", rf"Mixed_\1.\2.bn.{theirs}", "bare"),
+        )
+    ),
+    ("logits", "fc", "linear"),
+)
+
+
+# Network → table, and a pattern of which names may be left over: a classifier, a norm after the last readout, the
+# token of masked patches, a bias that the Inception Score leaves out.
+_NETWORKS = {
+    "lpips": (_LPIPS, r"classifier\..*"),
+    "dino": (_VIT, r"norm\.(weight|bias)"),
+    "dinov2": (_VIT, "mask_token"),
+    "inception": (_INCEPTION, r"fc\.bias|.*\.num_batches_tracked"),
+}
 
 
 def lpips_params(state_dict, module):
     """torchvision's VGG16 and the LPIPS linear layers, in one state_dict → parameters of an `LPIPS`.
 
-    Known to be unused: VGG's classifier.
-
     Raises:
       ConversionError: names or shapes differ.
     """
-    return import_arrays(state_dict, make_rules(module, _LPIPS), _unused(r"classifier\..*"))
+    return _import("lpips", state_dict, module)
 
 
 def dino_params(state_dict, module):
-    """DINO's ViT → parameters of a `ViT` with readouts.
-
-    Keys have no bias, as the reference sets it to zero. Known to be unused: the final norm.
+    """DINO's ViT → parameters of a `ViT` with readouts; keys lose their bias, as the reference sets it to 0.
 
     Raises:
       ConversionError: names or shapes differ.
     """
-    params = import_arrays(state_dict, make_rules(module, _VIT), _unused(r"norm\.(weight|bias)"))
-    bias = params["blocks"]["qkv"]["bias"]  # [depth, 3, heads, d]: of queries, keys, values
-    is_key = np.arange(3)[:, None, None] == 1
-    params["blocks"]["qkv"]["bias"] = bias * ~is_key
+    params = _import("dino", state_dict, module)
+    qkv = params["blocks"]["qkv"]  # Its bias: [depth, 3, heads, d], of queries, keys, values.
+    qkv["bias"] = qkv["bias"] * np.array([1, 0, 1], np.float32)[:, None, None]
     return params
 
 
 def dinov2_params(state_dict, module):
-    """DINOv2's ViT → parameters of a `ViT` without readouts. Known to be unused: the mask token.
+    """DINOv2's ViT → parameters of a `ViT` without readouts.
 
     Raises:
       ConversionError: names or shapes differ.
     """
-    return import_arrays(state_dict, make_rules(module, _VIT), _unused("mask_token"))
+    return _import("dinov2", state_dict, module)
 
 
-def _unused(pattern):
-    return lambda name: bool(re.fullmatch(pattern, name))
-
-
-_DISCRIMINATOR = (
-    ("heads/conv_in", "heads.*.0.0", "spectral conv"),
-    ("heads/norm_in", "heads.*.0.1", "norm"),
-    ("heads/conv", "heads.*.1.fn.0", "spectral conv"),
-    ("heads/norm", "heads.*.1.fn.1", "norm"),
-    ("heads/conv_out", "heads.*.2", "spectral conv"),
-)
-
-
-def discriminator_variables(state_dict, module):
-    """The reference's discriminator heads → {"params", "spectral"} of a `FeatureDiscriminator`.
-
-    Known to be unused: the right singular vectors, which follow from the left ones, and the transformer `dino.*`.
+def inception_params(state_dict, module):
+    """FID's Inception (`pt_inception-2015-12-05`) → parameters of an `Inception`.
 
     Raises:
       ConversionError: names or shapes differ.
     """
-    vectors = {name: np.asarray(array) for name, array in state_dict.items() if name.endswith(".weight_u")}
-    weights = {name: array for name, array in state_dict.items() if name not in vectors}
-    params = import_arrays(weights, make_rules(module, _DISCRIMINATOR), _unused(r"dino\..*|.*\.weight_v"))
-    places = {ours.split("/")[1]: theirs for ours, theirs, kind in _DISCRIMINATOR if kind == "spectral conv"}
-    spectral = {
-        ours: {"u": np.stack([vectors[f"{theirs.replace('*', str(i))}.weight_u"] for i in range(module.num_readouts)])}
-        for ours, theirs in places.items()
-    }
-    return {"params": params, "spectral": {"heads": spectral}}
+    return _import("inception", state_dict, module)
+
+
+def frozen_shapes(network, module):
+    """{reference name: shape} of the arrays that a frozen network's files must hold.
+
+    Args:
+      network: "lpips", "dino", "dinov2" or "inception".
+      module: the Flax module.
+    """
+    return reference_shapes(make_rules(module, _NETWORKS[network][0]))
+
+
+def unused_in_frozen(network, name):
+    """Whether a frozen network's files may hold an array of that name, which nobody uses."""
+    return bool(re.fullmatch(_NETWORKS[network][1], name))
+
+
+def _import(network, state_dict, module):
+    unused = functools.partial(unused_in_frozen, network)
+    return import_arrays(state_dict, make_rules(module, _NETWORKS[network][0]), unused)

@@ -30,6 +30,11 @@ class LPIPS(nn.Module):
     @nn.compact
     def __call__(self, x, y):
         """Pictures [B, H, W, 3] in [-1, 1], both sides at least 16 → distances, float32 [B]."""
+        if x.shape != y.shape or min(x.shape[1:3]) < 2 ** (len(self.widths) - 1):
+            raise ValueError(
+                f"LPIPS compares pictures of equal shapes with sides of at least {2 ** (len(self.widths) - 1)} pixels, "
+                f"got {x.shape} and {y.shape}."
+            )
         vgg = VGG16(self.widths, self.dtype, name="vgg")
         # Two passes: where only one of the pictures is differentiated, only its pass is run backwards.
         distance = jnp.zeros(len(x), jnp.float32)
@@ -57,6 +62,9 @@ def lpips(params, x, y, module=VGG_LPIPS):
 
     Returns:
       float32 [B].
+
+    Raises:
+      ValueError: shapes that differ, or pictures too small for the network.
     """
     return module.apply({"params": jax.lax.stop_gradient(params)}, x, y)
 

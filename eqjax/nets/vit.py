@@ -82,6 +82,8 @@ class ViT(nn.Module):
           normalised patch tokens [B, h, w, C].
         """
         p = self.patch_size
+        if x.shape[1] % p or x.shape[2] % p:
+            raise ValueError(f"pictures of {x.shape[1]}×{x.shape[2]} pixels do not divide into patches of {p}×{p}.")
         b, h, w = len(x), x.shape[1] // p, x.shape[2] // p
         # A product, as the gradient of a convolution of stride p spends p² times the work on zeros.
         x = x.reshape(b, h, p, w, p, 3).swapaxes(2, 3)  # [B, h, w, p, p, 3]

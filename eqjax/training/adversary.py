@@ -113,9 +113,9 @@ def make_judge(config, dtype=jnp.float32):
     if config.kind == "patch":
         return PatchJudge(PatchDiscriminator(config.channels, config.num_layers, dtype)), {}
     if config.kind == "dino":
-        transformer, params = nets.load("dino")
+        transformer, params = nets.load("dino", dtype=dtype)
         heads = FeatureDiscriminator(transformer.width, len(transformer.readouts), dtype=dtype)
-        return FeatureJudge(transformer.clone(dtype=dtype), heads), {"dino": params}
+        return FeatureJudge(transformer, heads), {"dino": params}
     raise ValueError(f"discriminator.kind={config.kind!r} is not one of {KINDS}.")
 
 
@@ -131,7 +131,7 @@ def make_objective(config, tokenizer):
 
     Raises:
       ValueError: an unknown kind of discriminator or loss; a semantic term without a semantic head.
-      eqjax.nets.WeightsFileError: the file of a frozen network is missing or another one.
+      FileNotFoundError, eqjax.nets.FrozenWeightsError: the file of a frozen network is missing, or another one.
     """
     terms = config.objective
     if terms.discriminator_loss not in DISCRIMINATOR_LOSSES:
@@ -140,8 +140,7 @@ def make_objective(config, tokenizer):
         )
     dtype, frozen, lpips, targets, judge = tokenizer.dtype, {}, None, None, None
     if terms.perceptual_weight:
-        perceptual, frozen["lpips"] = nets.load("lpips")
-        perceptual = perceptual.clone(dtype=dtype)
+        perceptual, frozen["lpips"] = nets.load("lpips", dtype=dtype)
 
         def lpips(frozen, x, y):
             return nets.lpips(frozen["lpips"], x, y, perceptual)
@@ -152,8 +151,7 @@ def make_objective(config, tokenizer):
                 f"objective.semantic_weight={terms.semantic_weight} needs a tokenizer with a semantic head; set "
                 "tokenizer.semantic, or the weight to 0."
             )
-        dinov2, frozen["dinov2"] = nets.load("dinov2")
-        dinov2 = dinov2.clone(dtype=dtype)
+        dinov2, frozen["dinov2"] = nets.load("dinov2", dtype=dtype)
 
         def targets(frozen, images):
             return nets.dinov2_targets(frozen["dinov2"], images, dinov2)

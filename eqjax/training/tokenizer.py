@@ -49,7 +49,9 @@ def default_config():
     config.objective = objective.default_config()
     config.discriminator = adversary.default_config()
     config.freeze_encoder = False  # Stage 2: only the decoder's side is trained; needs stage1_weights.
-    config.stage1_weights = config_dict.placeholder(str)  # A name, file or workdir whose averaged weights to start from.
+    config.stage1_weights = config_dict.placeholder(
+        str
+    )  # A name, file or workdir whose averaged weights to start from.
     config.accumulation_steps = 1  # Parts that a batch is worked through in, for memory.
     config.eval_images = 256  # Held-out pictures for PSNR; at most what there is.
     config.data = default_data_config()
@@ -115,7 +117,12 @@ class Updates:
         spectral = state.discriminator and state.discriminator["spectral"]
         (grads, terms), spectral = self._accumulate(part, spectral, images, stream(key, "tokenizer"))
         updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
-        return optax.apply_updates(trainable, updates), opt_state, spectral, terms | {"grad_norm": optax.tree.norm(grads)}
+        return (
+            optax.apply_updates(trainable, updates),
+            opt_state,
+            spectral,
+            terms | {"grad_norm": optax.tree.norm(grads)},
+        )
 
     def discriminator(self, state, params, spectral, frozen, images, key):
         """Updates the discriminator on reconstructions by the tokenizer's new parameters.
@@ -167,7 +174,7 @@ def make_stage(config):
 
     Raises:
       ValueError: fields that do not fit together; stage 2 without stage 1, or with one of another architecture.
-      eqjax.nets.files.MissingWeightsError: a frozen network's file is missing.
+      FileNotFoundError: the file of a frozen network is missing.
     """
     tokenizer = pretrained.make_module("tokenizer", dict(config.tokenizer))
     if config.accumulation_steps < 1 or config.batch_size % config.accumulation_steps:
@@ -198,9 +205,7 @@ def make_stage(config):
         if discriminator is not None:
             variables = discriminator.init(stream(key, "discriminator"), config.data.height, config.data.width)
             variables["opt_state"] = discriminator_optimizer.init(variables["params"])
-        return TokenizerState(
-            jnp.zeros((), jnp.int32), params, params, optimizer.init(split(params)[0]), variables
-        )
+        return TokenizerState(jnp.zeros((), jnp.int32), params, params, optimizer.init(split(params)[0]), variables)
 
     def warm_start(state):
         if stage1 is None:
@@ -273,7 +278,9 @@ def load_stage1(config, tokenizer):
     if "tokenizer" not in weights.modules:
         raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
     have, want = (pretrained.module_config(m) for m in (weights.modules["tokenizer"], tokenizer))
-    different = [f"  {k}: stage 1 {have[k]!r}, this run {want[k]!r}" for k in want if k != "dtype" and have[k] != want[k]]
+    different = [
+        f"  {k}: stage 1 {have[k]!r}, this run {want[k]!r}" for k in want if k != "dtype" and have[k] != want[k]
+    ]
     if different:
         raise ValueError(f"the tokenizer of {path} is not the one to be trained:\n" + "\n".join(different))
     return weights.params["tokenizer"]
@@ -285,6 +292,7 @@ def measure_latent_scale(tokenizer, params, config, num_batches=16):
     What the published 0.05493 is for the published tokenizer: scaled latents, posterior noise
     included, have unit scale.
     """
+
     @jax.jit
     def mean_square(images, key):
         posterior = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")

@@ -68,6 +68,13 @@ def test_bfloat16_convolutions_with_float32_distances(small):
     assert rough.dtype == jnp.float32 and 0 < relative_error(rough, exact) < 0.05
 
 
+@pytest.mark.parametrize("shapes", [((1, 8, 32, 3), (1, 8, 32, 3)), ((1, 32, 32, 3), (2, 32, 32, 3))])
+def test_pictures_that_cannot_be_compared_are_refused(small, shapes):
+    module, params = small
+    with pytest.raises(ValueError, match="equal shapes with sides of at least 16 pixels"):
+        nets.lpips(params, *map(jnp.zeros, shapes), module)
+
+
 def test_every_published_array_converts():
     manifests = published_files.read_json("frozen_manifests.json.gz")
     shapes = manifests["vgg16_torchvision"] | manifests["lpips_lins"] | {"classifier.0.weight": (4096, 25088)}

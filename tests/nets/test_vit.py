@@ -110,6 +110,12 @@ def test_sides_that_16_does_not_divide_are_refused(small):
         nets.dinov2_targets(small[1], jnp.zeros((1, 48, 40, 3)), small[0])
 
 
+def test_pictures_that_do_not_divide_into_patches_are_refused(small):
+    module, params = small
+    with pytest.raises(ValueError, match="8×10 pixels do not divide into patches of 4×4"):
+        module.apply({"params": params}, jnp.zeros((1, 8, 10, 3)))
+
+
 def test_positions_of_the_own_square_are_untouched_and_the_class_keeps_its_own():
     positions = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
     assert resample_positions(positions, (3, 3)) is positions

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eqjax import Tokenizer, convert, nets
-from eqjax.convert.nets import dino_params, dinov2_params, discriminator_variables, lpips_params
+from eqjax.convert import dino_params, dinov2_params, discriminator_variables, lpips_params
 from eqjax.tokenizer import losses
 from eqjax.tokenizer.augment import diff_augment
 from eqjax.tokenizer.discriminator import FeatureDiscriminator

@@ -185,6 +185,11 @@ def test_default_is_the_published_recipe():
     assert (terms.semantic_start, terms.adversarial_start, terms.adversarial_weight) == (20001, 5001, 0.5)
     assert (config.batch_size, config.discriminator.kind, terms.discriminator_loss) == (96, "dino", "hinge")
     assert all((o.learning_rate, o.b1, o.b2, o.weight_decay, o.clip_norm) == (1.92e-4, 0.5, 0.9, 0, 0) for o in both)
-    assert (both[0].schedule, both[0].warmup_steps, both[1].schedule, both[1].warmup_steps) == ("step", 3000, "constant", 0)
+    assert (both[0].schedule, both[0].warmup_steps, both[1].schedule, both[1].warmup_steps) == (
+        "step",
+        3000,
+        "constant",
+        0,
+    )
     second = tokenizer_imagenet256.get_config("stage2")
     assert second.freeze_encoder and second.objective.semantic_weight == 0
