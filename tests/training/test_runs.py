@@ -125,8 +125,8 @@ def test_what_does_not_fit(runs, tmp_path):
         tokenizer.train_and_evaluate(config, str(tmp_path))
     config = tokenizer_config(1)
     with config.unlocked():
-        del config.kl_weight
-    with pytest.raises(ValueError, match=r"missing: \['kl_weight'\]"):
+        del config.objective.kl_weight
+    with pytest.raises(ValueError, match=r"missing: \['objective.kl_weight'\]"):
         tokenizer.train_and_evaluate(config, str(tmp_path))
     config = tokenizer_config(1)
     config.tokenizer.update(chanels=3)
