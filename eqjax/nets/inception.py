@@ -229,4 +229,4 @@ def inception_features(params, images, module=FID_INCEPTION):
       `InceptionFeatures`.
     """
     images = resize(images, (_SIDE, _SIDE), "bilinear_tf1")
-    return module.apply({"params": params}, (images - 128) / 128)
+    return module.apply({"params": jax.lax.stop_gradient(params)}, (images - 128) / 128)

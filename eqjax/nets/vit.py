@@ -29,6 +29,7 @@ class Block(nn.Module):
     def __call__(self, x, _):
         """Tokens [B, 1 + N, C] float32 → the same, twice: to carry on with, and to collect."""
         width = x.shape[-1]
+        # Branches may be in bfloat16; x is float32, and so is the sum.
         h = self._norm("norm1")(x)
         qkv = self._linear((3, self.num_heads, width // self.num_heads), "qkv")(h)  # [B, 1 + N, 3, heads, d]
         h = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
@@ -45,8 +46,6 @@ class Block(nn.Module):
         return nn.DenseGeneral(features, axis=axis, dtype=self.dtype, name=name)
 
     def _scale(self, name, x):
-        # Float32 from here: the residual stream keeps what bfloat16 would round away.
-        x = x.astype(jnp.float32)
         return x * self.param(name, nn.initializers.ones, x.shape[-1:]) if self.layer_scale else x
 
 
