@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from eqjax import pixels, pretrained
+from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import eval_batches, make_source
 from eqjax.training import loop, optim
@@ -50,6 +50,7 @@ def train_and_evaluate(config, workdir):
       ValueError: an unknown or impossible field.
     """
     loop.check_config(config, default_config())
+    config = loop.resolve(config)
     return loop.train(config, workdir, make_stage(config))
 
 
@@ -101,24 +102,28 @@ def make_stage(config):
         return pixels.psnr(images, out.images), pixels.to_uint8(out.images)
 
     def evaluate(state):
-        values = []
+        values, mesh = [], sharding.mesh_of(state)
         for batch in eval_batches(config.data, batch_size=config.batch_size, num_images=config.eval_images):
+            batch = sharding.shard_batch(batch, mesh)
             psnr, _ = reconstruct(state.ema_params, batch["image"])
-            values.append(np.asarray(psnr)[batch["mask"]])
+            values.append(sharding.gather(psnr)[sharding.gather(batch["mask"])])
         return {"eval_psnr": float(np.mean(np.concatenate(values)))}
 
     def pictures(state, batch):
         images = np.asarray(batch["image"])[:8]
-        _, out = reconstruct(state.ema_params, images)
+        _, out = reconstruct(sharding.local(state.ema_params), images)
         pairs = np.concatenate([images, np.asarray(out)], axis=1)  # Each above its reconstruction.
         return {"reconstructions": pixels.grid(pairs, columns=8)}
 
     def export(state, path):
-        scale = measure_latent_scale(tokenizer, state.ema_params, config)
+        params = sharding.gather(state.ema_params)
+        if jax.process_index():
+            return
+        scale = measure_latent_scale(tokenizer, params, config)
         source = make_source(config.data)
         weights = pretrained.Weights(
             {"tokenizer": tokenizer},
-            {"tokenizer": jax.device_get(state.ema_params)},
+            {"tokenizer": params},
             latent_scale=scale,
             class_names=tuple(source.class_names),
             notes=f"tokenizer after {int(state.step)} steps; config: {config.to_json_best_effort()}",
