@@ -1,5 +1,6 @@
 """Checkpoints of a training run: state, data position and configuration, in one Orbax step."""
 
+import contextlib
 import json
 import os
 
@@ -15,6 +16,8 @@ class ConfigMismatchError(ValueError):
 # Parts of a configuration that decide what the saved arrays mean. Others (the learning rate, the
 # number of steps, how often to log) may change between runs that continue each other.
 FIXED_PARTS = ("stage", "model", "tokenizer", "discriminator", "generator")
+# Fields inside those parts that change how a step is computed, and not what it computes.
+FREE_FIELDS = ("generator.remat",)
 
 
 class Checkpoints:
@@ -24,22 +27,69 @@ class Checkpoints:
     that can be read: a damaged one is reported, removed, and the one before it is taken.
     """
 
-    def __init__(self, directory, config, *, keep=2):
-        """Args: directory; config, a plain dict that travels inside; keep, the number of steps kept."""
+    def __init__(self, directory, config, *, keep=2, keep_every=0, best=""):
+        """Made for one run.
+
+        Args:
+          directory: folder of the steps.
+          config: a plain dict that travels inside.
+          keep: the number of newest steps kept.
+          keep_every: steps that are multiples of it are kept for good; 0: none.
+          best: the metric whose best step is kept too: "name:min" or "name:max"; "": none.
+
+        Raises:
+          ValueError: another form of `best`.
+        """
         # Through JSON once, so that it compares equal to what comes back from a file.
         self._config = json.loads(json.dumps(config))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_best_fn(best),
+            preservation_policy=_preservation(keep, keep_every, best),
+            create=True,
+        )
         self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
 
-    def save(self, step, state, data_state):
-        """Saves a pytree of arrays and the data iterator's state (JSON values) as step `step`."""
+    def save(self, step, state, data_state, metrics=None):
+        """Saves a state as step `step`; nothing happens where that step is already there.
+
+        Args:
+          step: its number.
+          state: a pytree of arrays.
+          data_state: the data iterator's state, JSON values.
+          metrics: {name: number} of this step, for `best`.
+
+        Raises:
+          OSError: an earlier save did not succeed, say for a full disk; the steps before it stay.
+        """
+        if step in self._manager.all_steps():
+            return
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             data=ocp.args.JsonSave(data_state),
             config=ocp.args.JsonSave(self._config),
         )
-        if not self._manager.save(step, args=args):
-            raise RuntimeError(f"Orbax did not save step {step} under {self._manager.directory}: it exists already.")
+        with self._saving():
+            saved = self._manager.save(step, args=args, metrics=metrics)
+        if not saved:
+            raise RuntimeError(f"Orbax did not save step {step} under {self._manager.directory}: a later one exists.")
+
+    @contextlib.contextmanager
+    def _saving(self):
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore wrap what the file system said in several classes.
+            steps = sorted(self._manager.all_steps(read=True))
+            raise OSError(
+                f"a checkpoint could not be written under {self._manager.directory}: {_first_line(error)}\n"
+                f"Steps {steps} are whole; free space if the disk is full, and start the same command again."
+            ) from error
+
+    def preempted(self, step):
+        """Whether the platform (or SIGTERM) asked the processes to stop; true at the same step on all of them.
+
+        For runs of several processes, which must ask at every step.
+        """
+        return self._manager.reached_preemption(step)
 
     def restore(self, template):
         """The newest readable step.
@@ -68,7 +118,7 @@ class Checkpoints:
             except ConfigMismatchError:
                 raise
             except Exception as error:  # Orbax raises bare Exceptions for damaged chunks.
-                reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+                reason = _first_line(error)
                 errors.append(f"step {step}: {reason}")
                 logging.error("Checkpoint %s of %s cannot be read: %s", step, self._manager.directory, reason)
                 continue
@@ -95,20 +145,51 @@ class Checkpoints:
             )
 
     def wait(self):
-        """Blocks until what was saved lies on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until what was saved lies on disk.
+
+        Raises:
+          OSError: as `save`.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+
+def _first_line(error):
+    return str(error).splitlines()[0][:200] if str(error) else repr(error)
+
+
+def _best_fn(best):
+    if not best:
+        return None
+    name, _, mode = best.partition(":")
+    if not name or mode not in ("min", "max"):
+        raise ValueError(f"keep_best={best!r} must be 'name:min' or 'name:max', as in 'eval_loss:min'.")
+    sign = 1 if mode == "max" else -1
+    return lambda metrics: sign * metrics[name]
+
+
+def _preservation(keep, keep_every, best):
+    policies = [ocp.checkpoint_managers.LatestN(keep)]
+    if keep_every:
+        policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+    if best:
+        one = ocp.checkpoint_managers.BestN(get_metric_fn=_best_fn(best), n=1, keep_checkpoints_without_metrics=False)
+        policies.append(one)
+    return ocp.checkpoint_managers.AnyPreservationPolicy(policies)
 
 
 def _compare(name, saved, current, differences):
     if isinstance(saved, dict) and isinstance(current, dict):
         for key in sorted(saved.keys() | current.keys()):
             _compare(f"{name}.{key}", saved.get(key), current.get(key), differences)
-    elif saved != current:
+    elif saved != current and name not in FREE_FIELDS:
         differences.append(f"  {name}: checkpoint {saved!r}, this run {current!r}")

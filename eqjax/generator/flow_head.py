@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from eqjax.generator.layers import layer_norm, xavier
+from eqjax.generator.layers import layer_norm, remat_policy, xavier
 
 _TIME_FEATURES = 256
 
@@ -70,12 +70,14 @@ class FlowHead(nn.Module):
       depth: residual blocks.
       latent_dim: D.
       dtype: compute dtype of the products; norms, modulation sums and time are float32.
+      remat: as the generator's; any recomputation does blocks anew here.
     """
 
     width: int
     depth: int
     latent_dim: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool | str = False
 
     def setup(self):
         def dense(features, init=xavier):
@@ -88,7 +90,9 @@ class FlowHead(nn.Module):
         # One matrix for the modulations of all blocks: they read the same input.
         self.modulation = dense((self.depth, 3, self.width), zeros)
         self.final_modulation = dense((2, self.width), zeros)
-        self.blocks = [FlowBlock(self.width, self.dtype) for _ in range(self.depth)]
+        options = remat_policy(self.remat)
+        block = FlowBlock if options is None else nn.remat(FlowBlock, **{**options, "prevent_cse": True})
+        self.blocks = [block(self.width, self.dtype) for _ in range(self.depth)]
         self.final_norm = layer_norm(1e-6, jnp.float32, use_bias=False, use_scale=False)
         self.output_proj = dense(self.latent_dim, zeros)
 

@@ -10,9 +10,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from eqjax import flow
+from eqjax import flow, sharding
 from eqjax.generator.flow_head import FlowHead
-from eqjax.generator.layers import Ring, layer_norm, stacked_blocks, window_mask, xavier
+from eqjax.generator.layers import Ring, layer_norm, remat_policy, stacked_blocks, window_mask, xavier
 from eqjax.generator.rope import rope_angles
 
 _normal = nn.initializers.normal(0.02)
@@ -52,7 +52,9 @@ class Generator(nn.Module):
       flow_batch_mult: flow times drawn per column in training.
       dropout_rate: on attention weights, attention outputs and in the MLP.
       label_dropout_rate: probability that training replaces a label by the null class.
-      remat: compute blocks anew in the backward pass instead of storing them.
+      remat: what the backward pass computes anew instead of storing it: "none", "full" (all but the
+        inputs of blocks), "dots" (all but products) or "projections" (all but products with parameters;
+        attention is computed anew). False and True are "none" and "full".
       dtype: compute dtype; parameters, norms, softmax, RoPE and the flow's state are float32.
     """
 
@@ -69,7 +71,7 @@ class Generator(nn.Module):
     flow_batch_mult: int = 4
     dropout_rate: float = 0.1
     label_dropout_rate: float = 0.1
-    remat: bool = False
+    remat: bool | str = False
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
@@ -81,6 +83,7 @@ class Generator(nn.Module):
             )
         if self.window_size is not None and self.window_size < 1:
             raise ValueError(f"window_size={self.window_size} must be ≥ 1 (the own column), or None for all.")
+        remat_policy(self.remat)
 
     def setup(self):
         self.class_embedding = self.param("class_embedding", _normal, (self.num_classes, self.width))
@@ -97,7 +100,7 @@ class Generator(nn.Module):
             dtype=self.dtype,
         )
         self.output_norm = layer_norm(1e-6, self.dtype)
-        self.flow_head = FlowHead(self.flow_width, self.flow_depth, self.latent_dim, self.dtype)
+        self.flow_head = FlowHead(self.flow_width, self.flow_depth, self.latent_dim, self.dtype, self.remat)
 
     @property
     def head_dim(self):
@@ -134,7 +137,7 @@ class Generator(nn.Module):
         condition = self.condition(labels, deterministic=deterministic)
         # The last column conditions none.
         x = self.input_norm(self.latent_proj(jnp.asarray(latents[:, :-1], self.dtype)))  # [B, L-1, E]
-        length = x.shape[1]
+        x, length = sharding.constrain(x, "batch", None, None), x.shape[1]
         angles = rope_angles(jnp.arange(length) + rope_shift, self.head_dim)
         mask = window_mask(length, self.window_size)
         keys_values = condition.keys, condition.values
@@ -146,7 +149,15 @@ class Generator(nn.Module):
         return self.flow_head(x_t, jnp.asarray(time), context)
 
     def loss(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
-        """The rectified-flow loss, a scalar.
+        """The rectified-flow loss, a scalar: the mean of `column_losses`, which see."""
+        return jnp.mean(
+            self.column_losses(
+                latents, labels, time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic
+            )
+        )
+
+    def column_losses(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
+        """The rectified-flow loss of every column, [L].
 
         Args:
           latents: [B, L, D], scaled.
@@ -163,20 +174,21 @@ class Generator(nn.Module):
             drop = jax.random.bernoulli(self.make_rng("label"), self.label_dropout_rate, labels.shape)
             labels = jnp.where(drop, self.num_classes, labels)
         context = self.context(latents, labels, rope_shift=rope_shift, deterministic=deterministic)
-        data, context = (jnp.tile(x.reshape(-1, x.shape[-1]), (self.flow_batch_mult, 1)) for x in (latents, context))
-        if time is None:
-            time = jax.random.uniform(self.make_rng("flow"), data.shape[:1])
-        if noise is None:
-            noise = jax.random.normal(self.make_rng("flow"), data.shape)
-        time = flow.squeeze_time(time)
-        velocity = self.velocity(flow.interpolate(data, noise, time), time, context)
-        return jnp.mean(jnp.square(velocity - flow.velocity_target(data, noise)))
+        # The batch keeps an axis of its own: merged with others it could not be split over devices.
+        rows = (self.flow_batch_mult, *latents.shape[:2])
+        time = jax.random.uniform(self.make_rng("flow"), rows) if time is None else jnp.reshape(time, rows)
+        shape = (*rows, self.latent_dim)
+        noise = jax.random.normal(self.make_rng("flow"), shape) if noise is None else jnp.reshape(noise, shape)
+        time = flow.squeeze_time(sharding.constrain(time, None, "batch", None))
+        noise = sharding.constrain(noise, None, "batch", None, None)
+        velocity = self.velocity(flow.interpolate(latents, noise, time), time, context)  # [M, B, L, D]
+        return jnp.mean(jnp.square(velocity - flow.velocity_target(latents, noise)), axis=(0, 1, 3))
 
     def condition(self, labels, *, deterministic=True):
         """What the labels [B] contribute to every column, a `Condition`."""
         table = jnp.concatenate([self.class_embedding, self.null_embedding])
         tokens = table[labels][:, None] + self.cond_positions  # [B, T, E]
-        tokens = self.input_norm(jnp.asarray(tokens, self.dtype))
+        tokens = sharding.constrain(self.input_norm(jnp.asarray(tokens, self.dtype)), "batch", None, None)
         tokens, (keys, values) = self.blocks.condition(tokens, deterministic)
         return Condition(keys, values, self.output_norm(tokens[:, -1]))
 

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from eqjax import sharding
 from eqjax.generator.rope import rotate
 
 xavier = nn.initializers.xavier_uniform()
@@ -103,6 +104,7 @@ class Block(nn.Module):
     def columns(self, x, keys_values, angles, mask, deterministic):
         """All columns [B, L, E] → [B, L, E]."""
         drop = lambda weights: self.dropout(weights, deterministic=deterministic)  # noqa: E731
+        x = sharding.constrain(x, "batch", None, None)
         query, key, value = self._self_projections(x, angles)
         x = x + drop(self.self_out(attend(query, key, value, mask, drop)))
         x = x + drop(self.cross_out(self._cross(x, keys_values, angles, drop)))
@@ -134,23 +136,50 @@ class Block(nn.Module):
         return x + self.dropout(h, deterministic=deterministic)
 
 
+def remat_policy(name):
+    """What the backward pass keeps, by the name of a recomputation policy.
+
+    Args:
+      name: "none", "full", "dots" or "projections"; False and True are "none" and "full".
+
+    Returns:
+      Keyword arguments for nn.remat, or None for no recomputation.
+
+    Raises:
+      ValueError: another name.
+    """
+    policies = {
+        "full": None,
+        "dots": jax.checkpoint_policies.dots_saveable,
+        "projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    name = {False: "none", True: "full"}.get(name, name)
+    if name == "none":
+        return None
+    if name not in policies:
+        raise ValueError(f"remat={name!r} is not one of {['none', *policies]}.")
+    return dict(prevent_cse=False, policy=policies[name])
+
+
 def stacked_blocks(depth, remat, **fields):
     """`depth` blocks with parameters stacked along a leading axis, each method scanned over layers.
 
-    Compile time does not grow with depth. With `remat` the backward pass computes every block anew
-    instead of keeping its activations.
+    Compile time does not grow with depth. With `remat` (see `remat_policy`) the backward pass
+    computes blocks anew instead of keeping all their activations.
     """
-    block = Block
-    if remat:
+    block, options = Block, remat_policy(remat)
+    if options is not None:
         # The number of `deterministic` among the arguments; `self` does not count in this form.
         block = nn.remat(
             block,
             methods={
-                "condition": dict(prevent_cse=False, static_argnums=(1,)),
-                "columns": dict(prevent_cse=False, static_argnums=(4,)),
+                "condition": dict(options, static_argnums=(1,)),
+                "columns": dict(options, static_argnums=(4,)),
             },
         )
-    over = dict(variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=depth)
+    # What a look inside captures (`capture_intermediates`) is stacked as the parameters are.
+    axes = {"params": 0, "intermediates": 0}
+    over = dict(variable_axes=axes, split_rngs={"params": True, "dropout": True}, length=depth)
     same = nn.broadcast
     scanned = nn.scan(
         block,

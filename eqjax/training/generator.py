@@ -7,8 +7,6 @@ Images are encoded inside the jitted step.
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.2 and appendix.
 """
 
-import functools
-
 from absl import logging
 import jax
 import jax.numpy as jnp
@@ -17,11 +15,12 @@ from ml_collections import config_dict
 import numpy as np
 import optax
 
-from eqjax import pixels, pretrained
+from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import eval_batches, make_source
+from eqjax.generator import LOGICAL_AXES
 from eqjax.sampling import Model
-from eqjax.training import loop, optim
+from eqjax.training import diagnosis, loop, optim
 from eqjax.training.state import TrainState, ema_update, stream
 
 
@@ -33,6 +32,7 @@ def default_config():
         pretrained.module_config(pretrained.Generator()), convert_dict=False, type_safe=False
     )
     config.tokenizer_weights = config_dict.placeholder(str)  # A name, file or workdir; see load_pretrained.
+    config.accumulation_steps = 1  # Parts that a batch is taken in, one after another, to save memory.
     config.eval_images = 256  # Held-out pictures for the loss; at most what there is.
     config.sample_columns = 16  # Of the pictures drawn during training.
     config.sample_guidance = 3.0
@@ -59,6 +59,7 @@ def train_and_evaluate(config, workdir):
       ValueError: an unknown or impossible field; a tokenizer that does not fit.
     """
     loop.check_config(config, default_config())
+    config = loop.resolve(config)
     return loop.train(config, workdir, make_stage(config))
 
 
@@ -98,53 +99,40 @@ def make_stage(config):
         )
     tokenizer = weights.modules["tokenizer"]
     scale = pretrained.PUBLISHED_LATENT_SCALE if weights.latent_scale is None else weights.latent_scale
-    optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps)
-    tokenizer_params = jax.tree.map(jnp.asarray, weights.params["tokenizer"])
-
-    def encode(params, images, key):
-        images = pixels.from_uint8(images)
-        return tokenizer.apply({"params": params}, images, method="encode").sample(key) * scale
-
-    def loss_fn(params, constants, batch, key, deterministic):
-        latents = encode(constants["tokenizer"], batch["image"], stream(key, "posterior"))
-        return generator.apply(
-            {"params": params},
-            latents,
-            batch["label"],
-            deterministic=deterministic,
-            method="loss",
-            rngs={name: stream(key, name) for name in ("flow", "rope", "label", "dropout")},
-        )
+    # Frozen parameters are arguments of every program that uses them, never its constants.
+    frozen = weights.params["tokenizer"]
+    optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
+    encode = make_encode(tokenizer, scale)
+    steps = make_steps(generator, optimizer, encode, config)
 
     def init(key):
         params = generator.init_params(key)
         return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
-    def step(state, batch, key, constants):
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, constants, batch, key, False)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = optim.ema_decay(config.optimizer, state.step + 1)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
-        return TrainState(state.step + 1, params, ema_update(state.ema_params, params, decay), opt_state), metrics
-
-    eval_loss = jax.jit(functools.partial(loss_fn, deterministic=True))
+    @jax.jit
+    def eval_losses(frozen, params, batch, key):
+        latents, labels = encode(frozen, batch, stream(key, "posterior"))
+        rngs = {name: stream(key, name) for name in ("flow", "rope")}
+        return generator.apply(
+            {"params": params}, latents, labels, deterministic=True, method="column_losses", rngs=rngs
+        )
 
     def evaluate(state):
         # The same noise every time, so that values can be compared from step to step.
-        key, losses, constants = jax.random.key(0), [], {"tokenizer": tokenizer_params}
-        for i, batch in enumerate(
-            eval_batches(config.data, batch_size=config.batch_size, num_images=config.eval_images)
-        ):
-            losses.append(float(eval_loss(state.ema_params, constants, batch, jax.random.fold_in(key, i))))
-        return {"eval_loss": float(np.mean(losses))}
-
-    def model(state):
-        return Model(tokenizer, tokenizer_params, generator, state.ema_params, scale, tuple(source.class_names))
+        key, losses, mesh = jax.random.key(0), [], sharding.mesh_of(state)
+        on_mesh = sharding.put(frozen, sharding.replicated(mesh))
+        batches = eval_batches(config.data, batch_size=config.batch_size, num_images=config.eval_images, **share(mesh))
+        for i, batch in enumerate(batches):
+            batch = sharding.shard_batch(batch, mesh)
+            losses.append(sharding.gather(eval_losses(on_mesh, state.ema_params, batch, jax.random.fold_in(key, i))))
+        columns = np.mean(losses, axis=0)
+        return {"eval_loss": float(np.mean(columns)), "eval_column_loss": columns}
 
     def pictures(state, batch):
         del batch
-        images = model(state).sample(
+        params = sharding.local(state.ema_params)
+        model = Model(tokenizer, frozen, generator, params, scale, tuple(source.class_names))
+        images = model.sample(
             list(range(min(16, generator.num_classes))),
             num_columns=config.sample_columns,
             guidance_scale=config.sample_guidance,
@@ -153,13 +141,69 @@ def make_stage(config):
         return {"samples": pixels.grid(images, columns=2)}
 
     def export(state, path):
+        params = sharding.gather(state.ema_params)
+        if jax.process_index():
+            return
         exported = pretrained.Weights(
             {"tokenizer": tokenizer, "generator": generator},
-            {"tokenizer": weights.params["tokenizer"], "generator": jax.device_get(state.ema_params)},
+            {"tokenizer": frozen, "generator": params},
             latent_scale=scale,
             class_names=tuple(source.class_names),
             notes=f"generator after {int(state.step)} steps; config: {config.to_json_best_effort()}\n{weights.notes}",
         )
         pretrained.save(path, exported)
 
-    return loop.Stage(init, step, evaluate, pictures, export, constants={"tokenizer": tokenizer_params})
+    def diagnose(state, batch, key):
+        latents, labels = jax.jit(encode)(frozen, sharding.gather(batch), stream(key, "posterior"))
+        return diagnosis.first_bad_module(generator, sharding.gather(state.params), latents, labels, key)
+
+    step, plain_step = (jax.tree_util.Partial(step, frozen) for step in steps)
+    return loop.Stage(init, step, evaluate, pictures, export, LOGICAL_AXES, diagnose, plain_step)
+
+
+def share(mesh):
+    """The share of batches that this process reads, as arguments of the data pipeline."""
+    return dict(zip(("process_index", "process_count"), sharding.batch_share(mesh), strict=True))
+
+
+def make_encode(tokenizer, scale):
+    """How a batch becomes what the generator sees: (tokenizer's parameters, batch, key) → latents, labels."""
+
+    def encode(frozen, batch, key):
+        images = pixels.from_uint8(batch["image"])
+        posterior = tokenizer.apply({"params": frozen}, images, method="encode")
+        return posterior.sample(key) * scale, batch["label"]
+
+    return encode
+
+
+def make_steps(generator, optimizer, encode, config):
+    """The training step, (frozen, state, batch, key) → (state, metrics), and the same without recomputation."""
+    schedule = optim.make_schedule(config.optimizer, config.total_steps)
+
+    def make_step(generator):
+        def loss_fn(params, frozen, batch, key):
+            latents, labels = encode(frozen, batch, stream(key, "posterior"))
+            rngs = {name: stream(key, name) for name in ("flow", "rope", "label", "dropout")}
+            losses = generator.apply({"params": params}, latents, labels, method="column_losses", rngs=rngs)
+            return jnp.mean(losses), losses
+
+        def step(frozen, state, batch, key):
+            def compute(_, batch, key):
+                return jax.value_and_grad(loss_fn, has_aux=True)(state.params, frozen, batch, key), None
+
+            ((loss, columns), grads), _ = optim.accumulated(compute, batch, key, config.accumulation_steps)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = ema_update(state.ema_params, params, optim.ema_decay(config.optimizer, state.step + 1))
+            metrics = {
+                "loss": loss,
+                "grad_norm": optax.tree.norm(grads),
+                "learning_rate": schedule(state.step),
+                "column_loss": columns,
+            }
+            return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+        return step
+
+    return make_step(generator), make_step(generator.clone(remat=False))

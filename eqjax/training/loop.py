@@ -1,17 +1,20 @@
 """The loop both stages share: data → step → logs, pictures, checkpoints."""
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
-import math
 import os
+from typing import Any
 
 from absl import logging
 import jax
 import ml_collections
 
-from eqjax import sharding
+from eqjax import hardware, sharding
 from eqjax.checkpoints import Checkpoints
-from eqjax.data import make_iterator
+from eqjax.data import make_iterator, make_source
+from eqjax.training import flops
+from eqjax.training.guard import Preempted, StepWatch, StopSignal, WorkdirLock, not_finite, skip_bad_updates
 from eqjax.training.metrics import MetricWriter, Progress
 
 
@@ -19,14 +22,23 @@ from eqjax.training.metrics import MetricWriter, Progress
 class Stage:
     """What one stage of training is, for the loop to run.
 
+    The state is any pytree with a field `step`, the number of steps done. All functions are called on
+    every process; where there are several, `sharding.gather` and `sharding.local` give what numpy or a
+    program of one process can use, and files are written by process 0.
+
     Attributes:
-      init: key → `TrainState`; traced.
-      step: (state, batch, key, constants) → (state, {name: scalar}); traced; `key` belongs to the step alone.
+      init: key → state; traced.
+      step: (state, batch, key) → (state, {name: scalar, or vector for one curve per entry}); traced.
+        `key` belongs to the step alone. The update counts only where all metrics are finite: have the
+        loss and the gradients' norms among them. A `jax.tree_util.Partial` brings frozen arrays as
+        arguments, which would otherwise become constants of the compiled program.
       evaluate: state → {name: number}, on held-out data.
-      pictures: (state, batch) → {name: uint8 picture}.
+      pictures: (state, batch) → {name: uint8 picture}; the batch is numpy, the same everywhere.
       export: (state, path) → None, writes the averaged weights.
-      warm_start: fresh state → the state to start from, where it does not start from random parameters.
-      constants: arrays that the step reads and never changes, say of frozen networks.
+      rules: how the state is split over a mesh, as `sharding.spec_for` takes them.
+      diagnose: (state, batch, key) → text: which module is the first that is not finite; or None.
+      plain_step: `step` without recomputation, for counting the model's own FLOPs; None: `step`.
+      warm_start: fresh state → the state to start from, where a run does not start from random parameters.
     """
 
     init: Callable
@@ -34,8 +46,10 @@ class Stage:
     evaluate: Callable
     pictures: Callable
     export: Callable
+    rules: tuple = ()
+    diagnose: Callable | None = None
+    plain_step: Callable | None = None
     warm_start: Callable = lambda state: state
-    constants: dict = dataclasses.field(default_factory=dict)
 
 
 def default_config():
@@ -44,11 +58,48 @@ def default_config():
     config.seed = 0
     config.batch_size = 256  # Global: all processes and devices together.
     config.total_steps = 100_000
+    config.total_epochs = 0.0  # Passes over the training pictures, in place of total_steps; 0: total_steps counts.
+    config.mesh = "data:-1"  # Axes data, fsdp, tensor; see eqjax.sharding.
     config.log_every = 100  # Steps; likewise below. 0 turns a thing off.
     config.eval_every = 1000
     config.picture_every = 1000
     config.checkpoint_every = 1000
-    config.keep_checkpoints = 2
+    config.keep_checkpoints = 2  # The newest.
+    config.keep_every = 0  # Steps: checkpoints at multiples of it stay.
+    config.keep_best = ""  # The metric of evaluation whose best checkpoint stays: "eval_loss:min"; "": none.
+    config.max_skipped = 10  # Updates in a row that were not finite, and so skipped, until the run stops; 0: never.
+    config.profile_from = 0  # First step of a profiler trace, counted from 1.
+    config.profile_steps = 0  # Its length in steps; 0: no trace.
+    return config
+
+
+def resolve(config):
+    """The configuration with everything in steps: epochs and rates per batch size worked out.
+
+    Args:
+      config: with the fields of `default_config`, `data` and `optimizer`.
+
+    Returns:
+      A copy; resolving it again changes nothing.
+
+    Raises:
+      ValueError: epochs of a negative length.
+    """
+    config = config.copy_and_resolve_references()
+    optimizer = config.optimizer
+    for name, value in (("total_epochs", config.total_epochs), ("warmup_epochs", optimizer.warmup_epochs)):
+        if value < 0:
+            raise ValueError(f"{name}={value} must be at least 0.")
+    if config.total_epochs or optimizer.warmup_epochs:
+        steps_per_epoch = len(make_source(config.data)) / config.batch_size
+        if config.total_epochs:
+            config.total_steps = max(1, round(config.total_epochs * steps_per_epoch))
+        if optimizer.warmup_epochs:
+            optimizer.warmup_steps = float(optimizer.warmup_epochs * steps_per_epoch)
+    if optimizer.rate_batch_size:
+        optimizer.learning_rate *= config.batch_size / optimizer.rate_batch_size
+    config.total_epochs = optimizer.warmup_epochs = 0.0
+    optimizer.rate_batch_size = 0
     return config
 
 
@@ -80,69 +131,60 @@ def train(config, workdir, stage):
     """Runs a stage to `total_steps`, from the newest checkpoint of `workdir` if there is one.
 
     Writes under `workdir`: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `images/`, `config.json`,
-    and `model.safetensors` with the averaged weights at the end.
+    and `model.safetensors` with the averaged weights at the end; `profile/` where asked for.
 
     Args:
-      config: a ConfigDict with the fields of `default_config`, and `data`.
+      config: a ConfigDict with the fields of `default_config`, and `data`; resolved.
       workdir: a folder; made if it is not there.
       stage: a `Stage`.
 
     Returns:
-      The final `TrainState`.
+      The final state.
 
     Raises:
+      ValueError: a mesh or batch that does not fit the devices.
+      WorkdirInUseError: another live run writes to `workdir`.
       ConfigMismatchError: `workdir` holds a run of another model.
-      FloatingPointError: the loss is not finite; the step is named, the last checkpoint is kept.
+      Preempted: the run was asked to stop, and has saved.
+      FloatingPointError: too many updates in a row were not finite; steps and the first offending
+        module are named, the last good state is kept.
+      OSError: a checkpoint could not be written; those before it are whole.
     """
-    os.makedirs(workdir, exist_ok=True)
-    # ── State: on every device, from the seed or from a checkpoint ──────────────────────────────
-    mesh, root = sharding.make_mesh(), jax.random.key(config.seed)
-    checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), config.to_dict(), keep=config.keep_checkpoints)
-    data = make_iterator(config.data, batch_size=config.batch_size, seed=config.seed)
-    with checkpoints, data, MetricWriter(workdir) as writer:
+    mesh, root = sharding.make_mesh(shape=config.mesh), jax.random.key(config.seed)
+    share, shares = sharding.batch_share(mesh)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(WorkdirLock(workdir))
+        # ── State: on every device, from the seed or from a checkpoint ──────────────────────────
+        checkpoints = stack.enter_context(_checkpoints(config, workdir))
+        data = stack.enter_context(
+            make_iterator(
+                config.data,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                process_index=share,
+                process_count=shares,
+            )
+        )
+        writer = stack.enter_context(MetricWriter(workdir))
+        stop = stack.enter_context(StopSignal())
         writer.config(config)
-        state = initial_state(stage, mesh, root)
+        state, watch = initial_state(stage, mesh, root), StepWatch(config.max_skipped)
         restored = checkpoints.restore(state)
         if restored is None:
             state = stage.warm_start(state)
         else:
-            state, data_state = restored
-            data.set_state(data_state)
+            state, position = restored
+            watch = StepWatch(config.max_skipped, position.pop("skipped", 0), position.pop("skipped_in_a_row", 0))
+            data.set_state(position)
             logging.info("Resuming %s at step %d.", workdir, state.step)
-        constants = jax.device_put(stage.constants, sharding.replicated(mesh))
-        step_fn = jax.jit(
-            lambda state, batch, constants: stage.step(state, batch, jax.random.fold_in(root, state.step), constants),
-            donate_argnums=0,
-        )
-
-        # ── Steps ───────────────────────────────────────────────────────────────────────────────
-        first, batch = int(state.step), None
-        progress = Progress(first, config.total_steps, config.batch_size)
-        for step in range(first + 1, config.total_steps + 1):
-            batch = sharding.shard_batch(next(data), mesh)
-            state, metrics = step_fn(state, batch, constants)
-            if _due(step, config.log_every, config):
-                metrics = jax.device_get(metrics)
-                _check_finite(metrics, step)
-                metrics["images_per_second"] = progress.update(step, metrics)
-                writer.scalars(step, metrics)
-            with progress.paused():
-                if _due(step, config.checkpoint_every, config):
-                    _check_finite(jax.device_get(metrics), step)
-                    checkpoints.save(step, state, data.get_state())
-                if _due(step, config.eval_every, config):
-                    results = stage.evaluate(state)
-                    logging.info("step %d: %s", step, " ".join(f"{k}={v:.4g}" for k, v in results.items()))
-                    writer.scalars(step, results)
-                if _due(step, config.picture_every, config):
-                    for name, picture in stage.pictures(state, batch).items():
-                        writer.picture(step, name, picture)
-        progress.close()
+        step_fn = compile_step(stage, mesh, state, root)
+        run = _Run(config, workdir, stage, mesh, root, checkpoints, data, writer, watch, stop)
+        state = run.steps(state, step_fn)
 
         # ── Result ──────────────────────────────────────────────────────────────────────────────
-        if jax.process_index() == 0:
-            stage.export(state, os.path.join(workdir, "model.safetensors"))
-            logging.info("Wrote %s", os.path.join(workdir, "model.safetensors"))
+        path = os.path.join(workdir, "model.safetensors")
+        stage.export(state, path)
+        logging.info("Wrote %s", path)
     return state
 
 
@@ -151,18 +193,166 @@ def initial_state(stage, mesh, root):
     # Every random array is a long program to the CPU compiler: optimising the initialiser of a small
     # model took a minute and a half, for something that runs once.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(stage.init, out_shardings=sharding.replicated(mesh), compiler_options=options)
-    return init(jax.random.fold_in(root, 2**31 - 1))
+    key = jax.random.fold_in(root, 2**31 - 1)
+    shardings = sharding.state_shardings(jax.eval_shape(stage.init, key), mesh, stage.rules)
+    return jax.jit(stage.init, out_shardings=shardings, compiler_options=options)(key)
 
 
-def _due(step, every, config):
-    return every > 0 and (step % every == 0 or step == config.total_steps)
+def compile_step(stage, mesh, state, root):
+    """The step as the loop runs it: guarded, donating, on a mesh.
+
+    Args:
+      stage: a `Stage`.
+      mesh: a mesh.
+      state: a state on it, or its jax.ShapeDtypeStruct.
+      root: the run's key.
+
+    Returns:
+      (state, batch) → (state, metrics), with `lower(state, batch)` for looking at the program.
+    """
+    step = stage.step if isinstance(stage.step, jax.tree_util.Partial) else jax.tree_util.Partial(stage.step)
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((step, state))):
+        step = sharding.put(step, sharding.replicated(mesh))
+    shardings = sharding.state_shardings(state, mesh, stage.rules)
+
+    def run(step, state, batch):
+        return skip_bad_updates(step)(state, batch, jax.random.fold_in(root, state.step))
+
+    return _OnMesh(mesh, step, jax.jit(run, donate_argnums=1, out_shardings=(shardings, sharding.replicated(mesh))))
 
 
-def _check_finite(metrics, step):
-    wrong = {name: float(value) for name, value in metrics.items() if not math.isfinite(value)}
-    if wrong:
+@dataclasses.dataclass(frozen=True)
+class _OnMesh:
+    mesh: jax.sharding.Mesh
+    step: Any
+    jitted: Callable
+
+    def __call__(self, state, batch):
+        with jax.set_mesh(self.mesh):
+            return self.jitted(self.step, state, batch)
+
+    def lower(self, state, batch):
+        with jax.set_mesh(self.mesh):
+            return self.jitted.lower(self.step, state, batch)
+
+
+def _checkpoints(config, workdir):
+    return Checkpoints(
+        os.path.join(workdir, "checkpoints"),
+        config.to_dict(),
+        keep=config.keep_checkpoints,
+        keep_every=config.keep_every,
+        best=config.keep_best,
+    )
+
+
+@dataclasses.dataclass
+class _Run:
+    """What the steps of a run need beside the state."""
+
+    config: ml_collections.ConfigDict
+    workdir: str
+    stage: Stage
+    mesh: jax.sharding.Mesh
+    root: jax.Array
+    checkpoints: Checkpoints
+    data: Any
+    writer: MetricWriter
+    watch: StepWatch
+    stop: StopSignal
+
+    def steps(self, state, step_fn):
+        """Runs the remaining steps and returns the last state."""
+        config, first = self.config, int(state.step)
+        progress, rate_of = Progress(first, config.total_steps, config.batch_size), None
+        for step in range(first + 1, config.total_steps + 1):
+            self._profile(step, first)
+            batch = sharding.shard_batch(next(self.data), self.mesh)
+            if rate_of is None:
+                rate_of = _utilisation(self.stage, self.mesh, state, batch)
+            state, metrics = step_fn(state, batch)
+            bad = self.watch.add(step, metrics, batch)
+            if bad is None and self._waits(step):
+                bad = self.watch.drain()
+            if bad is not None:
+                self._give_up(state, *bad)
+            if self._due(step, config.log_every):
+                values = jax.device_get(metrics)
+                values.pop("finite")
+                values["skipped"] = self.watch.skipped
+                rate = progress.update(step, values)
+                self.writer.scalars(step, {**values, "images_per_second": rate, **rate_of(rate / config.batch_size)})
+            with progress.paused():
+                self._beside(step, state, batch)
+            if self._asked_to_stop(step):
+                self._save(step, state)
+                self.checkpoints.wait()
+                raise Preempted(f"asked to stop; saved step {step} under {self.workdir}.")
+        progress.close()
+        return state
+
+    def _beside(self, step, state, batch):
+        """Evaluation, pictures and checkpoints, where they are due."""
+        config, results = self.config, None
+        if self._due(step, config.eval_every):
+            results = self.stage.evaluate(state)
+            logging.info("step %d: %s", step, " ".join(f"{k}={v:.4g}" for k, v in results.items() if _is_number(v)))
+            self.writer.scalars(step, results)
+        if self._due(step, config.checkpoint_every):
+            self._save(step, state, {k: float(v) for k, v in (results or {}).items() if _is_number(v)})
+        if self._due(step, config.picture_every):
+            for name, picture in self.stage.pictures(state, sharding.gather(batch)).items():
+                self.writer.picture(step, name, picture)
+
+    def _save(self, step, state, results=None):
+        counts = {"skipped": self.watch.skipped, "skipped_in_a_row": self.watch.in_a_row}
+        self.checkpoints.save(step, state, {**self.data.get_state(), **counts}, results or None)
+
+    def _give_up(self, state, step, metrics, batch):
+        self._save(int(state.step), state)
+        self.checkpoints.wait()
+        where = "unknown"
+        if self.stage.diagnose is not None:
+            with jax.set_mesh(self.mesh):
+                where = self.stage.diagnose(state, batch, jax.random.fold_in(self.root, step - 1))
         raise FloatingPointError(
-            f"step {step}: {wrong} not finite. The last checkpoint was kept; resume with a lower learning "
-            "rate, with gradient clipping, or in float32."
+            f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of "
+            f"{self.watch.in_a_row} steps in a row were skipped. First offending module: {where}. The last good state "
+            f"is kept as checkpoint {int(state.step)}; resume with a lower learning rate, with gradient clipping, or "
+            "in float32."
         )
+
+    def _asked_to_stop(self, step):
+        return self.checkpoints.preempted(step) if jax.process_count() > 1 else self.stop.received
+
+    def _waits(self, step):
+        """Whether something at this step looks at the state, so that the step must have been a good one."""
+        config = self.config
+        every = (config.log_every, config.eval_every, config.checkpoint_every, config.picture_every)
+        return self.stop.received or any(self._due(step, number) for number in every)
+
+    def _due(self, step, every):
+        return every > 0 and (step % every == 0 or step == self.config.total_steps)
+
+    def _profile(self, step, first):
+        start, steps = max(self.config.profile_from, first + 1), self.config.profile_steps
+        if steps and step == start:
+            jax.profiler.start_trace(os.path.join(self.workdir, "profile"))
+        elif steps and step == start + steps:
+            self.watch.drain()
+            jax.profiler.stop_trace()
+            logging.info("Wrote a trace of %d steps under %s/profile.", steps, self.workdir)
+
+
+def _is_number(value):
+    return jax.numpy.ndim(value) == 0
+
+
+def _utilisation(stage, mesh, state, batch):
+    """A function of steps per second that gives the share of the devices' peak, {} where the peak is unknown."""
+    peak = hardware.peak_flops(mesh.devices.flat[0].device_kind)
+    if not peak:
+        return lambda steps_per_second: {}
+    needed = flops.count(stage.plain_step or stage.step, state, batch, jax.random.key(0))
+    logging.info("A step takes %.4g FLOPs of the model.", needed)
+    return lambda steps_per_second: {"mfu": steps_per_second * needed / (peak * mesh.size)}

@@ -12,7 +12,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 import tqdm
 
-from eqjax import pixels
+from eqjax import atomic, pixels
 
 
 class MetricWriter:
@@ -30,10 +30,13 @@ class MetricWriter:
             self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), write_to_disk=True)
 
     def scalars(self, step, values):
-        """Writes {name: number} at a step, flushed at once: a killed run loses no line."""
+        """Writes {name: number} at a step, flushed at once: a killed run loses no line.
+
+        A vector becomes one curve per entry: name/00, name/01, …
+        """
         if self._file is None:
             return
-        values = {name: float(np.asarray(value)) for name, value in values.items()}
+        values = dict(_curves(values))
         self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -43,8 +46,9 @@ class MetricWriter:
     def config(self, config):
         """Writes a ConfigDict to `config.json`, beside what comes of it."""
         if self._file is not None:
-            with open(os.path.join(self._workdir, "config.json"), "w", encoding="utf-8") as file:
-                file.write(config.to_json_best_effort(indent=2) + "\n")
+            with atomic.replacing(os.path.join(self._workdir, "config.json")) as temporary:
+                with open(temporary, "w", encoding="utf-8") as file:
+                    file.write(config.to_json_best_effort(indent=2) + "\n")
 
     def picture(self, step, name, image):
         """Writes a uint8 image [H, W, 3] to `images/<name>_<step>.png` and TensorBoard."""
@@ -81,7 +85,7 @@ class Progress:
         steps, seconds = step - self._last_step, max(now - self._last_time, 1e-9)
         self._last_step, self._last_time = step, now
         rate = steps * self._images / seconds
-        text = " ".join(f"{name}={float(value):.4g}" for name, value in metrics.items())
+        text = " ".join(f"{name}={float(value):.4g}" for name, value in metrics.items() if np.ndim(value) == 0)
         if self._bar is not None:
             self._bar.update(steps)
             self._bar.set_postfix_str(text)
@@ -101,6 +105,15 @@ class Progress:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _curves(values):
+    for name, value in values.items():
+        value = np.asarray(value)
+        if value.ndim == 0:
+            yield name, float(value)
+        else:
+            yield from ((f"{name}/{i:02d}", float(entry)) for i, entry in enumerate(value))
 
 
 def _clock(seconds):

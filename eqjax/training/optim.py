@@ -6,13 +6,17 @@ import ml_collections
 import optax
 import optax.contrib
 
+from eqjax import sharding
+
 
 def default_config():
     """The optimiser's part of a configuration: Adam at a constant rate after a warm-up."""
     config = ml_collections.ConfigDict()
     config.name = "adamw"  # or "muon": orthogonalised updates of kernels, AdamW elsewhere; for the tokenizer.
     config.learning_rate = 1e-4  # After the warm-up.
+    config.rate_batch_size = 0  # The batch size that learning_rate is meant for, others scale it; 0: for any.
     config.warmup_steps = 0.0  # Steps of linear warm-up from 0; may be a fraction.
+    config.warmup_epochs = 0.0  # The same in passes over the training pictures, in place of warmup_steps; 0: steps.
     config.schedule = (
         "constant"  # "constant", "cosine" (to end_factor at total_steps) or "step" (× step_factor every step_every).
     )
@@ -123,6 +127,45 @@ def make_optimizer(config, total_steps, matrices=None):
         raise ValueError(f"optimizer.name={config.name!r} is neither 'adamw' nor, for the tokenizer, 'muon'.")
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, optimizer), schedule
+
+
+def accumulated(compute, batch, key, parts, carry=None):
+    """Means over equal parts of a batch, worked through one after another: the whole batch's in less memory.
+
+    Args:
+      compute: (carry, batch, key) → (values, carry), the values being means over the batch.
+      batch: a pytree of arrays [b, …].
+      key: for randomness; every part gets one of its own.
+      parts: their number; 1 computes on the whole batch, with `key` itself.
+      carry: what goes from part to part.
+
+    Returns:
+      values, carry.
+
+    Raises:
+      ValueError: the batch does not divide.
+    """
+    if parts == 1:
+        return compute(carry, batch, key)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % parts:
+        raise ValueError(f"a batch of {size} does not divide into accumulation_steps={parts} parts.")
+
+    def split(x):
+        # Every parts-th row, so that each part is spread over the devices as the whole batch is.
+        x = x.reshape(size // parts, parts, *x.shape[1:])
+        return sharding.constrain(jnp.moveaxis(x, 1, 0), None, "batch", *[None] * (x.ndim - 2))
+
+    def add(before, part):
+        total, carry = before
+        index, rows = part
+        values, carry = compute(carry, rows, jax.random.fold_in(key, index))
+        return (jax.tree.map(lambda t, x: t + x / parts, total, values), carry), None
+
+    rows = jax.tree.map(split, batch)
+    shapes, _ = jax.eval_shape(compute, carry, jax.tree.map(lambda x: x[0], rows), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, (zeros, carry), (jnp.arange(parts), rows))[0]
 
 
 def ema_decay(config, updates):

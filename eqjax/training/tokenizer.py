@@ -18,7 +18,7 @@ from ml_collections import config_dict
 import numpy as np
 import optax
 
-from eqjax import pixels, pretrained
+from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import eval_batches, make_iterator, make_source
 from eqjax.training import adversary, loop, objective, optim
@@ -77,6 +77,7 @@ def train_and_evaluate(config, workdir):
       ValueError: an unknown or impossible field.
     """
     loop.check_config(config, default_config())
+    config = loop.resolve(config)
     return loop.train(config, workdir, make_stage(config))
 
 
@@ -115,7 +116,9 @@ class Updates:
             return (grads, terms), spectral
 
         spectral = state.discriminator and state.discriminator["spectral"]
-        (grads, terms), spectral = self._accumulate(part, spectral, images, stream(key, "tokenizer"))
+        (grads, terms), spectral = optim.accumulated(
+            part, images, stream(key, "tokenizer"), self.accumulation_steps, spectral
+        )
         updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
         return (
             optax.apply_updates(trainable, updates),
@@ -141,7 +144,7 @@ class Updates:
             return (grads, terms), spectral
 
         def compute():
-            return self._accumulate(part, spectral, images, stream(key, "discriminator"))
+            return optim.accumulated(part, images, stream(key, "discriminator"), self.accumulation_steps, spectral)
 
         (grads, terms), spectral = objective.only_if(state.step >= self.adversarial_start, compute, spectral)
         # Gradients of zero, before the start, still count as updates of Adam, as in the reference.
@@ -149,24 +152,6 @@ class Updates:
         params = optax.apply_updates(old["params"], updates)
         terms["disc_grad_norm"] = optax.tree.norm(grads)
         return {"params": params, "spectral": spectral, "opt_state": opt_state}, terms
-
-    def _accumulate(self, part, carry, images, key):
-        """Runs `part` (carry, images, key) → (values, carry) on each part of a batch; means of the values."""
-        parts = self.accumulation_steps
-        if parts == 1:
-            return part(carry, images, key)
-        # Every part takes its images from all over the batch, so that each device has a share of it.
-        split = jnp.moveaxis(images.reshape(-1, parts, *images.shape[1:]), 1, 0)
-        values, _ = jax.eval_shape(part, carry, split[0], key)
-        sums = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values)
-
-        def add(before, step):
-            sums, carry = before
-            values, carry = part(carry, step[0], step[1])
-            return (jax.tree.map(jnp.add, sums, values), carry), None
-
-        (sums, carry), _ = jax.lax.scan(add, (sums, carry), (split, jax.random.split(key, parts)))
-        return jax.tree.map(lambda v: v / parts, sums), carry
 
 
 def make_stage(config):
@@ -177,10 +162,6 @@ def make_stage(config):
       FileNotFoundError: the file of a frozen network is missing.
     """
     tokenizer = pretrained.make_module("tokenizer", dict(config.tokenizer))
-    if config.accumulation_steps < 1 or config.batch_size % config.accumulation_steps:
-        raise ValueError(
-            f"batch_size={config.batch_size} does not divide into accumulation_steps={config.accumulation_steps} parts."
-        )
     stage1 = load_stage1(config, tokenizer)
     terms, discriminator, frozen = adversary.make_objective(config, tokenizer)
     optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps, optim.kernel_matrices)
@@ -210,10 +191,10 @@ def make_stage(config):
     def warm_start(state):
         if stage1 is None:
             return state
-        params = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state.params, stage1)
+        params = sharding.put(stage1, jax.tree.map(lambda leaf: leaf.sharding, state.params))
         return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 
-    def step(state, batch, key, frozen):
+    def step(frozen, state, batch, key):
         images = pixels.from_uint8(batch["image"])
         _, fixed = split(state.params)
         trained, opt_state, spectral, metrics = updates.tokenizer(state, fixed, frozen, images, key)
@@ -233,31 +214,35 @@ def make_stage(config):
         return pixels.psnr(images, out.images), pixels.to_uint8(out.images)
 
     def evaluate(state):
-        values = []
+        values, mesh = [], sharding.mesh_of(state)
         for batch in eval_batches(config.data, batch_size=config.batch_size, num_images=config.eval_images):
+            batch = sharding.shard_batch(batch, mesh)
             psnr, _ = reconstruct(state.ema_params, batch["image"])
-            values.append(np.asarray(psnr)[batch["mask"]])
+            values.append(sharding.gather(psnr)[sharding.gather(batch["mask"])])
         return {"eval_psnr": float(np.mean(np.concatenate(values)))}
 
     def pictures(state, batch):
         images = np.asarray(batch["image"])[:8]
-        _, out = reconstruct(state.ema_params, images)
+        _, out = reconstruct(sharding.local(state.ema_params), images)
         pairs = np.concatenate([images, np.asarray(out)], axis=1)  # Each above its reconstruction.
         return {"reconstructions": pixels.grid(pairs, columns=8)}
 
     def export(state, path):
-        scale = measure_latent_scale(tokenizer, state.ema_params, config)
+        params = sharding.gather(state.ema_params)
+        if jax.process_index():
+            return
+        scale = measure_latent_scale(tokenizer, params, config)
         source = make_source(config.data)
         weights = pretrained.Weights(
             {"tokenizer": tokenizer},
-            {"tokenizer": jax.device_get(state.ema_params)},
+            {"tokenizer": params},
             latent_scale=scale,
             class_names=tuple(source.class_names),
             notes=f"tokenizer after {int(state.step)} steps; config: {config.to_json_best_effort()}",
         )
         pretrained.save(path, weights)
 
-    return loop.Stage(init, step, evaluate, pictures, export, warm_start=warm_start, constants=frozen)
+    return loop.Stage(init, jax.tree_util.Partial(step, frozen), evaluate, pictures, export, warm_start=warm_start)
 
 
 def load_stage1(config, tokenizer):

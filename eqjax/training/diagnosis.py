@@ -1,0 +1,61 @@
+"""Where a step that is not finite went wrong: the first module whose numbers are no numbers."""
+
+import jax
+import jax.numpy as jnp
+
+from eqjax.sharding import path_name
+from eqjax.training.state import stream
+
+# Modules of the generator in the order of the forward pass.
+_FORWARD = ("class_embedding", "null_embedding", "cond_positions", "latent_proj", "input_norm", "blocks", "output_norm",
+            "flow_head")  # fmt: skip
+
+
+def first_bad_module(generator, params, latents, labels, key):
+    """Names the first thing that is not finite in a training step of the generator.
+
+    In this order: parameters, latents, outputs of modules (the first in the forward pass; of the
+    stacked layers the lowest), gradients (the last module in the forward pass, as they flow back).
+
+    Args:
+      generator: the module.
+      params: its parameters.
+      latents, labels: the batch, [B, L, D] and [B].
+      key: the step's.
+
+    Returns:
+      A text, such as "output of blocks/mlp_in, layer 3".
+    """
+    rngs = {name: stream(key, name) for name in ("flow", "rope", "label", "dropout")}
+
+    def loss(params, **options):
+        return generator.apply({"params": params}, latents, labels, method="loss", rngs=rngs, **options)
+
+    if bad := _bad(params):
+        return f"parameter {bad[0]}"
+    if not jnp.isfinite(latents).all():
+        return "latents, which come from the tokenizer or the data"
+    _, inside = jax.jit(lambda p: loss(p, capture_intermediates=True, mutable=["intermediates"]))(params)
+    if bad := _bad(inside["intermediates"]):
+        return f"output of {bad[0]}"
+    if bad := _bad(jax.jit(jax.grad(loss))(params)):
+        return f"gradient of {bad[-1]}"
+    return "none when the step is done again: look for a hardware fault"
+
+
+def _bad(tree):
+    """Names of leaves that are not finite, in the order of the forward pass."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        first = name.split("/")[0]
+        place = _FORWARD.index(first) if first in _FORWARD else len(_FORWARD)
+        finite = jnp.isfinite(leaf)
+        if finite.all():
+            continue
+        layer = -1
+        if first == "blocks":
+            layer = int(jnp.argmin(finite.reshape(len(leaf), -1).all(axis=1)))
+        name = name.replace("/__call__/0", "").replace("/__call__", "")
+        found.append(((place, layer), f"{name}, layer {layer}" if layer >= 0 else name))
+    return [name for _, name in sorted(found, key=lambda item: item[0])]
