@@ -52,6 +52,9 @@ class Tokenizer(nn.Module):
         equivariant to shifts by whole columns away from the borders, and `halo_columns` is known.
       patch_size: the first level works on patches of this many pixels squared instead of pixels; 1 as
         published. Saves the full-resolution levels, which cost a CPU most.
+      linear_path: adds a linear map of each column's pixels to its latent, and of each latent to its column's
+        pixels, beside the networks; False as published. The networks then learn what a linear code misses,
+        where there is no time to learn the code itself.
       posterior_std: bound of the posterior's noise level.
       dtype: compute dtype; parameters, norms' statistics and softmax are float32.
     """
@@ -68,6 +71,7 @@ class Tokenizer(nn.Module):
     norm: str = "group"
     attention_window: int | None = None
     patch_size: int = 1
+    linear_path: bool = False
     posterior_std: float = 2.5
     dtype: jnp.dtype = jnp.float32
 
@@ -101,6 +105,10 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder(self.stages, **kind)
         if self.semantic is not None:
             self.semantic_head = SemanticHead(self.semantic, **kind)
+        if self.linear_path:
+            pixels = self.resolution * self.column_width * 3
+            self.linear_encode = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
+            self.linear_decode = nn.Dense(pixels, use_bias=False, dtype=self.dtype)
 
     @property
     def stages(self):
@@ -147,8 +155,11 @@ class Tokenizer(nn.Module):
           ValueError: the shape does not fit `resolution` and the column width.
         """
         self.check_images(images.shape)
-        columns = self.encoder(jnp.asarray(images, self.dtype))  # [B, L, z·h]
-        return Posterior(self.quant(columns).astype(jnp.float32), self.posterior_std)
+        images = jnp.asarray(images, self.dtype)
+        latents = self.quant(self.encoder(images))  # [B, L, D]
+        if self.linear_path:
+            latents += self.linear_encode(self._cut(images))
+        return Posterior(latents.astype(jnp.float32), self.posterior_std)
 
     def decode(self, latents):
         """Latents [B, L, D] (unscaled, as `encode` gives them) → `Decoded`.
@@ -161,11 +172,24 @@ class Tokenizer(nn.Module):
                 f"latents have shape {tuple(latents.shape)}; this tokenizer decodes [batch, "
                 f"columns ≥ 1, embed_dim={self.embed_dim}]."
             )
-        columns = self.post_quant(jnp.asarray(latents, self.dtype))  # [B, L, z·h]
-        images, semantic_map = self.decoder(columns)
+        latents = jnp.asarray(latents, self.dtype)
+        images, semantic_map = self.decoder(self.post_quant(latents))  # [B, H, W, 3], [B, h, L, C]
+        if self.linear_path:
+            images += self._join(self.linear_decode(latents)).astype(jnp.float32)
         if self.semantic is None:
             return Decoded(images, None)
         return Decoded(images, self.semantic_head(semantic_map))
+
+    def _cut(self, images):
+        """[B, H, W, 3] → the pixels of each column, [B, L, H · column_width · 3]."""
+        b, h, w, c = images.shape
+        columns = images.reshape(b, h, -1, self.column_width, c).transpose(0, 2, 1, 3, 4)
+        return columns.reshape(b, w // self.column_width, -1)
+
+    def _join(self, columns):
+        """The inverse of `_cut`."""
+        columns = columns.reshape(*columns.shape[:2], self.resolution, self.column_width, 3)
+        return columns.transpose(0, 2, 1, 3, 4).reshape(columns.shape[0], self.resolution, -1, 3)
 
     @nn.nowrap
     def check_images(self, shape):

@@ -159,18 +159,16 @@ def make_objective(config, tokenizer):
     if terms.adversarial_weight:
         judge, more = make_judge(config.discriminator, dtype)
         frozen |= more
-    return (
-        Objective(
-            tokenizer,
-            terms.kl_weight,
-            terms.perceptual_weight,
-            terms.semantic_weight,
-            terms.adversarial_weight,
-            lpips,
-            targets,
-            judge,
-            DISCRIMINATOR_LOSSES[terms.discriminator_loss],
-        ),
-        judge,
-        frozen,
+    objective = Objective(
+        tokenizer,
+        kl_weight=terms.kl_weight,
+        squared_weight=terms.squared_weight,
+        perceptual_weight=terms.perceptual_weight,
+        semantic_weight=terms.semantic_weight,
+        adversarial_weight=terms.adversarial_weight,
+        lpips=lpips,
+        semantic_targets=targets,
+        judge=judge,
+        discriminator_loss=DISCRIMINATOR_LOSSES[terms.discriminator_loss],
     )
+    return objective, judge, frozen

@@ -1,6 +1,6 @@
 """The tokenizer's objective, and its gradients.
 
-    nll          Σ |x − x̂| + LPIPS(x, x̂) over values, per image
+    nll          Σ |x − x̂| + w_squared · |x − x̂|² + w_perceptual · LPIPS(x, x̂) over values, per image
     kl           ½ Σ mean², per image
     semantic     Σ (semantic head − DINOv2)², per image
     adversarial  −mean D(augmented x̂), weighted by λ
@@ -33,6 +33,7 @@ def default_config():
     """The objective's part of a configuration, as published."""
     config = ml_collections.ConfigDict()
     config.kl_weight = 0.01
+    config.squared_weight = 0.0  # Of the squared error, beside L1; not published, useful where there is no LPIPS.
     config.perceptual_weight = 1.0  # Of LPIPS; 0 needs no VGG weights. Likewise below.
     config.semantic_weight = 5.0
     config.semantic_start = 20001  # The semantic term is on from this many updates on.
@@ -77,7 +78,7 @@ class Objective:
 
     Attributes:
       tokenizer: the module.
-      kl_weight, perceptual_weight, semantic_weight, adversarial_weight: as in `default_config`.
+      kl_weight, squared_weight, perceptual_weight, semantic_weight, adversarial_weight: as in `default_config`.
       lpips: (frozen, x, y) → distance [B].
       semantic_targets: (frozen, images) → [B, h, w, C].
       judge: (frozen, discriminator, images, key) → (logits, spectral vectors); images come augmented.
@@ -86,6 +87,7 @@ class Objective:
 
     tokenizer: Tokenizer
     kl_weight: float = 0.01
+    squared_weight: float = 0.0
     perceptual_weight: float = 0.0
     semantic_weight: float = 0.0
     adversarial_weight: float = 0.0
@@ -184,7 +186,7 @@ class Objective:
     def _nll(self, fakes, frozen, images):
         """Reconstruction loss: summed over values, divided by the batch; and its terms per value."""
         l1 = jnp.abs(images - fakes)
-        rec, terms = jnp.mean(l1), {"l1": jnp.mean(l1)}
+        rec, terms = jnp.mean(l1 + self.squared_weight * jnp.square(l1)), {"l1": jnp.mean(l1)}
         if self.lpips is not None:
             terms["lpips"] = jnp.mean(self.lpips(frozen, images, fakes))
             rec += self.perceptual_weight * terms["lpips"]

@@ -25,7 +25,7 @@ from eqjax.training import adversary, loop, objective, optim
 from eqjax.training.state import TrainState, ema_update, stream
 
 # Top-level parameters that stage 2 leaves as stage 1 made them.
-ENCODER_PARTS = ("encoder", "quant")
+ENCODER_PARTS = ("encoder", "quant", "linear_encode")
 
 
 @flax.struct.dataclass
@@ -177,7 +177,7 @@ def make_stage(config):
 
     def split(params):
         names = ENCODER_PARTS if config.freeze_encoder else ()
-        fixed = {name: params[name] for name in names}
+        fixed = {name: params[name] for name in names if name in params}
         return {name: part for name, part in params.items() if name not in fixed}, fixed
 
     def init(key):
