@@ -15,7 +15,7 @@ INSTALLED = $(VENV)/installed$(addprefix -,$(EXTRA))
 INSTALLED_DEV = $(INSTALLED)-dev
 INSTALLED_OLDEST = $(VENV_OLDEST)/installed
 
-.PHONY: help demo train-demo test test-oldest lint clean
+.PHONY: help demo train-demo test test-slow test-oldest lint clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -31,6 +31,9 @@ train-demo: $(INSTALLED)  ## Trains both stages from scratch on built-in photogr
 
 test: $(INSTALLED_DEV)  ## Runs the tests.
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED_DEV)  ## Runs the tests that take minutes: all meshes, kills, several processes.
+	$(VENV)/bin/python -m pytest -m slow $(PYTEST_ARGS)
 
 test-oldest: $(INSTALLED_OLDEST)  ## Runs the tests with the oldest supported versions (tests/oldest.txt).
 	$(VENV_OLDEST)/bin/python -m pytest $(PYTEST_ARGS)

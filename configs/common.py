@@ -29,3 +29,24 @@ def parse_variant(text, **defaults):
         except (KeyError, ValueError) as error:
             raise ValueError(f"variant {item!r} in ':{text}' needs a value of type {kind.__name__}.") from error
     return values
+
+
+def shrink_generator(config):
+    """Turns a generator's configuration into a few steps of a very small model on built-in photographs."""
+    config.generator.update(
+        width=16,
+        depth=2,
+        num_heads=2,
+        latent_dim=8,
+        num_classes=len(PHOTO_CLASSES),
+        num_cond_tokens=2,
+        window_size=3,
+        flow_width=16,
+        flow_depth=1,
+    )
+    config.data.update(source="photos", height=16, width=16, resize=16, num_workers=0)
+    config.data.classes = PHOTO_CLASSES
+    config.batch_size, config.total_steps, config.total_epochs, config.eval_images = 8, 20, 0.0, 16
+    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 5, 20, 20, 10
+    config.keep_every, config.sample_columns, config.sample_flow_steps = 0, 4, 4
+    config.optimizer.update(rate_batch_size=0, warmup_epochs=0.0, warmup_steps=5.0)

@@ -1,4 +1,4 @@
-"""What the commands have in common: flags, logging, compiled programs kept on disk."""
+"""What the commands have in common: flags, logging, several processes, compiled programs kept on disk."""
 
 import logging as python_logging
 import os
@@ -7,23 +7,95 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
+from eqjax.training.guard import Preempted
+
 _CACHE = flags.DEFINE_string(
     "compilation_cache", os.path.join("~", ".cache", "eqjax", "xla"), "Folder of compiled programs; empty for none."
 )
 
+# Exit codes: 0 done, 1 an error that a restart would meet again, and this one (EX_TEMPFAIL of sysexits.h): the
+# run was asked to stop and has saved; the same command continues it.
+EXIT_PREEMPTED = 75
+
+# Names under which starters say who is who: ours, and torchrun's.
+_COORDINATES = (
+    ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"),
+    ("MASTER_ADDR", "WORLD_SIZE", "RANK"),
+)
+
 
 def set_up():
-    """Logging to the terminal, and the folder of compiled programs."""
+    """Logging to the terminal, the other processes of the run, and the folder of compiled programs."""
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_not_from_libraries)
+    join_processes()
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
+
+
+def distributed_arguments(environment):
+    """What jax.distributed.initialize is called with.
+
+    Args:
+      environment: a mapping such as os.environ. COORDINATOR_ADDRESS (host:port), NUM_PROCESSES and
+        PROCESS_ID; or as torchrun sets them: MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK; or
+        EQJAX_DISTRIBUTED=auto, for clusters that JAX recognises itself (TPU pods, SLURM, Open MPI).
+
+    Returns:
+      A dict of arguments, empty for automatic recognition; None for a single process.
+
+    Raises:
+      ValueError: only a part of the variables is set, or numbers that make no sense.
+    """
+    for names in _COORDINATES:
+        address, count, index = (environment.get(name) for name in names)
+        if count is None and index is None:
+            continue
+        missing = [name for name in names if environment.get(name) is None]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} not set, but the others of {', '.join(names)} are; set all three.")
+        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+            raise ValueError(f"{names[2]}={index} must be a number below {names[1]}={count}.")
+        if int(count) == 1:
+            return None
+        if ":" not in address:
+            address = f"{address}:{environment.get('MASTER_PORT', '29500')}"
+        return dict(coordinator_address=address, num_processes=int(count), process_id=int(index))
+    return {} if environment.get("EQJAX_DISTRIBUTED") == "auto" else None
+
+
+def join_processes():
+    """Connects the processes of a run, where `distributed_arguments` finds that there are several."""
+    arguments = distributed_arguments(os.environ)
+    if arguments is None:
+        return
+    jax.distributed.initialize(**arguments)
+    logging.info("Process %d of %d.", jax.process_index(), jax.process_count())
 
 
 def _not_from_libraries(record):
     """Keeps Orbax's many INFO lines per checkpoint, and JAX's about absent platforms, out of the log."""
     foreign = "orbax" in record.pathname or "xla_bridge" in record.pathname
     return record.levelno > python_logging.INFO or not foreign
+
+
+def finish(run):
+    """Sets up, calls `run()`, and ends the process with the exit code that says how it went.
+
+    Raises:
+      SystemExit: of `EXIT_PREEMPTED`, or of 1 with the error as one message.
+    """
+    try:
+        set_up()
+        logging.info("Devices: %s", jax.devices())
+        run()
+    except Preempted as stopped:
+        logging.info("%s Exit code %d; the same command continues it.", stopped, EXIT_PREEMPTED)
+        raise SystemExit(EXIT_PREEMPTED) from stopped
+    except (ValueError, OSError, FloatingPointError) as error:
+        # These say what is wrong and what to do; a stack of frames would hide it.
+        logging.error("%s", error)
+        raise SystemExit(1) from error
 
 
 def train(train_and_evaluate):
@@ -35,13 +107,6 @@ def train(train_and_evaluate):
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments {argv[1:]}; fields are set as --config.name=value")
-        set_up()
-        logging.info("Devices: %s", jax.devices())
-        try:
-            train_and_evaluate(config.value, workdir.value)
-        except (ValueError, FileNotFoundError, FloatingPointError) as error:
-            # These say what is wrong and what to do; a stack of frames would hide it.
-            logging.error("%s", error)
-            raise SystemExit(1) from error
+        finish(lambda: train_and_evaluate(config.value, workdir.value))
 
     app.run(main)

@@ -10,6 +10,10 @@ from eqjax.training.state import stream
 _FORWARD = ("class_embedding", "null_embedding", "cond_positions", "latent_proj", "input_norm", "blocks", "output_norm",
             "flow_head")  # fmt: skip
 
+# And of a block among them.
+_BLOCK = ("self_norm", "self_qkv", "self_out", "cross_norm", "cross_query", "cross_condition_norm", "cross_key",
+          "cross_value", "cross_out", "mlp_norm", "mlp_in", "mlp_out")  # fmt: skip
+
 
 def first_bad_module(generator, params, latents, labels, key):
     """Names the first thing that is not finite in a training step of the generator.
@@ -47,15 +51,19 @@ def _bad(tree):
     """Names of leaves that are not finite, in the order of the forward pass."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = path_name(path)
-        first = name.split("/")[0]
-        place = _FORWARD.index(first) if first in _FORWARD else len(_FORWARD)
         finite = jnp.isfinite(leaf)
         if finite.all():
             continue
-        layer = -1
-        if first == "blocks":
+        name = path_name(path).split("/__call__")[0]
+        module, *rest = name.split("/")
+        place = (_place(_FORWARD, module), -1, 0)
+        if module == "blocks":
             layer = int(jnp.argmin(finite.reshape(len(leaf), -1).all(axis=1)))
-        name = name.replace("/__call__/0", "").replace("/__call__", "")
-        found.append(((place, layer), f"{name}, layer {layer}" if layer >= 0 else name))
+            place = (place[0], layer, _place(_BLOCK, rest[0]))
+            name = f"{name}, layer {layer}"
+        found.append((place, name))
     return [name for _, name in sorted(found, key=lambda item: item[0])]
+
+
+def _place(order, name):
+    return order.index(name) if name in order else len(order)

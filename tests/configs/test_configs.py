@@ -16,6 +16,8 @@ VARIANTS = {
     "photos_tokenizer": [None, "tiny", "quick", "style=published", "tiny,style=published", "gan", "stage2"],
     "tokenizer_imagenet256": [None, "stage2", "strict", "bf16", "tiny", "tiny,stage2", "tiny,strict"],
     "photos_generator": [None, "tiny", "quick"],
+    "imagenet_generator": ["size=S", "size=B", None, "size=H,precision=bfloat16,remat=full", "tiny"],
+    "places_generator": [None, "remat=projections", "tiny"],
 }
 
 
@@ -74,6 +76,19 @@ def test_defaults_are_the_published_full_size():
     assert round(count, 1) == 644.5
 
 
+def test_published_generators():
+    """Sizes in millions of parameters, and the recipe at a batch of 2048."""
+    for size, millions in (("S", 127.3), ("B", 295.6), ("L", 644.5), ("H", 1203.2)):
+        config = importlib.import_module("configs.imagenet_generator").get_config(f"size={size}")
+        params = pretrained.abstract_params(pretrained.make_module("generator", dict(config.generator)))
+        assert round(sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6, 1) == millions
+    places = importlib.import_module("configs.places_generator").get_config()
+    assert (places.generator.width, places.generator.num_classes, places.sample_guidance) == (1024, 30, 7.0)
+    recipe = config.optimizer
+    assert (config.total_epochs, recipe.warmup_epochs, recipe.clip_norm, recipe.ema_decay) == (1200, 100, 3.0, 0.9999)
+    assert recipe.learning_rate * config.batch_size / recipe.rate_batch_size == pytest.approx(8e-4)
+
+
 def test_variants_are_strict():
     assert parse_variant("tiny,width=3", tiny=False, width=1, rate=0.5) == {"tiny": True, "width": 3, "rate": 0.5}
     assert parse_variant(None, tiny=False) == {"tiny": False}
@@ -83,3 +98,8 @@ def test_variants_are_strict():
         parse_variant("width=x", width=1)
     with pytest.raises(ValueError, match="style='loose' is neither"):
         importlib.import_module("configs.photos_tokenizer").get_config("style=loose")
+    with pytest.raises(ValueError, match="size='XL' is not one of"):
+        importlib.import_module("configs.imagenet_generator").get_config("size=XL")
+    config = importlib.import_module("configs.imagenet_generator").get_config("remat=some")
+    with pytest.raises(ValueError, match="remat='some' is not one of .*projections"):
+        pretrained.make_module("generator", dict(config.generator))

@@ -1,0 +1,59 @@
+r"""The published generators on ImageNet at 256 pixels: sizes S, B, L (default) and H.
+
+    python -m launch.train_generator --config=configs/imagenet_generator.py:size=L --workdir=runs/imagenet_large \
+        --config.data.root=/data/imagenet/train --config.tokenizer_weights=tokenizer.safetensors
+
+The published recipe: AdamW at 1e-4 per 256 pictures of the batch, 100 epochs of warm-up, 1200 epochs,
+clipping at 3.0, averages with 0.9999. Parameters: S 127.3 M, B 295.6 M, L 644.5 M, H 1203.2 M. What a
+step takes in memory and time on which chips stands in launch/README.md. The paper's figures for these
+models have not been reproduced with this code; evaluate yours before you rely on it.
+
+Variants (`--config=configs/imagenet_generator.py:name`, several joined by commas):
+  size=S|B|L|H         the model
+  precision=bfloat16   products in bfloat16, everything else float32; default float32, as its authors advise
+  remat=…              none, full, dots or projections: what the backward pass computes anew
+  tiny                 a few steps of a very small model on built-in photographs: whether everything runs
+"""
+
+from configs import common
+from eqjax.training import generator
+
+SIZES = {
+    "S": dict(width=512, depth=16, num_heads=8, flow_width=960),
+    "B": dict(width=768, depth=24, num_heads=12, flow_width=1024),
+    "L": dict(width=1024, depth=32, num_heads=16, flow_width=1280),
+    "H": dict(width=1280, depth=40, num_heads=16, flow_width=1536),
+}
+
+
+def get_config(variant=None):
+    """The configuration; see the text above for variants."""
+    args = common.parse_variant(variant, tiny=False, size="L", precision="float32", remat="none")
+    for name, choices in (("size", tuple(SIZES)), ("precision", ("float32", "bfloat16"))):
+        if args[name] not in choices:
+            raise ValueError(f"{name}={args[name]!r} is not one of {choices}.")
+    config = generator.default_config()
+    config.generator.update(SIZES[args["size"]], num_classes=1000, dtype=args["precision"], remat=args["remat"])
+    config.data.update(source="folder", height=256, width=256, resize=256, num_workers=8)
+    published_recipe(config)
+    if args["tiny"]:
+        common.shrink_generator(config)
+    return config
+
+
+def published_recipe(config):
+    """Batch, length, optimiser and how often to save, as published where the publication says."""
+    config.batch_size, config.total_epochs = 2048, 1200.0
+    config.optimizer.update(
+        learning_rate=1e-4,
+        rate_batch_size=256,
+        warmup_epochs=100.0,
+        schedule="constant",
+        b1=0.9,
+        b2=0.95,
+        weight_decay=0.02,
+        clip_norm=3.0,
+        ema_decay=0.9999,
+    )
+    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 5000, 5000, 1000
+    config.keep_every, config.keep_best, config.eval_images = 50_000, "eval_loss:min", 10_000

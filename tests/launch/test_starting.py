@@ -1,0 +1,111 @@
+"""Starting commands: who is who, exit codes, the local starter for real, the cluster scripts as far as a shell can."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from launch import local, runner
+from tests import programs
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+
+
+def test_who_is_who():
+    ours = dict(COORDINATOR_ADDRESS="node0:1234", NUM_PROCESSES="4", PROCESS_ID="3")
+    expected = dict(coordinator_address="node0:1234", num_processes=4, process_id=3)
+    assert runner.distributed_arguments(ours) == expected
+    torchrun = dict(MASTER_ADDR="node0", MASTER_PORT="1234", WORLD_SIZE="4", RANK="3")
+    assert runner.distributed_arguments(torchrun) == expected
+    assert runner.distributed_arguments({}) is None
+    assert runner.distributed_arguments(dict(ours, NUM_PROCESSES="1", PROCESS_ID="0")) is None
+    assert runner.distributed_arguments(dict(EQJAX_DISTRIBUTED="auto")) == {}
+    with pytest.raises(ValueError, match="COORDINATOR_ADDRESS not set, but the others of .* are"):
+        runner.distributed_arguments(dict(NUM_PROCESSES="2", PROCESS_ID="0"))
+    with pytest.raises(ValueError, match="PROCESS_ID=4 must be a number below NUM_PROCESSES=4"):
+        runner.distributed_arguments(dict(ours, PROCESS_ID="4"))
+
+
+def test_gpus_are_shared_out():
+    found = local.environments(2, 4, 99)
+    assert [names["CUDA_VISIBLE_DEVICES"] for names in found] == ["0,1", "2,3"]
+    assert [(names["PROCESS_ID"], names["COORDINATOR_ADDRESS"]) for names in found] == [
+        ("0", "localhost:99"),
+        ("1", "localhost:99"),
+    ]
+    with pytest.raises(ValueError, match="--gpus=3 do not divide among --num_processes=2"):
+        local.environments(2, 3, 99)
+
+
+def test_local_starter_trains_with_two_processes(tmp_path):
+    options = dict(total_steps=2, mesh="data:2", result=str(tmp_path / "end.npz"))
+    programs.run("launch.local", "--", "-m", "tests.training.toy", tmp_path / "run", json.dumps(options))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_local_starter_stops_the_others_when_one_fails(tmp_path):
+    script = "import os, sys, time; sys.exit(3) if os.environ['PROCESS_ID'] == '1' else time.sleep(60)"
+    code = local_run("--grace=0.2", "--", "-c", script)
+    assert code.returncode == 3, code.stderr
+
+
+def local_run(*arguments):
+    full = [sys.executable, "-m", "launch.local", *arguments]
+    return subprocess.run(full, cwd=ROOT, capture_output=True, text=True, check=False, timeout=50)
+
+
+def test_local_starter_says_what_it_would_do():
+    out = local_run("--dry_run", "--num_processes=2", "--port=7", "--", "-m", "launch.train_generator").stdout
+    assert "COORDINATOR_ADDRESS=localhost:7 NUM_PROCESSES=2 PROCESS_ID=1" in out.splitlines()[1]
+    assert local_run("--dry_run").returncode == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    assert os.access(script, os.X_OK)
+
+
+def dry(script, *arguments, **variables):
+    environment = {**os.environ, "DRY_RUN": "1", **variables}
+    return subprocess.run(
+        [ROOT / "launch" / script, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_scripts_say_what_they_would_run():
+    command = ("-m", "launch.train_generator", "--config=a b")
+    out = dry("slurm.sh", *command, SLURM_SUBMIT_DIR=str(ROOT)).stdout
+    assert "COORDINATOR_ADDRESS=localhost:29500 srun" in out and r"--config=a\ b" in out
+    out = dry("tpu_pod.sh", "pod", "zone", "/home/me/eqjax", *command).stdout
+    assert "gcloud compute tpus tpu-vm ssh pod --zone=zone --worker=all" in out and "EQJAX_DISTRIBUTED=auto" in out
+    out = dry("gpu_nodes.sh", "/eqjax", *command, HOSTS="first second", GPUS="4").stdout.splitlines()
+    assert [line.split()[1] for line in out] == ["first", "second"]
+    assert all("COORDINATOR_ADDRESS=first:29500" in line and "NUM_PROCESSES=8" in line for line in out)
+    assert dry("tpu_pod.sh", "pod").returncode == 2 and dry("gpu_nodes.sh", "/eqjax").returncode == 2
+
+
+def test_a_machine_script_numbers_its_processes(tmp_path):
+    """What ssh would run on the second machine, run here with a fake interpreter."""
+    fake = tmp_path / ".venv" / "bin" / "python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text(
+        '#!/bin/sh\necho "$PROCESS_ID of $NUM_PROCESSES on $CUDA_VISIBLE_DEVICES: $*"\n[ "$PROCESS_ID" != 3 ]\n'
+    )
+    fake.chmod(0o755)
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/bash\n[ "$2" = second ] || exit 0\nexec bash -c "$3"\n')
+    ssh.chmod(0o755)
+    environment = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", HOSTS="first second", GPUS="2")
+    done = subprocess.run(
+        [ROOT / "launch" / "gpu_nodes.sh", tmp_path, "-m", "x", "--y=a b"],
+        env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert set(done.stdout.splitlines()) == {"2 of 4 on 0: -m x --y=a b", "3 of 4 on 1: -m x --y=a b"}, done.stderr
+    assert done.returncode == 1

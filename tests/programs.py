@@ -1,0 +1,38 @@
+"""Programs that tests start: other numbers of devices, several processes, deaths."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def environment(devices=1):
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
+    flags.append(f"--xla_force_host_platform_device_count={devices}")
+    return dict(os.environ, XLA_FLAGS=" ".join(flags), JAX_PLATFORMS="cpu", NPROC="16")
+
+
+def start(module, *arguments, devices=1, **variables):
+    """Starts `python -m module`; its output goes to a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env={**environment(devices), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(module, *arguments, devices=1, code=0, timeout=280, **variables):
+    """Runs a program to its end, checks its exit code and returns what it wrote."""
+    process = start(module, *arguments, devices=devices, **variables)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == code, output[-5000:]
+    return output

@@ -1,0 +1,279 @@
+"""What a run survives: steps that are not finite, SIGTERM, kill −9, a full disk, another run, other processes."""
+
+import json
+import pathlib
+import random
+import resource
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from eqjax import hardware
+from eqjax.checkpoints import Checkpoints
+from eqjax.training import flops, guard, loop, metrics, optim
+from tests import programs
+from tests.training import toy
+
+
+def train(workdir, config, **kwargs):
+    return loop.train(config, str(workdir), toy.stage(config, **kwargs))
+
+
+def lines(workdir, name="loss"):
+    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    return [(line["step"], line[name]) for line in map(json.loads, text.splitlines()) if name in line]
+
+
+def steps_kept(workdir):
+    return sorted(int(p.name) for p in (pathlib.Path(workdir) / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def values(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def same(a, b):
+    return all((x == y).all() for x, y in zip(a, b, strict=True))
+
+
+def test_bad_updates_are_skipped_and_counted(tmp_path):
+    short = train(tmp_path / "short", toy.config(2))
+    long = train(tmp_path / "long", toy.config(4, max_skipped=3), bad_steps=(3, 4))
+    assert int(long.step) == 4
+    assert same(values(long)[1:], values(short)[1:])  # Weights and moments of the last good step.
+    assert lines(tmp_path / "long", "skipped") == [(1, 0), (2, 0), (3, 1), (4, 2)]
+    # Counts go on where the run does.
+    train(tmp_path / "long", toy.config(6, max_skipped=4), bad_steps=(5,))
+    assert lines(tmp_path / "long", "skipped")[-2:] == [(5, 3), (6, 3)]
+
+
+def test_too_many_bad_updates_stop_the_run(tmp_path):
+    config = toy.config(20, max_skipped=2)
+    with pytest.raises(
+        FloatingPointError, match=r"step 4: grad_norm and loss are not finite.*2 steps in a row"
+    ) as caught:
+        train(tmp_path, config, bad_steps=(3, 4, 5))
+    assert "First offending module: layer/kernel. The last good state is kept as checkpoint 4" in str(caught.value)
+    resumed = train(tmp_path, toy.config(7, max_skipped=5), bad_steps=(5,))
+    assert int(resumed.step) == 7 and all(np.isfinite(leaf).all() for leaf in values(resumed))
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_in_the_generator():
+    from eqjax.generator import Generator
+    from eqjax.training import diagnosis
+
+    generator = Generator(width=8, depth=3, num_heads=2, latent_dim=4, num_classes=2, num_cond_tokens=1, flow_width=8,
+                          flow_depth=1)  # fmt: skip
+    params = jax.jit(generator.init_params)(jax.random.key(0))
+    latents, labels, key = np.ones((2, 3, 4), np.float32), np.array([0, 1]), jax.random.key(1)
+
+    def first(params, latents=latents):
+        return diagnosis.first_bad_module(generator, params, latents, labels, key)
+
+    kernel = params["blocks"]["mlp_out"]["kernel"]
+    huge = {**params, "blocks": {**params["blocks"], "mlp_out": {**params["blocks"]["mlp_out"], "kernel": kernel}}}
+    huge["blocks"]["mlp_out"]["kernel"] = kernel.at[1].set(3e38)
+    assert first(huge) == "output of blocks/mlp_out, layer 1"
+    huge["blocks"]["mlp_out"]["kernel"] = kernel.at[2, 0, 0].set(np.nan)
+    assert first(huge) == "parameter blocks/mlp_out/kernel, layer 2"
+    assert first(params, latents * np.inf).startswith("latents")
+
+
+def test_kept_are_the_last_every_and_the_best(tmp_path):
+    scores = {2: 5.0, 4: 1.0, 6: 3.0, 8: 2.0, 10: 4.0}
+    config = toy.config(10, keep_checkpoints=1, keep_every=6, keep_best="score:min")
+    config.eval_every = 2
+    train(tmp_path, config, evaluate=lambda state: {"score": scores[int(state.step)], "curve": np.ones(2)})
+    assert steps_kept(tmp_path) == [4, 6, 10]
+    assert lines(tmp_path, "curve/01")[0] == (2, 1.0)
+    with pytest.raises(ValueError, match="keep_best='score' must be 'name:min' or 'name:max'"):
+        train(tmp_path, toy.config(10, keep_best="score"))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
+    whole = train(tmp_path, toy.config(2))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OSError, match=r"could not be written(.|\n)*Steps \[2\] are whole"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # No file may grow beyond it.
+        try:
+            train(tmp_path, toy.config(4))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    config = toy.config(2)
+    with Checkpoints(tmp_path / "checkpoints", config.to_dict()) as checkpoints:
+        restored, _ = checkpoints.restore(whole)
+    assert same(values(restored), values(whole))
+    assert int(train(tmp_path, toy.config(4)).step) == 4
+
+
+def test_a_folder_in_use(tmp_path):
+    with guard.WorkdirLock(tmp_path):
+        with pytest.raises(
+            guard.WorkdirInUseError, match=r"held by another live run \(process \d+ on .*another workdir"
+        ):
+            train(tmp_path, toy.config(1))
+    assert int(train(tmp_path, toy.config(1)).step) == 1
+
+
+def test_meshes_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="multiplies to 3"):
+        train(tmp_path / "run", toy.config(1, mesh="data:3"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_saves_and_ends_with_its_code(tmp_path):
+    """A program, as it is a signal to the whole of it; then the run is finished here, bit for bit."""
+    options = dict(total_steps=4000, delay=0.01, checkpoint_every=100_000)
+    process = programs.start("tests.training.toy", tmp_path / "run", json.dumps(options), devices=4)
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output[-3000:]
+    (step,) = steps_kept(tmp_path / "run")
+    assert 3 <= step < 4000
+    resumed = train(tmp_path / "run", toy.config(step + 2))
+    assert same(values(resumed), values(train(tmp_path / "whole", toy.config(step + 2))))
+
+
+def wait_for_step(workdir, step, process):
+    path = workdir / "metrics.jsonl"
+    while not (path.exists() and len(path.read_text().splitlines()) >= step):
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[0][-3000:])
+        time.sleep(0.02)
+
+
+def kill_at_random(tmp_path, kills, seed):
+    """Kills a run again and again after random numbers of steps and parts of one, then lets it end."""
+    rng, steps = random.Random(seed), 30 * (kills + 1)
+    options = dict(total_steps=steps, delay=0.005, checkpoint_every=3, result=str(tmp_path / "end.npz"))
+    for _ in range(kills):
+        process = programs.start("tests.training.toy", tmp_path / "run", json.dumps(options), devices=4)
+        path = tmp_path / "run" / "metrics.jsonl"
+        before = len(path.read_text().splitlines()) if path.exists() else 0
+        wait_for_step(tmp_path / "run", before + rng.randint(1, 20), process)
+        time.sleep(rng.random() * 0.1)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    programs.run("tests.training.toy", tmp_path / "run", json.dumps(options), devices=4)
+    end = np.load(tmp_path / "end.npz")
+    whole = train(tmp_path / "whole", toy.config(steps, log_every=0, checkpoint_every=0))
+    assert same([end[f"arr_{i}"] for i in range(len(values(whole)))], values(whole))
+    logged = [step for step, _ in lines(tmp_path / "run")]
+    repeated = len(logged) - len(set(logged))
+    assert set(logged) == set(range(1, steps + 1)) and repeated <= 6 * kills  # Two checkpoints may be on their way.
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    kill_at_random(tmp_path, kills=1, seed=0)
+
+
+@pytest.mark.slow
+def test_many_kills(tmp_path):
+    kill_at_random(tmp_path, kills=8, seed=1)
+
+
+def two_processes(workdir, options, devices=2):
+    address = f"localhost:{free_port()}"
+    processes = [
+        programs.start(
+            "tests.training.toy",
+            workdir,
+            json.dumps(options),
+            devices=devices,
+            COORDINATOR_ADDRESS=address,
+            NUM_PROCESSES="2",
+            PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=150)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def free_port():
+    from launch import local
+
+    return local._free_port()
+
+
+def test_two_processes_and_then_one_on_another_mesh(tmp_path):
+    options = dict(total_steps=4, mesh="data:2,fsdp:2", result=str(tmp_path / "two.npz"))
+    codes, outputs = two_processes(tmp_path / "run", options)
+    assert codes == [0, 0], outputs
+    two = np.load(tmp_path / "two.npz")
+    assert (two["processes"], two["devices"]) == (2, 4)
+    assert [step for step, _ in lines(tmp_path / "run")] == [1, 2, 3, 4]  # One process writes.
+    # One process, another mesh: the same numbers come back, and it goes on from there.
+    restored = train(tmp_path / "run", toy.config(4, mesh="fsdp:4"))
+    assert same([two[f"arr_{i}"] for i in range(len(values(restored)))], values(restored))
+    resumed = train(tmp_path / "run", toy.config(6, mesh="data:4"))
+    assert int(resumed.step) == 6 and lines(tmp_path / "run")[-1][1] < lines(tmp_path / "run")[0][1]
+
+
+def test_flops_by_hand():
+    a, b = np.ones((4, 8), np.float32), np.ones((8, 6), np.float32)
+    assert flops.count(lambda a, b: a @ b, a, b) == 2 * 4 * 8 * 6
+
+    def loop_of_three(a):
+        return jax.lax.scan(lambda x, _: (x @ np.ones((8, 8), np.float32), None), a, None, length=3)[0]
+
+    assert flops.count(jax.jit(loop_of_three), a) == 3 * 2 * 4 * 8 * 8
+    image, kernel = np.ones((1, 5, 5, 3), np.float32), np.ones((3, 3, 3, 7), np.float32)
+    conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
+    assert flops.count(conv, image, kernel) == 2 * 9 * 7 * 27
+
+
+def test_peaks_by_device_name():
+    assert hardware.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert hardware.peak_flops("TPU v5 lite") == 197e12 and hardware.peak_flops("TPU v5") == 459e12
+    assert hardware.peak_flops("cpu") is None
+
+
+def test_epochs_and_rates_become_steps():
+    config = toy.config(5)
+    config.data.classes = ("brick", "coffee", "cat")
+    config.batch_size = 2
+    config.optimizer.update(learning_rate=1e-4, rate_batch_size=256, warmup_epochs=1.5)
+    config.total_epochs = 100.0
+    resolved = loop.resolve(config)
+    # Three pictures of 100 records each: 150 steps an epoch.
+    assert resolved.total_steps == 15_000 and resolved.optimizer.warmup_steps == 225.0
+    assert resolved.optimizer.learning_rate == pytest.approx(1e-4 * 2 / 256)
+    assert loop.resolve(resolved).to_dict() == resolved.to_dict()
+    config.total_epochs = -1.0
+    with pytest.raises(ValueError, match="total_epochs=-1.0 must be at least 0"):
+        loop.resolve(config)
+
+
+def test_accumulated_gradients():
+    def value_and_grad(params, batch, key):
+        del key
+        return jax.value_and_grad(
+            lambda p: (np.float32(1) * ((batch @ p) ** 2).mean(), batch.sum(1).mean()), has_aux=True
+        )(params)
+
+    batch, params = jax.random.normal(jax.random.key(0), (12, 5)), jax.numpy.arange(5.0)
+    once = optim.accumulated(value_and_grad, params, batch, jax.random.key(0), 1)
+    parts = optim.accumulated(value_and_grad, params, batch, jax.random.key(0), 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), once, parts)
+    with pytest.raises(ValueError, match="batch of 12 does not divide into accumulation_steps=5"):
+        optim.accumulated(value_and_grad, params, batch, jax.random.key(0), 5)
+
+
+def test_a_trace_of_some_steps(tmp_path):
+    train(tmp_path, toy.config(5, profile_from=3, profile_steps=2))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_vectors_become_curves():
+    assert dict(metrics._curves({"loss": 1, "column": np.arange(2)})) == {
+        "loss": 1.0,
+        "column/00": 0.0,
+        "column/01": 1.0,
+    }
