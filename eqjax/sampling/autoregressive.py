@@ -263,7 +263,7 @@ def sample_latents(
       class_columns: columns of each of the S classes, the last may be None: to the end.
       transition: columns over which a class goes softly into the next; see `eqjax.sampling.classes`.
       max_position: cross-attention's queries are rotated by this position at most, so that far
-        columns do not leave the positions of training (columns + max_rope_shift − 2); None as published.
+        columns do not leave the positions of training (columns + max_rope_shift − 3); None as published.
       noise: initial noise [B, L, D], prefix columns included (and not read there); or
       key: a JAX key to draw it from: column k of row b depends on key, k and b alone. Or a key per
         row, [B]: it then depends on the row's key and k alone.
