@@ -27,15 +27,19 @@ from eqjax.training import tokenizer as tokenizer_training
 from launch import models, runner
 
 KINDS = ("sampling", "decoding", "training", "floor")
-_CONFIG = flags.DEFINE_string("config", "S", "Published size, configuration file, or model.")
-_BATCH = flags.DEFINE_integer("batch", 1, "Pictures at once.", 1)
-_COLUMNS = flags.DEFINE_integer("columns", 16, "Columns of a picture.", 1)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
-_GUIDANCE = flags.DEFINE_float("guidance", 7.0, "Guidance scale; 1 takes half the work.", 0.0)
-_STEPS = flags.DEFINE_integer("num_flow_steps", 100, "Solver steps per column.", 1)
-_SOLVER = flags.DEFINE_enum("solver", "euler", flow.SOLVERS, "Of the flow.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed calls; the median counts.", 1)
-_JSON = flags.DEFINE_string("json", None, "File to write the results to.")
+
+
+def define_flags(values=flags.FLAGS):
+    """Defines the command's flags."""
+    flags.DEFINE_string("config", "S", "Published size, configuration file, or model.", flag_values=values)
+    flags.DEFINE_integer("batch", 1, "Pictures at once.", 1, flag_values=values)
+    flags.DEFINE_integer("columns", 16, "Columns of a picture.", 1, flag_values=values)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.", flag_values=values)
+    flags.DEFINE_float("guidance", 7.0, "Guidance scale; 1 takes half the work.", 0.0, flag_values=values)
+    flags.DEFINE_integer("num_flow_steps", 100, "Solver steps per column.", 1, flag_values=values)
+    flags.DEFINE_enum("solver", "euler", flow.SOLVERS, "Of the flow.", flag_values=values)
+    flags.DEFINE_integer("repeats", 3, "Timed calls; the median counts.", 1, flag_values=values)
+    flags.DEFINE_string("json", None, "File to write the results to.", flag_values=values)
 
 
 def seconds(function, *args, repeats=3):
@@ -66,29 +70,29 @@ def peak_memory():
     return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def make_run(model, params, labels, guided):
+def make_run(args, model, params, labels, guided):
     """A `Run` for parts of sampling; traced."""
     params = autoregressive.compute_params(model.generator, params)
     conditions = autoregressive.make_conditions(model.generator, params, labels[:, None], guided)
-    plan = flow.solver_plan(_SOLVER.value, _STEPS.value)
+    plan = flow.solver_plan(args.solver, args.num_flow_steps)
     return autoregressive.Run(model.generator, guided, params, conditions, plan, 1.0, 2**31 - 1)
 
 
-def sampling_rows(model):
+def sampling_rows(args, model):
     """Rows of the table: transformer, flow head, decoder, and all of sampling."""
-    batch, columns, guided = _BATCH.value, _COLUMNS.value, _GUIDANCE.value != 1
+    batch, columns, guided = args.batch, args.columns, args.guidance != 1
     generator, params = model.generator, model.generator_params
     labels = jnp.arange(batch, dtype=jnp.int32) % generator.num_classes
     latents = jax.random.normal(jax.random.key(0), (columns, batch, generator.latent_dim))
 
     def transformer(params, latents):
-        run = make_run(model, params, labels, guided)
+        run = make_run(args, model, params, labels, guided)
         state = autoregressive.start(run, Blend(0, 0.0), columns)
         after = Blend(jnp.zeros(columns, jnp.int32), jnp.zeros(columns))
         return autoregressive.take_columns(run, state, latents, after).context
 
     def head(params, latents):
-        run = make_run(model, params, labels, guided)
+        run = make_run(args, model, params, labels, guided)
         context = run.conditions.first[0]
 
         def column(context, noise):
@@ -99,61 +103,61 @@ def sampling_rows(model):
 
     def everything(params, key):
         return autoregressive.sample_latents(
-            generator, params, labels, num_columns=columns, guidance_scale=_GUIDANCE.value,
-            num_flow_steps=_STEPS.value, solver=_SOLVER.value, key=key,
+            generator, params, labels, num_columns=columns, guidance_scale=args.guidance,
+            num_flow_steps=args.num_flow_steps, solver=args.solver, key=key,
         )  # fmt: skip
 
-    evaluations = flow.solver_plan(_SOLVER.value, _STEPS.value).times.size
+    evaluations = flow.solver_plan(args.solver, args.num_flow_steps).times.size
     costs = cost.sampling_cost(generator, batch=batch, num_columns=columns, evaluations=evaluations, guided=guided)
     body = costs["condition"] + costs["transformer"]
-    yield "transformer", body, seconds(transformer, params, latents, repeats=_REPEATS.value)
-    yield "flow head", costs["flow head"], seconds(head, params, latents, repeats=_REPEATS.value)
-    yield "sampling", body + costs["flow head"], seconds(everything, params, jax.random.key(0), repeats=_REPEATS.value)
+    yield "transformer", body, seconds(transformer, params, latents, repeats=args.repeats)
+    yield "flow head", costs["flow head"], seconds(head, params, latents, repeats=args.repeats)
+    yield "sampling", body + costs["flow head"], seconds(everything, params, jax.random.key(0), repeats=args.repeats)
 
 
-def decoding_rows(model):
+def decoding_rows(args, model):
     """The row of the decoder."""
-    latents = jax.random.normal(jax.random.key(0), (_BATCH.value, _COLUMNS.value, model.tokenizer.embed_dim))
+    latents = jax.random.normal(jax.random.key(0), (args.batch, args.columns, model.tokenizer.embed_dim))
 
     def decode(params, latents):
         return model.tokenizer.apply({"params": params}, latents, method="decode").images
 
     count = cost.compiled_cost(decode, model.tokenizer_params, latents)
-    yield "decoder", count, seconds(decode, model.tokenizer_params, latents, repeats=_REPEATS.value)
+    yield "decoder", count, seconds(decode, model.tokenizer_params, latents, repeats=args.repeats)
 
 
-def training_rows():
+def training_rows(args):
     """The row of a training step: loss, gradients, optimiser, average."""
-    config = models.read_config(_CONFIG.value)
-    config[config.stage].dtype = _DTYPE.value
+    config = models.read_config(args.config)
+    config[config.stage].dtype = args.dtype
     stages = {"tokenizer": tokenizer_training, "generator": generator_training}
     stage = stages[config.stage].make_stage(config)
     state = jax.jit(stage.init)(jax.random.key(0))
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (_BATCH.value, config.data.height, config.data.width, 3), np.uint8)
-    batch = {"image": jnp.asarray(images), "label": jnp.zeros(_BATCH.value, jnp.int32)}
+    images = random.integers(0, 256, (args.batch, config.data.height, config.data.width, 3), np.uint8)
+    batch = {"image": jnp.asarray(images), "label": jnp.zeros(args.batch, jnp.int32)}
     # The compiler counts the body of the loop over layers once: no operations for generators.
     count = None
     if config.stage == "tokenizer":
         count = cost.compiled_cost(stage.step, state, batch, jax.random.key(0))
-    yield "training step", count, seconds(stage.step, state, batch, jax.random.key(0), repeats=_REPEATS.value)
+    yield "training step", count, seconds(stage.step, state, batch, jax.random.key(0), repeats=args.repeats)
 
 
-def floor_rows():
+def floor_rows(args):
     """Operations and bytes of every part, by closed forms, and of the decoder by its compiled program."""
-    tokenizer, generator = models.modules(_CONFIG.value, _DTYPE.value)
-    evaluations = flow.solver_plan(_SOLVER.value, _STEPS.value).times.size
+    tokenizer, generator = models.modules(args.config, args.dtype)
+    evaluations = flow.solver_plan(args.solver, args.num_flow_steps).times.size
     costs = cost.sampling_cost(
-        generator, batch=_BATCH.value, num_columns=_COLUMNS.value, evaluations=evaluations, guided=_GUIDANCE.value != 1
+        generator, batch=args.batch, num_columns=args.columns, evaluations=evaluations, guided=args.guidance != 1
     )
     for name, count in costs.items():
         yield name, count, None
-    latents = jax.ShapeDtypeStruct((_BATCH.value, _COLUMNS.value, tokenizer.embed_dim), jnp.float32)
+    latents = jax.ShapeDtypeStruct((args.batch, args.columns, tokenizer.embed_dim), jnp.float32)
     decode = lambda p, x: tokenizer.apply({"params": p}, x, method="decode").images  # noqa: E731
     yield "decoder", cost.compiled_cost(decode, jax.eval_shape(tokenizer.init_params, jax.random.key(0)), latents), None
 
 
-def benchmark(kind):
+def benchmark(kind, args):
     """Runs one kind: {device …, rows: [{part, seconds, …}]}.
 
     Raises:
@@ -162,28 +166,28 @@ def benchmark(kind):
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is not one of {KINDS}.")
     if kind in ("sampling", "decoding"):
-        model = models.make_model(_CONFIG.value, _DTYPE.value)
-        measured = sampling_rows(model) if kind == "sampling" else decoding_rows(model)
+        model = models.make_model(args.config, args.dtype)
+        measured = sampling_rows(args, model) if kind == "sampling" else decoding_rows(args, model)
     else:
-        measured = training_rows() if kind == "training" else floor_rows()
+        measured = training_rows(args) if kind == "training" else floor_rows(args)
     if kind == "sampling":
-        measured = [*measured, *decoding_rows(model)]
-    peak = None if kind == "floor" else matmul_peak(_DTYPE.value)
+        measured = [*measured, *decoding_rows(args, model)]
+    peak = None if kind == "floor" else matmul_peak(args.dtype)
     rows = []
     for part, count, timing in measured:
         row = dict(part=part)
         if count:
             row.update(gflop=count.flops / 1e9, gigabytes=count.bytes / 1e9)
         if timing:
-            row.update(seconds_per_column=timing[0] / _COLUMNS.value, images_per_second=_BATCH.value / timing[0])
+            row.update(seconds_per_column=timing[0] / args.columns, images_per_second=args.batch / timing[0])
             row.update(compile_seconds=timing[1], temporary_megabytes=timing[2] / 1e6)
         if count and timing:
             row.update(tflops=count.flops / timing[0] / 1e12, share_of_peak=count.flops / timing[0] / peak)
         rows.append(row)
     device = jax.devices()[0]
     return dict(
-        kind=kind, device=device.device_kind, dtype=_DTYPE.value, config=_CONFIG.value, batch=_BATCH.value,
-        columns=_COLUMNS.value, solver=_SOLVER.value, num_flow_steps=_STEPS.value, guidance=_GUIDANCE.value,
+        kind=kind, device=device.device_kind, dtype=args.dtype, config=args.config, batch=args.batch,
+        columns=args.columns, solver=args.solver, num_flow_steps=args.num_flow_steps, guidance=args.guidance,
         peak_tflops=peak and peak / 1e12, peak_memory_megabytes=peak_memory() / 1e6, jax=jax.__version__, rows=rows,
     )  # fmt: skip
 
@@ -207,16 +211,17 @@ def main(argv):
     try:
         if len(argv) != 2:
             raise ValueError(f"say what to measure: one of {KINDS}; got {argv[1:]}.")
-        results = benchmark(argv[1])
+        results = benchmark(argv[1], flags.FLAGS)
     except (ValueError, FileNotFoundError) as error:
         logging.error("%s", error)
         raise SystemExit(1) from error
     print(table(results))
-    if _JSON.value:
-        with atomic.replacing(_JSON.value) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    if flags.FLAGS.json:
+        with atomic.replacing(flags.FLAGS.json) as temporary, open(temporary, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

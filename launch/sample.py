@@ -20,27 +20,46 @@ import tqdm
 from eqjax import atomic, continue_photograph, flow, load_pretrained, panorama, pixels
 from launch import runner
 
-_WEIGHTS = flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs, in order.")
-_CLASSES = flags.DEFINE_list("classes", None, "Names or numbers; name:columns for one after another.", required=True)
-_OUTPUT = flags.DEFINE_string("output", os.path.join("outputs", "sample.png"), "The PNG file.")
-_COLUMNS = flags.DEFINE_integer("columns", 16, "Columns of the pictures, or of the panorama in all.")
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "A picture per class and seed; panoramas and photographs take the first.")
-_GUIDANCE = flags.DEFINE_list("guidance", ["2.0"], "Guidance scale, or one for every column.")
-_SCHEDULE = flags.DEFINE_enum("guidance_schedule", "constant", flow.SCHEDULES, "How one scale goes over columns.")
-_STEPS = flags.DEFINE_integer("num_flow_steps", 25, "Solver steps per column.")
-_SOLVER = flags.DEFINE_enum("solver", "euler", flow.SOLVERS, "Of the flow; heun evaluates twice a step.")
-_GRID = flags.DEFINE_enum("time_grid", "uniform", flow.TIME_GRIDS, "Where the steps lie.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scale on the initial noise.")
-_TRANSITION = flags.DEFINE_integer("transition", 0, "Columns over which a class goes softly into the next.")
-_MAX_POSITION = flags.DEFINE_integer("max_position", None, "Cross-attention's positions stop here; none as published.")
-_PANORAMA = flags.DEFINE_bool("panorama", False, "Draw and decode as it comes, in constant memory, also one class.")
-_STATE = flags.DEFINE_string("state", None, "File where a panorama's state is kept (.npz); goes on from it if there.")
-_PHOTOGRAPH = flags.DEFINE_string("photograph", None, "A picture to continue, by --left and --right columns.")
-_LEFT = flags.DEFINE_integer("left", 0, "Columns to the left of the photograph.")
-_RIGHT = flags.DEFINE_integer("right", 0, "Columns to the right of the photograph.")
-_RESIZE = flags.DEFINE_bool("resize", False, "Bring the photograph to the model's height and to whole columns.")
-_GIF = flags.DEFINE_bool("gif", False, "Also a GIF that pans along the picture, beside the PNG.")
-_GIF_PIXELS = flags.DEFINE_integer("gif_pixels", 4, "Pixels that the GIF moves per frame.", 1)
+
+def define_flags(values=flags.FLAGS):
+    """Defines the command's flags."""
+    flags.DEFINE_list(
+        "weights", ["photos"], "A shipped model's name, or weights files and workdirs, in order.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "classes", None, "Names or numbers; name:columns for one after another.", required=True, flag_values=values
+    )
+    flags.DEFINE_string("output", os.path.join("outputs", "sample.png"), "The PNG file.", flag_values=values)
+    flags.DEFINE_integer("columns", 16, "Columns of the pictures, or of the panorama in all.", flag_values=values)
+    flags.DEFINE_list(
+        "seeds", ["0"], "A picture per class and seed; panoramas and photographs take the first.", flag_values=values
+    )
+    flags.DEFINE_list("guidance", ["2.0"], "Guidance scale, or one for every column.", flag_values=values)
+    flags.DEFINE_enum(
+        "guidance_schedule", "constant", flow.SCHEDULES, "How one scale goes over columns.", flag_values=values
+    )
+    flags.DEFINE_integer("num_flow_steps", 25, "Solver steps per column.", flag_values=values)
+    flags.DEFINE_enum("solver", "euler", flow.SOLVERS, "Of the flow; heun evaluates twice a step.", flag_values=values)
+    flags.DEFINE_enum("time_grid", "uniform", flow.TIME_GRIDS, "Where the steps lie.", flag_values=values)
+    flags.DEFINE_float("temperature", 1.0, "Scale on the initial noise.", flag_values=values)
+    flags.DEFINE_integer("transition", 0, "Columns over which a class goes softly into the next.", flag_values=values)
+    flags.DEFINE_integer(
+        "max_position", None, "Cross-attention's positions stop here; none as published.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "panorama", False, "Draw and decode as it comes, in constant memory, also one class.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "state", None, "File where a panorama's state is kept (.npz); goes on from it if there.", flag_values=values
+    )
+    flags.DEFINE_string("photograph", None, "A picture to continue, by --left and --right columns.", flag_values=values)
+    flags.DEFINE_integer("left", 0, "Columns to the left of the photograph.", flag_values=values)
+    flags.DEFINE_integer("right", 0, "Columns to the right of the photograph.", flag_values=values)
+    flags.DEFINE_bool(
+        "resize", False, "Bring the photograph to the model's height and to whole columns.", flag_values=values
+    )
+    flags.DEFINE_bool("gif", False, "Also a GIF that pans along the picture, beside the PNG.", flag_values=values)
+    flags.DEFINE_integer("gif_pixels", 4, "Pixels that the GIF moves per frame.", 1, flag_values=values)
 
 
 def parse_class(text):
@@ -63,9 +82,9 @@ def write_gif(path, image, window, step):
         next(frames).save(temporary, format="GIF", save_all=True, append_images=frames, duration=40, loop=0)
 
 
-def draw_panorama(model, pairs, options):
+def draw_panorama(model, pairs, args, options):
     """The strips in one picture, uint8 [H, W, 3], with a bar on a terminal; keeps the state in --state."""
-    columns, state = _COLUMNS.value, _STATE.value
+    columns, state = args.columns, args.state
     if state and os.path.exists(state):
         strips = panorama(model, state=state)
         logging.info("Going on from %s, behind column %d.", state, strips.emitted)
@@ -83,43 +102,41 @@ def draw_panorama(model, pairs, options):
     return np.concatenate(parts, axis=1)
 
 
-def run(argv=()):
-    """What the command does; raises instead of ending the program."""
-    if len(argv) > 1:
-        raise ValueError(f"unknown arguments {argv[1:]}; see --helpfull.")
-    model = load_pretrained(*_WEIGHTS.value)
-    pairs = [parse_class(text) for text in _CLASSES.value]
-    guidance = [float(g) for g in _GUIDANCE.value]
-    seeds = [int(seed) for seed in _SEEDS.value]
+def run(args):
+    """What the command does with its flags; raises instead of ending the program."""
+    model = load_pretrained(*args.weights)
+    pairs = [parse_class(text) for text in args.classes]
+    guidance = [float(g) for g in args.guidance]
+    seeds = [int(seed) for seed in args.seeds]
     options = dict(
         guidance_scale=guidance[0] if len(guidance) == 1 else guidance,
-        num_flow_steps=_STEPS.value,
-        solver=_SOLVER.value,
-        time_grid=_GRID.value,
-        temperature=_TEMPERATURE.value,
-        max_position=_MAX_POSITION.value,
+        num_flow_steps=args.num_flow_steps,
+        solver=args.solver,
+        time_grid=args.time_grid,
+        temperature=args.temperature,
+        max_position=args.max_position,
     )
     schedule = any(columns is not None for _, columns in pairs)
-    if _PHOTOGRAPH.value:
-        with Image.open(_PHOTOGRAPH.value) as picture:
+    if args.photograph:
+        with Image.open(args.photograph) as picture:
             photograph = np.array(picture.convert("RGB"))
-        where = dict(left=_LEFT.value, right=_RIGHT.value, resize=_RESIZE.value, seed=seeds[0])
-        options["guidance_schedule"] = _SCHEDULE.value
+        where = dict(left=args.left, right=args.right, resize=args.resize, seed=seeds[0])
+        options["guidance_schedule"] = args.guidance_schedule
         image = continue_photograph(model, photograph, pairs[0][0], **where, **options)
-    elif schedule or _PANORAMA.value or _STATE.value:
-        if _SCHEDULE.value == "linear" and len(guidance) == 1:
-            columns = np.arange(1, _COLUMNS.value + 1)
-            options["guidance_scale"] = 1 + (guidance[0] - 1) * columns / _COLUMNS.value
-        image = draw_panorama(model, pairs, dict(options, seed=seeds[0], transition=_TRANSITION.value))
+    elif schedule or args.panorama or args.state:
+        if args.guidance_schedule == "linear" and len(guidance) == 1:
+            columns = np.arange(1, args.columns + 1)
+            options["guidance_scale"] = 1 + (guidance[0] - 1) * columns / args.columns
+        image = draw_panorama(model, pairs, args, dict(options, seed=seeds[0], transition=args.transition))
     else:
         labels = [label for label, _ in pairs for _ in seeds]
-        options.update(guidance_schedule=_SCHEDULE.value, seeds=seeds * len(pairs))
-        image = pixels.grid(model.sample(labels, num_columns=_COLUMNS.value, **options), columns=len(seeds))
-    pixels.save_png(_OUTPUT.value, image)
-    logging.info("Wrote %s: %d × %d pixels.", _OUTPUT.value, image.shape[1], image.shape[0])
-    if _GIF.value:
-        path = os.path.splitext(_OUTPUT.value)[0] + ".gif"
-        write_gif(path, image, 4 * model.tokenizer.resolution, _GIF_PIXELS.value)
+        options.update(guidance_schedule=args.guidance_schedule, seeds=seeds * len(pairs))
+        image = pixels.grid(model.sample(labels, num_columns=args.columns, **options), columns=len(seeds))
+    pixels.save_png(args.output, image)
+    logging.info("Wrote %s: %d × %d pixels.", args.output, image.shape[1], image.shape[0])
+    if args.gif:
+        path = os.path.splitext(args.output)[0] + ".gif"
+        write_gif(path, image, 4 * model.tokenizer.resolution, args.gif_pixels)
         logging.info("Wrote %s.", path)
 
 
@@ -127,11 +144,14 @@ def main(argv):
     """Samples, and says in one line what is wrong."""
     runner.set_up()
     try:
-        run(argv)
+        if len(argv) > 1:
+            raise ValueError(f"unknown arguments {argv[1:]}; see --helpfull.")
+        run(flags.FLAGS)
     except (ValueError, FileNotFoundError) as error:
         logging.error("%s", error)
         raise SystemExit(1) from error
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from eqjax.generator.flow_head import TIME_FEATURES
 from eqjax.sampling import autoregressive
 
 
@@ -53,7 +54,8 @@ def sampling_cost(generator, *, batch, num_columns, evaluations, guided=True):
     wide = 3 * g.flow_depth + 2
     chunk = max(1, autoregressive.MODULATION_BYTES // (rows * wide * g.flow_width * item))
     modulations = Cost(
-        evaluations * rows * 2 * w2 * wide + rows * 2 * g.width * g.flow_width,
+        evaluations * (rows * 2 * w2 * wide + 2 * (TIME_FEATURES * g.flow_width + w2))
+        + rows * 2 * g.width * g.flow_width,
         item * (math.ceil(evaluations / chunk) * w2 * wide + 2 * evaluations * rows * wide * g.flow_width),
     )
     ends = g.latent_dim * g.flow_width
