@@ -1,5 +1,6 @@
-"""Rectified flow by closed forms."""
+"""Rectified flow and its solvers by closed forms."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,34 +17,84 @@ def test_straight_line():
 
 
 def test_times():
-    np.testing.assert_allclose(flow.step_times(4), [1.0, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(flow.time_points(4), [1.0, 0.75, 0.5, 0.25, 0.0])
+    np.testing.assert_allclose(flow.time_points(2, "shifted"), [1.0, 0.75, 0.0])
+    np.testing.assert_allclose(flow.time_points(3, "cosine"), [1.0, 0.75, 0.25, 0.0])
+    np.testing.assert_array_equal(flow.time_points(2, [1, 0.3, 0]), [1, 0.3, 0])
     assert flow.squeeze_time(jnp.zeros(())) == np.float32(1e-5)
     assert flow.squeeze_time(jnp.ones(())) == 1.0
 
 
-def test_euler_is_exact_for_a_constant_velocity():
-    noise, velocity = jnp.array([[3.0, -1.0]]), jnp.array([[0.5, 2.0]])
-    out = flow.euler(lambda z, t: velocity, noise, flow.step_times(7))
-    np.testing.assert_allclose(out, noise - velocity, rtol=1e-6)
+def test_plans_by_hand():
+    h = -0.5
+    expected = {
+        "euler": ([1, 0.5], [h, h], [0, 0], [1, 1]),
+        "heun": ([1, 0.5, 0.5, 0], [h, h / 2, h, h / 2], [0, h / 2, 0, h / 2], [0, 1, 0, 1]),
+        "adams_bashforth": ([1, 0.5], [h, 1.5 * h], [0, -0.5 * h], [1, 1]),
+    }
+    assert set(expected) == set(flow.SOLVERS)
+    for solver, rows in expected.items():
+        for have, want in zip(flow.solver_plan(solver, 2), rows, strict=True):
+            np.testing.assert_allclose(have, want, err_msg=solver)
+    uneven = flow.solver_plan("adams_bashforth", 2, [1, 0.8, 0])
+    np.testing.assert_allclose(uneven.weight, [-0.2, -0.8 * 3], rtol=1e-6)  # r = 4
+    np.testing.assert_allclose(uneven.previous, [0, 0.8 * 2], rtol=1e-6)
 
 
-def test_euler_has_order_one():
-    # dz/dt = z·t from t = 1 to 0: z(0) = z(1)·exp(−1/2).
-    exact = np.exp(-0.5)
-    errors = [
-        abs(float(flow.euler(lambda z, t: z * t, jnp.ones(1), flow.step_times(n))[0]) - exact) for n in (20, 40, 80)
-    ]
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    np.testing.assert_allclose(orders, 1.0, atol=0.1)
+def solve(field, solver, steps, time_grid="uniform", chunk=None):
+    plan = flow.solver_plan(solver, steps, time_grid)
+    return jax.jit(lambda z: flow.integrate(field, z, plan, chunk=chunk))(jnp.ones(1))
 
 
-def test_euler_sees_each_time_once_in_order():
-    # z counts steps, and each is told its time: sum over i of i · t_i.
-    times = flow.step_times(3)  # 1, 2/3, 1/3
-    out = flow.euler(lambda z, t: -3 * t * jnp.ones(1), jnp.zeros(1), times)
-    np.testing.assert_allclose(out, 2.0, rtol=1e-6)
-    out = flow.euler(lambda z, t: jnp.where(t > 0.9, -3.0, 0.0) + 0 * z, jnp.zeros(1), times)
-    np.testing.assert_allclose(out, 1.0, rtol=1e-6)
+@pytest.mark.parametrize("solver", flow.SOLVERS)
+def test_exact_for_a_constant_velocity(solver):
+    for time_grid in flow.TIME_GRIDS:
+        np.testing.assert_allclose(solve(lambda z, t: 0 * z + 0.3, solver, 7, time_grid), [0.7], atol=2e-6)
+
+
+@pytest.mark.parametrize("time_grid", flow.TIME_GRIDS)
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("adams_bashforth", 2)])
+def test_order_of_convergence(solver, order, time_grid):
+    # dz/dt = z · exp(t): z(0) = exp(1 − e). The slope of log error over log N is the order.
+    exact, steps = np.exp(1 - np.e), np.array([8, 16, 32])
+    errors = [abs(float(solve(lambda z, t: z * jnp.exp(t), solver, n, time_grid)[0]) - exact) for n in steps]
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert abs(slope - order) < 0.25, (slope, errors)
+
+
+@pytest.mark.parametrize("solver", flow.SOLVERS)
+def test_chunks_change_nothing(solver):
+    field = lambda z, t: z * jnp.cos(3 * t)  # noqa: E731
+    whole = solve(field, solver, 7)
+    for chunk in (1, 3, 5, 100):
+        np.testing.assert_allclose(solve(field, solver, 7, chunk=chunk), whole, rtol=1e-6)
+
+
+def test_each_time_is_prepared_once_in_order():
+    out = []
+    plan = flow.solver_plan("euler", 3)
+    flow.integrate(lambda z, t: 0 * z, jnp.zeros(1), plan, prepare=lambda times: out.append(times) or times)
+    np.testing.assert_allclose(out[0], [1, 2 / 3, 1 / 3], rtol=1e-6)
+    # The velocity of a step is that of its own time: only the first step moves.
+    z = flow.integrate(lambda z, t: jnp.where(t > 0.9, -3.0, 0.0) + 0 * z, jnp.zeros(1), plan)
+    np.testing.assert_allclose(z, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(solver="rk4"), r"solver='rk4' is not one of \('euler', 'heun', 'adams_bashforth'\)"),
+        (dict(num_steps=0), "num_flow_steps=0 must be ≥ 1"),
+        (dict(num_steps=-3), "num_flow_steps=-3 must be ≥ 1"),
+        (dict(time_grid="log"), r"time_grid='log' is not one of \('uniform', 'shifted', 'cosine'\)"),
+        (dict(time_grid=[1, 0.5, 0]), "5 times .* that fall from 1 to 0"),
+        (dict(time_grid=[1, 0.5, 0.6, 0.1, 0]), "that fall from 1 to 0"),
+        (dict(time_grid=[1, 0.5, 0.4, 0.1, 0.05]), "that fall from 1 to 0"),
+    ],
+)
+def test_bad_plans(change, message):
+    with pytest.raises(ValueError, match=message):
+        flow.solver_plan(**{"solver": "euler", "num_steps": 4, **change})
 
 
 def test_guidance():
@@ -51,5 +102,8 @@ def test_guidance():
     assert flow.guide(3.0, 1.0, 0.0) == 1.0
     np.testing.assert_allclose(flow.guidance_scales(5.0, "linear", 4), [2.0, 3.0, 4.0, 5.0])
     np.testing.assert_allclose(flow.guidance_scales(5.0, "constant", 3), [5.0, 5.0, 5.0])
+    np.testing.assert_allclose(flow.guidance_scales([1.0, 7.0], "linear", 2), [1.0, 7.0])
     with pytest.raises(ValueError, match="guidance_schedule='cosine' is not one of"):
         flow.guidance_scales(5.0, "cosine", 3)
+    with pytest.raises(ValueError, match=r"guidance_scale has shape \(2,\); expected a number, or \[3\]"):
+        flow.guidance_scales([1.0, 7.0], "linear", 3)

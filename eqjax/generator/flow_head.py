@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from eqjax.generator.layers import layer_norm, remat_policy, xavier
 
-_TIME_FEATURES = 256
+TIME_FEATURES = 256
 
 
 @flax.struct.dataclass
@@ -35,7 +35,7 @@ class Modulations:
 
 def time_features(time):
     """Sinusoidal features [cos, sin] of times in [0, 1], not rescaled: [...] → float32 [..., 256]."""
-    half = _TIME_FEATURES // 2
+    half = TIME_FEATURES // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = time.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

@@ -199,7 +199,7 @@ class Generator(nn.Module):
         shape = (self.depth, batch, slots, self.num_heads, self.head_dim)
         return Ring(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
-    def next_context(self, latent, column, ring, condition):
+    def next_context(self, latent, column, ring, condition, max_position=None):
         """Takes in one column and gives the context of the next.
 
         Args:
@@ -207,16 +207,21 @@ class Generator(nn.Module):
           column: integer; columns 0 … column − 1 have been taken in.
           ring: their `Ring`.
           condition: of the batch's labels.
+          max_position: queries of cross-attention, whose keys have no position, are rotated by this
+            position at most; None: by their own, as published.
 
         Returns:
           Context of column + 1, [B, E]; the ring with this column.
         """
         x = self.input_norm(self.latent_proj(jnp.asarray(latent, self.dtype)))[:, None]  # [B, 1, E]
         angles = rope_angles(column[None], self.head_dim)
+        cross_angles = angles
+        if max_position is not None:
+            cross_angles = rope_angles(jnp.minimum(column, max_position)[None], self.head_dim)
         slots = ring.keys.shape[2]
         mask = jnp.arange(slots) <= column  # Slots not yet written hold nothing.
         keys_values = condition.keys, condition.values
-        x, ring = self.blocks.column(x, ring, keys_values, angles, column % slots, mask)
+        x, ring = self.blocks.column(x, ring, keys_values, angles, cross_angles, column % slots, mask)
         return self.output_norm(x[:, 0]), ring
 
     def flow_modulations(self, time, context):

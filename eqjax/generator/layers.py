@@ -110,7 +110,7 @@ class Block(nn.Module):
         x = x + drop(self.cross_out(self._cross(x, keys_values, angles, drop)))
         return self._mlp(x, deterministic), None
 
-    def column(self, x, ring, keys_values, angles, slot, mask):
+    def column(self, x, ring, keys_values, angles, cross_angles, slot, mask):
         """The column at ring slot `slot`: [B, 1, E] → [B, 1, E], and the layer's ring with it inside."""
         query, key, value = self._self_projections(x, angles)
         ring = Ring(
@@ -118,7 +118,7 @@ class Block(nn.Module):
             jax.lax.dynamic_update_slice_in_dim(ring.values, value, slot, axis=1),
         )
         x = x + self.self_out(attend(query, ring.keys, ring.values, mask))
-        x = x + self.cross_out(self._cross(x, keys_values, angles))
+        x = x + self.cross_out(self._cross(x, keys_values, cross_angles))
         return self._mlp(x, True), ring
 
     def _self_projections(self, x, angles):
@@ -186,7 +186,7 @@ def stacked_blocks(depth, remat, **fields):
         methods={
             "condition": dict(over, in_axes=(same,)),
             "columns": dict(over, in_axes=(0, same, same, same)),
-            "column": dict(over, in_axes=(0, 0, same, same, same)),
+            "column": dict(over, in_axes=(0, 0, same, same, same, same)),
         },
     )
     return scanned(**fields)

@@ -6,15 +6,23 @@ rotated queries and keys depend on the distance of their positions alone.
 Source: RoFormer, arXiv 2104.09864, section 3.2.
 """
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 _BASE = 10000.0
 
 
 def rope_angles(positions, head_dim):
-    """Cosines and sines for positions [...] → two float32 arrays [..., head_dim / 2]."""
-    frequencies = _BASE ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
+    """Cosines and sines for integer positions [...] → two float32 arrays [..., head_dim / 2].
+
+    Angles are counted in 2⁻³² turns, in integers that wrap around: two columns at a distance differ by
+    the same angle at any position, where position · frequency in float32 would lose it far out.
+    """
+    frequencies = _BASE ** (-np.arange(0, head_dim, 2) / head_dim)
+    turns = np.round(frequencies / (2 * np.pi) * 2.0**32).astype(np.uint32)
+    phases = jnp.asarray(positions).astype(jnp.uint32)[..., None] * turns
+    angles = jax.lax.bitcast_convert_type(phases, jnp.int32).astype(jnp.float32) * np.float32(2 * np.pi / 2.0**32)
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -1,95 +1,225 @@
 """Sampling latents column by column, in constant time and memory per column.
 
-    column k:  noise ──Euler steps under the flow head──▶ latent k ──transformer, ring──▶ context k + 1
+    column k:  noise ──solver steps under the flow head──▶ latent k ──transformer, ring──▶ context k + 1
 
-What does not change is computed once: the keys and values of the condition tokens per class, and
-the flow head's modulations of all steps per column. With guidance the batch is doubled, class
-first, null second; both halves share the state of the flow and its embedding.
+What does not change is computed once: the keys and values of the condition tokens per class (of the
+null class once for the whole batch), parameters in the compute dtype, and the flow head's modulations
+of all steps of a column in few large products. With guidance the batch is doubled, class first, null
+second; both halves share the state of the flow and its embedding.
 
-Letters: B batch, L columns, D latent size, N flow steps, E width.
+`draw_columns` is the loop of both `sample_latents` and the endless panorama.
+
+Letters: B batch, L columns, S segments of classes, D latent size, M evaluations of the flow head, E width.
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, sections 3.2 and 3.3.
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import flow
-from eqjax.generator import Condition, Ring
+from eqjax import flow, sharding
+from eqjax.generator import Condition, Generator, Ring
+from eqjax.sampling.checks import check_arrays, check_values
+from eqjax.sampling.classes import Blend, ClassSchedule
+
+# Modulations held at once. More would be read back from slow memory without saving products' weights.
+MODULATION_BYTES = 256 * 2**20
 
 
 @flax.struct.dataclass
 class SamplerState:
-    """Where a sampling run stands; continuing from it needs nothing else.
+    """Where a sampling run stands.
 
     Attributes:
       column: number of the next column, int32 [].
       context: of the next column, [B or 2B, E].
       ring: keys and values of the last columns.
-      condition: what the classes contribute.
     """
 
     column: jax.Array
     context: jax.Array
     ring: Ring
-    condition: Condition
 
 
-def start(generator, params, labels, num_columns, guided):
+@flax.struct.dataclass
+class Run:
+    """What a sampling run keeps from column to column.
+
+    Attributes:
+      generator: module.
+      guided: whether the null class is carried along.
+      params: `compute_params`.
+      conditions: what the classes contribute, per segment: leaves [S, …].
+      plan: of the flow's solver.
+      temperature: scale on the initial noise.
+      max_position: of cross-attention's queries, int32.
+    """
+
+    generator: Generator = flax.struct.field(pytree_node=False)
+    guided: bool = flax.struct.field(pytree_node=False)
+    params: dict
+    conditions: Condition
+    plan: flow.Plan
+    temperature: jax.Array
+    max_position: jax.Array
+
+    def apply(self, *args, method):
+        """A method of the generator."""
+        return self.generator.apply({"params": self.params}, *args, method=method)
+
+
+class Columns(NamedTuple):
+    """What differs from column to column.
+
+    Attributes:
+      guidance: of each column, [L].
+      after: classes of the columns after each, [L] each.
+    """
+
+    guidance: jax.Array
+    after: Blend
+
+
+def compute_params(generator, params):
+    """Parameters in the compute dtype, where the modules would cast them anyway: once, not in every loop.
+
+    Norms compute in float32, and embeddings are summed in it: they stay.
+    """
+
+    def cast(path, leaf):
+        names = [key.key for key in path]
+        keep = names[-1] not in ("kernel", "bias") or "norm" in names[-2]
+        return leaf if keep else leaf.astype(generator.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def make_conditions(generator, params, labels, guided):
+    """What classes contribute, with guidance for class and null rows.
+
+    Every class is computed once where the batch has more rows than there are classes, the null class once.
+
+    Args:
+      generator, params: module and parameters.
+      labels: [B, S], in 0 … num_classes.
+      guided: also the null class, for rows B … 2B − 1.
+
+    Returns:
+      `Condition` with leaves [S, depth, B or 2B, …] (`first`: [S, B or 2B, E]).
+    """
+    batch, segments = labels.shape
+    every, null = generator.num_classes + 1, generator.num_classes
+    rows = labels.T.reshape(-1)  # [S·B]
+    if every <= rows.shape[0]:
+        unique, index, null_index = jnp.arange(every), rows, null
+    else:
+        unique = jnp.append(rows, null) if guided else rows
+        index, null_index = jnp.arange(rows.shape[0]), rows.shape[0]
+    index = index.reshape(segments, batch)
+    if guided:
+        index = jnp.concatenate([index, jnp.full_like(index, null_index)], axis=1)
+    found = generator.apply({"params": params}, unique, method="condition")
+    keys, values = (jnp.moveaxis(jnp.take(a, index, axis=1), 1, 0) for a in (found.keys, found.values))
+    return Condition(keys, values, found.first[index])
+
+
+def blend(conditions, at):
+    """The `Condition` at a scalar `Blend`: a segment's, or between it and the next one's."""
+    if conditions.first.shape[0] == 1:
+        return jax.tree.map(lambda a: a[0], conditions)
+
+    def mix(a):
+        now, then = (jax.lax.dynamic_index_in_dim(a, at.segment + i, keepdims=False) for i in (0, 1))
+        return now + at.share.astype(a.dtype) * (then - now)
+
+    return jax.tree.map(mix, conditions)
+
+
+def start(run, first, num_columns):
     """The `SamplerState` before the first column.
 
     Args:
-      generator, params: module and parameter tree.
-      labels: [B], in 0 … num_classes.
+      run: a `Run`.
+      first: `Blend` of column 0, scalars.
       num_columns: how many columns will be drawn; only a generator without a window needs it.
-      guided: also carry the null class.
     """
-    if guided:
-        labels = jnp.concatenate([labels, jnp.full_like(labels, generator.num_classes)])
-    condition = generator.apply({"params": params}, labels, method="condition")
-    ring = generator.empty_ring(labels.shape[0], num_columns)
-    return SamplerState(jnp.zeros((), jnp.int32), condition.first, ring, condition)
+    context = blend(run.conditions, first).first
+    return SamplerState(jnp.zeros((), jnp.int32), context, run.generator.empty_ring(context.shape[0], num_columns))
 
 
-def advance(generator, params, state, latent):
-    """Takes in the next column's latent [B, D]: the state after it."""
+def advance(run, state, latent, after):
+    """Takes in the next column's latent [B, D] and looks at the one after it: the state there."""
     rows = state.context.shape[0] // latent.shape[0]
     latent = jnp.tile(latent, (rows, 1))  # Class and null see the same columns.
-    context, ring = generator.apply(
-        {"params": params}, latent, state.column, state.ring, state.condition, method="next_context"
-    )
-    return state.replace(column=state.column + 1, context=context, ring=ring)
+    condition = blend(run.conditions, after)
+    context, ring = run.apply(latent, state.column, state.ring, condition, run.max_position, method="next_context")
+    return SamplerState(state.column + 1, context, ring)
 
 
-def draw_column(generator, params, context, noise, guidance, num_flow_steps):
+def draw_column(run, context, noise, guidance):
     """Integrates the flow of one column.
 
     Args:
+      run: a `Run`.
       context: [B, E], or [2B, E] with guidance (class first, null second).
       noise: [B, D].
       guidance: scalar; without effect where context has B rows.
-      num_flow_steps: N.
 
     Returns:
       latent, float32 [B, D].
     """
-    call = functools.partial(generator.apply, {"params": params})
-    guided = context.shape[0] != noise.shape[0]
-    times = flow.step_times(num_flow_steps)[:, None]
-    modulations = call(times, context[None], method="flow_modulations")  # [N, B or 2B, …]
+    head = run.generator
+    values = context.shape[0] * (3 * head.flow_depth + 2) * head.flow_width
+    chunk = max(1, MODULATION_BYTES // (values * jnp.dtype(head.dtype).itemsize))
+
+    def modulations(times):
+        return run.apply(times[:, None], context[None], method="flow_modulations")  # [n, B or 2B, …]
 
     def velocity(z, modulation):
-        x = call(z, method="flow_embed")
-        if not guided:
-            return call(x, modulation, method="flow_denoise")
-        both = call(jnp.concatenate([x, x]), modulation, method="flow_denoise")
+        x = run.apply(z, method="flow_embed")
+        if not run.guided:
+            return run.apply(x, modulation, method="flow_denoise")
+        both = run.apply(jnp.concatenate([x, x]), modulation, method="flow_denoise")
         return flow.guide(*jnp.split(both, 2), guidance)
 
-    return flow.euler(velocity, noise, modulations)
+    return flow.integrate(velocity, noise, run.plan, modulations, chunk)
+
+
+def draw_columns(run, state, noise, columns):
+    """Draws one column after another: latents [L, B, D] and the state after them.
+
+    Args:
+      run: a `Run`.
+      state: a `SamplerState`.
+      noise: function of a column's number → [B, D].
+      columns: their `Columns`.
+    """
+
+    def draw(state, column):
+        latent = draw_column(run, state.context, run.temperature * noise(state.column), column.guidance)
+        return advance(run, state, latent, column.after), latent
+
+    return jax.lax.scan(draw, state, columns)
+
+
+def take_columns(run, state, latents, after):
+    """Takes in given columns, [L, B, D], before those that `after`, a `Blend` [L], describes: the state there."""
+    return jax.lax.scan(lambda state, x: (advance(run, state, *x), None), state, (latents, after))[0]
+
+
+def column_noise(key, column, shape):
+    """Initial noise of a column, [B, D]: of one key for the batch, or of a key per row.
+
+    With a key per row, [B], a row's noise depends on its own key alone, not on its place.
+    """
+    if key.ndim == 0:
+        return jax.random.normal(jax.random.fold_in(key, column), shape)
+    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, column), shape[1:]))(key)
 
 
 def sample_latents(
@@ -101,29 +231,44 @@ def sample_latents(
     guidance_scale=1.0,
     guidance_schedule="linear",
     num_flow_steps=100,
+    solver="euler",
+    time_grid="uniform",
     temperature=1.0,
+    class_columns=None,
+    transition=0,
+    max_position=None,
     noise=None,
     key=None,
     prefix=None,
+    mesh=None,
 ):
     """Draws latents of `num_columns` columns for every label.
 
     Jitted, and usable inside a jit of the caller's, who then gives concrete `num_columns`,
-    `num_flow_steps` and `guidance_schedule`. Compiles once per combination of shapes, number of
-    steps, and of whether there is guidance; the value of the guidance scale is free.
+    `num_flow_steps`, and strings. Compiles once per combination of shapes, number of evaluations, and
+    of whether there is guidance; all else is free, the solver and the values of the guidance too.
 
     Args:
       generator: a `Generator`.
       params: its parameters.
-      labels: integers [B], in 0 … num_classes (the last is the null class).
+      labels: integers [B], in 0 … num_classes (the last is the null class); or [B, S], one class
+        after another along the columns.
       num_columns: L ≥ 1, with the prefix.
-      guidance_scale: g ≥ 0; 1 is no guidance and takes half the work.
+      guidance_scale: g ≥ 0; 1 is no guidance and takes half the work. Or one per column, [L].
       guidance_schedule: "linear", 1 + (g − 1)(k + 1)/L at column k, or "constant".
-      num_flow_steps: Euler steps N ≥ 1.
+      num_flow_steps: steps N ≥ 1 of the solver.
+      solver: "euler" (as published), "heun" (two evaluations a step) or "adams_bashforth".
+      time_grid: "uniform" (as published), "shifted", "cosine", or N + 1 times from 1 to 0.
       temperature: scale on the initial noise, ≥ 0.
+      class_columns: columns of each of the S classes, the last may be None: to the end.
+      transition: columns over which a class goes softly into the next; see `eqjax.sampling.classes`.
+      max_position: cross-attention's queries are rotated by this position at most, so that far
+        columns do not leave the positions of training (columns + max_rope_shift − 3); None as published.
       noise: initial noise [B, L, D], prefix columns included (and not read there); or
-      key: a JAX key to draw it from. Column k of row b then depends on key, k and b alone.
+      key: a JAX key to draw it from: column k of row b depends on key, k and b alone. Or a key per
+        row, [B]: it then depends on the row's key and k alone.
       prefix: latents [B, P, D], P ≤ L, that the sample begins with.
+      mesh: of `eqjax.sharding.make_mesh`: the batch is split along its data axis.
 
     Returns:
       latents, float32 [B, L, D], scaled as the generator's are.
@@ -132,86 +277,72 @@ def sample_latents(
       ValueError: an argument out of its range, or of another shape.
     """
     labels = jnp.asarray(labels)
-    _check(generator, labels, num_columns, guidance_scale, guidance_schedule, num_flow_steps, temperature)
-    _check_arrays(generator, labels, num_columns, noise, key, prefix)
-    # A traced scale may be any number, so it takes the guided path.
-    guided = not (isinstance(guidance_scale, (int, float, np.number)) and guidance_scale == 1)
+    check_values(generator, labels, num_columns, guidance_scale, temperature, max_position)
+    check_arrays(generator, labels, num_columns, noise, key, prefix)
     scales = flow.guidance_scales(guidance_scale, guidance_schedule, num_columns)
+    plan = flow.solver_plan(solver, num_flow_steps, time_grid)
+    schedule = class_schedule(labels, class_columns, transition)
+    schedule.check_length(num_columns)
+    classes = schedule.at(np.minimum(np.arange(num_columns + 1), num_columns - 1))
     if prefix is None:
         prefix = jnp.zeros((labels.shape[0], 0, generator.latent_dim))
-    prefix = jnp.asarray(prefix, jnp.float32)
-    noise = key if noise is None else jnp.asarray(noise, jnp.float32)
-    return _sample(generator, guided, num_flow_steps, params, labels, scales, temperature, noise, prefix)
+    batch = labels.reshape(labels.shape[0], -1), jnp.asarray(prefix, jnp.float32)
+    source = key if noise is None else jnp.asarray(noise, jnp.float32)
+    if mesh is not None:
+        params, batch, source = _spread(mesh, params, batch, source)
+    position = np.int32(2**31 - 1) if max_position is None else max_position
+    settings = generator, is_guided(guidance_scale)
+    return _sample(*settings, params, *batch, source, scales, classes, plan, temperature, position)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sample(generator, guided, num_flow_steps, params, labels, scales, temperature, noise, prefix):
-    num_columns, given = scales.shape[0], prefix.shape[1]
-    is_key = jnp.issubdtype(noise.dtype, jax.dtypes.prng_key)
+def is_guided(guidance_scale):
+    """Whether the null class is needed: a traced scale may be any number."""
+    return isinstance(guidance_scale, jax.core.Tracer) or not bool(np.all(np.asarray(guidance_scale) == 1))
 
-    def initial_noise(k):
-        if is_key:
-            drawn = jax.random.normal(jax.random.fold_in(noise, k), (labels.shape[0], generator.latent_dim))
-        else:
-            drawn = noise[:, k]
-        return temperature * drawn
 
-    def take_in(state, latent):
-        return advance(generator, params, state, latent), None
+def class_schedule(labels, class_columns, transition):
+    """The `ClassSchedule` of labels [B] or [B, S].
 
-    def draw(state, scale):
-        noise_k = initial_noise(state.column)
-        latent = draw_column(generator, params, state.context, noise_k, scale, num_flow_steps)
-        return advance(generator, params, state, latent), latent
+    Raises:
+      ValueError: it does not have one number of columns per class.
+    """
+    segments = labels.shape[1] if labels.ndim == 2 else 1
+    class_columns = (None,) * segments if class_columns is None and segments == 1 else tuple(class_columns or ())
+    if len(class_columns) != segments:
+        raise ValueError(
+            f"class_columns={class_columns or None} must say for each of the {segments} classes of a row how many "
+            "columns it has."
+        )
+    return ClassSchedule(class_columns, transition)
 
-    state = start(generator, params, labels, num_columns, guided)
-    state, _ = jax.lax.scan(take_in, state, jnp.moveaxis(prefix, 1, 0))
-    _, latents = jax.lax.scan(draw, state, scales[given:])  # [L - P, B, D]
+
+def _spread(mesh, params, batch, source):
+    """Parameters on every device of a mesh, what has a row per picture split over its data axis."""
+    batch = jax.tree.map(lambda a: sharding.shard_batch(a, mesh), batch)
+    if source.ndim == 3:
+        source = sharding.shard_batch(source, mesh)
+    else:
+        source = jax.device_put(source, sharding.replicated(mesh))
+    return jax.device_put(params, sharding.replicated(mesh)), batch, source
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(
+    generator, guided, params, labels, prefix, source, scales, classes, plan, temperature, max_position
+):  # fmt: skip
+    given, shape = prefix.shape[1], (labels.shape[0], generator.latent_dim)
+
+    def noise(column):
+        if jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
+            return column_noise(source, column, shape)
+        return source[:, column]
+
+    params = compute_params(generator, params)
+    conditions = make_conditions(generator, params, labels, guided)
+    run = Run(generator, guided, params, conditions, plan, temperature, max_position)
+    first, after = jax.tree.map(lambda a: a[0], classes), jax.tree.map(lambda a: a[1:], classes)
+    state = start(run, first, scales.shape[0])
+    state = take_columns(run, state, jnp.moveaxis(prefix, 1, 0), jax.tree.map(lambda a: a[:given], after))
+    columns = jax.tree.map(lambda a: a[given:], Columns(scales, after))
+    _, latents = draw_columns(run, state, noise, columns)  # [L - P, B, D]
     return jnp.concatenate([prefix, jnp.moveaxis(latents, 0, 1)], axis=1)
-
-
-def _check(generator, labels, num_columns, guidance_scale, guidance_schedule, num_flow_steps, temperature):
-    def concrete(value):
-        return not isinstance(value, jax.core.Tracer)
-
-    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integers of shape [batch], not {labels.dtype} {labels.shape}.")
-    if concrete(labels):
-        wrong = [int(n) for n in np.asarray(labels) if not 0 <= n <= generator.num_classes]
-        if wrong:
-            raise ValueError(
-                f"labels {wrong} are outside 0 … {generator.num_classes} (this generator has "
-                f"{generator.num_classes} classes; {generator.num_classes} is the null class)."
-            )
-    if num_columns < 1:
-        raise ValueError(f"num_columns={num_columns} must be ≥ 1.")
-    if num_flow_steps < 1:
-        raise ValueError(f"num_flow_steps={num_flow_steps} must be ≥ 1.")
-    if concrete(guidance_scale) and not guidance_scale >= 0:
-        raise ValueError(f"guidance_scale={guidance_scale} must be ≥ 0 (1 is no guidance).")
-    if concrete(temperature) and not temperature >= 0:
-        raise ValueError(f"temperature={temperature} must be ≥ 0.")
-    if guidance_schedule not in flow.SCHEDULES:
-        raise ValueError(f"guidance_schedule={guidance_schedule!r} is not one of {flow.SCHEDULES}.")
-
-
-def _check_arrays(generator, labels, num_columns, noise, key, prefix):
-    batch, size = labels.shape[0], generator.latent_dim
-    if (noise is None) == (key is None):
-        raise ValueError("give either noise or key (jax.random.key(seed)), and not both.")
-    if noise is not None and noise.shape != (batch, num_columns, size):
-        raise ValueError(
-            f"noise has shape {tuple(noise.shape)}; expected [batch, num_columns, latent_dim] = "
-            f"{(batch, num_columns, size)}."
-        )
-    if key is not None and not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError("key must be a typed key: make it with jax.random.key(seed).")
-    if prefix is None:
-        return
-    if prefix.ndim != 3 or prefix.shape[0] != batch or prefix.shape[2] != size:
-        raise ValueError(
-            f"prefix has shape {tuple(prefix.shape)}; expected [batch, columns, latent_dim] = "
-            f"[{batch}, ≤ {num_columns}, {size}]."
-        )
-    if prefix.shape[1] > num_columns:
-        raise ValueError(f"prefix has {prefix.shape[1]} columns, more than num_columns={num_columns} in all.")

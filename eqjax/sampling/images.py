@@ -10,6 +10,7 @@ import numpy as np
 from eqjax import pixels
 from eqjax.generator import Generator
 from eqjax.sampling.autoregressive import sample_latents
+from eqjax.sampling.classes import parse_classes
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.pieces import decode_images, encode_images
 
@@ -35,25 +36,19 @@ class Model:
     latent_scale: float = flax.struct.field(pytree_node=False)
     class_names: tuple[str, ...] | None = flax.struct.field(pytree_node=False)
 
-    def sample(
-        self,
-        labels,
-        *,
-        num_columns,
-        guidance_scale=1.0,
-        guidance_schedule="linear",
-        num_flow_steps=100,
-        temperature=1.0,
-        seed=0,
-        prefix=None,
-    ):
+    def sample(self, labels, *, num_columns, seed=0, seeds=None, prefix=None, **options):
         """Draws images.
 
         Args:
-          labels: integers or class names, [B] (or one of them).
+          labels: integers or class names, [B] (or one of them). Or classes along the columns,
+            [(class, columns), …], for all images; the last columns may be None: to the end.
           num_columns: width of the images in columns (`tokenizer.column_width` pixels each).
           seed: an integer; the same seed gives the same images.
-          others: as `eqjax.sample_latents`.
+          seeds: integers [B] instead: image i depends on labels[i] and seeds[i], not on its place. A
+            single label or a schedule serves all seeds.
+          prefix: scaled latents [B, P, D] that the images begin with.
+          options: as `eqjax.sample_latents`: guidance_scale, guidance_schedule, num_flow_steps, solver,
+            time_grid, temperature, transition, max_position, mesh.
 
         Returns:
           uint8 [B, H, W, 3].
@@ -61,17 +56,22 @@ class Model:
         Raises:
           ValueError: as `eqjax.sample_latents`; an unknown class name; a missing half.
         """
+        if isinstance(labels, list | tuple) and labels and isinstance(labels[0], list | tuple):
+            names, options["class_columns"] = parse_classes(labels)
+            labels = self.labels(names)[None]  # [1, S]
+        else:
+            labels = self.labels(labels)
+        key = jax.random.key(seed)
+        if seeds is not None:
+            seeds = np.atleast_1d(seeds)
+            if labels.shape[0] == 1:
+                labels = jnp.repeat(labels, len(seeds), axis=0)
+            if len(seeds) != labels.shape[0]:
+                raise ValueError(f"{len(seeds)} seeds for {labels.shape[0]} labels; give one seed per label.")
+            key = jax.vmap(jax.random.key)(seeds)
+        generator = self.need("generator")
         latents = sample_latents(
-            self._need("generator"),
-            self.generator_params,
-            self.labels(labels),
-            num_columns=num_columns,
-            guidance_scale=guidance_scale,
-            guidance_schedule=guidance_schedule,
-            num_flow_steps=num_flow_steps,
-            temperature=temperature,
-            key=jax.random.key(seed),
-            prefix=prefix,
+            generator, self.generator_params, labels, num_columns=num_columns, key=key, prefix=prefix, **options
         )
         return self.decode(latents)
 
@@ -84,8 +84,7 @@ class Model:
         images = jnp.asarray(images)
         if images.dtype == jnp.uint8:
             images = pixels.from_uint8(images)
-        tokenizer = self._need("tokenizer")
-        return encode_images(tokenizer, self.tokenizer_params, images) * self.latent_scale
+        return encode_images(self.need("tokenizer"), self.tokenizer_params, images) * self.latent_scale
 
     def decode(self, latents):
         """Scaled latents [B, L, D] → uint8 images [B, H, W, 3].
@@ -93,7 +92,7 @@ class Model:
         Raises:
           ValueError: latents of another size.
         """
-        tokenizer = self._need("tokenizer")
+        tokenizer = self.need("tokenizer")
         return pixels.to_uint8(
             decode_images(tokenizer, self.tokenizer_params, jnp.asarray(latents) / self.latent_scale)
         )
@@ -114,7 +113,12 @@ class Model:
             raise ValueError(f"classes {unknown} are not among this model's: {names or 'it has no class names'}.")
         return jnp.asarray([names.index(label) if isinstance(label, str) else label for label in labels])
 
-    def _need(self, half):
+    def need(self, half):
+        """The module "tokenizer" or "generator".
+
+        Raises:
+          ValueError: the model was loaded without it.
+        """
         module = getattr(self, half)
         if module is None:
             raise ValueError(f"this model was loaded without a {half}; give load_pretrained a file that has one too.")

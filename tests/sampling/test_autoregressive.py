@@ -9,6 +9,7 @@ import pytest
 
 from eqjax import Generator, sample_latents
 from eqjax.sampling import autoregressive
+from eqjax.sampling.classes import Blend
 from tests.golden_cases import generator_case, relative_error
 
 
@@ -108,12 +109,18 @@ def test_inside_a_jit_of_the_caller(small):
     np.testing.assert_allclose(mine(params, labels, jax.random.key(1)), sample(key=jax.random.key(1)), atol=1e-6)
 
 
+def starting_state(generator, params, labels, num_columns):
+    conditions = autoregressive.make_conditions(generator, params, labels[:, None], guided=True)
+    run = autoregressive.Run(generator, True, params, conditions, None, 1.0, 0)
+    return autoregressive.start(run, Blend(0, 0.0), num_columns)
+
+
 def test_state_per_column_does_not_grow(small):
     generator, params, _ = small
     labels = jnp.array([0, 2])
     sizes = []
     for columns in (8, 8000):
-        state = jax.eval_shape(lambda c=columns: autoregressive.start(generator, params, labels, c, True))
+        state = jax.eval_shape(lambda c=columns: starting_state(generator, params, labels, c))
         sizes.append(sum(leaf.size for leaf in jax.tree.leaves(state)))
     assert sizes[0] == sizes[1]
 
@@ -159,7 +166,8 @@ def test_bad_arguments(small, change, message):
         ([0, 4], r"labels \[4\] are outside 0 … 3 .*3 is the null class"),
         ([-1, 0], r"labels \[-1\] are outside"),
         ([0.5], "labels must be integers"),
-        ([[0]], r"shape \[batch\]"),
+        ([[[0]]], r"shape \[batch\]"),
+        ([], r"shape \[batch\]"),
     ],
 )
 def test_bad_labels(small, labels, message):
