@@ -9,7 +9,15 @@ from eqjax.convert.files import (
     published_checkpoint,
     read_reference,
 )
-from eqjax.convert.rules import ConversionError
+from eqjax.convert.nets import (
+    dino_params,
+    dinov2_params,
+    frozen_shapes,
+    inception_params,
+    lpips_params,
+    unused_in_frozen,
+)
+from eqjax.convert.rules import ConversionError, check_shapes
 from eqjax.convert.weights import (
     generator_params,
     generator_state_dict,
@@ -20,15 +28,22 @@ from eqjax.convert.weights import (
 __all__ = [
     "ConversionError",
     "averaged_tokenizer_state_dict",
+    "check_shapes",
+    "dino_params",
+    "dinov2_params",
+    "frozen_shapes",
     "full_tokenizer_state_dict",
     "generator_params",
     "generator_state_dict",
+    "inception_params",
     "infer_generator_config",
     "infer_tokenizer_config",
     "live_tokenizer_state_dict",
+    "lpips_params",
     "pick_weights",
     "published_checkpoint",
     "read_reference",
     "tokenizer_params",
     "tokenizer_state_dict",
+    "unused_in_frozen",
 ]

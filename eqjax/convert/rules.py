@@ -138,8 +138,7 @@ def import_arrays(state_dict, rules, unused=lambda name: False):
       ConversionError: names or shapes differ.
     """
     source = {name: array for name, array in state_dict.items() if not unused(name)}
-    wanted = {name: rule.layout.reference_shape(rule.piece) for rule in rules for name in rule.names}
-    _check(source, wanted, "reference state_dict → Flax parameters")
+    check_shapes(source, reference_shapes(rules), "reference state_dict → Flax parameters")
     xp, tree = _namespace(source), {}
     for rule in rules:
         pieces = [rule.layout.to_flax(xp.asarray(source[name]), rule.piece) for name in rule.names]
@@ -158,7 +157,7 @@ def export_arrays(params, rules):
     """
     source = _flatten(params)
     flat = {"/".join(path): array for path, array in source.items()}
-    _check(flat, {"/".join(rule.path): rule.shape for rule in rules}, "Flax parameters → reference state_dict")
+    check_shapes(flat, {"/".join(rule.path): rule.shape for rule in rules}, "Flax parameters → reference state_dict")
     xp, out = _namespace(source), {}
     for rule in rules:
         array = xp.asarray(source[rule.path])
@@ -176,8 +175,18 @@ def listing(title, items, most=12):
     return f"\n{title} ({len(items)}):\n  " + "\n  ".join(items[:most]) + more
 
 
-def _check(source, wanted, what):
-    """Raises one error with all names that are too many, too few, or of another shape."""
+def reference_shapes(rules):
+    """{reference name: shape} of all that the rules consume."""
+    return {name: rule.layout.reference_shape(rule.piece) for rule in rules for name in rule.names}
+
+
+def check_shapes(source, wanted, what):
+    """Compares {name: array} with {name: shape}.
+
+    Raises:
+      ConversionError: one message, that begins with `what`, with all names that are too many, too few,
+        or of another shape.
+    """
     shapes = {name: tuple(array.shape) for name, array in source.items()}
     unknown = [name for name in shapes if name not in wanted]
     missing = [f"{name} {shape}" for name, shape in wanted.items() if name not in shapes]
