@@ -90,7 +90,9 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
     done = min(samples.available(), num_images)
     if done == num_images:
         return samples
-    draw = RowMap(_draw(model, settings), model, mesh or sharding.make_mesh(), rows_per_device)
+    # Seed and guidance are arguments of the compiled program, so that a sweep finds it in the cache.
+    params = model, jax.random.key(settings.seed), np.float32(settings.guidance_scale)
+    draw = RowMap(_draw(settings), params, mesh or sharding.make_mesh(), rows_per_device)
     if done:
         logging.info("%s holds images 0 … %d; going on from there.", folder, done - 1)
     countdown = Countdown("images", num_images, done)
@@ -108,19 +110,20 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
     return samples
 
 
-def _draw(model, settings):
-    """The traced function of `RowMap`: (model, indices [b], labels [b]) → (uint8 images, finite [b])."""
-    shape = settings.num_columns, model.generator.latent_dim
+def _draw(settings):
+    """The traced function of `RowMap`: ((model, key, guidance), indices [b], labels [b]) → (uint8 images, finite [b])."""
+    guided = settings.guidance_scale != 1
 
-    def draw(model, indices, labels):
-        key = jax.random.key(settings.seed)
+    def draw(params, indices, labels):
+        model, key, scale = params
+        shape = settings.num_columns, model.generator.latent_dim
         noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape))(indices)
         latents = sample_latents(
             model.generator,
             model.generator_params,
             labels,
             num_columns=settings.num_columns,
-            guidance_scale=settings.guidance_scale,
+            guidance_scale=scale if guided else 1.0,
             guidance_schedule=settings.guidance_schedule,
             num_flow_steps=settings.num_flow_steps,
             temperature=settings.temperature,
@@ -260,8 +263,7 @@ def _check_settings(folder, settings):
         ]
         if lines:
             raise ValueError(
-                f"{folder} holds images of another run; give another folder, or the same settings.\n"
-                + "\n".join(lines)
+                f"{folder} holds images of another run; give another folder, or the same settings.\n" + "\n".join(lines)
             )
     elif jax.process_index() == 0:
         with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

@@ -110,9 +110,8 @@ class _open_images:
         name = "arr_0.npy" if "arr_0.npy" in names or len(names) != 1 else names[0]
         if name not in names:
             self._zip.close()
-            raise StatisticsError(
-                f"{self._path} holds the arrays {[n.removesuffix('.npy') for n in names]}; images are expected in arr_0."
-            )
+            arrays = [name.removesuffix(".npy") for name in names]
+            raise StatisticsError(f"{self._path} holds the arrays {arrays}; images are expected in arr_0.")
         self._member = self._zip.open(name)
         try:
             version = np.lib.format.read_magic(self._member)

@@ -110,6 +110,7 @@ def evaluate_reconstruction(
 
 def _measure(lpips):
     """The traced function of `RowMap`: uint8 images → (uint8 reconstructions, {name: [b]})."""
+
     def measure(params, images):
         model, lpips_params = params
         images = pixels.from_uint8(images)

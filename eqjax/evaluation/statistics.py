@@ -165,9 +165,7 @@ def compare(reference, statistics):
     for name, one in (("reference", reference), ("evaluated", statistics)):
         if one.count is not None:
             fid.warn_if_few(one.count, len(one.mean), name)
-    result = {
-        "fid": fid.frechet_distance(reference.mean, reference.covariance, statistics.mean, statistics.covariance)
-    }
+    result = {"fid": fid.frechet_distance(reference.mean, reference.covariance, statistics.mean, statistics.covariance)}
     if reference.spatial_mean is not None and statistics.spatial_mean is not None:
         result["sfid"] = fid.frechet_distance(
             reference.spatial_mean,

@@ -146,7 +146,15 @@ class Generator(nn.Module):
         return self.flow_head(x_t, jnp.asarray(time), context)
 
     def loss(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
-        """The rectified-flow loss, a scalar.
+        """The rectified-flow loss, a scalar: the mean of `column_losses`, which see."""
+        return jnp.mean(
+            self.column_losses(
+                latents, labels, time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic
+            )
+        )
+
+    def column_losses(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
+        """The rectified-flow loss of every column, [L].
 
         Args:
           latents: [B, L, D], scaled.
@@ -170,7 +178,8 @@ class Generator(nn.Module):
             noise = jax.random.normal(self.make_rng("flow"), data.shape)
         time = flow.squeeze_time(time)
         velocity = self.velocity(flow.interpolate(data, noise, time), time, context)
-        return jnp.mean(jnp.square(velocity - flow.velocity_target(data, noise)))
+        errors = jnp.square(velocity - flow.velocity_target(data, noise))
+        return jnp.mean(errors.reshape(self.flow_batch_mult, *latents.shape), axis=(0, 1, 3))
 
     def condition(self, labels, *, deterministic=True):
         """What the labels [B] contribute to every column, a `Condition`."""
