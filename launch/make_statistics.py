@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from eqjax.data import default_config
-from eqjax.evaluation import Extractor, fid, images, inception, statistics
+from eqjax.evaluation import Extractor, images, inception, report
 from launch import runner
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures of one size, or an npz with arr_0; or give --data.…")
@@ -32,23 +32,16 @@ def main(argv):
     runner.set_up()
     try:
         found = images.from_path(_INPUT.value) if _INPUT.value else images.from_data(_DATA.value, _NUM_IMAGES.value)
-        write(inception.inception(_NETS.value), found, _OUTPUT.value)
+        extractor = Extractor(inception.inception(_NETS.value), rows_per_device=_ROWS.value)
+        features = report.write_statistics(_OUTPUT.value, extractor, found, _KEEP.value)
     except (ValueError, OSError) as error:
         logging.error("%s", error)
         raise SystemExit(1) from error
-
-
-def write(network, found, output):
-    """Statistics of an `ImageSet` under a `Network` into a file."""
-    extractor = Extractor(network, rows_per_device=_ROWS.value)
-    features = extractor.collect(found.batches(), found.count, keep=_KEEP.value)
-    statistics.save(output, features.statistics)
-    fid.warn_if_few(found.count, len(features.statistics.mean), output)
     logging.info(
         "Statistics of %d images (%s) in %s, %.1f images per second; %s",
         found.count,
         found.source,
-        output,
+        _OUTPUT.value,
         found.count / features.seconds,
         features.statistics.protocol,
     )

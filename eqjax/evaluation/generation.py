@@ -76,6 +76,8 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
     num_classes = model.generator.num_classes
     if num_images < 1:
         raise ValueError(f"num_images={num_images} must be at least 1.")
+    if not settings.guidance_scale >= 0:
+        raise ValueError(f"guidance_scale={settings.guidance_scale} must be ≥ 0 (1 is no guidance).")
     if num_images % num_classes:
         logging.warning(
             "%d images do not divide by %d classes: classes 0 … %d get %d each, the others %d.",
@@ -111,7 +113,7 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
 
 
 def _draw(settings):
-    """The traced function of `RowMap`: ((model, key, guidance), indices [b], labels [b]) → (uint8 images, finite [b])."""
+    """The traced function of `RowMap`: ((model, key, guidance), indices, labels) → (uint8 images, finite [b])."""
     guided = settings.guidance_scale != 1
 
     def draw(params, indices, labels):

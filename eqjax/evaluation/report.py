@@ -9,7 +9,7 @@ from absl import logging
 import jax
 
 from eqjax import atomic
-from eqjax.evaluation import features, statistics
+from eqjax.evaluation import features, fid, statistics
 from eqjax.evaluation.generation import fingerprint, generate
 
 _COLUMNS = ("fid", "sfid", "inception_score", "kid", "precision", "recall")
@@ -109,6 +109,17 @@ def table(results):
     lines = lines if differs + columns else ["No metrics were asked for."]
     common = [f"{name}: {protocols[0][name]}" for name in names if name not in differs]
     return "\n".join([*lines, "", "Protocol: " + ", ".join(common) + "."]) + "\n"
+
+
+def write_statistics(path, extractor, images, keep=0):
+    """Statistics of an `ImageSet` into a file; gives the `features.Features`.
+
+    Warns where there are too few images for a covariance of full rank.
+    """
+    found = extractor.collect(images.batches(), images.count, keep=keep)
+    statistics.save(path, found.statistics)
+    fid.warn_if_few(images.count, len(found.statistics.mean), path)
+    return found
 
 
 class BestWeights:

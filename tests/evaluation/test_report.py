@@ -6,13 +6,11 @@ import os
 import subprocess
 import sys
 
-from absl import flags
 import numpy as np
 import pytest
 
 from eqjax import pretrained
 from eqjax.evaluation import Extractor, Settings, StatisticsError, images, report, statistics
-from launch import make_statistics
 from tests.evaluation import tiny
 from tests.evaluation.test_generation import ROOT
 
@@ -99,11 +97,10 @@ def test_periodic_evaluation_leaves_nothing_behind(extractor, reference, results
 
 
 def test_statistics_of_an_npz_of_images(tmp_path, extractor, reference):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
     pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "images.npz", pictures)
-    make_statistics.write(tiny.network(), images.from_path(tmp_path / "images.npz"), tmp_path / "s.npz")
+    source = images.from_path(tmp_path / "images.npz")
+    report.write_statistics(tmp_path / "s.npz", extractor, source, keep=50)
     written = statistics.load(tmp_path / "s.npz")
     np.testing.assert_allclose(written.covariance, reference.covariance, rtol=1e-6)
     assert written.count == 20 and written.protocol == reference.protocol and written.features.shape == (20, 5)
