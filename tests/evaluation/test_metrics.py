@@ -1,5 +1,6 @@
 """Metrics against recorded values and closed forms, and what they refuse."""
 
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -132,3 +133,20 @@ def test_too_few_images_for_full_rank_are_reported(caplog):
         assert not caplog.records
         fid.warn_if_few(64, 64, "reference")
     assert "reference: 64 images give a covariance of rank 63 at most, for 64 features" in caplog.text
+
+
+def test_memory_does_not_grow_with_the_number_of_images():
+    def peak(count):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(500, 64)).astype(np.float32)
+        tracemalloc.start()
+        sums, score = fid.Moments(64), metrics.InceptionScore(count)
+        for _ in range(count // 500):
+            sums.update(x)
+            score.update(x[:, :20])
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    # 24 bytes an image at most, for which part of the Inception Score it belongs to; its features are 256.
+    assert peak(50_000) - peak(1_000) < 24 * 50_000
