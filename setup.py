@@ -44,7 +44,8 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.19"],
-        "dev": ["pytest>=8.4,<10", "pytest-xdist>=3.8,<4", "ruff>=0.14,<0.18"],
+        "analysis": ["matplotlib>=3.10,<4"],
+        "dev": ["matplotlib>=3.10,<4", "pytest>=8.4,<10", "pytest-xdist>=3.8,<4", "ruff>=0.14,<0.18"],
     },
     cmdclass={"sdist": _SourceArchive},
 )

@@ -19,7 +19,7 @@ PROGRAMS = sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "launch").rglob("
 IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax"}
 NOT_IMPORTED = {"scikit-image", "scikit-learn"}
 # What an extra brings, imported only where a user asks for it.
-OPTIONAL = {"wandb"}
+OPTIONAL = {"matplotlib", "wandb"}
 MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.pretrained"}
 
 
@@ -123,7 +123,7 @@ def test_setup_takes_its_requirements_and_version_from_one_place(setup_arguments
 
     assert parse("\n".join(setup_arguments["install_requires"])) == requirements()
     assert setup_arguments["version"] == eqjax.__version__
-    assert set(setup_arguments["extras_require"]) == {"cuda12", "cuda13", "tpu", "wandb", "dev"}
+    assert set(setup_arguments["extras_require"]) == {"cuda12", "cuda13", "tpu", "wandb", "analysis", "dev"}
 
 
 def test_importing_is_light():

@@ -1,0 +1,79 @@
+"""The analysis: its table, plots and their data, from made-up results."""
+
+import csv
+import os
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from eqjax.evaluation import analysis
+
+COLUMNS, PIXELS = 4, 32
+
+
+def result(seed, scale):
+    rng = np.random.default_rng(seed)
+    cosines = np.full((COLUMNS, COLUMNS), 0.2 * scale) + (1 - 0.2 * scale) * np.eye(COLUMNS)
+    return {
+        "psnr": 20.0 + scale,
+        "shift_errors": (scale * rng.uniform(size=(32, COLUMNS))).tolist(),
+        "shift_error_column": 0.25 * scale,
+        "shift_error_half": 0.5,
+        "shift_error_unrelated": 1.4,
+        "footprint": rng.uniform(size=(COLUMNS, PIXELS)).tolist(),
+        "footprint_share": {"0": 0.75, "1": 0.9},
+        "loss": [1.0, 2.0, 3.0, 2.0],
+        "loss_error": [0.1] * COLUMNS,
+        "transfer_loss": [1.0, 2.0, 6.0, 4.0],
+        "transfer_loss_error": [0.1] * COLUMNS,
+        "cosines": cosines.tolist(),
+        "cosines_error": np.full((COLUMNS, COLUMNS), 0.01).tolist(),
+        "cosine": 0.2 * scale,
+        "cosine_inner": 0.2 * scale,
+        "cosine_ceiling": 0.6,
+        "transfer": 2.0,
+        "transfer_trained": 1.0,
+    }
+
+
+def test_table_plots_and_their_data(tmp_path):
+    results = {
+        "published, window 3": [result(0, 1), result(1, 1.2)],
+        "strict, window 3": [result(2, 2), result(3, 2)],
+    }
+    analysis.draw(tmp_path, results)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[0].startswith("| | PSNR, dB | shift by a column |")
+    assert lines[2].startswith("| published, window 3 | 21.1 ± 0.1 | 0.275 ± 0.035 | 0.500 ± 0.000 | 1.400")
+    assert lines[3].startswith("| strict, window 3 | 22.0 ± 0.0 | 0.500 ± 0.000 |")
+    assert "2.000 ± 0.000 | 1.000 ± 0.000 |" in lines[3]
+    names = {"shifts": 32, "footprints": PIXELS, "losses": COLUMNS, "cosines": COLUMNS * (COLUMNS - 1) // 2}
+    for name, rows in names.items():
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert np.asarray(picture.convert("L")).std() > 5  # Something is drawn.
+        with open(tmp_path / f"{name}.csv", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+        assert len(table) == rows
+    assert {row["strict, window 3"] for row in table} == {"0.4"}
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+
+
+def test_a_tokenizer_alone_has_no_plots_of_losses(tmp_path):
+    some = {name: value for name, value in result(0, 1).items() if "loss" not in name and "cosine" not in name}
+    analysis.draw(tmp_path, {"model": [some]})
+    assert sorted(os.listdir(tmp_path)) == [
+        "footprints.csv",
+        "footprints.png",
+        "results.json",
+        "shifts.csv",
+        "shifts.png",
+        "table.md",
+    ]
+
+
+def test_results_of_other_options_are_refused(tmp_path):
+    analysis.write_json(tmp_path / "r.json", {"flags": {"columns": 8}, "psnr": 1.0})
+    assert analysis.read_result(tmp_path / "r.json", {"columns": 8})["psnr"] == 1.0
+    with pytest.raises(ValueError, match="give another --output"):
+        analysis.read_result(tmp_path / "r.json", {"columns": 6})

@@ -1,0 +1,93 @@
+"""Passes over images: what is kept, what is bounded, and what is refused."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from eqjax import data
+from eqjax.evaluation import Extractor, compare, images
+from eqjax.evaluation.statistics import StatisticsError
+from tests.evaluation import tiny
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return Extractor(tiny.network(), rows_per_device=2)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), np.uint8)
+
+
+def test_a_pass_equals_numpy_in_any_batches(extractor, pictures):
+    pool = np.concatenate([extractor(pictures[i : i + 8])["pool"] for i in range(0, 30, 8)])
+    for sizes in ([30], [1, 13, 16]):
+        batches = np.split(pictures, np.cumsum(sizes)[:-1])
+        found = extractor.collect(iter(batches), 30, keep=20).statistics
+        np.testing.assert_allclose(found.mean, pool.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(found.covariance, np.cov(pool.astype(np.float64), rowvar=False), rtol=1e-6)
+        np.testing.assert_array_equal(found.features, pool[:20])
+        assert found.count == 30 and found.protocol["image_size"] == [16, 16] and found.spatial_mean.shape == (4,)
+
+
+def test_the_same_images_have_distance_zero(extractor, pictures):
+    found = extractor.collect(iter([pictures]), 30, keep=30)
+    result = compare(found.statistics, found, subset_size=10, subsets=2)
+    assert result["fid"] == pytest.approx(0, abs=1e-6) and result["precision"] == result["recall"] == 1
+    few = extractor.collect(iter([pictures[:5]]), 5)
+    assert "inception_score" not in compare(found.statistics, few)  # Ten parts need ten images.
+
+
+def test_images_that_are_refused(extractor, pictures):
+    wrong = pictures.astype(np.float32)
+    wrong[3, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"images \[3\] of a batch of 30 hold NaN"):
+        extractor.collect(iter([wrong]), 30)
+    with pytest.raises(ValueError, match="images are float32 .* eqjax.pixels.to_uint8"):
+        extractor.collect(iter([pictures / np.float32(255)]), 30)
+    with pytest.raises(ValueError, match="mixed sizes: 16 × 16 first, then 16 × 8"):
+        extractor.collect(iter([pictures[:20], pictures[20:, :, :8]]), 30)
+    for count in (29, 31):
+        with pytest.raises(ValueError, match=f"30 images arrived, {count} were expected|more logits arrived"):
+            extractor.collect(iter([pictures]), count)
+
+
+def test_sources_of_images(tmp_path, pictures):
+    for name, picture in (("b/2.png", pictures[1]), ("a/1.png", pictures[0])):
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / "set" / name)
+    found = images.from_path(tmp_path / "set")
+    np.testing.assert_array_equal(np.concatenate(list(found.batches())), pictures[:2])
+    Image.fromarray(pictures[2, :8]).save(tmp_path / "set" / "c.png")
+    with pytest.raises(ValueError, match="mixed sizes: .*1.png is 16 × 16, .*c.png is 8 × 16"):
+        list(images.from_path(tmp_path / "set").batches())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no pictures"):
+        images.from_path(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no folder and no npz"):
+        images.from_path(tmp_path / "absent")
+    config = data.default_config()
+    config.update(height=16, width=32)
+    photos = images.from_data(config, num_images=13, batch_size=5)
+    assert [batch.shape for batch in photos.batches()] == [(5, 16, 32, 3), (5, 16, 32, 3), (3, 16, 32, 3)]
+
+
+def test_an_npz_without_images(tmp_path, pictures):
+    np.savez(tmp_path / "two.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(StatisticsError, match=r"holds the arrays \['mu', 'sigma'\]; images are expected in arr_0"):
+        images.from_path(tmp_path / "two.npz")
+    np.savez(tmp_path / "flat.npz", np.zeros((3, 4)))
+    with pytest.raises(StatisticsError, match=r"arr_0.npy in .* is float64 \(3, 4\); images are uint8"):
+        images.from_path(tmp_path / "flat.npz")
+    np.savez(tmp_path / "objects.npz", np.array([object()]))
+    with pytest.raises(StatisticsError, match="is object"):
+        images.from_path(tmp_path / "objects.npz")
+    (tmp_path / "text.npz").write_text("no zip")
+    with pytest.raises(StatisticsError, match="text.npz cannot be read as npz"):
+        images.from_path(tmp_path / "text.npz")
+    nan = np.full((2, 4, 4, 3), np.nan, np.float32)
+    np.savez(tmp_path / "nan.npz", nan)
+    found = images.from_path(tmp_path / "nan.npz")
+    with pytest.raises(ValueError, match=r"images \[0, 1\] of a batch of 2 hold NaN"):
+        Extractor(tiny.network()).collect(found.batches(), found.count)

@@ -1,0 +1,128 @@
+"""From a model to a table: the whole protocol, sweeps, the best weights, and the statistics command."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from eqjax import pretrained
+from eqjax.evaluation import Extractor, Settings, StatisticsError, images, report, statistics
+from tests.evaluation import tiny
+from tests.evaluation.test_generation import ROOT
+
+SETTINGS = Settings(num_columns=4, num_flow_steps=2)
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return Extractor(tiny.network(), rows_per_device=2)
+
+
+@pytest.fixture(scope="module")
+def reference(extractor):
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    return extractor.collect(iter([pictures]), 20, keep=20).statistics
+
+
+@pytest.fixture(scope="module")
+def results(extractor, reference, tmp_path_factory):
+    options = dict(extractor=extractor, reference=reference, reference_name="noise.npz", rows_per_device=2, keep=COUNT)
+    root = tmp_path_factory.mktemp("sweep")
+    sweep = [(g, dataclasses.replace(SETTINGS, guidance_scale=g)) for g in (2.0, 3.0)]
+    return root, [report.evaluate_generation(tiny.model(), s, COUNT, root / str(g), **options) for g, s in sweep]
+
+
+def test_a_sweep_with_its_protocol(results):
+    root, rows = results
+    text = report.save(root, rows)
+    assert json.loads((root / "results.json").read_text()) == rows
+    assert (root / "table.md").read_text() == text
+    header, _, first, second, _, protocol = text.splitlines()
+    assert header == "| guidance_scale | fid | sfid | inception_score | kid | precision | recall |"
+    assert first.startswith("| 2.0 | ") and second.startswith("| 3.0 | ") and first != second
+    for part in (
+        "count: 12",
+        "seed: 0",
+        "num_flow_steps: 2",
+        "solver: euler",
+        "guidance_schedule: linear",
+        "network: tiny",
+        "resize: none",
+        "rounding: 8 bit",
+        "image_size: [16, 16]",
+        "reference: noise.npz",
+        "reference_count: 20",
+        "weights: ",
+    ):
+        assert part in protocol
+
+
+def test_another_protocol_is_refused_before_anything_is_drawn(extractor, reference, tmp_path):
+    other = dataclasses.replace(reference, protocol={**reference.protocol, "network": "other"})
+    with pytest.raises(StatisticsError, match="network: reference 'other', here 'tiny'"):
+        report.evaluate_generation(tiny.model(), SETTINGS, 4, tmp_path, extractor=extractor, reference=other)
+    assert os.listdir(tmp_path) == []
+
+
+def test_best_weights(tmp_path):
+    written = []
+
+    def export(path):
+        written.append(open(path, "w").close())
+
+    best = report.BestWeights(tmp_path)
+    steps = ((1, float("nan"), False), (2, 9.0, True), (3, 9.5, False), (4, 8.0, True))
+    for step, value, kept in steps:
+        assert best.update(step, {"fid": value}, export) == kept
+    assert len(written) == 2 and (tmp_path / "best.safetensors").exists()
+    again = report.BestWeights(tmp_path)  # A run that goes on.
+    assert again.best == {"step": 4, "fid": 8.0} and not again.update(5, {"fid": 8.5}, export)
+    assert report.BestWeights(tmp_path / "other", "precision", lower_is_better=False).best is None
+    with pytest.raises(ValueError, match=r"chosen by 'fid', and there are only \['psnr'\]"):
+        best.update(6, {"psnr": 1.0}, export)
+
+
+def test_periodic_evaluation_leaves_nothing_behind(extractor, reference, results, tmp_path):
+    settings = dataclasses.replace(SETTINGS, guidance_scale=2.0)
+    evaluate = report.periodic_evaluation(
+        settings, COUNT, tmp_path, extractor=extractor, reference=reference, rows_per_device=2, keep=COUNT
+    )
+    assert evaluate(3, tiny.model()) == pytest.approx(results[1][0]["metrics"])
+    assert os.listdir(tmp_path / "evaluation") == []
+
+
+def test_statistics_of_an_npz_of_images(tmp_path, extractor, reference):
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", pictures)
+    source = images.from_path(tmp_path / "images.npz")
+    report.write_statistics(tmp_path / "s.npz", extractor, source, keep=50)
+    written = statistics.load(tmp_path / "s.npz")
+    np.testing.assert_allclose(written.covariance, reference.covariance, rtol=1e-6)
+    assert written.count == 20 and written.protocol == reference.protocol and written.features.shape == (20, 5)
+
+
+def command(module, *arguments):
+    full = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(full, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_commands(tmp_path):
+    model = tiny.model()
+    modules = {"tokenizer": model.tokenizer, "generator": model.generator}
+    params = {"tokenizer": model.tokenizer_params, "generator": model.generator_params}
+    pretrained.save(tmp_path / "m.safetensors", pretrained.Weights(modules, params, 1.0))
+    options = [f"--weights={tmp_path / 'm.safetensors'}", "--num_flow_steps=2", "--batch_per_device=2"]
+    options += ["--num_images=6", f"--output={tmp_path / 'out'}"]
+    done = command("launch.evaluate", "generation", *options, "--network=none", "--guidance=1,2", "--npz")
+    assert done.returncode == 0, done.stderr
+    assert "images: 6/6" in done.stderr and "left" in done.stderr
+    with np.load(tmp_path / "out" / "guidance_2" / "samples.npz") as file:
+        assert file["arr_0"].shape == (6, 16, 16, 3) and sorted(file["arr_1"]) == [0, 0, 1, 1, 2, 2]
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
+    done = command("launch.evaluate", "generation", *options, f"--nets_folder={tmp_path}")
+    assert done.returncode == 1 and "pt_inception-2015-12-05" in done.stderr and "Traceback" not in done.stderr
