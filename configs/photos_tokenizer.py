@@ -52,7 +52,7 @@ def get_config(variant=None):
     )
     config.data.update(source="photos", height=64, width=64, min_scale=0.25, max_scale=0.6)
     config.data.classes = common.PHOTO_CLASSES
-    config.batch_size, config.total_steps = 16, 4000
+    config.batch_size, config.total_steps = 16, 2000
     config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 500, 500, 500
     config.optimizer.update(
         name="muon",
