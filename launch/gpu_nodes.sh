@@ -26,7 +26,7 @@ for node in "${!hosts[@]}"; do
     remote+=" trap 'kill \$(jobs -p)' TERM HUP;"
     remote+=" for gpu in \$(seq 0 $((gpus - 1))); do"
     remote+=" CUDA_VISIBLE_DEVICES=\$gpu PROCESS_ID=\$(($node * $gpus + gpu)) .venv/bin/python$arguments & done;"
-    remote+=" code=0; for gpu in \$(seq $gpus); do wait -n || { code=\$?; kill \$(jobs -p); }; done; exit \$code"
+    remote+=" code=0; for gpu in \$(seq $gpus); do wait -n || { code=\$?; kill \$(jobs -p) 2>/dev/null; break; }; done; wait; exit \$code"
     if [ -n "${DRY_RUN:-}" ]; then
         printf 'ssh %s %q\n' "${hosts[$node]}" "$remote"
         continue

@@ -60,7 +60,8 @@ def run(command, variables, grace):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
     code, deadline = 0, None
-    while any(process.poll() is None for process in processes):
+    # A list: `any` of a generator would leave off at the first that runs, and never see another fail.
+    while any([process.poll() is None for process in processes]):
         code = code or next((process.returncode for process in processes if process.returncode), 0)
         if code and deadline is None:
             deadline = time.monotonic() + grace

@@ -136,6 +136,7 @@ def check_meshes(meshes):
             assert difference < 1e-5, (shape, sharding.path_name(path), difference)
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_mesh():
     check_meshes([(4, "fsdp:2,tensor:2", 4)])
 
