@@ -2,7 +2,7 @@
 
     image ─encoder─▶ posterior ─draw, × latent scale─▶ latents ─generator─▶ rectified-flow loss
 
-Images are encoded inside the jitted step.
+Images are encoded inside the jitted step, or the latents' means come from a cache (see `latents`).
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.2 and appendix.
 """
@@ -21,7 +21,7 @@ from eqjax import pixels, pretrained
 from eqjax.data import default_config as default_data_config
 from eqjax.data import eval_batches, make_source
 from eqjax.sampling import Model
-from eqjax.training import loop, optim
+from eqjax.training import latents, loop, optim
 from eqjax.training.state import TrainState, ema_update, stream
 
 
@@ -96,21 +96,19 @@ def make_stage(config):
             f"generator.num_classes={generator.num_classes}, but the data has {len(source.class_names)} classes: "
             f"{list(source.class_names)[:5]} …"
         )
+    if config.data.source == "latents":
+        latents.check_cache(source, weights, config.data, config.tokenizer_weights)
     tokenizer = weights.modules["tokenizer"]
     scale = pretrained.PUBLISHED_LATENT_SCALE if weights.latent_scale is None else weights.latent_scale
     optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps)
     tokenizer_params = jax.tree.map(jnp.asarray, weights.params["tokenizer"])
 
-    def encode(images, key):
-        images = pixels.from_uint8(images)
-        posterior = tokenizer.apply({"params": tokenizer_params}, images, method="encode")
-        return posterior.sample(key) * scale
+    encode = latents.make_encode(tokenizer, tokenizer_params, scale)
 
     def loss_fn(params, batch, key, deterministic):
-        latents = encode(batch["image"], stream(key, "posterior"))
         return generator.apply(
             {"params": params},
-            latents,
+            encode(batch, stream(key, "posterior")),
             batch["label"],
             deterministic=deterministic,
             method="loss",
