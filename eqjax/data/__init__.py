@@ -1,18 +1,23 @@
-"""Data: sources of pictures (built-in photographs, class folders) and deterministic, resumable batches of them."""
+"""Data: photographs, class folders, TFDS or cached latents, in deterministic, resumable batches."""
 
 from eqjax.data.config import check_config, default_config
 from eqjax.data.evaluation import EvalBatches, eval_batches
 from eqjax.data.folder import FolderSource
+from eqjax.data.latents import CacheError, LatentSource
 from eqjax.data.photos import PHOTOS, PhotoGrid, PhotoSource
 from eqjax.data.pipeline import BatchIterator, make_iterator, make_source
+from eqjax.data.tfds import TfdsSource
 
 __all__ = [
     "PHOTOS",
     "BatchIterator",
+    "CacheError",
     "EvalBatches",
     "FolderSource",
+    "LatentSource",
     "PhotoGrid",
     "PhotoSource",
+    "TfdsSource",
     "check_config",
     "default_config",
     "eval_batches",

@@ -3,7 +3,13 @@
 import ml_collections
 from ml_collections import config_dict
 
-SOURCES = ("photos", "folder")
+SOURCES = ("photos", "folder", "tfds", "latents")
+
+_ROOTS = {
+    "folder": "the folder that holds root/class_name/picture.jpg",
+    "tfds": "the folder of a prepared data set, such as tensorflow_datasets/imagenet2012",
+    "latents": "the folder that launch.cache_latents wrote",
+}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -12,7 +18,9 @@ def default_config() -> ml_collections.ConfigDict:
     Fields that belong to one source say so; the other source does not read them.
     """
     config = ml_collections.ConfigDict()
-    config.source = "photos"  # "photos" (built in, no download) or "folder" (root/class_name/picture.jpg).
+    # "photos" (built in, no download), "folder" (root/class_name/picture.jpg), "tfds" (prepared by TensorFlow Datasets)
+    # or "latents" (made by launch.cache_latents).
+    config.source = "photos"
     config.classes = config_dict.placeholder(tuple)  # Class names in the order of their labels; None takes all.
     config.height = 64  # Of the crops, pixels.
     config.width = 64  # Of the crops, pixels.
@@ -20,13 +28,19 @@ def default_config() -> ml_collections.ConfigDict:
     config.num_threads = 4  # Reading threads per process (per worker where there are workers); 0 reads only when asked.
     # Worker processes per process. Each takes seconds to start: for folders on machines with many cores.
     config.num_workers = 0
-    # Folder.
-    config.root = config_dict.placeholder(str)  # Folder of class folders, for training.
+    # Folder, TFDS, latents.
+    config.root = config_dict.placeholder(str)  # Folder of the data, for training.
     config.eval_root = config_dict.placeholder(str)  # The same, for evaluation; None evaluates on `root`.
+    # Folder and TFDS.
+    config.class_file = config_dict.placeholder(str)  # Text file with a class (synset) per line, instead of `classes`.
+    config.draft = True  # Let the decoder halve large JPEGs; for training only, evaluation decodes in full.
     # Pixels that the shorter side is brought to before the crop; at least the shorter side of the crop.
     config.resize = 64
     # Largest tolerated share of undecodable files, in [0, 1); one file is tolerated unless it is 0.
     config.max_bad_share = 0.01
+    # TFDS.
+    config.split = "train"  # For training.
+    config.eval_split = "validation"  # For evaluation.
     # Photos.
     config.holdout = 0.2  # Fraction, in [0, 0.5], of each picture's width, at its right, that only evaluation sees.
     config.min_scale = 0.25  # Smallest crop region, as a fraction in (0, 1] of the largest that fits in the picture.
@@ -45,17 +59,18 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name, least in (("height", 1), ("width", 1), ("num_workers", 0), ("num_threads", 0)):
         if config[name] < least:
             raise ValueError(f"{name}={config[name]} must be at least {least}.")
-    if config.source == "folder":
-        _check_folder(config)
-    else:
+    if config.source == "photos":
         _check_photos(config)
-
-
-def _check_folder(config: ml_collections.ConfigDict) -> None:
+        return
     if not config.root:
-        raise ValueError(
-            f"root={config.root!r}: source='folder' needs root, the folder that holds root/class_name/picture.jpg."
-        )
+        raise ValueError(f"root={config.root!r}: source={config.source!r} needs root, {_ROOTS[config.source]}.")
+    if config.source != "latents":
+        _check_files(config)
+
+
+def _check_files(config: ml_collections.ConfigDict) -> None:
+    if config.classes is not None and config.class_file:
+        raise ValueError(f"Give classes={config.classes} or class_file={config.class_file!r}, not both.")
     if config.resize < min(config.height, config.width):
         raise ValueError(
             f"resize={config.resize} must be at least {min(config.height, config.width)}, the shorter side of the "

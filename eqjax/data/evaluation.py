@@ -13,7 +13,8 @@ from eqjax.data import pipeline
 class EvalBatches:
     """The evaluation crops as a finite list of batches, the same in every run and for every number of processes.
 
-    Batch k is {"image": [b, H, W, 3] uint8, "label": [b] int32, "mask": [b] bool}. All batches have the full size, so
+    Batch k is {"image": [b, H, W, 3] uint8, "label": [b] int32, "mask": [b] bool}, or with "latents"
+    [b, L, D] in the place of "image" from a cache. All batches have the full size, so
     that one compiled step serves them and every process counts the same number of them: the last is filled up with
     its last record, under a mask of False. Batches are made when asked for.
     """
@@ -48,11 +49,8 @@ class EvalBatches:
             max(1, self._num_threads)
         ) as pool:  # Pillow decodes and resizes without the GIL.
             records = list(pool.map(self._dataset.__getitem__, indices))
-        return {
-            "image": np.stack([record["image"] for record in records]),
-            "label": np.stack([record["label"] for record in records]),
-            "mask": places < self.num_images,
-        }
+        batch = {name: np.stack([record[name] for record in records]) for name in records[0]}
+        return {**batch, "mask": places < self.num_images}
 
     def __iter__(self) -> Iterator[pipeline.Batch]:
         return (self[number] for number in range(len(self)))
@@ -66,7 +64,7 @@ def eval_batches(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> EvalBatches:
-    """Makes this process's evaluation batches: held-out crops of the photographs, or centre crops of a folder.
+    """Makes this process's evaluation batches: held-out or centre crops, or what a cache of latents holds.
 
     Args:
         config: Data configuration, see `default_config`.

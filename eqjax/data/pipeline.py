@@ -17,10 +17,10 @@ import ml_collections
 import numpy as np
 
 from eqjax.data import config as data_config
-from eqjax.data import folder, photos, transforms
+from eqjax.data import folder, latents, photos, pictures, tfds, transforms
 
 Batch = dict[str, np.ndarray]
-Source = photos.PhotoSource | folder.FolderSource
+Source = photos.PhotoSource | pictures.PictureSource | latents.LatentSource
 
 
 def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source:
@@ -32,7 +32,8 @@ def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source
             `eval_root`.
 
     Returns:
-        A Grain random-access source of {"image": [H, W, 3] uint8, "label": int}, with `class_names`.
+        A Grain random-access source of {"image": [H, W, 3] uint8, "label": int}, with `class_names`; pictures of files
+        have their shorter side resized already. From cached latents {"latents": [L, D], "label": int}.
 
     Raises:
         ValueError: If the configuration, or what it points to, is not as it should be.
@@ -41,27 +42,41 @@ def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source
     data_config.check_config(config)
     if config.source == "photos":
         return photos.PhotoSource(train=train, holdout=config.holdout, classes=config.classes)
-    if not train and not config.eval_root:
-        logging.info("eval_root is not set: evaluating on the training pictures under %s.", config.root)
+    if not train and not config.eval_root and config.source != "tfds":
+        logging.info("eval_root is not set: evaluating on the training data under %s.", config.root)
     root = config.root if train else config.eval_root or config.root
-    return folder.FolderSource(root, classes=config.classes, max_bad_share=config.max_bad_share)
+    if config.source == "latents":
+        return latents.LatentSource(root)
+    classes = folder.read_class_file(config.class_file) if config.class_file else config.classes
+    fit = transforms.ResizeShorterSide(config.resize, config.height, config.width)
+    # Evaluation decodes in full: its numbers are compared with those of other programs.
+    options = dict(classes=classes, max_bad_share=config.max_bad_share, fit=fit, draft=config.draft and train)
+    if config.source == "tfds":
+        return tfds.TfdsSource(root, config.split if train else config.eval_split, **options)
+    return folder.FolderSource(root, **options)
 
 
 def _int32_label(record: transforms.Record) -> transforms.Record:
     return {**record, "label": np.int32(record["label"])}
 
 
+def random_crop(config: ml_collections.ConfigDict) -> transforms.RandomScaleCrop | transforms.RandomCrop:
+    """Returns the random crop of training pictures, (record, rng) → record of height × width pixels."""
+    if config.source == "photos":
+        return transforms.RandomScaleCrop(config.height, config.width, config.min_scale, config.max_scale)
+    return transforms.RandomCrop(config.height, config.width)
+
+
 def _train_dataset(config: ml_collections.ConfigDict, source: Source, seed: int) -> grain.MapDataset:
     """Shuffled, randomly cropped and flipped records, endlessly, every epoch in another order with other crops."""
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
-    if config.source == "photos":
-        crop = transforms.RandomScaleCrop(config.height, config.width, config.min_scale, config.max_scale)
+    if config.source == "latents":
+        # Numbers of pictures: which of a picture's records is read, chance decides.
+        dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+        dataset = dataset.random_map(latents.PickVariant(source, config.flip))
     else:
-        dataset = dataset.map(transforms.ResizeShorterSide(config.resize, config.height, config.width))
-        crop = transforms.RandomCrop(config.height, config.width)
-    dataset = dataset.random_map(crop)
-    if config.flip:
-        dataset = dataset.random_map(transforms.RandomFlip())
+        dataset = grain.MapDataset.source(source).seed(seed).shuffle().random_map(random_crop(config))
+        if config.flip:
+            dataset = dataset.random_map(transforms.RandomFlip())
     return dataset.map(_int32_label).repeat(None)
 
 
@@ -74,16 +89,15 @@ def eval_dataset(config: ml_collections.ConfigDict, source: Source) -> grain.Map
 
     Returns:
         A data set of {"image": [height, width, 3] uint8, "label": int32}: the grid of photograph crops, or centre
-        crops of a folder.
+        crops of pictures; from cached latents {"latents": [L, D], "label": int32}, first variants.
     """
     if config.source == "photos":
         grid = photos.PhotoGrid(source, config.height, config.width, config.min_scale, config.max_scale)
         dataset = grain.MapDataset.source(grid)
+    elif config.source == "latents":
+        dataset = grain.MapDataset.source(source)
     else:
-        dataset = grain.MapDataset.source(source).map(
-            transforms.ResizeShorterSide(config.resize, config.height, config.width)
-        )
-        dataset = dataset.map(transforms.CenterCrop(config.height, config.width))
+        dataset = grain.MapDataset.source(source).map(transforms.CenterCrop(config.height, config.width))
     return dataset.map(_int32_label)
 
 
@@ -116,6 +130,8 @@ def process_share(batch_size: int, process_index: int | None, process_count: int
 
 class BatchIterator(Iterator[Batch]):
     """Endless batches {"image": [b, H, W, 3] uint8, "label": [b] int32} of one process, b = global batch / processes.
+
+    From cached latents, "latents" [b, L, D] stands in the place of "image".
 
     Close it when done (threads and worker processes end), or use it in a `with` statement.
 

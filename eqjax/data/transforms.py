@@ -138,18 +138,19 @@ def region_grid(
 
 @dataclasses.dataclass(frozen=True)
 class ResizeShorterSide:
-    """Brings the shorter side to `size` pixels; more, where a height × width crop would not fit otherwise."""
+    """The shorter side is brought to `shorter_side` pixels; more, where a height × width crop would not fit."""
 
-    size: int
+    shorter_side: int
     height: int
     width: int
 
-    def __call__(self, record: Record) -> Record:
-        rows, columns = shorter_side_size(*record["image"].shape[:2], self.size)
+    def size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Returns the (height, width) in pixels that a picture of rows × columns is brought to."""
+        rows, columns = shorter_side_size(rows, columns, self.shorter_side)
         enlarge = max(self.height / rows, self.width / columns)
         if enlarge > 1:
             rows, columns = max(round(rows * enlarge), self.height), max(round(columns * enlarge), self.width)
-        return {**record, "image": resize(record["image"], rows, columns)}
+        return rows, columns
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,6 @@
 
 from eqjax.tokenizer.decoder import SemanticConfig
 from eqjax.tokenizer.posterior import Posterior
-from eqjax.tokenizer.tokenizer import Decoded, Tokenizer
+from eqjax.tokenizer.tokenizer import ENCODER_PARTS, Decoded, Tokenizer
 
-__all__ = ["Decoded", "Posterior", "SemanticConfig", "Tokenizer"]
+__all__ = ["ENCODER_PARTS", "Decoded", "Posterior", "SemanticConfig", "Tokenizer"]

@@ -16,6 +16,9 @@ from eqjax.tokenizer.layers import NORMS, Conv
 from eqjax.tokenizer.posterior import Posterior
 from eqjax.tokenizer.stages import Stages
 
+# Top-level parameters that decide the latents; the others decide what they decode to.
+ENCODER_PARTS = ("encoder", "quant", "linear_encode")
+
 
 @flax.struct.dataclass
 class Decoded:

@@ -2,7 +2,7 @@
 
     image ─encoder─▶ posterior ─draw, × latent scale─▶ latents ─generator─▶ rectified-flow loss
 
-Images are encoded inside the jitted step.
+Images are encoded inside the jitted step, or the latents' means come from a cache (see `latents`).
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.2 and appendix.
 """
@@ -20,7 +20,7 @@ from eqjax.data import default_config as default_data_config
 from eqjax.data import eval_batches, make_source
 from eqjax.generator import LOGICAL_AXES
 from eqjax.sampling import Model
-from eqjax.training import diagnosis, loop, optim
+from eqjax.training import diagnosis, latents, loop, optim
 from eqjax.training.state import TrainState, ema_update, stream
 
 
@@ -97,12 +97,14 @@ def make_stage(config):
             f"generator.num_classes={generator.num_classes}, but the data has {len(source.class_names)} classes: "
             f"{list(source.class_names)[:5]} …"
         )
+    if config.data.source == "latents":
+        latents.check_cache(source, weights, config.data, config.tokenizer_weights)
     tokenizer = weights.modules["tokenizer"]
     scale = pretrained.PUBLISHED_LATENT_SCALE if weights.latent_scale is None else weights.latent_scale
     # Frozen parameters are arguments of every program that uses them, never its constants.
     frozen = weights.params["tokenizer"]
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    encode = make_encode(tokenizer, scale)
+    encode = latents.make_encode(tokenizer, scale)
     steps = make_steps(generator, optimizer, encode, config)
 
     def init(key):
@@ -164,17 +166,6 @@ def make_stage(config):
 def share(mesh):
     """The share of batches that this process reads, as arguments of the data pipeline."""
     return dict(zip(("process_index", "process_count"), sharding.batch_share(mesh), strict=True))
-
-
-def make_encode(tokenizer, scale):
-    """How a batch becomes what the generator sees: (tokenizer's parameters, batch, key) → latents, labels."""
-
-    def encode(frozen, batch, key):
-        images = pixels.from_uint8(batch["image"])
-        posterior = tokenizer.apply({"params": frozen}, images, method="encode")
-        return posterior.sample(key) * scale, batch["label"]
-
-    return encode
 
 
 def make_steps(generator, optimizer, encode, config):

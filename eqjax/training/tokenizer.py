@@ -21,11 +21,9 @@ import optax
 from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import eval_batches, make_iterator, make_source
+from eqjax.tokenizer import ENCODER_PARTS
 from eqjax.training import adversary, loop, objective, optim
 from eqjax.training.state import TrainState, ema_update, stream
-
-# Top-level parameters that stage 2 leaves as stage 1 made them.
-ENCODER_PARTS = ("encoder", "quant", "linear_encode")
 
 
 @flax.struct.dataclass

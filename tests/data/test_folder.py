@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from eqjax.data import FolderSource, folder
+from eqjax.data import FolderSource, folder, pictures, transforms
 
 
 def _write(path, value, size=(20, 16)):
@@ -105,13 +105,13 @@ def test_too_many_broken_files_end_the_run(root):
 def test_threads_that_meet_a_broken_file_together_count_it_once(root, caplog, monkeypatch):
     meeting = threading.Barrier(2)
 
-    def decode(path):
+    def decode(path, *_):
         if path.endswith("110.jpg"):
             meeting.wait(timeout=5)
             raise OSError("broken")
         return np.zeros((2, 2, 3), np.uint8)
 
-    monkeypatch.setattr(folder, "decode", decode)
+    monkeypatch.setattr(pictures, "decode", decode)
     source = FolderSource(root)
     with caplog.at_level(logging.WARNING, logger="absl"), futures.ThreadPoolExecutor(2) as pool:
         assert [record["label"] for record in pool.map(source.__getitem__, [3, 3])] == [1, 1]
@@ -127,7 +127,7 @@ def test_share_of_zero_tolerates_none(root):
 def test_nothing_good_at_all(tmp_path):
     _write(tmp_path / "a" / "1.jpg", 5)
     _break(tmp_path / "a" / "1.jpg")
-    with pytest.raises(ValueError, match="No picture under .* can be decoded"):
+    with pytest.raises(ValueError, match="No picture can be decoded; the last error, .*1.jpg: OSError"):
         FolderSource(tmp_path)[0]
 
 
@@ -148,6 +148,53 @@ def test_errors_name_what_is_wrong(root, tmp_path_factory):
         FolderSource(root, classes=("ant", "ant"))
     with pytest.raises(ValueError, match=r"max_bad_share=1 must lie in \[0, 1\)"):
         FolderSource(root, max_bad_share=1)
+    with pytest.raises(ValueError, match="has no class folders: it holds pictures itself, expected .* root/data/"):
+        FolderSource(root / "ant")
     (root / "dog").mkdir()
     with pytest.raises(ValueError, match="Class folder '.*dog' has no pictures"):
         FolderSource(root)
+
+
+def test_class_folders_under_data(root, tmp_path_factory):
+    """The layout of latent diffusion code; and a class that happens to be called data."""
+    split = tmp_path_factory.mktemp("imagenet") / "ILSVRC2012_train"
+    (split / "data").mkdir(parents=True)
+    for name in ("ant", "bee"):
+        (root / name).rename(split / "data" / name)
+    (split / "filelist.txt").write_text("ant/010.jpg")
+    source = FolderSource(split)
+    assert source.class_names == ("ant", "bee") and _value(source[3]) == 110
+    assert FolderSource(split / "data").class_names == ("ant", "bee")
+    with pytest.raises(
+        ValueError, match="'.*ILSVRC2012_train' has no pictures but folders .data, ….: root lies too high"
+    ):
+        FolderSource(split.parent)
+    (split / "data").rename(split.parent / "elsewhere")
+    _write(split / "data" / "1.jpg", 5)
+    assert FolderSource(split).class_names == ("data",)
+
+
+def test_class_file_sets_the_labels(tmp_path):
+    path = tmp_path / "synsets.txt"
+    path.write_text("# synset name\ncow a big animal\n\nant a small one\n")
+    assert folder.read_class_file(path) == ("cow", "ant")
+    path.write_text("cow\ncow\n")
+    with pytest.raises(ValueError, match="must name each class once.*names .'cow'."):
+        folder.read_class_file(path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="it names none"):
+        folder.read_class_file(path)
+
+
+def test_pictures_are_resized_as_they_are_decoded(tmp_path):
+    """The same pixels as decoding and then resizing; with draft mode nearly, and only where there is much to shrink."""
+    smooth = np.stack(np.meshgrid(np.linspace(0, 255, 200), np.linspace(0, 255, 120)) * 2, axis=-1)[..., :3]
+    path = tmp_path / "1.jpg"
+    Image.fromarray(smooth.astype(np.uint8)).save(path, quality=95)
+    for side, drafts in ((80, False), (40, True)):
+        fit = transforms.ResizeShorterSide(side, side, side)
+        expected = transforms.resize(pictures.decode(path), side, side * 200 // 120)
+        np.testing.assert_array_equal(pictures.decode(path, fit), expected)
+        drafted = pictures.decode(path, fit, draft=True)
+        assert drafted.shape == expected.shape and (drafted != expected).any() == drafts
+        assert np.abs(drafted.astype(int) - expected).max() <= 4

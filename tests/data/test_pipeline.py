@@ -161,8 +161,9 @@ def test_eval_batches_are_whole_and_masked(folder_config):
     assert [batch["mask"].tolist() for batch in batches] == [[True] * 4, [True] * 4, [True, True, False, False]]
     assert np.concatenate([batch["label"] for batch in batches]).tolist() == [0] * 5 + [1] * 7
     images = np.concatenate([batch["image"] for batch in batches])
-    source = make_source(folder_config, train=False)
-    resized = Image.fromarray(source[7]["image"]).resize((13, 10), Image.Resampling.BILINEAR)  # 10 · 24 / 18 = 13.33
+    resized = Image.open(pathlib.Path(folder_config.root) / "bee" / "2.png").resize(
+        (13, 10), Image.Resampling.BILINEAR
+    )  # 10 · 24 / 18 = 13.33
     np.testing.assert_array_equal(images[7], np.asarray(resized)[1:9, 2:10])
     shares = [
         list(eval_batches(folder_config, batch_size=4, process_index=index, process_count=2)) for index in range(2)
@@ -199,7 +200,7 @@ def test_eval_root_is_read_for_evaluation_only(folder_config, tmp_path_factory):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"source": "imagenet"}, "source='imagenet' is unknown; choose one of 'photos', 'folder'"),
+        ({"source": "imagenet"}, "source='imagenet' is unknown; choose one of 'photos', 'folder', 'tfds', 'latents'"),
         ({"height": 0}, "height=0 must be at least 1"),
         ({"width": -3}, "width=-3 must be at least 1"),
         ({"num_workers": -1}, "num_workers=-1 must be at least 0"),
@@ -207,6 +208,9 @@ def test_eval_root_is_read_for_evaluation_only(folder_config, tmp_path_factory):
         ({"max_scale": 1.5}, "max_scale=1.5"),
         ({"holdout": 0.8}, "holdout=0.8"),
         ({"source": "folder"}, "needs root"),
+        ({"source": "tfds"}, "needs root, .* a prepared data set"),
+        ({"source": "latents"}, "needs root, .* launch.cache_latents"),
+        ({"source": "folder", "root": "x", "class_file": "y"}, "not both"),
         ({"source": "folder", "root": "x", "resize": 4}, "resize=4 must be at least 8"),
         ({"source": "folder", "root": "x", "max_bad_share": 2.0}, "max_bad_share=2.0"),
     ],

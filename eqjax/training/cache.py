@@ -1,0 +1,230 @@
+"""Making a cache of latents: pictures → crops and flips → encoder → shards, by many processes, killed at any moment.
+
+The shard is the unit of everything: process p of P makes the shards p, p + P, …; a shard is written under a temporary
+name, renamed when it is whole, and counted as finished once its statistics lie beside it. A process that starts makes
+what is missing. Crops are drawn from the seed, the picture's number and the crop's, so it does not matter who makes a
+shard, or how often. The process that finds all shards finished writes the manifest.
+"""
+
+from concurrent import futures
+import os
+import re
+
+from absl import logging
+from array_record.python import array_record_module
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eqjax import pixels, sharding
+from eqjax.data import pipeline
+from eqjax.data.latents import DTYPES, CacheError, Plan, encode_record, read_json, write_json
+from eqjax.training.latents import encoding_fields, noise_mean_square, tokenizer_hash
+
+_SPLITS = ("train", "eval")
+_WITHOUT_EFFECT = ("num_threads", "num_workers", "flip")  # Of the data configuration, on a cache.
+
+
+def make_plan(config, weights, *, split="train", num_crops=1, flips=True, dtype="bfloat16", shard_size=1024, seed=0):
+    """The `Plan` of a cache, and the records that it is made from.
+
+    Args:
+      config: data configuration; its crop and size are used, its `flip` is not.
+      weights: the tokenizer's `Weights`.
+      split: "train" for random crops; "eval" for the evaluation crops, one each, not mirrored.
+      num_crops: random crops per picture.
+      flips: whether to encode every crop mirrored too.
+      dtype: "bfloat16" or "float16".
+      shard_size: pictures per shard.
+      seed: of the crops.
+
+    Returns:
+      The plan, and a sequence of {"image", "label"} records.
+
+    Raises:
+      ValueError: an argument out of range, a data source that is a cache itself, sizes that do not fit.
+    """
+    if config.source == "latents":
+        raise ValueError("source='latents' is a cache already; give the configuration of its pictures.")
+    if split not in _SPLITS or dtype not in DTYPES:
+        raise ValueError(f"split={split!r} and dtype={dtype!r} must be among {_SPLITS} and {tuple(DTYPES)}.")
+    if num_crops < 1 or shard_size < 1:
+        raise ValueError(f"num_crops={num_crops} and shard_size={shard_size} must be at least 1.")
+    tokenizer, train = weights.modules["tokenizer"], split == "train"
+    tokenizer.check_images((1, config.height, config.width, 3))
+    source = pipeline.make_source(config, train)
+    records = source if train else pipeline.eval_dataset(config, source)
+    plan = Plan(
+        tokenizer_hash=tokenizer_hash(weights.params["tokenizer"]),
+        tokenizer=encoding_fields(tokenizer),
+        data={name: list(value) if isinstance(value, tuple) else value for name, value in config.items()},
+        split=split,
+        num_pictures=len(records),
+        class_names=tuple(source.class_names),
+        num_crops=num_crops if train else 1,
+        flips=flips and train,
+        shape=(config.width // tokenizer.column_width, tokenizer.embed_dim),
+        dtype=dtype,
+        shard_size=shard_size,
+        seed=seed,
+    )
+    return plan, records
+
+
+def build_cache(output, config, weights, *, batch_size=64, process_index=0, process_count=1, **options):
+    """Makes this process's shards of a cache, and the manifest if it is the last.
+
+    Args:
+      output: folder of the cache, seen by all processes.
+      config: data configuration of the pictures.
+      weights: the tokenizer's `Weights`.
+      batch_size: pictures per call of the encoder, crops and flips not counted; rounded up to whole devices.
+      process_index, process_count: which shards are this process's.
+      **options: as `make_plan`.
+
+    Returns:
+      Whether the cache is finished: False while other processes' shards are missing.
+
+    Raises:
+      CacheError: the folder holds a cache of another plan; both sides are named.
+      ValueError: as `make_plan`, or process numbers that make no sense.
+    """
+    if not 0 <= process_index < process_count or batch_size < 1:
+        raise ValueError(
+            f"process_index={process_index} must lie in [0, process_count={process_count}), batch_size={batch_size} be "
+            "at least 1."
+        )
+    plan, records = make_plan(config, weights, **options)
+    _claim(output, plan)
+    missing = [shard for shard in range(plan.num_shards) if not _finished(output, plan, shard)]
+    mine = [shard for shard in missing if shard % process_count == process_index]
+    logging.info("%s: %d of %d shards are missing, %d made here.", output, len(missing), plan.num_shards, len(mine))
+    encode = _make_encoder(weights, plan, batch_size)
+    with futures.ThreadPoolExecutor(max(1, config.num_threads)) as pool:
+        for number, shard in enumerate(mine):
+            _write_shard(output, plan, shard, _encoded(plan, records, shard, encode, batch_size, pool, config))
+            logging.info("Shard %d is finished; %d more here.", shard, len(mine) - number - 1)
+    return _finish(output, plan, weights)
+
+
+def _claim(output, plan):
+    """Writes the plan into a new folder, or compares it with the one that is there."""
+    path = os.path.join(output, "plan.json")
+    os.makedirs(output, exist_ok=True)
+    if not os.path.exists(path):
+        write_json(path, plan.to_json())
+        return
+    have, want = read_json(path), plan.to_json()
+    for side in (have, want):
+        side["data"] = {k: v for k, v in side.get("data", {}).items() if k not in _WITHOUT_EFFECT}
+    differing = [
+        f"{k}: there {_short(have.get(k))}, now {_short(want.get(k))}"
+        for k in sorted(have | want)
+        if have.get(k) != want.get(k)
+    ]
+    if differing:
+        raise CacheError(f"{output} holds a cache of another plan: {'; '.join(differing)}. Give another folder.")
+
+
+def _short(value):
+    text = re.sub(r"\s+", " ", str(value))
+    return text if len(text) < 200 else f"{text[:200]}…"
+
+
+def _statistics_path(output, plan, shard):
+    return os.path.join(output, f"{plan.shard_name(shard)}.json")
+
+
+def _finished(output, plan, shard):
+    path = os.path.join(output, f"{plan.shard_name(shard)}.array_record")
+    statistics = _statistics_path(output, plan, shard)
+    if not os.path.isfile(path) or not os.path.isfile(statistics):
+        return False
+    return os.path.getsize(path) == read_json(statistics)["bytes"]
+
+
+def _make_encoder(weights, plan, batch_size):
+    """uint8 images [b · variants, H, W, 3] → posterior means, on all devices of this process."""
+    tokenizer = weights.modules["tokenizer"]
+    mesh = sharding.make_mesh(jax.local_devices())
+    data = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.BATCH_AXES))
+    params = jax.device_put(weights.params["tokenizer"], sharding.replicated(mesh))
+    size = -(-batch_size * plan.variants // mesh.size) * mesh.size
+
+    @jax.jit
+    def encode(params, images):
+        mean = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode").mode()
+        return mean.astype(jnp.dtype(plan.dtype))
+
+    def call(images):
+        # One shape for all batches: the last is filled up.
+        filled = np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]), np.uint8)])
+        return encode(params, jax.device_put(filled, data))
+
+    return call
+
+
+def _variants(plan, records, config, picture):
+    """All variants of one picture: uint8 [variants, H, W, 3], and its label."""
+    record = records[picture]
+    if plan.split == "eval":
+        return record["image"][None], record["label"]
+    crop, images = pipeline.random_crop(config), []
+    for number in range(plan.num_crops):
+        image = crop(record, np.random.default_rng((plan.seed, picture, number)))["image"]
+        images += [image, image[:, ::-1]] if plan.flips else [image]
+    return np.stack(images), record["label"]
+
+
+def _encoded(plan, records, shard, encode, batch_size, pool, config):
+    """Yields (latents [L, D], label) of a shard's records; pictures are read while the encoder works."""
+    pictures = plan.pictures(shard)
+    batches = [pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
+
+    def read(batch):
+        return [pool.submit(_variants, plan, records, config, picture) for picture in batch]
+
+    reading = read(batches[0])
+    for following in [*batches[1:], None]:
+        images, labels = zip(*(future.result() for future in reading), strict=True)
+        out = encode(np.concatenate(images))
+        reading = read(following) if following is not None else []
+        latents = np.asarray(out)
+        for i, label in enumerate(np.repeat(labels, plan.variants)):
+            yield latents[i], int(label)
+
+
+def _write_shard(output, plan, shard, records):
+    """Writes a shard and then its statistics; a shard without them is made again."""
+    path = os.path.join(output, f"{plan.shard_name(shard)}.array_record")
+    # The same temporary name every time: what a killed process left is written over.
+    writer = array_record_module.ArrayRecordWriter(f"{path}.tmp", "group_size:1")
+    count, squares = 0, 0.0
+    try:
+        for latents, label in records:
+            values = np.asarray(latents, np.float64)
+            if not np.isfinite(values).all():
+                raise CacheError(f"latents of record {count} of {path} are not finite in {plan.dtype}; try bfloat16.")
+            writer.write(encode_record(latents, label))
+            count, squares = count + 1, squares + float(np.mean(np.square(values)))
+    finally:
+        writer.close()
+    os.replace(f"{path}.tmp", path)
+    statistics = {"records": count, "bytes": os.path.getsize(path), "mean_square": squares / count}
+    write_json(_statistics_path(output, plan, shard), statistics)
+
+
+def _finish(output, plan, weights):
+    """Writes the manifest when all shards are finished; the latent scale counts the posterior's noise in."""
+    if not all(_finished(output, plan, shard) for shard in range(plan.num_shards)):
+        return False
+    shards = {plan.shard_name(i): read_json(_statistics_path(output, plan, i)) for i in range(plan.num_shards)}
+    records = sum(shard["records"] for shard in shards.values())
+    if records != plan.num_pictures * plan.variants:
+        raise CacheError(f"{output} holds {records} records, expected {plan.num_pictures} × {plan.variants}.")
+    mean_square = sum(shard["records"] * shard["mean_square"] for shard in shards.values()) / records
+    noise = noise_mean_square(weights.modules["tokenizer"].posterior_std)
+    manifest = {"num_records": records, "latent_scale": (mean_square + noise) ** -0.5, "shards": shards}
+    write_json(os.path.join(output, "manifest.json"), {**plan.to_json(), **manifest})
+    logging.info("%s is finished: %d records of %d pictures.", output, records, plan.num_pictures)
+    return True
