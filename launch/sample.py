@@ -30,7 +30,7 @@ def define_flags(values=flags.FLAGS):
         "classes", None, "Names or numbers; name:columns for one after another.", required=True, flag_values=values
     )
     flags.DEFINE_string("output", os.path.join("outputs", "sample.png"), "The PNG file.", flag_values=values)
-    flags.DEFINE_integer("columns", 16, "Columns of the pictures, or of the panorama in all.", flag_values=values)
+    flags.DEFINE_integer("columns", 16, "Columns of the pictures, or of the panorama in all.", 1, flag_values=values)
     flags.DEFINE_list(
         "seeds", ["0"], "A picture per class and seed; panoramas and photographs take the first.", flag_values=values
     )
@@ -147,7 +147,7 @@ def main(argv):
         if len(argv) > 1:
             raise ValueError(f"unknown arguments {argv[1:]}; see --helpfull.")
         run(flags.FLAGS)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         logging.error("%s", error)
         raise SystemExit(1) from error
 
