@@ -120,6 +120,7 @@ def test_first_training_forward():
             assert relative_error(spectral["heads"][ours]["u"][i], recorded) < 1e-5
 
 
+@pytest.mark.slow
 def test_terms():
     (_, terms, _), (_, more, _) = passes()
     recorded = {k.split("/")[-1]: RECORDED[k] for k in RECORDED if k.startswith(("objective/gen", "objective/disc/"))}
@@ -131,6 +132,7 @@ def test_terms():
         assert relative_error((terms | more)[name], value) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_tokenizer_gradients():
     objective, _, _, _ = case()
     (grads, _, _), _ = passes()
@@ -145,6 +147,7 @@ def test_tokenizer_gradients():
     assert sum(v > 1e-3 * scale for v in recorded.values()) > 100
 
 
+@pytest.mark.slow
 def test_discriminator_gradients():
     _, (grads, _, _) = passes()
     layers = {"0.0": "conv_in", "0.1": "norm_in", "1.fn.0": "conv", "1.fn.1": "norm", "2": "conv_out"}
@@ -159,6 +162,7 @@ def test_discriminator_gradients():
         assert abs(norm - value) < 1e-3 * value + 1e-6 * scale, name
 
 
+@pytest.mark.slow
 def test_switched_off_terms_are_zero_and_cost_nothing():
     objective, params, discriminator, frozen = case()
     objective = dataclasses.replace(objective, lpips=None)
