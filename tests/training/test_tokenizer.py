@@ -95,18 +95,17 @@ def test_second_stage_does_not_differentiate_the_encoder():
 
     def flops(fixed_names):
         def run(params):
-            fixed = {name: params[name] for name in fixed_names}
+            fixed = {name: params[name] for name in fixed_names if name in params}
             trainable = {name: part for name, part in params.items() if name not in fixed}
             return terms.tokenizer_grads(trainable, fixed, None, {}, images, draws, switches)[0]
 
         return jax.jit(run).lower(pretrained.abstract_params(module)).cost_analysis()["flops"]
 
-    decoder = jax.jit(lambda p, z: module.apply({"params": p}, z, method="decode").images)
-    latents = jax.ShapeDtypeStruct((2, 2, 16), jnp.float32)
-    forward = decoder.lower(pretrained.abstract_params(module), latents).cost_analysis()["flops"]
-    whole, half = flops(()), flops(tokenizer.ENCODER_PARTS)
-    # A forward and two products per kernel backward for the decoder, the encoder's forward pass beside them.
-    assert half < 0.75 * whole and half < 4.5 * forward
+    encoder = jax.jit(lambda p, x: module.apply({"params": p}, x, method="encode").mean)
+    shape = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+    forward = encoder.lower(pretrained.abstract_params(module), shape).cost_analysis()["flops"]
+    # Backward costs about two forward passes, of which the first layer needs one.
+    assert flops(()) - flops(tokenizer.ENCODER_PARTS) > 1.5 * forward
 
 
 def test_devices_do_not_matter():
