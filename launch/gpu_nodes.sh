@@ -5,7 +5,7 @@
 #   DRY_RUN=1 HOSTS=… launch/gpu_nodes.sh …  prints the commands and ends
 #
 # FOLDER is the clone on all machines (make demo EXTRA=cuda12), the workdir a folder that all of them see. The
-# first host is the coordinator. Ends with the first exit code that is not 0, after stopping the other machines.
+# first host is the coordinator. Ends with the first exit code that is not 0; JAX ends the processes that lost one of theirs.
 set -euo pipefail
 if [ $# -lt 2 ] || [ -z "${HOSTS:-}" ]; then
     echo "usage: HOSTS=\"a b\" [GPUS=8] [PORT=29500] $0 FOLDER COMMAND…" >&2
@@ -21,12 +21,14 @@ arguments=$(printf ' %q' "$@")
 pids=()
 trap '[ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null || true' EXIT INT TERM
 for node in "${!hosts[@]}"; do
-    # One shell per machine; it starts a process per GPU, hands SIGTERM on and fails when one of them fails.
+    # One shell per machine; it starts a process per GPU, hands SIGTERM on, and ends when all have: JAX's own
+    # heartbeats end the others when one fails.
     remote="cd $(printf '%q' "$folder"); export COORDINATOR_ADDRESS=${hosts[0]}:${PORT:-29500} NUM_PROCESSES=$total;"
     remote+=" trap 'kill \$(jobs -p)' TERM HUP;"
     remote+=" for gpu in \$(seq 0 $((gpus - 1))); do"
-    remote+=" CUDA_VISIBLE_DEVICES=\$gpu PROCESS_ID=\$(($node * $gpus + gpu)) .venv/bin/python$arguments & done;"
-    remote+=" code=0; for gpu in \$(seq $gpus); do wait -n || { code=\$?; kill \$(jobs -p) 2>/dev/null; break; }; done; wait; exit \$code"
+    remote+=" CUDA_VISIBLE_DEVICES=\$gpu PROCESS_ID=\$(($node * $gpus + gpu)) .venv/bin/python$arguments & pids=\"\$pids \$!\"; done;"
+    # In turn, by number: `wait -n` forgets those that ended before it was called.
+    remote+=" code=0; for pid in \$pids; do wait \$pid || code=\${code/#0/\$?}; done; exit \$code"
     if [ -n "${DRY_RUN:-}" ]; then
         printf 'ssh %s %q\n' "${hosts[$node]}" "$remote"
         continue
@@ -36,7 +38,7 @@ for node in "${!hosts[@]}"; do
 done
 
 code=0
-for _ in "${pids[@]}"; do
-    wait -n || { code=$?; break; }
+for pid in "${pids[@]}"; do
+    wait "$pid" || { code=$?; break; }
 done
 exit "$code"

@@ -150,7 +150,10 @@ def _computations(text):
 
 
 def _groups(line):
-    """Device numbers of a collective, one row per group: written out, or as a shape and a permutation."""
+    """Device numbers of a collective, one row per group: written out, as a shape and a permutation, or as mesh axes."""
+    mesh = re.search(r"replica_groups=mesh\[([^\]]+)\] \{([^}]*)\}", line)
+    if mesh:
+        return _mesh_groups(mesh[1], mesh[2])
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if iota:
         shape, dims, order = ([int(n) for n in part.split(",")] if part else None for part in iota.groups())
@@ -160,6 +163,24 @@ def _groups(line):
     if pairs is None:
         raise ValueError(f"no groups of devices in: {line.strip()[:200]}")
     return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", pairs[1])])
+
+
+def _mesh_groups(sizes, axes):
+    """Groups along axes of a mesh: "'a'=4,'b'=2" and "'a'", or "'a':(2)2" for a part of an axis (after 2, of 2)."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
+    wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
+    shape, chosen = [], []
+    for name, size in sizes.items():
+        parts = sorted((int(before or 1), int(part or size)) for axis, before, part in wanted if axis == name)
+        done = 1
+        for before, part in parts:
+            shape += [before // done, part]
+            chosen.append(len(shape) - 1)
+            done = before * part
+        shape.append(size // done)
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    numbers = np.moveaxis(numbers, chosen, range(-len(chosen), 0))
+    return numbers.reshape(-1, math.prod(shape[i] for i in chosen))
 
 
 def _result_bytes(kind, started):

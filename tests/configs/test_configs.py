@@ -30,6 +30,8 @@ def test_shapes(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
     stage = {"tokenizer": tokenizer, "generator": generator}[config.stage]
     loop.check_config(config, stage.default_config())
+    if config.data.source == "folder":
+        config.data.root = "the user's"
     data.check_config(config.data)
     optim.make_schedule(config.optimizer, config.total_steps)
     module = pretrained.make_module(config.stage, dict(config[config.stage]))

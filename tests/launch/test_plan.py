@@ -35,12 +35,26 @@ def test_traffic_by_hand():
     assert entries["reduce-scatter"]["bytes"] == 0.5 * 16
 
 
+def test_groups_by_hand():
+    def groups(text):
+        return planning._groups(f"%x = f32[] all-reduce(%y), replica_groups={text}, to_apply=%z").tolist()
+
+    assert groups("{{0,2},{1,3}}") == groups("[2,2]<=[2,2]T(1,0)") == [[0, 2], [1, 3]]
+    assert groups("mesh['a'=2,'b'=2] {'a'}") == [[0, 2], [1, 3]]
+    assert groups("mesh['a'=2,'b'=2] {'a','b'}") == [[0, 1, 2, 3]]
+    assert groups("mesh['a'=4] {'a':(2)2}") == [[0, 1], [2, 3]]
+    assert groups("mesh['a'=4] {'a':(1)2}") == [[0, 2], [1, 3]]
+    with pytest.raises(ValueError, match="no groups of devices in"):
+        groups("others")
+
+
 def plan(**changes):
     config = imagenet_generator.get_config("tiny")
     config.update(changes)
     return planning.analyse(config, 4, columns=4)
 
 
+@pytest.mark.slow
 def test_a_plan_from_end_to_end():
     one = plan(mesh="data:4")
     parameters = 4 * one["parameters"]
@@ -68,6 +82,7 @@ def test_what_a_plan_refuses():
         planning.estimate({}, "abacus")
 
 
+@pytest.mark.slow
 def test_model_flops_of_the_large_size():
     """Traced only. By hand: two FLOPs for every parameter of a product and its input vectors, three such passes."""
     config = imagenet_generator.get_config()

@@ -37,7 +37,7 @@ def config(total_steps=6, **fields):
     config.data.update(height=16, width=16, classes=("brick", "coffee"), num_threads=1)
     config.optimizer = optim.default_config()
     config.update(batch_size=8, total_steps=total_steps, log_every=1, picture_every=0, eval_every=0)
-    config.update(checkpoint_every=2, **fields)
+    config.update({"checkpoint_every": 2, **fields})
     return config
 
 
