@@ -104,8 +104,8 @@ def test_second_stage_does_not_differentiate_the_encoder():
     encoder = jax.jit(lambda p, x: module.apply({"params": p}, x, method="encode").mean)
     shape = jax.ShapeDtypeStruct(images.shape, jnp.float32)
     forward = encoder.lower(pretrained.abstract_params(module), shape).cost_analysis()["flops"]
-    # Backward costs about two forward passes, of which the first layer needs one.
-    assert flops(()) - flops(tokenizer.ENCODER_PARTS) > 1.5 * forward
+    # Backward costs about two forward passes; the first layer, here a large part, needs one of them alone.
+    assert flops(()) - flops(tokenizer.ENCODER_PARTS) > 1.3 * forward
 
 
 def test_devices_do_not_matter():
