@@ -8,7 +8,8 @@ import zipfile
 import numpy as np
 
 from eqjax import atomic, data
-from eqjax.data.folder import EXTENSIONS, decode
+from eqjax.data.folder import EXTENSIONS
+from eqjax.data.pictures import decode
 from eqjax.evaluation.statistics import StatisticsError
 
 _BATCH = 64
