@@ -19,19 +19,16 @@ def relative_error(out, reference):
     return np.linalg.norm(out - reference) / np.linalg.norm(reference)
 
 
-@functools.cache
-def tokenizer_case(name):
-    """(tokenizer, parameters, arrays) of a recorded tokenizer."""
-    meta = json.loads((GOLDEN / f"{name}.json").read_text())
-    fields, semantic = meta["ddconfig"], meta["semanticconfig"]
-    tokenizer = Tokenizer(
+def recorded_tokenizer(fields, semantic, embed_dim):
+    """The `Tokenizer` of a recorded configuration, which has the reference's names."""
+    return Tokenizer(
         channels=fields["ch"],
         channel_multipliers=fields["ch_mult"],
         num_res_blocks=fields["num_res_blocks"],
         attention_resolutions=fields["attn_resolutions"],
         resolution=fields["resolution"],
         z_channels=fields["z_channels"],
-        embed_dim=meta["embed_dim"],
+        embed_dim=embed_dim,
         square_downsamples=fields["len_down_scale"],
         semantic=dict(
             channels=semantic["ch"],
@@ -41,6 +38,13 @@ def tokenizer_case(name):
             downsamples=semantic["downsample_scale"],
         ),
     )
+
+
+@functools.cache
+def tokenizer_case(name):
+    """(tokenizer, parameters, arrays) of a recorded tokenizer."""
+    meta = json.loads((GOLDEN / f"{name}.json").read_text())
+    tokenizer = recorded_tokenizer(meta["ddconfig"], meta["semanticconfig"], meta["embed_dim"])
     state = golden_rule.state_dict(meta["parameters"])
     return tokenizer, convert.tokenizer_params(state, tokenizer), np.load(GOLDEN / f"{name}.npz")
 
@@ -68,3 +72,16 @@ def generator_case(window_size=4):
     )
     state = golden_rule.state_dict(meta["parameters"])
     return generator, convert.generator_params(state, generator), np.load(GOLDEN / "generator_tiny.npz")
+
+
+def training_loss(generator, params, arrays):
+    """The generator's loss on the recorded training batch."""
+    return generator.apply(
+        {"params": params},
+        arrays["train/latents"],
+        arrays["labels"],
+        time=arrays["train/t"][:, 0],
+        noise=arrays["train/noise"],
+        rope_shift=int(arrays["train/shift"]),
+        method="loss",
+    )

@@ -8,33 +8,19 @@ and trains the decoder's side. A step updates the tokenizer, then the discrimina
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1 and appendix.
 """
 
-import dataclasses
-
-import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
 import numpy as np
-import optax
 
 from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import eval_batches, make_iterator, make_source
 from eqjax.tokenizer import ENCODER_PARTS
 from eqjax.training import adversary, loop, objective, optim
-from eqjax.training.state import TrainState, ema_update, stream
-
-
-@flax.struct.dataclass
-class TokenizerState(TrainState):
-    """All that changes in a tokenizer's training.
-
-    Attributes:
-      discriminator: {"params", "spectral", "opt_state"}, or None without one.
-    """
-
-    discriminator: dict | None
+from eqjax.training.state import ema_update, stream
+from eqjax.training.updates import TokenizerState, Updates
 
 
 def default_config():
@@ -77,79 +63,6 @@ def train_and_evaluate(config, workdir):
     loop.check_config(config, default_config())
     config = loop.resolve(config)
     return loop.train(config, workdir, make_stage(config))
-
-
-@dataclasses.dataclass(frozen=True)
-class Updates:
-    """The two updates of a step.
-
-    Attributes:
-      objective: terms and gradients.
-      optimizer, discriminator_optimizer: optax transformations.
-      accumulation_steps: parts that a batch is worked through in.
-      semantic_start, adversarial_start: updates done before these terms are on.
-    """
-
-    objective: objective.Objective
-    optimizer: optax.GradientTransformation
-    discriminator_optimizer: optax.GradientTransformation
-    accumulation_steps: int
-    semantic_start: int
-    adversarial_start: int
-
-    def tokenizer(self, state, fixed, frozen, images, key):
-        """Updates the parameters that are not in `fixed`.
-
-        Returns:
-          trainable parameters, optimiser state, spectral vectors, {term: scalar}.
-        """
-        trainable = {name: part for name, part in state.params.items() if name not in fixed}
-        switches = {"semantic": state.step >= self.semantic_start, "adversarial": state.step >= self.adversarial_start}
-
-        def part(spectral, images, key):
-            variables = state.discriminator and {"params": state.discriminator["params"], "spectral": spectral}
-            draws = objective.draw(key, self.objective.tokenizer, images.shape)
-            out = self.objective.tokenizer_grads(trainable, fixed, variables, frozen, images, draws, switches)
-            grads, terms, spectral = out
-            return (grads, terms), spectral
-
-        spectral = state.discriminator and state.discriminator["spectral"]
-        (grads, terms), spectral = optim.accumulated(
-            part, images, stream(key, "tokenizer"), self.accumulation_steps, spectral
-        )
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
-        return (
-            optax.apply_updates(trainable, updates),
-            opt_state,
-            spectral,
-            terms | {"grad_norm": optax.tree.norm(grads)},
-        )
-
-    def discriminator(self, state, params, spectral, frozen, images, key):
-        """Updates the discriminator on reconstructions by the tokenizer's new parameters.
-
-        Returns:
-          its state, {term: scalar}.
-        """
-        old = state.discriminator
-
-        def part(spectral, images, key):
-            draws = objective.draw(key, self.objective.tokenizer, images.shape)
-            fakes, _ = self.objective.reconstruct(params, images, draws.noise)
-            variables = {"params": old["params"], "spectral": spectral}
-            out = self.objective.discriminator_grads(variables, frozen, images, fakes.images, draws)
-            grads, terms, spectral = out
-            return (grads, terms), spectral
-
-        def compute():
-            return optim.accumulated(part, images, stream(key, "discriminator"), self.accumulation_steps, spectral)
-
-        (grads, terms), spectral = objective.only_if(state.step >= self.adversarial_start, compute, spectral)
-        # Gradients of zero, before the start, still count as updates of Adam, as in the reference.
-        updates, opt_state = self.discriminator_optimizer.update(grads, old["opt_state"], old["params"])
-        params = optax.apply_updates(old["params"], updates)
-        terms["disc_grad_norm"] = optax.tree.norm(grads)
-        return {"params": params, "spectral": spectral, "opt_state": opt_state}, terms
 
 
 def make_stage(config):
@@ -205,6 +118,14 @@ def make_stage(config):
         metrics["learning_rate"] = schedule(state.step)
         return TokenizerState(state.step + 1, params, {**state.ema_params, **ema}, opt_state, judge), metrics
 
+    return loop.Stage(
+        init, jax.tree_util.Partial(step, frozen), *make_results(config, tokenizer), warm_start=warm_start
+    )
+
+
+def make_results(config, tokenizer):
+    """What a run shows and leaves: the functions `evaluate`, `pictures` and `export` of a `loop.Stage`."""
+
     @jax.jit
     def reconstruct(params, images):
         images = pixels.from_uint8(images)
@@ -240,7 +161,7 @@ def make_stage(config):
         )
         pretrained.save(path, weights)
 
-    return loop.Stage(init, jax.tree_util.Partial(step, frozen), evaluate, pictures, export, warm_start=warm_start)
+    return evaluate, pictures, export
 
 
 def load_stage1(config, tokenizer):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eqjax import convert
-from tests.golden_cases import generator_case, relative_error
+from tests.golden_cases import generator_case, relative_error, training_loss
 
 
 @pytest.mark.parametrize("length", [12, 40])
@@ -40,15 +40,7 @@ def test_loss_and_gradients(remat):
     @jax.jit
     @jax.value_and_grad
     def loss(params):
-        return generator.clone(remat=remat).apply(
-            {"params": params},
-            arrays["train/latents"],
-            arrays["labels"],
-            time=arrays["train/t"][:, 0],
-            noise=arrays["train/noise"],
-            rope_shift=int(arrays["train/shift"]),
-            method="loss",
-        )
+        return training_loss(generator.clone(remat=remat), params, arrays)
 
     value, gradient = loss(params)
     assert abs(float(value) / float(arrays["train/loss"]) - 1) < 1e-5

@@ -2,80 +2,50 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import Tokenizer, convert, nets
-from eqjax.convert import dino_params, dinov2_params, discriminator_variables, lpips_params
+from eqjax import convert, nets
 from eqjax.tokenizer import losses
 from eqjax.tokenizer.augment import diff_augment
 from eqjax.tokenizer.discriminator import FeatureDiscriminator
 from eqjax.training.adversary import FeatureJudge
 from eqjax.training.objective import Draws, Objective
-from tests.golden_cases import GOLDEN, relative_error
-from tests.golden_rule import image, weight
+from tests import frozen_cases
+from tests.golden_cases import recorded_tokenizer, relative_error
+from tests.golden_rule import image, state_dict
 
-META = json.loads((GOLDEN / "tokenizer_objective_tiny.json").read_text())
-RECORDED = np.load(GOLDEN / "tokenizer_objective_tiny.npz")
+META, RECORDED = frozen_cases.objective()
 HEAD_LAYERS = {"0.0": "conv_in", "1.fn.0": "conv", "2": "conv_out"}
-
-
-def state_dict(table, prefix="", skip=()):
-    """Weights of a recorded network; its convolutions of pictures features are scaled as recorded."""
-    out = {name: weight(prefix + name, shape) for name, shape in META[table].items() if name not in skip}
-    return {k: v * np.float32(np.sqrt(2)) if k.startswith("features.") and v.ndim == 4 else v for k, v in out.items()}
 
 
 @functools.cache
 def case():
     """(objective, trainable parameters, discriminator's variables, frozen parameters)."""
-    fields, semantic, disc, dinov2 = (META[k] for k in ("tokenizer", "semantic", "disc", "dinov2"))
-    tokenizer = Tokenizer(
-        channels=fields["ch"],
-        channel_multipliers=fields["ch_mult"],
-        num_res_blocks=fields["num_res_blocks"],
-        attention_resolutions=fields["attn_resolutions"],
-        resolution=fields["resolution"],
-        z_channels=fields["z_channels"],
-        embed_dim=META["embed_dim"],
-        square_downsamples=fields["len_down_scale"],
-        semantic=dict(
-            channels=semantic["ch"],
-            channel_multipliers=semantic["ch_mult"],
-            num_res_blocks=semantic["num_res_blocks"],
-            out_channels=semantic["out_ch"],
-            downsamples=semantic["downsample_scale"],
-        ),
-    )
-    lpips = nets.LPIPS()
-    grid = disc["image"] // disc["patch"]
-    dino = nets.ViT(
-        disc["embed"], disc["depth"], disc["heads"], disc["patch"], grid, (0, 3, 6, 9, 12), approximate_gelu=True
-    )
-    grid = round((META["dinov2_parameters"]["pos_embed"][1] - 1) ** 0.5)
-    target = nets.ViT(dinov2["embed"], dinov2["depth"], dinov2["heads"], dinov2["patch"], grid, layer_scale=True)
-    heads = FeatureDiscriminator(disc["embed"], 5, disc["kernel"])
-    frozen = {
-        "lpips": lpips_params(state_dict("lpips_parameters"), lpips),
-        "dino": dino_params(state_dict("dino_parameters", "dino.", ("x_scale", "x_shift")), dino),
-        "dinov2": dinov2_params(state_dict("dinov2_parameters", "dinov2."), target),
+    tokenizer = recorded_tokenizer(META["tokenizer"], META["semantic"], META["embed_dim"])
+    networks = {
+        "lpips": frozen_cases.lpips_case(),
+        "dino": frozen_cases.dino_case(),
+        "dinov2": frozen_cases.dinov2_case(),
     }
+    modules = {name: module for name, (module, _) in networks.items()}
+    heads = FeatureDiscriminator(META["disc"]["embed"], 5, META["disc"]["kernel"])
     objective = Objective(
         tokenizer,
         kl_weight=0.01,
         perceptual_weight=1.0,
         semantic_weight=5.0,
         adversarial_weight=0.5,
-        lpips=lambda frozen, x, y: nets.lpips(frozen["lpips"], x, y, lpips),
-        semantic_targets=lambda frozen, x: nets.dinov2_targets(frozen["dinov2"], x, target),
-        judge=FeatureJudge(dino, heads),
+        lpips=lambda frozen, x, y: nets.lpips(frozen["lpips"], x, y, modules["lpips"]),
+        semantic_targets=lambda frozen, x: nets.dinov2_targets(frozen["dinov2"], x, modules["dinov2"]),
+        judge=FeatureJudge(modules["dino"], heads),
     )
-    params = convert.tokenizer_params(state_dict("tokenizer_parameters"), tokenizer)
-    return objective, params, discriminator_variables(state_dict("disc_parameters", "disc."), heads), frozen
+    params = convert.tokenizer_params(state_dict(META["tokenizer_parameters"]), tokenizer)
+    variables = convert.discriminator_variables(state_dict(META["disc_parameters"], salt="disc."), heads)
+    return objective, params, variables, {name: params for name, (_, params) in networks.items()}
 
 
 @functools.cache

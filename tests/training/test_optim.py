@@ -11,7 +11,7 @@ import pytest
 from eqjax import convert
 from eqjax.training import optim
 from eqjax.training.state import ema_update, stream
-from tests.golden_cases import GOLDEN, generator_case, relative_error
+from tests.golden_cases import GOLDEN, generator_case, relative_error, training_loss
 
 
 def make(**fields):
@@ -91,15 +91,7 @@ def test_recorded_steps():
 
     def gradient(params, factor):
         def loss(params):
-            return factor * generator.apply(
-                {"params": params},
-                arrays["train/latents"],
-                arrays["labels"],
-                time=arrays["train/t"][:, 0],
-                noise=arrays["train/noise"],
-                rope_shift=int(arrays["train/shift"]),
-                method="loss",
-            )
+            return factor * training_loss(generator, params, arrays)
 
         return jax.grad(loss)(params)
 
