@@ -132,14 +132,14 @@ def state_shardings(tree, mesh, rules=()):
 
 
 def constrain(x, *logical):
-    """Says inside a traced function how `x` is to lie; does nothing where no mesh is set.
+    """Says inside a traced function how `x` is to lie; does nothing without a mesh, or inside shard_map.
 
     Args:
       x: an array.
       *logical: logical axes of its dimensions, in order; None for a dimension that is not split.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or set(mesh.axis_names) != set(AXES):
+    if mesh.empty or set(mesh.axis_names) != set(AXES) or set(mesh.axis_types) != {AxisType.Auto}:
         return x
 
     def fits(axis, size):
