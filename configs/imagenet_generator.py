@@ -5,7 +5,7 @@ r"""The published generators on ImageNet at 256 pixels: sizes S, B, L (default) 
 
 The published recipe: AdamW at 1e-4 per 256 pictures of the batch, 100 epochs of warm-up, 1200 epochs,
 clipping at 3.0, averages with 0.9999. Parameters: S 127.3 M, B 295.6 M, L 644.5 M, H 1203.2 M. What a
-step takes in memory and time on which chips stands in launch/README.md. The paper's figures for these
+step takes in memory and time on which chips: `python -m launch.plan`. The paper's figures for these
 models have not been reproduced with this code; evaluate yours before you rely on it.
 
 Variants (`--config=configs/imagenet_generator.py:name`, several joined by commas):
