@@ -90,30 +90,34 @@ again = model.sample(["tissue"] * 7 + ["flower"], num_columns=8, guidance_scale=
 int(np.abs(np.int32(again[7]) - np.int32(images[2])).max())  # Grey levels of 255.
 
 # %% [markdown]
-# **Guidance** pushes every column towards its class, away from what all classes share. 1 is off. Rows: guidance 1, 2
-# and 5; the same noise in each row.
+# **Guidance** pushes every column towards its class, away from what all classes share; 1 is off. One class per row,
+# from the same noise, with guidance 1, 2 and 5 from left to right.
+
 
 # %%
-CLASSES = ["brick", "tissue", "coffee", "cat"]
-rows = [model.sample(CLASSES, num_columns=8, guidance_scale=scale, seeds=[3] * 4, **FAST) for scale in (1.0, 2.0, 5.0)]
-show(pixels.grid(np.concatenate(rows), columns=4))
+def side_by_side(settings):
+    """Pictures of all classes, one column of them per setting."""
+    drawn = [model.sample(model.class_names, num_columns=8, seeds=[3] * 8, **options) for options in settings]
+    ordered = np.stack(drawn, axis=1).reshape(-1, *drawn[0].shape[1:])
+    return show(pixels.grid(ordered, columns=len(settings)))
+
+
+side_by_side([dict(guidance_scale=scale, **FAST) for scale in (1.0, 2.0, 5.0)])
 
 # %% [markdown]
-# **Solvers.** A column starts as noise and follows a flow; the solver says how that path is walked. Rows: 4 Euler
-# steps, 16 Euler steps, and 16 steps of Adams–Bashforth with times that are dense at both ends. The noise is the same.
+# **Solvers.** A column starts as noise and follows a flow; the solver says how that path is walked. From left to right:
+# 4 Euler steps, 16 Euler steps, and 16 steps of Adams–Bashforth whose times are dense at both ends.
 
 # %%
-EULER = dict(solver="euler", guidance_schedule="constant", guidance_scale=2.0, seeds=[3] * 4)
-rows = [model.sample(CLASSES, num_columns=8, num_flow_steps=steps, **EULER) for steps in (4, 16)]
-rows.append(model.sample(CLASSES, num_columns=8, guidance_scale=2.0, seeds=[3] * 4, **FAST))
-show(pixels.grid(np.concatenate(rows), columns=4))
+EULER = dict(solver="euler", guidance_scale=2.0, guidance_schedule="constant")
+side_by_side([EULER | dict(num_flow_steps=4), EULER | dict(num_flow_steps=16), dict(guidance_scale=2.0, **FAST)])
 
 # %% [markdown]
-# **Width.** The generator was trained on pictures of eight columns and sees six at a time, so nothing stops it after
-# eight. Time per column stays the same however far it goes.
+# **Width.** The generator sees only the last few columns, so nothing stops it where its training pictures ended. Time
+# per column stays the same however far it goes.
 
 # %%
-wide = model.sample(["galaxies", "tissue", "brick"], num_columns=48, guidance_scale=2.0, seed=1, **FAST)
+wide = model.sample(["flower", "tissue", "brick"], num_columns=48, guidance_scale=2.0, seed=1, **FAST)
 show(pixels.grid(wide, columns=1), scale=1)
 
 # %% [markdown]
@@ -126,7 +130,7 @@ import jax
 latents = eqjax.sample_latents(
     model.generator,
     model.generator_params,
-    model.labels(["rocket", "retina"]),
+    model.labels(model.class_names),
     num_columns=8,
     guidance_scale=2.0,
     key=jax.random.key(0),
@@ -138,4 +142,4 @@ latents.shape  # Pictures, columns, channels.
 # Decoded:
 
 # %%
-show(pixels.grid(model.decode(latents), columns=2))
+show(pixels.grid(model.decode(latents), columns=4))
