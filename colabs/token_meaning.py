@@ -57,19 +57,23 @@ def show(picture, scale=2):
 
 
 # %% [markdown]
-# The model, and crops of four photographs that its tokenizer was trained on: the last cells are about where tokens act,
-# not about how well unseen pictures are rendered.
+# The model, and parts of four photographs that its tokenizer was trained on: this is about where tokens act, not about
+# how well it renders pictures that it has never seen.
 
 # %%
 import eqjax
-from eqjax import data
+from eqjax.data.photos import load_photo
+from eqjax.sampling.photographs import fit_photograph
 
 model = eqjax.load_pretrained("photos")
-config = data.default_config()
-config.update(height=64, width=192, min_scale=0.6, flip=False, num_threads=0)
-config.classes = ("coffee", "flower", "cat", "rocket")
-with data.make_iterator(config, batch_size=4, seed=4, process_index=0, process_count=1) as batches:
-    photographs = next(batches)["image"]
+
+
+def part(name, top, width):
+    return fit_photograph(load_photo(name)[top : top + width // 3, :width], model.tokenizer)
+
+
+parts = [part("coffee", 90, 480), part("flower", 120, 510), part("cat", 60, 360), part("rocket", 200, 510)]
+photographs = np.stack(parts)
 show(pixels.grid(photographs, columns=2))
 
 # %% [markdown]
@@ -99,8 +103,8 @@ for k in range(count + 1):
     frames.append(show(pixels.grid(model.decode(mixed), columns=2)))
 
 # %% [markdown]
-# As an animation: a true token shows its own strip of the picture at once, and the strips to its left stay as they are.
-# A token is not a layer of detail over the whole picture; it is a place.
+# As an animation: a true token shows its own strip of the picture at once, and only the seam to the next strip still
+# changes afterwards. A token is not a layer of detail over the whole picture; it is a place.
 
 # %%
 import io
@@ -113,7 +117,8 @@ frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], dura
 Animation(data=file.getvalue(), format="gif")
 
 # %% [markdown]
-# **In any order.** The same with true tokens at random places. Neighbours are not needed either.
+# **In any order.** One photograph, with 2, 5 and 8 true tokens at random places, and with all of them. A token needs no
+# neighbours to say what it says.
 
 # %%
 order = np.random.default_rng(1).permutation(count)
@@ -143,8 +148,9 @@ plots.maps("footprint.png", {f"token {count // 2}": np.log10(maps[count // 2] + 
 Image.open("footprint.png")
 
 # %% [markdown]
-# All tokens at once, summed over the height: a diagonal of steps, all alike. That is what makes the columns one task
-# for the generator.
+# All tokens at once, summed over the height. Most of the change lies on the diagonal (the colours are powers of ten),
+# and away from the borders one row is much like another, moved by a column: that is what makes the columns one task for
+# the generator.
 
 # %%
 texts = dict(x_label="pixel", y_label="token")
