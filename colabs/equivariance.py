@@ -147,12 +147,14 @@ print(f"different columns, one batch:  {tasks.off_diagonal(conflict.mean):.3f}")
 print(f"one column, different batches: {np.diag(ceiling.mean).mean():.3f}")
 
 # %% [markdown]
-# All pairs. At a trained model's minimum, gradients are mostly noise, so compare the two panels rather than read one
-# alone.
+# All pairs; in the left panel the diagonal, which is 1, is left out. Where a model has been trained, gradients are
+# mostly noise and all cosines are small, so compare the two panels rather than read one alone.
 
 # %%
-panels = {"one batch": conflict.mean, "two batches": ceiling.mean}
-plots.maps("cosines.png", panels, title="Cosine between gradients", x_label="column", y_label="column", limits=(0, 1))
+pairs = np.where(np.eye(len(columns), dtype=bool), np.nan, conflict.mean)
+panels = {"one batch": pairs, "two batches": ceiling.mean}
+limits = (0, max(np.nanmax(pairs), ceiling.mean.max()))
+plots.maps("cosines.png", panels, title="Cosine between gradients", x_label="column", y_label="column", limits=limits)
 Image.open("cosines.png")
 
 # %% [markdown]

@@ -58,6 +58,18 @@ def show(picture, scale=2):
 
 
 # %% [markdown]
+# With models this small the compiler takes most of the time. So it is told not to optimise (leave that away for
+# anything larger) and to keep what it compiled, for the run that goes on below.
+
+# %%
+import os
+
+import jax
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+jax.config.update("jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir or "programs")
+
+# %% [markdown]
 # Configurations are Python files under `configs/`, beside the package. Variants follow by name: `tiny` is a few steps
 # of a very small model. On the command line the same is `--config=configs/photos_tokenizer.py:tiny`.
 
@@ -80,8 +92,8 @@ config.total_steps, config.log_every = 40, 10
 config.optimizer.learning_rate = 3e-3
 
 # %% [markdown]
-# Libraries underneath ask for command-line flags, which a notebook does not have; and the log lines of the run should
-# appear here.
+# Libraries underneath ask for command-line flags, which a notebook does not have. Of the log, the lines of the run
+# itself should appear here.
 
 # %%
 from absl import flags, logging
@@ -89,7 +101,7 @@ from absl import flags, logging
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 logging.set_verbosity(logging.INFO)
-logging.get_absl_handler().addFilter(lambda record: "eqjax" in record.pathname)
+logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
 
 # %% [markdown]
 # **The tokenizer.** A run is a function of a configuration and a folder. Most of the time goes into compiling.
