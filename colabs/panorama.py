@@ -72,10 +72,10 @@ FAST = dict(solver="adams_bashforth", time_grid="cosine", num_flow_steps=16, gui
 # `eqjax.panorama` gives strips, one after another, as long as somebody asks. The first eight:
 
 # %%
-galaxies = eqjax.panorama(model, "galaxies", seed=0, **FAST)
-strips = list(itertools.islice(galaxies, 8))
-sky = np.concatenate(strips, axis=1)
-sky.shape
+flowers = eqjax.panorama(model, "flower", seed=0, **FAST)
+strips = list(itertools.islice(flowers, 8))
+meadow = np.concatenate(strips, axis=1)
+meadow.shape
 
 # %% [markdown]
 # A long strip is easier to look at in lines, read like a page.
@@ -87,14 +87,14 @@ def page(strip, width=1024):
     return show(pixels.grid(np.stack(lines), columns=1), scale=1)
 
 
-page(sky)
+page(meadow)
 
 # %% [markdown]
 # It goes on where it was. Memory does not grow: the past is a ring of the last few columns.
 
 # %%
-more = np.concatenate(list(itertools.islice(galaxies, 8)), axis=1)
-print(galaxies.emitted, "columns so far")
+more = np.concatenate(list(itertools.islice(flowers, 8)), axis=1)
+print(flowers.emitted, "columns so far")
 page(more)
 
 # %% [markdown]
@@ -105,17 +105,17 @@ import io
 
 from IPython.display import Image as Animation
 
-frames = [show(sky[:, left : left + 256]) for left in range(0, sky.shape[1] - 256, 16)]
+frames = [show(meadow[:, left : left + 256]) for left in range(0, meadow.shape[1] - 256, 16)]
 file = io.BytesIO()
 frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=80, loop=0)
 Animation(data=file.getvalue(), format="gif")
 
 # %% [markdown]
 # **Classes along the way.** A list says how many columns each class has; the last may have `None`: to the end. The
-# change is sudden here.
+# class changes from one column to the next here, while the columns that the generator still sees are of the old one.
 
 # %%
-WAY = [("flower", 24), ("tissue", 24), ("galaxies", 16)]
+WAY = [("flower", 24), ("tissue", 24), ("retina", 16)]
 page(model.sample(WAY, num_columns=64, seed=2, guidance_schedule="constant", **FAST)[0])
 
 # %% [markdown]
@@ -129,17 +129,17 @@ page(model.sample(WAY, num_columns=64, seed=2, transition=8, guidance_schedule="
 # **Put aside.** The state of a panorama is a small file. We draw two strips, save, and draw two more …
 
 # %%
-first = eqjax.panorama(model, "brick", seed=5, **FAST)
+first = eqjax.panorama(model, "coffee", seed=5, **FAST)
 list(itertools.islice(first, 2))
-first.save("wall.npz")
+first.save("table.npz")
 expected = list(itertools.islice(first, 2))
 
 # %% [markdown]
 # … and take it up from the file, perhaps tomorrow: the same pixels.
 
 # %%
-resumed = list(itertools.islice(eqjax.panorama(model, state="wall.npz"), 2))
-print(pathlib.Path("wall.npz").stat().st_size // 1024, "KB; the same:", np.array_equal(resumed, expected))
+resumed = list(itertools.islice(eqjax.panorama(model, state="table.npz"), 2))
+print(pathlib.Path("table.npz").stat().st_size // 1024, "KB; the same:", np.array_equal(resumed, expected))
 show(np.concatenate(resumed, axis=1))
 
 # %% [markdown]
@@ -153,7 +153,7 @@ photograph = fit_photograph(load_photo("tissue")[100:300, 100:400], model.tokeni
 show(photograph)
 
 # %% [markdown]
-# Then twelve columns more on both sides; the middle is the photograph itself.
+# Then twelve columns more on both sides. The middle is the photograph itself, so it is sharper than what is drawn.
 
 # %%
 options = dict(guidance_schedule="constant", **FAST)
