@@ -84,12 +84,13 @@ config.tokenizer
 
 # %% [markdown]
 # Fields are set by name; an unknown one is refused when the run starts. Reading goes on in this process: no worker
-# processes in a notebook. AdamW instead of Muon, as its step is a smaller program.
+# processes in a notebook. AdamW instead of Muon, as its step is a smaller program, and at a constant rate, so that it
+# is the same program however many steps there are.
 
 # %%
 config.data.num_workers = config.data.num_threads = 0
 config.total_steps, config.log_every = 40, 10
-config.optimizer.update(name="adamw", learning_rate=3e-3, clip_norm=0.0)
+config.optimizer.update(name="adamw", learning_rate=2e-3, clip_norm=0.0, schedule="constant")
 
 # %% [markdown]
 # Libraries underneath ask for command-line flags, which a notebook does not have. Of the log, the lines of the run
