@@ -75,12 +75,12 @@ images, labels = crops["image"], crops["label"]
 show(pixels.grid(images[:8], columns=2))
 
 # %% [markdown]
-# **The tokenizer, moved.** A wide strip of three crops, and the same strip moved by one column: token k + 1 of the
-# first should be token k of the second.
+# **The tokenizer, moved.** A wide strip of five crops, and the same strip moved by one column: token k + 1 of the first
+# should be token k of the second.
 
 # %%
 COLUMN = model.tokenizer.column_width  # Pixels.
-strip = np.concatenate(images[:3], axis=1)[None]
+strip = np.concatenate(images[:5], axis=1)[None]
 still, moved = model.encode(strip[:, :, :-COLUMN]), model.encode(strip[:, :, COLUMN:])
 difference = np.abs(np.asarray(still[0, 1:] - moved[0, :-1])).max(-1)
 
