@@ -45,7 +45,16 @@ setup(
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.19"],
         "analysis": ["matplotlib>=3.10,<4"],
-        "dev": ["matplotlib>=3.10,<4", "pytest>=8.4,<10", "pytest-xdist>=3.8,<4", "ruff>=0.14,<0.18"],
+        "dev": [
+            "ipykernel>=6.29,<8",
+            "jupytext>=1.17,<2",
+            "matplotlib>=3.10,<4",
+            "nbclient>=0.10,<1",
+            "nbformat>=5.10,<6",
+            "pytest>=8.4,<10",
+            "pytest-xdist>=3.8,<4",
+            "ruff>=0.14,<0.18",
+        ],
     },
     cmdclass={"sdist": _SourceArchive},
 )
