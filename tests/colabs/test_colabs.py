@@ -33,7 +33,7 @@ def first_code(name):
 
 
 def test_the_folder_holds_the_notebooks_and_what_makes_them():
-    files = {path.name for path in generate.FOLDER.iterdir() if path.is_file()}
+    files = {path.name for path in generate.FOLDER.iterdir() if path.suffix in (".py", ".ipynb", ".md")}
     assert files == {"README.md", "generate.py"} | {n + end for n in generate.NOTEBOOKS for end in (".py", ".ipynb")}
 
 
