@@ -16,7 +16,9 @@ def model():
 
 def crops(width):
     config = default_config()
-    config.update(width=width, classes=PHOTO_CLASSES, min_scale=0.5)
+    # The scales of the configurations: a crop twice as wide is half as high, as a share of the largest that fits.
+    scales = dict(min_scale=0.25, max_scale=0.6) if width == 64 else dict(min_scale=0.5)
+    config.update(width=width, classes=PHOTO_CLASSES, **scales)
     return config
 
 
@@ -36,7 +38,7 @@ def test_reconstruction(model):
         out = model.decode(model.encode(images))
         values[name] = float(np.mean(pixels.psnr(pixels.from_uint8(images), pixels.from_uint8(out))))
     # The card's figures (over more crops) less one decibel.
-    assert values["training"] > 24.6 - 1 and values["held-out"] > 21.5 - 1, values
+    assert values["training"] > 27.0 - 1 and values["held-out"] > 28.4 - 1, values
 
 
 def test_samples_have_their_class_colours(model):
