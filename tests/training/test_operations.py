@@ -252,18 +252,19 @@ def test_epochs_and_rates_become_steps():
 
 
 def test_accumulated_gradients():
-    def value_and_grad(params, batch, key):
-        del key
-        return jax.value_and_grad(
-            lambda p: (np.float32(1) * ((batch @ p) ** 2).mean(), batch.sum(1).mean()), has_aux=True
-        )(params)
-
     batch, params = jax.random.normal(jax.random.key(0), (12, 5)), jax.numpy.arange(5.0)
-    once = optim.accumulated(value_and_grad, params, batch, jax.random.key(0), 1)
-    parts = optim.accumulated(value_and_grad, params, batch, jax.random.key(0), 4)
+
+    def compute(count, batch, key):
+        del key
+        loss = jax.value_and_grad(lambda p: (((batch @ p) ** 2).mean(), batch.sum(1).mean()), has_aux=True)
+        return loss(params), count + 1
+
+    once, one = optim.accumulated(compute, batch, jax.random.key(0), 1, 0)
+    parts, four = optim.accumulated(compute, batch, jax.random.key(0), 4, 0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), once, parts)
+    assert (one, four) == (1, 4)
     with pytest.raises(ValueError, match="batch of 12 does not divide into accumulation_steps=5"):
-        optim.accumulated(value_and_grad, params, batch, jax.random.key(0), 5)
+        optim.accumulated(compute, batch, jax.random.key(0), 5, 0)
 
 
 def test_a_trace_of_some_steps(tmp_path):
