@@ -26,7 +26,7 @@ def start(module, *arguments, devices=1, **variables):
     )
 
 
-def run(module, *arguments, devices=1, code=0, timeout=280, **variables):
+def run(module, *arguments, devices=1, code=0, timeout=900, **variables):
     """Runs a program to its end, checks its exit code and returns what it wrote."""
     process = start(module, *arguments, devices=devices, **variables)
     try:

@@ -131,7 +131,7 @@ def test_sigterm_saves_and_ends_with_its_code(tmp_path):
     process = programs.start("tests.training.toy", tmp_path / "run", json.dumps(options), devices=4)
     wait_for_step(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output[-3000:]
     (step,) = steps_kept(tmp_path / "run")
     assert 3 <= step < 4000
@@ -192,7 +192,7 @@ def two_processes(workdir, options, devices=2):
         )
         for i in range(2)
     ]
-    outputs = [process.communicate(timeout=150)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     return [process.returncode for process in processes], outputs
 
 
