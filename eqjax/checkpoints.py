@@ -8,6 +8,8 @@ from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
+from eqjax import atomic
+
 
 class ConfigMismatchError(ValueError):
     """A checkpoint was written under another configuration of the model."""
@@ -42,9 +44,16 @@ class Checkpoints:
         """
         # Through JSON once, so that it compares equal to what comes back from a file.
         self._config = json.loads(json.dumps(config))
+        self._best = best_fn = None
+        if best:
+            self._best, sign = _parse_best(best)
+
+            def best_fn(metrics):
+                return sign * metrics[self._best]
+
         options = ocp.CheckpointManagerOptions(
-            best_fn=_best_fn(best),
-            preservation_policy=_preservation(keep, keep_every, best),
+            best_fn=best_fn,
+            preservation_policy=_preservation(keep, keep_every, best_fn),
             create=True,
         )
         self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
@@ -56,7 +65,7 @@ class Checkpoints:
           step: its number.
           state: a pytree of arrays.
           data_state: the data iterator's state, JSON values.
-          metrics: {name: number} of this step, for `best`.
+          metrics: {name: number} of this step, for `best`; without its metric the step has no claim to be the best.
 
         Raises:
           OSError: an earlier save did not succeed, say for a full disk; the steps before it stay.
@@ -68,8 +77,9 @@ class Checkpoints:
             data=ocp.args.JsonSave(data_state),
             config=ocp.args.JsonSave(self._config),
         )
+        metrics = {name: value for name, value in (metrics or {}).items() if name == self._best}
         with self._saving():
-            saved = self._manager.save(step, args=args, metrics=metrics)
+            saved = self._manager.save(step, args=args, metrics=metrics or None)
         if not saved:
             raise RuntimeError(f"Orbax did not save step {step} under {self._manager.directory}: a later one exists.")
 
@@ -163,27 +173,64 @@ class Checkpoints:
             self._manager.close()
 
 
+class BestWeights:
+    """Keeps the weights with the best value of a metric: best.safetensors, and best.json beside it.
+
+    Attributes:
+      best: {"step", metric} of the weights kept so far, or None; read from best.json, so that a run that
+        was cut off goes on comparing.
+    """
+
+    def __init__(self, workdir, best):
+        """Args: workdir; best, "name:min" or "name:max", or "", which keeps nothing."""
+        self._workdir, self._path = workdir, os.path.join(workdir, "best.json")
+        self._metric, self._sign = _parse_best(best) if best else (None, 1)
+        self.best = None
+        if best and os.path.isfile(self._path):
+            with open(self._path, encoding="utf-8") as file:
+                kept = json.load(file)
+            # A run that went on under another metric starts comparing anew.
+            self.best = kept if self._metric in kept else None
+
+    def update(self, step, metrics, export):
+        """Takes in what was measured at a step; where it is the best so far, `export(path)` writes the weights.
+
+        All processes must call it, with the same metrics. Where the metric was not measured, or is not a
+        number, nothing happens.
+
+        Returns:
+          Whether they were the best.
+        """
+        value = metrics.get(self._metric, float("nan"))
+        before = -float("inf") if self.best is None else self._sign * self.best[self._metric]
+        if not self._sign * value > before:
+            return False
+        self.best = {"step": int(step), self._metric: float(value)}
+        export(os.path.join(self._workdir, "best.safetensors"))
+        if jax.process_index() == 0:
+            with atomic.replacing(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                json.dump(self.best, file)
+        return True
+
+
 def _first_line(error):
     return str(error).splitlines()[0][:200] if str(error) else repr(error)
 
 
-def _best_fn(best):
-    if not best:
-        return None
+def _parse_best(best):
+    """("fid", -1) of "fid:min": the metric, and the sign that makes more of it better."""
     name, _, mode = best.partition(":")
     if not name or mode not in ("min", "max"):
         raise ValueError(f"keep_best={best!r} must be 'name:min' or 'name:max', as in 'eval_loss:min'.")
-    sign = 1 if mode == "max" else -1
-    return lambda metrics: sign * metrics[name]
+    return name, 1 if mode == "max" else -1
 
 
 def _preservation(keep, keep_every, best):
     policies = [ocp.checkpoint_managers.LatestN(keep)]
     if keep_every:
         policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
-    if best:
-        one = ocp.checkpoint_managers.BestN(get_metric_fn=_best_fn(best), n=1, keep_checkpoints_without_metrics=False)
-        policies.append(one)
+    if best is not None:
+        policies.append(ocp.checkpoint_managers.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False))
     return ocp.checkpoint_managers.AnyPreservationPolicy(policies)
 
 

@@ -42,7 +42,8 @@ def environments(count, gpus, port):
     return found
 
 
-def _free_port():
+def free_port():
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
@@ -79,7 +80,7 @@ def main(argv):
         raise app.UsageError("give the command after --, as in: -- -m launch.train_generator --config=…")
     command = [sys.executable, *argv[1:]]
     try:
-        variables = environments(_COUNT.value, _GPUS.value, _PORT.value or _free_port())
+        variables = environments(_COUNT.value, _GPUS.value, _PORT.value or free_port())
     except ValueError as error:
         raise app.UsageError(str(error)) from error
     if _DRY.value:

@@ -17,8 +17,10 @@ from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from eqjax import flow, load_pretrained, panorama, pixels
+from eqjax.data import photos
 from eqjax.sampling import autoregressive, sample_latents
 from eqjax.sampling.classes import Blend
 from eqjax.sampling.streaming import StreamDecoder
@@ -113,16 +115,15 @@ def column_losses(generator, params, labels, latents, limit, draws=8):
 
 
 def streaming(model):
-    """Differences to decoding the whole, in grey levels of 255, and gradients at borders and elsewhere."""
-    tokenizer, columns = model.tokenizer, 128
-    latents = sample_latents(
-        model.generator, model.generator_params, jnp.arange(model.generator.num_classes), num_columns=columns,
-        guidance_scale=2.0, num_flow_steps=25, key=jax.random.key(0),
-    )  # fmt: skip
+    """Differences to decoding the whole, in grey levels of 255, and gradients at borders and elsewhere.
+
+    Of long samples of every class, or of bands of photographs where there is a tokenizer alone.
+    """
+    tokenizer = model.tokenizer
     rows = [["class", "mean difference", "max difference", "gradient at borders", "gradient elsewhere"]]
-    for label, row in enumerate(np.asarray(latents)):
+    for name, row in (_bands if model.generator is None else _samples)(model):
         scaled = row[None] / model.latent_scale
-        whole = decode_images(tokenizer, model.tokenizer_params, scaled, piece_columns=columns)[0]
+        whole = decode_images(tokenizer, model.tokenizer_params, scaled, piece_columns=len(row))[0]
         decoder = StreamDecoder(tokenizer, model.tokenizer_params, model.latent_scale, 16)
         strips = decoder.push(row, last=True)
         image = np.concatenate(strips, axis=1).astype(np.float32)
@@ -132,9 +133,29 @@ def streaming(model):
         inside = [x for x in range(tokenizer.column_width, image.shape[1], tokenizer.column_width) if x not in borders]
         off = np.abs(image - (np.clip(np.asarray(whole), -1, 1) + 1) * 127.5)
         at, elsewhere = (float(gradient[np.asarray(where) - 1].mean()) for where in (borders, inside))
-        name = model.class_names[label] if model.class_names else label
         rows.append([name, float(off.mean()), float(off.max()), at, elsewhere])
+    rows.append(["mean", *(float(np.mean(column)) for column in list(zip(*rows[1:], strict=True))[1:])])
     print_table(rows)
+
+
+def _samples(model):
+    """(class, scaled latents [128, D]) of every class."""
+    latents = sample_latents(
+        model.generator, model.generator_params, jnp.arange(model.generator.num_classes), num_columns=128,
+        guidance_scale=2.0, num_flow_steps=25, key=jax.random.key(0),
+    )  # fmt: skip
+    names = model.class_names or range(model.generator.num_classes)
+    return zip(names, np.asarray(latents), strict=True)
+
+
+def _bands(model):
+    """(name, scaled latents [L, D]) of a band across the middle of every built-in photograph at half its size."""
+    height, width = model.tokenizer.resolution, model.tokenizer.column_width
+    for name in photos.PHOTOS:
+        picture = Image.fromarray(photos.load_photo(name)).reduce(2)
+        top = (picture.height - height) // 2
+        band = np.asarray(picture)[None, top : top + height, : picture.width // width * width]
+        yield name, np.asarray(model.encode(band))[0]
 
 
 def length():

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from launch import local
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -24,6 +26,24 @@ def start(module, *arguments, devices=1, **variables):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def run_processes(module, *arguments, count, devices):
+    """Runs a program as several processes that know of each other; returns exit codes and outputs."""
+    address = f"localhost:{local.free_port()}"
+    processes = [
+        start(
+            module,
+            *arguments,
+            devices=devices,
+            COORDINATOR_ADDRESS=address,
+            NUM_PROCESSES=str(count),
+            PROCESS_ID=str(i),
+        )
+        for i in range(count)
+    ]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
 
 
 def run(module, *arguments, devices=1, code=0, timeout=900, **variables):

@@ -9,6 +9,8 @@ import pytest
 import safetensors.numpy
 
 from eqjax import Generator, Tokenizer, load_pretrained, pretrained
+from eqjax.tokenizer import pieces
+from tests.filled import fill
 
 TOKENIZER = Tokenizer(
     channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(), resolution=16, z_channels=2,
@@ -18,14 +20,6 @@ GENERATOR = Generator(
     width=16, depth=2, num_heads=2, latent_dim=4, num_classes=3, num_cond_tokens=2, window_size=2, flow_width=8,
     flow_depth=1,
 )  # fmt: skip
-
-
-def fill(module):
-    """Parameters with numbers of their own, without compiling an initialiser."""
-    random = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: random.standard_normal(leaf.shape).astype(np.float32) * 0.1, pretrained.abstract_params(module)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +73,9 @@ def test_model(path):
     assert latents.shape == (2, 3, 4)
     as_floats = model.encode(np.asarray(images, np.float32) / 127.5 - 1)
     np.testing.assert_allclose(latents, as_floats, atol=1e-5)
-    unscaled = model.tokenizer.apply({"params": model.tokenizer_params}, images / 127.5 - 1, method="encode").mode()
+    unscaled = pieces._encode(model.tokenizer, model.tokenizer_params, images / 127.5 - 1)
     np.testing.assert_allclose(latents, 0.25 * unscaled, atol=1e-5)
-    decoded = model.tokenizer.apply({"params": model.tokenizer_params}, unscaled, method="decode").images
+    decoded = pieces._decode(model.tokenizer, model.tokenizer_params, unscaled)
     expected = np.round((np.clip(decoded, -1, 1) + 1) * 127.5)
     assert np.abs(np.asarray(model.decode(latents), np.float32) - expected).max() <= 1
     continued = model.sample([1, 2], num_columns=5, num_flow_steps=2, prefix=latents)

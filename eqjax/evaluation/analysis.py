@@ -45,7 +45,7 @@ def generator_measures(generator, params, batches, first_inner):
 
     Args:
       generator, params, batches: as `tasks.column_losses`.
-      first_inner: "cosine_inner" is over columns from this one on: those whose windows are full.
+      first_inner: "…_inner" is over columns from this one on: those whose windows are full.
     """
     losses = tasks.column_losses(generator, params, batches, jax.random.key(0))
     conflict, ceiling = tasks.gradient_cosines(generator, params, batches, jax.random.key(1))
@@ -57,6 +57,8 @@ def generator_measures(generator, params, batches, first_inner):
         "cosine": float(tasks.off_diagonal(conflict.mean)),
         "cosine_inner": float(tasks.off_diagonal(conflict.mean[first_inner:, first_inner:])),
         "cosine_ceiling": float(np.diag(ceiling.mean).mean()),
+        "agreement": float(tasks.off_diagonal(tasks.agreement(ceiling.mean))),
+        "agreement_inner": float(tasks.off_diagonal(tasks.agreement(ceiling.mean)[first_inner:, first_inner:])),
     }
 
 
@@ -83,6 +85,8 @@ _TABLE = {
     "cosine": "cosine",
     "cosine_inner": "cosine, full windows",
     "cosine_ceiling": "ceiling",
+    "agreement": "agreement",
+    "agreement_inner": "agreement, full windows",
     "spread": "loss spread",
     "transfer": "transfer",
     "transfer_trained": "trained half",

@@ -4,7 +4,6 @@ import time
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 import numpy as np
 
@@ -55,14 +54,7 @@ class RowMap:
         places = jax.process_index() * share + np.arange(share)
         mine = tuple(np.asarray(array)[np.minimum(places, count - 1)] for array in arrays)
         out = self._fn(self._params, sharding.shard_batch(mine, self._mesh))
-        return jax.tree.map(lambda array: array[:count], gather(out))
-
-
-def gather(tree):
-    """Global arrays as numpy, whole on every process; all processes must call it."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+        return jax.tree.map(lambda array: array[:count], sharding.gather(out))
 
 
 class Countdown:

@@ -122,51 +122,8 @@ def write_statistics(path, extractor, images, keep=0):
     return found
 
 
-class BestWeights:
-    """Keeps the weights with the best value of a metric: best.safetensors, and best.json beside it.
-
-    Attributes:
-      best: {"step", metric, …} of the weights kept so far, or None; read from best.json, so that a run that
-        was cut off goes on comparing.
-    """
-
-    def __init__(self, workdir, metric="fid", lower_is_better=True):
-        """Args: workdir; metric, a key of the results; lower_is_better."""
-        self._workdir, self._metric, self._lower = workdir, metric, lower_is_better
-        self._path = os.path.join(workdir, "best.json")
-        self.best = None
-        if os.path.isfile(self._path):
-            with open(self._path, encoding="utf-8") as file:
-                self.best = json.load(file)
-
-    def update(self, step, metrics, export):
-        """Takes in the metrics of a step; where they are the best so far, `export(path)` writes the weights.
-
-        Returns:
-          Whether they were.
-
-        Raises:
-          ValueError: the metric is not among them.
-        """
-        if self._metric not in metrics:
-            raise ValueError(f"the best weights are chosen by {self._metric!r}, and there are only {sorted(metrics)}.")
-        value = metrics[self._metric]
-        if self.best is not None:
-            before = self.best[self._metric]
-            if not (value < before if self._lower else value > before):
-                return False
-        elif value != value:
-            return False  # NaN is never the best.
-        self.best = {"step": int(step), **metrics}
-        if jax.process_index() == 0:
-            export(os.path.join(self._workdir, "best.safetensors"))
-            with atomic.replacing(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-                json.dump(self.best, file)
-        return True
-
-
 def periodic_evaluation(settings, num_images, workdir, **options):
-    """A function for a training loop: (step, model) → metrics; the images of a step are removed after it.
+    """A function for a training loop: (step, model) → metrics; the images are removed afterwards.
 
     Args:
       settings, num_images: as `generation.generate`.
@@ -175,10 +132,12 @@ def periodic_evaluation(settings, num_images, workdir, **options):
     """
 
     def evaluate(step, model):
-        folder = os.path.join(workdir, "evaluation", f"{int(step):08d}")
+        # A run that was killed here comes back to this step, with the same weights (and goes on) or with
+        # others, where a device does not repeat itself bit for bit.
+        folder = os.path.join(workdir, "evaluation", f"{int(step):08d}_{fingerprint(model)[:8]}")
         metrics = evaluate_generation(model, settings, num_images, folder, **options)["metrics"]
         if jax.process_index() == 0:
-            shutil.rmtree(folder)
+            shutil.rmtree(os.path.dirname(folder))
         return metrics
 
     return evaluate

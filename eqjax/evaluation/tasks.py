@@ -3,6 +3,7 @@
     ℓ_k        the flow loss of column k
     conflict   cos(∇ℓ_i, ∇ℓ_j) on one batch: 1 where columns ask for the same change of the weights
     ceiling    the same between two batches for one column: what sampling noise leaves of "the same task"
+    agreement  cos between two batches, of two columns, over their ceilings: of the gradients without that noise
     transfer   ℓ on columns whose loss was never trained, over ℓ there after training on all columns
 
 Losses of different tokenizers are in different units, so compare ratios and cosines between them.
@@ -76,6 +77,25 @@ def gradient_cosines(generator, params, batches, key):
             between.append(before @ gradients.T)
         before = gradients
     return estimate(jax.device_get(within)), estimate(jax.device_get(between))
+
+
+def agreement(between):
+    """Cosines freed of sampling noise: of the gradients that infinitely large batches would have.
+
+    Noise of two batches is independent, so it shortens the cosine between them by a factor of each column,
+    and the diagonal, where the true cosine is 1, holds these factors' squares.
+
+    Args:
+      between: [L, L], mean cosines between one batch and another, as `gradient_cosines` gives them.
+
+    Returns:
+      [L, L], symmetric, diagonal 1; NaN for columns whose gradients are nothing but noise. May exceed 1 by chance.
+
+    Source: the correction for attenuation, C. Spearman, Am. J. Psychol. 15, 1904.
+    """
+    both = (between + between.T) / 2
+    length = np.sqrt(np.where(np.diag(both) > 0, np.diag(both), np.nan))
+    return both / np.outer(length, length)
 
 
 def off_diagonal(cosines):

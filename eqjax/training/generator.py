@@ -18,6 +18,7 @@ import optax
 from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import eval_batches, make_source
+from eqjax.evaluation import Extractor, Settings, inception, report, statistics
 from eqjax.generator import LOGICAL_AXES
 from eqjax.sampling import Model
 from eqjax.training import diagnosis, latents, loop, optim
@@ -37,6 +38,13 @@ def default_config():
     config.sample_columns = 16  # Of the pictures drawn during training.
     config.sample_guidance = 3.0
     config.sample_flow_steps = 50
+    config.metrics = ml_collections.ConfigDict()  # FID and its family of pictures drawn during training.
+    config.metrics.every = 0  # Steps, a multiple of eval_every; 0: none.
+    config.metrics.num_images = 10_000
+    config.metrics.reference = config_dict.placeholder(str)  # A statistics file; see launch.make_statistics.
+    config.metrics.guidance_scale = 1.0
+    config.metrics.num_flow_steps = 50
+    config.metrics.nets_folder = config_dict.placeholder(str)  # Where Inception's weights lie.
     config.data = default_data_config()
     config.optimizer = optim.default_config()
     config.optimizer.update(dict(learning_rate=1e-4, weight_decay=0.02, clip_norm=3.0, ema_decay=0.9999))
@@ -60,7 +68,7 @@ def train_and_evaluate(config, workdir):
     """
     loop.check_config(config, default_config())
     config = loop.resolve(config)
-    return loop.train(config, workdir, make_stage(config))
+    return loop.train(config, workdir, make_stage(config, workdir))
 
 
 def load_tokenizer(config):
@@ -87,8 +95,8 @@ def load_tokenizer(config):
     return weights
 
 
-def make_stage(config):
-    """The `loop.Stage` of a generator configuration."""
+def make_stage(config, workdir=None):
+    """The `loop.Stage` of a generator configuration; `workdir` is where `config.metrics` draws its pictures."""
     generator = pretrained.make_module("generator", dict(config.generator))
     weights = load_tokenizer(config)
     source = make_source(config.data)
@@ -106,6 +114,7 @@ def make_stage(config):
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
     encode = latents.make_encode(tokenizer, scale)
     steps = make_steps(generator, optimizer, encode, config)
+    sample_metrics = _make_sample_metrics(config, tokenizer, workdir) if config.metrics.every else None
 
     def init(key):
         params = generator.init_params(key)
@@ -127,14 +136,19 @@ def make_stage(config):
         for i, batch in enumerate(batches):
             batch = sharding.shard_batch(batch, mesh)
             losses.append(sharding.gather(eval_losses(on_mesh, state.ema_params, batch, jax.random.fold_in(key, i))))
-        columns = np.mean(losses, axis=0)
-        return {"eval_loss": float(np.mean(columns)), "eval_column_loss": columns}
+        columns, step = np.mean(losses, axis=0), int(state.step)
+        results = {"eval_loss": float(np.mean(columns)), "eval_column_loss": columns}
+        if config.metrics.every and (step % config.metrics.every == 0 or step == config.total_steps):
+            results |= sample_metrics(step, model_of(state))
+        return results
+
+    def model_of(state):
+        params = sharding.local(state.ema_params)
+        return Model(tokenizer, frozen, generator, params, scale, tuple(source.class_names))
 
     def pictures(state, batch):
         del batch
-        params = sharding.local(state.ema_params)
-        model = Model(tokenizer, frozen, generator, params, scale, tuple(source.class_names))
-        images = model.sample(
+        images = model_of(state).sample(
             list(range(min(16, generator.num_classes))),
             num_columns=config.sample_columns,
             guidance_scale=config.sample_guidance,
@@ -161,6 +175,27 @@ def make_stage(config):
 
     step, plain_step = (jax.tree_util.Partial(step, frozen) for step in steps)
     return loop.Stage(init, step, evaluate, pictures, export, LOGICAL_AXES, diagnose, plain_step)
+
+
+def _make_sample_metrics(config, tokenizer, workdir):
+    """(step, model) → {"fid": …}; everything it needs is there before the first step is made, or refused."""
+    metrics = config.metrics
+    if not config.eval_every or metrics.every % config.eval_every:
+        raise ValueError(f"metrics.every={metrics.every} must be a multiple of eval_every={config.eval_every}.")
+    if not metrics.reference:
+        raise ValueError("set metrics.reference: a statistics file, written by launch.make_statistics or ADM's.")
+    return report.periodic_evaluation(
+        Settings(
+            num_columns=config.data.width // tokenizer.column_width,
+            guidance_scale=metrics.guidance_scale,
+            num_flow_steps=metrics.num_flow_steps,
+        ),
+        metrics.num_images,
+        workdir,
+        extractor=Extractor(inception.inception(metrics.nets_folder)),
+        reference=statistics.load(metrics.reference),
+        reference_name=metrics.reference,
+    )
 
 
 def share(mesh):

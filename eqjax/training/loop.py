@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import ml_collections
 
 from eqjax import hardware, sharding
-from eqjax.checkpoints import Checkpoints
+from eqjax.checkpoints import BestWeights, Checkpoints
 from eqjax.data import make_iterator, make_source
 from eqjax.training import flops
 from eqjax.training.guard import Preempted, StepWatch, StopSignal, WorkdirLock, not_finite, skip_bad_updates
@@ -66,7 +67,9 @@ def default_config():
     config.checkpoint_every = 1000
     config.keep_checkpoints = 2  # The newest.
     config.keep_every = 0  # Steps: checkpoints at multiples of it stay.
-    config.keep_best = ""  # The metric of evaluation whose best checkpoint stays: "eval_loss:min"; "": none.
+    # The metric of evaluation by which the best stays, "eval_loss:min": the weights as best.safetensors, and
+    # the checkpoint of that step if there is one. "": none.
+    config.keep_best = ""
     config.max_skipped = 10  # Updates in a row that were not finite, and so skipped, until the run stops; 0: never.
     config.profile_from = 0  # First step of a profiler trace, counted from 1.
     config.profile_steps = 0  # Its length in steps; 0: no trace.
@@ -131,7 +134,8 @@ def train(config, workdir, stage):
     """Runs a stage to `total_steps`, from the newest checkpoint of `workdir` if there is one.
 
     Writes under `workdir`: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `images/`, `config.json`,
-    and `model.safetensors` with the averaged weights at the end; `profile/` where asked for.
+    and `model.safetensors` with the averaged weights at the end; `best.safetensors` and `profile/` where
+    asked for.
 
     Args:
       config: a ConfigDict with the fields of `default_config`, and `data`; resolved.
@@ -178,7 +182,8 @@ def train(config, workdir, stage):
             data.set_state(position)
             logging.info("Resuming %s at step %d.", workdir, state.step)
         step_fn = compile_step(stage, mesh, state, root)
-        run = _Run(config, workdir, stage, mesh, root, checkpoints, data, writer, watch, stop)
+        best = BestWeights(workdir, config.keep_best)
+        run = _Run(config, workdir, stage, mesh, root, checkpoints, best, data, writer, watch, stop)
         state = run.steps(state, step_fn)
 
         # ── Result ──────────────────────────────────────────────────────────────────────────────
@@ -256,6 +261,7 @@ class _Run:
     mesh: jax.sharding.Mesh
     root: jax.Array
     checkpoints: Checkpoints
+    best: BestWeights
     data: Any
     writer: MetricWriter
     watch: StepWatch
@@ -298,6 +304,7 @@ class _Run:
             results = self.stage.evaluate(state)
             logging.info("step %d: %s", step, " ".join(f"{k}={v:.4g}" for k, v in results.items() if _is_number(v)))
             self.writer.scalars(step, results)
+            self.best.update(step, results, functools.partial(self.stage.export, state))
         if self._due(step, config.checkpoint_every):
             self._save(step, state, {k: float(v) for k, v in (results or {}).items() if _is_number(v)})
         if self._due(step, config.picture_every):

@@ -69,31 +69,13 @@ def test_another_protocol_is_refused_before_anything_is_drawn(extractor, referen
     assert os.listdir(tmp_path) == []
 
 
-def test_best_weights(tmp_path):
-    written = []
-
-    def export(path):
-        written.append(open(path, "w").close())
-
-    best = report.BestWeights(tmp_path)
-    steps = ((1, float("nan"), False), (2, 9.0, True), (3, 9.5, False), (4, 8.0, True))
-    for step, value, kept in steps:
-        assert best.update(step, {"fid": value}, export) == kept
-    assert len(written) == 2 and (tmp_path / "best.safetensors").exists()
-    again = report.BestWeights(tmp_path)  # A run that goes on.
-    assert again.best == {"step": 4, "fid": 8.0} and not again.update(5, {"fid": 8.5}, export)
-    assert report.BestWeights(tmp_path / "other", "precision", lower_is_better=False).best is None
-    with pytest.raises(ValueError, match=r"chosen by 'fid', and there are only \['psnr'\]"):
-        best.update(6, {"psnr": 1.0}, export)
-
-
 def test_periodic_evaluation_leaves_nothing_behind(extractor, reference, results, tmp_path):
     settings = dataclasses.replace(SETTINGS, guidance_scale=2.0)
     evaluate = report.periodic_evaluation(
         settings, COUNT, tmp_path, extractor=extractor, reference=reference, rows_per_device=2, keep=COUNT
     )
     assert evaluate(3, tiny.model()) == pytest.approx(results[1][0]["metrics"])
-    assert os.listdir(tmp_path / "evaluation") == []
+    assert os.listdir(tmp_path) == []
 
 
 def test_statistics_of_an_npz_of_images(tmp_path, extractor, reference):

@@ -41,14 +41,18 @@ def test_the_loss_is_the_mean_of_the_columns(generator, batches):
     rng = np.random.default_rng(1)
     given = dict(time=rng.uniform(size=96).astype("f4"), noise=rng.normal(size=(96, 3)).astype("f4"), rope_shift=1)
 
-    def call(method, latents):
-        return generator.apply({"params": params}, latents, labels, deterministic=True, method=method, **given)
+    @jax.jit
+    def both(latents):
+        return [
+            generator.apply({"params": params}, latents, labels, deterministic=True, method=method, **given)
+            for method in ("loss", "column_losses")
+        ]
 
-    losses = call("column_losses", latents)
+    loss, losses = both(latents)
     assert losses.shape == (COLUMNS,)
-    assert float(call("loss", latents)) == pytest.approx(float(losses.mean()), rel=1e-6)
+    assert float(loss) == pytest.approx(float(losses.mean()), rel=1e-6)
     # Column 3 is seen by no other one's loss.
-    changed = call("column_losses", latents + np.array([0, 0, 0, 1.0], "f4")[:, None])
+    changed = both(latents + np.array([0, 0, 0, 1.0], "f4")[:, None])[1]
     np.testing.assert_allclose(changed[:3], losses[:3], rtol=1e-6)
     assert abs(changed[3] - losses[3]) > 1e-3
 
@@ -64,6 +68,7 @@ def test_losses_and_cosines_of_batches(generator, batches):
     # One pair by hand.
     key = jax.random.fold_in(jax.random.key(0), 0)
 
+    @jax.jit
     def gradient(k):
         grads = jax.grad(lambda p: tasks._losses(generator, p, *batches[0], key)[k])(params)
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
@@ -77,6 +82,20 @@ def test_losses_and_cosines_of_batches(generator, batches):
     assert first.mean.shape == (COLUMNS, COLUMNS)
     with pytest.raises(ValueError, match="at least 2 of them, not 1"):
         tasks.gradient_cosines(generator, params, batches[:1], jax.random.key(0))
+
+
+def test_agreement_is_free_of_the_noise_of_batches():
+    """Two tasks at 60°, their gradients seen through noise several times as long."""
+    rng, size = np.random.default_rng(0), 4000
+    true = np.zeros((3, size))
+    true[0, 0] = true[1, 1] = true[2, 2] = 3.0
+    true[1] = 0.5 * true[0] + np.sqrt(0.75) * true[1]
+    rows = true + rng.normal(size=(400, 3, size)) * np.array([0.1, 0.15, 0.2])[:, None]
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    between = np.mean([a @ b.T for a, b in zip(rows[:-1], rows[1:], strict=True)], axis=0)
+    assert between[0, 1] < 0.1
+    np.testing.assert_allclose(tasks.agreement(between), [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]], atol=0.03)
+    assert np.isnan(tasks.agreement(np.array([[-0.1, 0], [0, 0.4]]))[0]).all()
 
 
 def test_off_diagonal():

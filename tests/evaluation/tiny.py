@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import Generator, Model, Tokenizer, pretrained
+from eqjax import Generator, Model, Tokenizer
 from eqjax.evaluation import Network
+from tests.filled import fill
 
 PROTOCOL = {"network": "tiny", "resize": "none"}
 
@@ -36,19 +37,6 @@ def model(classes=3):
         flow_depth=1,
     )
     return Model(tokenizer, fill(tokenizer, 0), generator, fill(generator, 1), 1.0, None)
-
-
-def fill(module, seed):
-    """Parameters from numpy: nothing to compile; and none is zero, as in a fresh flow head, whose samples
-    would depend on nothing."""
-    rng = np.random.default_rng(seed)
-
-    def draw(leaf):
-        if leaf.ndim < 2:
-            return np.full(leaf.shape, 0.5, np.float32)
-        return rng.normal(size=leaf.shape).astype(np.float32) / np.sqrt(np.prod(leaf.shape[:-1]))
-
-    return jax.tree.map(draw, pretrained.abstract_params(module))
 
 
 def network():

@@ -10,6 +10,7 @@ import pytest
 from eqjax import Generator
 from eqjax.generator.layers import window_mask
 from eqjax.generator.rope import rope_angles, rotate
+from tests.filled import fill
 
 FIELDS = dict(
     width=16, depth=2, num_heads=2, latent_dim=4, num_classes=3, num_cond_tokens=2, max_rope_shift=8, flow_width=8,
@@ -20,12 +21,7 @@ FIELDS = dict(
 @functools.cache
 def make(**fields):
     generator = Generator(**{**FIELDS, **fields})
-    params = jax.jit(generator.init_params)(jax.random.key(0))
-    # Fresh output layers are zero; noise everywhere makes every dependence visible.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [leaf + 0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return generator, jax.tree.unflatten(tree, leaves)
+    return generator, fill(generator)  # Fresh output layers would be zero, and hide what they depend on.
 
 
 def test_window_mask_by_hand():
@@ -71,7 +67,7 @@ def test_rope_scores_depend_on_distance():
 def test_self_attention_is_relative_and_cross_attention_absolute():
     generator, params = make(window_size=3)
     latents, labels = jax.random.normal(jax.random.key(2), (1, 6, 4)), jnp.array([0])
-    context = functools.partial(generator.apply, method="context")
+    context = jax.jit(functools.partial(generator.apply, method="context"))
     shifted = context({"params": params}, latents, labels, rope_shift=5)
     assert float(jnp.abs(shifted - context({"params": params}, latents, labels))[:, 1:].max()) > 1e-4
     # Without cross-attention nothing knows the absolute position.
@@ -100,18 +96,14 @@ def test_label_dropout_and_dropout():
     given = dict(time=jnp.full(rows, 0.5), noise=jnp.ones((rows, 4)), rope_shift=0, method="loss")
     generator, params = make(dropout_rate=0.0, label_dropout_rate=1.0)
     variables, rngs = {"params": params}, jax.random.key(0)
-    always = generator.apply(variables, latents, labels, rngs=rngs, **given)
+    always = jax.jit(lambda labels: generator.apply(variables, latents, labels, rngs=rngs, **given))(labels)
     null = jnp.full_like(labels, generator.num_classes)
-    np.testing.assert_allclose(
-        always, generator.apply(variables, latents, null, deterministic=True, **given), rtol=1e-6
-    )
-    kept = generator.apply(variables, latents, labels, deterministic=True, **given)
-    assert abs(float(always - kept)) > 1e-4
+    plain = jax.jit(lambda labels: generator.apply(variables, latents, labels, deterministic=True, **given))
+    np.testing.assert_allclose(always, plain(null), rtol=1e-6)
+    assert abs(float(always - plain(labels))) > 1e-4
     generator, params = make(dropout_rate=0.5, label_dropout_rate=0.0)
-    values = {
-        float(generator.apply({"params": params}, latents, labels, rngs=jax.random.key(i), **given)) for i in (0, 1)
-    }
-    assert len(values) == 2
+    dropped = jax.jit(lambda key: generator.apply({"params": params}, latents, labels, rngs=key, **given))
+    assert dropped(jax.random.key(0)) != dropped(jax.random.key(1))
 
 
 def test_bfloat16_products_float32_results():

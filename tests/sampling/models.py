@@ -2,18 +2,8 @@
 
 import functools
 
-import jax
-import numpy as np
-
-from eqjax import Generator, Model, Tokenizer, pretrained
-
-
-def fill(module, scale, seed=0):
-    """Parameters with numbers of their own, without compiling an initialiser."""
-    random = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: (random.standard_normal(leaf.shape) * scale).astype(np.float32), pretrained.abstract_params(module)
-    )
+from eqjax import Generator, Model, Tokenizer
+from tests.filled import fill
 
 
 def tokenizer(**kwargs):
@@ -33,4 +23,4 @@ def model(strict, **changes):
         flow_depth=1,
     )  # fmt: skip
     generator = Generator(**{**fields, **changes})
-    return Model(coder, fill(coder, 0.2), generator, fill(generator, 0.4), 0.5, ("cat", "dog", "eel"))
+    return Model(coder, fill(coder), generator, fill(generator, gain=1.5), 0.5, ("cat", "dog", "eel"))

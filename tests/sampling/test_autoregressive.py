@@ -10,6 +10,7 @@ import pytest
 from eqjax import Generator, sample_latents
 from eqjax.sampling import autoregressive
 from eqjax.sampling.classes import Blend
+from tests.filled import fill
 from tests.golden_cases import generator_case, relative_error
 
 
@@ -68,8 +69,7 @@ def small():
         width=16, depth=2, num_heads=2, latent_dim=4, num_classes=3, num_cond_tokens=2, window_size=2, flow_width=8,
         flow_depth=1,
     )  # fmt: skip
-    params = jax.jit(generator.init_params)(jax.random.key(0))
-    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    params = fill(generator)
     return generator, params, functools.partial(
         sample_latents, generator, params, jnp.array([0, 2]), num_columns=5, num_flow_steps=3
     )  # fmt: skip

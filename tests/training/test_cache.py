@@ -17,6 +17,7 @@ from eqjax.data.latents import PickVariant
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.posterior import Posterior
 from eqjax.training import cache, generator, latents
+from tests.filled import fill
 
 KWARGS = dict(num_crops=2, shard_size=80, batch_size=30, seed=3)
 
@@ -41,8 +42,7 @@ def _weights():
         embed_dim=8,
         square_downsamples=2,
     )
-    params = jax.device_get(jax.jit(tokenizer.init_params)(jax.random.key(0)))
-    return pretrained.Weights({"tokenizer": tokenizer}, {"tokenizer": params}, latent_scale=0.4)
+    return pretrained.Weights({"tokenizer": tokenizer}, {"tokenizer": fill(tokenizer)}, latent_scale=0.4)
 
 
 @pytest.fixture(name="caches", scope="module")

@@ -178,33 +178,11 @@ def test_many_kills(tmp_path):
     kill_at_random(tmp_path, kills=8, seed=1)
 
 
-def two_processes(workdir, options, devices=2):
-    address = f"localhost:{free_port()}"
-    processes = [
-        programs.start(
-            "tests.training.toy",
-            workdir,
-            json.dumps(options),
-            devices=devices,
-            COORDINATOR_ADDRESS=address,
-            NUM_PROCESSES="2",
-            PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
-    return [process.returncode for process in processes], outputs
-
-
-def free_port():
-    from launch import local
-
-    return local._free_port()
-
-
 def test_two_processes_and_then_one_on_another_mesh(tmp_path):
     options = dict(total_steps=4, mesh="data:2,fsdp:2", result=str(tmp_path / "two.npz"))
-    codes, outputs = two_processes(tmp_path / "run", options)
+    codes, outputs = programs.run_processes(
+        "tests.training.toy", tmp_path / "run", json.dumps(options), count=2, devices=2
+    )
     assert codes == [0, 0], outputs
     two = np.load(tmp_path / "two.npz")
     assert (two["processes"], two["devices"]) == (2, 4)

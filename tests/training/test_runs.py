@@ -12,6 +12,7 @@ from configs import photos_generator, photos_tokenizer
 from eqjax import load_pretrained, pretrained
 from eqjax.checkpoints import ConfigMismatchError
 from eqjax.training import generator, tokenizer
+from tests.training import judged
 
 
 def tokenizer_config(steps):
@@ -52,7 +53,11 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     states = {"tokenizer": tokenizer.train_and_evaluate(tokenizer_config(40), str(root / "tokenizer"))}
     config = generator_config(root / "tokenizer", 40)
-    states["generator"] = generator.train_and_evaluate(config, str(root / "generator"))
+    reference = judged.write_reference(root / "reference.npz")
+    config.metrics.update(every=20, num_images=judged.COUNT, reference=str(reference), **judged.SETTINGS)
+    config.keep_checkpoints, config.keep_best = 1, "fid:max"
+    with judged.tiny_inception():
+        states["generator"] = generator.train_and_evaluate(config, str(root / "generator"))
     return root, states
 
 
@@ -72,7 +77,7 @@ def test_folder_holds_everything(runs):
     for stage, picture in (("tokenizer", "reconstructions"), ("generator", "samples")):
         names = {str(p.relative_to(root / stage)) for p in (root / stage).rglob("*")}
         assert {"metrics.jsonl", "model.safetensors", "config.json", f"images/{picture}_0000040.png"} <= names
-        assert {"checkpoints/20", "checkpoints/40"} <= names
+        assert "checkpoints/40" in names
         assert any("events.out.tfevents" in name for name in names)
     assert metrics(root / "tokenizer", "eval_psnr")[40] > 5
     assert metrics(root / "generator", "eval_loss")[40] > 0
@@ -93,6 +98,17 @@ def test_latent_scale_is_measured(runs):
     posterior = weights.modules["tokenizer"].apply({"params": weights.params["tokenizer"]}, images, method="encode")
     scaled = posterior.sample(jax.random.key(0)) * weights.latent_scale
     assert abs(float(jnp.sqrt(jnp.mean(scaled**2))) - 1) < 0.15
+
+
+def test_best_by_fid_stays(runs):
+    root = runs[0]
+    fid = judged.logged(root / "generator", "fid")
+    best = json.loads((root / "generator" / "best.json").read_text())
+    assert list(fid) == [20, 40] and best == {"step": max(fid, key=fid.get), "fid": max(fid.values())}
+    again = judged.measure(root / "generator" / "best.safetensors", root / "reference.npz")
+    assert best["fid"] == pytest.approx(again, rel=1e-5)
+    kept = {int(p.name) for p in (root / "generator" / "checkpoints").iterdir() if p.name.isdigit()}
+    assert kept == {best["step"], 40} and not (root / "generator" / "evaluation").exists()
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "generator"])

@@ -10,6 +10,7 @@ import pytest
 from configs import tokenizer_imagenet256
 from eqjax import pretrained, sharding
 from eqjax.training import adversary, loop, objective, tokenizer
+from tests.filled import fill
 
 
 def make_config(variant="tiny", **overrides):
@@ -42,6 +43,7 @@ def stages(tmp_path_factory):
     return root, first, tokenizer.train_and_evaluate(config, str(root / "stage2"))
 
 
+@pytest.mark.slow
 def test_discriminator_starts_and_does_not_ruin_reconstructions(stages):
     log = metrics(stages[0] / "stage1")
     # Steps are counted from 1 in logs; 20 updates are done before step 21.
@@ -53,6 +55,7 @@ def test_discriminator_starts_and_does_not_ruin_reconstructions(stages):
     assert after > before > log["psnr"][1] + 1
 
 
+@pytest.mark.slow
 def test_total_is_the_sum_of_its_terms(stages):
     log, config = metrics(stages[0] / "stage1"), make_config()
     for step in (10, 40):
@@ -70,6 +73,7 @@ def test_resumed_with_the_discriminator_on_equals_uninterrupted(stages, tmp_path
     assert same(resumed, stages[1])
 
 
+@pytest.mark.slow
 def test_second_stage_trains_the_decoder_alone(stages):
     root, first, second = stages
     for name in ("encoder", "quant"):
@@ -108,6 +112,7 @@ def test_second_stage_does_not_differentiate_the_encoder():
     assert flops(()) - flops(tokenizer.ENCODER_PARTS) > 1.3 * forward
 
 
+@pytest.mark.slow
 def test_devices_do_not_matter():
     """One step on 1 and on 4 devices: batch statistics, augmentation, posterior and adaptive weight included."""
     config = make_config(batch_size=8)
@@ -147,12 +152,15 @@ def test_parts_of_a_batch_add_up():
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
 
 
-def test_what_does_not_fit(stages, tmp_path, monkeypatch):
+def test_what_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setenv("EQJAX_WEIGHTS", str(tmp_path))
+    module = pretrained.make_module("tokenizer", dict(make_config().tokenizer))
+    stage1 = tmp_path / "stage1.safetensors"
+    pretrained.save(stage1, pretrained.Weights({"tokenizer": module}, {"tokenizer": fill(module)}, 1.0))
     cases = [
         (make_config("tiny,stage2"), ValueError, "freeze_encoder=True.*set stage1_weights"),
     ]
-    other = make_config("tiny,stage2", stage1_weights=str(stages[0] / "stage1"))
+    other = make_config("tiny,stage2", stage1_weights=str(stage1))
     other.tokenizer.update(channels=4)
     cases.append((other, ValueError, r"(?s)not the one to be trained.*channels: stage 1 8, this run 4"))
     for field, value, message in (

@@ -1,0 +1,59 @@
+"""Pictures judged by FID while a generator trains: what is refused, several processes, which weights stay.
+
+How a run as a whole keeps its best is seen in test_runs.
+"""
+
+import pytest
+
+from eqjax.checkpoints import BestWeights
+from eqjax.training import generator
+from tests import programs
+from tests.training import judged
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    return judged.write_tokenizer(folder / "tokenizer.safetensors"), judged.write_reference(folder / "reference.npz")
+
+
+@pytest.mark.slow
+def test_two_processes_judge_as_one(inputs, tmp_path):
+    codes, outputs = programs.run_processes("tests.training.judged", tmp_path / "run", *inputs, count=2, devices=2)
+    assert codes == [0, 0], outputs
+    fid = judged.logged(tmp_path / "run", "fid")
+    assert list(fid) == [2, 4] and list(judged.logged(tmp_path / "run", "eval_loss")) == [2, 4]
+    assert fid[4] == pytest.approx(judged.measure(tmp_path / "run" / "model.safetensors", inputs[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(every=3), "metrics.every=3 must be a multiple of eval_every=2"),
+        (dict(reference=""), "set metrics.reference: a statistics file"),
+        (dict(reference="nowhere.npz"), "nowhere.npz"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_at_once(inputs, tmp_path, change, message):
+    config = judged.make_config(*inputs)
+    config.metrics.update(change)
+    with judged.tiny_inception(), pytest.raises((ValueError, OSError), match=message):
+        generator.train_and_evaluate(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_best_weights(tmp_path):
+    written = []
+
+    def export(path):
+        written.append(open(path, "w").close())
+
+    best = BestWeights(tmp_path, "fid:min")
+    for step, value, kept in ((1, float("nan"), False), (2, 9.0, True), (3, 9.5, False), (4, 8.0, True)):
+        assert best.update(step, {"fid": value}, export) == kept
+    assert not best.update(5, {"psnr": 1.0}, export)  # Not every evaluation measures everything.
+    assert len(written) == 2 and (tmp_path / "best.safetensors").exists()
+    again = BestWeights(tmp_path, "fid:min")  # A run that goes on.
+    assert again.best == {"step": 4, "fid": 8.0} and not again.update(5, {"fid": 8.5}, export)
+    assert BestWeights(tmp_path, "precision:max").best is None  # Under another metric it begins anew.
+    assert not BestWeights(tmp_path, "").update(6, {"fid": 0.0}, export)
