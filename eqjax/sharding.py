@@ -151,9 +151,11 @@ def constrain(x, *logical):
 
 
 def put(tree, shardings):
-    """Puts host arrays, the same on every process, where `shardings` (a tree, or one for all) says."""
+    """Puts arrays, of the same values on every process, where `shardings` (a tree, or one for all) says."""
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
 
     def place(array, sharding):
         array = np.asarray(array)

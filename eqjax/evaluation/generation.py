@@ -93,7 +93,7 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
     if done == num_images:
         return samples
     # Seed and guidance are arguments of the compiled program, so that a sweep finds it in the cache.
-    params = model, jax.random.key(settings.seed), np.float32(settings.guidance_scale)
+    params = model, jax.random.key_data(jax.random.key(settings.seed)), np.float32(settings.guidance_scale)
     draw = RowMap(_draw(settings), params, mesh or sharding.make_mesh(), rows_per_device)
     if done:
         logging.info("%s holds images 0 … %d; going on from there.", folder, done - 1)
@@ -113,11 +113,12 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
 
 
 def _draw(settings):
-    """The traced function of `RowMap`: ((model, key, guidance), indices, labels) → (uint8 images, finite [b])."""
+    """The traced function of `RowMap`: ((model, data of a key, guidance), indices, labels) → (uint8 images, finite [b])."""
     guided = settings.guidance_scale != 1
 
     def draw(params, indices, labels):
-        model, key, scale = params
+        model, key_data, scale = params
+        key = jax.random.wrap_key_data(key_data)
         shape = settings.num_columns, model.generator.latent_dim
         noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape))(indices)
         latents = sample_latents(

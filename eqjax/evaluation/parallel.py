@@ -25,7 +25,7 @@ class RowMap:
 
         Args:
           fn: traced; each row of its result may depend on that row of the arrays and on `params` alone.
-          params: a tree of arrays, copied to every device.
+          params: a tree of arrays, the same on every process (a key as its data); copied to every device.
           mesh: of `sharding.make_mesh`.
           rows_per_device: at least 1.
         """
@@ -33,7 +33,7 @@ class RowMap:
             raise ValueError(f"rows_per_device={rows_per_device} must be ≥ 1.")
         self.batch_size = rows_per_device * mesh.size
         self._mesh = mesh
-        self._params = jax.device_put(params, sharding.replicated(mesh))
+        self._params = sharding.put(params, sharding.replicated(mesh))
         rows = PartitionSpec(mesh.axis_names)
         # The check of replication would ask every loop's state to be marked as varying among devices.
         self._fn = jax.jit(
