@@ -124,7 +124,7 @@ def streaming(model):
     for name, row in (_bands if model.generator is None else _samples)(model):
         scaled = row[None] / model.latent_scale
         whole = decode_images(tokenizer, model.tokenizer_params, scaled, piece_columns=len(row))[0]
-        decoder = StreamDecoder(tokenizer, model.tokenizer_params, model.latent_scale, 16)
+        decoder = StreamDecoder(tokenizer, model.tokenizer_params, model.latent_scale, min(16, len(row) // 4))
         strips = decoder.push(row, last=True)
         image = np.concatenate(strips, axis=1).astype(np.float32)
         borders = np.cumsum([strip.shape[1] for strip in strips])[:-1]
@@ -132,7 +132,10 @@ def streaming(model):
         # Neighbours of a border between columns that lie inside a window, for comparison.
         inside = [x for x in range(tokenizer.column_width, image.shape[1], tokenizer.column_width) if x not in borders]
         off = np.abs(image - (np.clip(np.asarray(whole), -1, 1) + 1) * 127.5)
-        at, elsewhere = (float(gradient[np.asarray(where) - 1].mean()) for where in (borders, inside))
+        # Not a number where the picture is one strip.
+        at, elsewhere = (
+            float(gradient[np.asarray(where, int) - 1].sum() / (len(where) or np.nan)) for where in (borders, inside)
+        )
         rows.append([name, float(off.mean()), float(off.max()), at, elsewhere])
     rows.append(["mean", *(float(np.mean(column)) for column in list(zip(*rows[1:], strict=True))[1:])])
     print_table(rows)
