@@ -75,7 +75,7 @@ def get_config(variant=None):
     if args["stage2"]:
         config.freeze_encoder = True
         config.objective.adversarial_start = 0
-        config.total_steps = 3000
+        config.total_steps = 1500
         # Adam's small steps, from a decoder that is already good.
         config.optimizer.update(name="adamw", learning_rate=4e-4, b1=0.5, b2=0.9, clip_norm=0.0, warmup_steps=200.0)
     if args["quick"]:

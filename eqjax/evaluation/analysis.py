@@ -171,7 +171,8 @@ def _draw_footprints(output, results):
         panels[style] = np.log10(rows + 1e-6)
         table |= {"pixel": np.arange(rows.shape[1])} | {f"{style}, column {k}": row for k, row in enumerate(rows)}
     plots.write_csv(os.path.join(output, "footprints.csv"), table)
-    texts = dict(x_label="pixel", y_label="column that is replaced")
+    limits = min(panel.min() for panel in panels.values()), max(panel.max() for panel in panels.values())
+    texts = dict(x_label="pixel", y_label="column that is replaced", limits=limits)
     plots.maps(os.path.join(output, "footprints.png"), panels, title="Share of the change, log10", **texts)
 
 
@@ -200,7 +201,9 @@ def _draw_cosines(output, results):
         table |= {"column": first, "other": second, kind: mean[first, second]}
         table |= {f"{kind}, error": error[first, second]}
     plots.write_csv(os.path.join(output, "cosines.csv"), table)
-    texts = dict(x_label="column", y_label="column", limits=(0, 1))
+    # The diagonal is 1; the scale ends at the largest of the others, which would all be dark beside it.
+    largest = max(panel[~np.eye(len(panel), dtype=bool)].max(initial=0.0) for panel in panels.values())
+    texts = dict(x_label="column", y_label="column", limits=(0, max(largest, 0.01)))
     plots.maps(os.path.join(output, "cosines.png"), panels, title="Cosine between gradients of columns", **texts)
 
 

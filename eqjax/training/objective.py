@@ -121,7 +121,7 @@ class Objective:
           frozen: parameters of the frozen networks.
           images: [B, H, W, 3] in [-1, 1].
           draws: `Draws`.
-          switches: {"semantic", "adversarial"}: whether these terms are on, boolean scalars.
+          switches: {"semantic", "adversarial"}: whether these terms are on, traced booleans or True.
 
         Returns:
           gradients like `trainable`, {term: scalar}, spectral vectors after the pass (None without a discriminator).
@@ -223,7 +223,9 @@ class Objective:
 
 
 def only_if(on, compute, otherwise):
-    """compute() where `on`, else (zeros, otherwise), without computing."""
+    """compute() where `on`, else (zeros, otherwise), without computing; True makes no branch of it."""
+    if on is True:
+        return compute()
 
     def skip():
         values, _ = jax.eval_shape(compute)
