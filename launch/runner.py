@@ -92,7 +92,7 @@ def finish(run):
     except Preempted as stopped:
         logging.info("%s Exit code %d; the same command continues it.", stopped, EXIT_PREEMPTED)
         raise SystemExit(EXIT_PREEMPTED) from stopped
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         # These say what is wrong and what to do; a stack of frames would hide it.
         logging.error("%s", error)
         raise SystemExit(1) from error

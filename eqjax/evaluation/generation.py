@@ -113,7 +113,7 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
 
 
 def _draw(settings):
-    """The traced function of `RowMap`: ((model, data of a key, guidance), indices, labels) → (uint8 images, finite [b])."""
+    """What `RowMap` maps: ((model, a key's data, guidance), indices, labels) → (uint8 images, finite [b])."""
     guided = settings.guidance_scale != 1
 
     def draw(params, indices, labels):

@@ -71,6 +71,7 @@ def default_config():
     # the checkpoint of that step if there is one. "": none.
     config.keep_best = ""
     config.max_skipped = 10  # Updates in a row that were not finite, and so skipped, until the run stops; 0: never.
+    config.wandb_project = ""  # Logs also go to Weights & Biases, which must be installed; "": not.
     config.profile_from = 0  # First step of a profiler trace, counted from 1.
     config.profile_steps = 0  # Its length in steps; 0: no trace.
     return config
@@ -169,7 +170,7 @@ def train(config, workdir, stage):
                 process_count=shares,
             )
         )
-        writer = stack.enter_context(MetricWriter(workdir))
+        writer = stack.enter_context(MetricWriter(workdir, config.wandb_project))
         stop = stack.enter_context(StopSignal())
         writer.config(config)
         state, watch = initial_state(stage, mesh, root), StepWatch(config.max_skipped)

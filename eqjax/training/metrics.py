@@ -16,16 +16,27 @@ from eqjax import atomic, pixels
 
 
 class MetricWriter:
-    """Writes scalars to `metrics.jsonl` and TensorBoard, images to TensorBoard and PNG files.
+    """Writes scalars to `metrics.jsonl` and TensorBoard, images to TensorBoard and PNG files, both to W&B if wanted.
 
     Only process 0 writes; on the others every call does nothing. Use it in a `with` statement.
     """
 
-    def __init__(self, workdir):
-        self._file = self._board = None
+    def __init__(self, workdir, wandb_project=""):
+        """Opens the files.
+
+        Args:
+          workdir: their folder.
+          wandb_project: of Weights & Biases, where a run that is continued stays one run; "": none.
+
+        Raises:
+          ModuleNotFoundError: a project is named, and the package wandb is not installed.
+        """
+        self._file = self._board = self._wandb = None
         self._workdir = workdir
         if jax.process_index() == 0:
             os.makedirs(workdir, exist_ok=True)
+            if wandb_project:
+                self._wandb = _start_wandb(workdir, wandb_project)
             self._file = open(os.path.join(workdir, "metrics.jsonl"), "a", encoding="utf-8")
             self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), write_to_disk=True)
 
@@ -42,6 +53,8 @@ class MetricWriter:
         for name, value in values.items():
             self._board.add_scalar(name, value, int(step))
         self._board.flush()
+        if self._wandb is not None:
+            self._wandb.log(values, step=int(step))
 
     def config(self, config):
         """Writes a ConfigDict to `config.json`, beside what comes of it."""
@@ -49,6 +62,8 @@ class MetricWriter:
             with atomic.replacing(os.path.join(self._workdir, "config.json")) as temporary:
                 with open(temporary, "w", encoding="utf-8") as file:
                     file.write(config.to_json_best_effort(indent=2) + "\n")
+            if self._wandb is not None:
+                self._wandb.config.update(json.loads(config.to_json_best_effort()), allow_val_change=True)
 
     def picture(self, step, name, image):
         """Writes a uint8 image [H, W, 3] to `images/<name>_<step>.png` and TensorBoard."""
@@ -56,18 +71,44 @@ class MetricWriter:
             return
         pixels.save_png(os.path.join(self._workdir, "images", f"{name}_{int(step):07d}.png"), image)
         self._board.add_image(name, np.asarray(image), int(step), dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(np.asarray(image))}, step=int(step))
 
     def close(self):
         """Closes the files."""
         if self._file is not None:
             self._file.close()
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self.close()
+
+
+def _start_wandb(workdir, project):
+    """The W&B run of a workdir: the one that its file names, or a new one."""
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"wandb_project={project!r} needs the package wandb: pip install wandb, or leave the field empty; "
+            "metrics.jsonl and TensorBoard are written in any case."
+        ) from error
+    path, kept = os.path.join(workdir, "wandb_run.txt"), None
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            kept = file.read().strip()
+    name = os.path.basename(os.path.abspath(workdir))
+    run = wandb.init(project=project, name=name, dir=workdir, id=kept, resume="allow")
+    with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(run.id + "\n")
+    return run
 
 
 class Progress:
