@@ -151,22 +151,35 @@ def _computations(text):
 
 def _groups(line):
     """Device numbers of a collective, one row per group: written out, as a shape and a permutation, or as mesh axes."""
-    mesh = re.search(r"replica_groups=mesh\[([^\]]+)\] \{([^}]*)\}", line)
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", line
+    )
     if mesh:
-        return _mesh_groups(mesh[1], mesh[2])
+        return _mesh_groups(mesh[1], mesh[4], mesh[2] and _permuted(mesh[2], mesh[3]))
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if iota:
-        shape, dims, order = ([int(n) for n in part.split(",")] if part else None for part in iota.groups())
-        numbers = np.arange(math.prod(dims)).reshape(dims)
-        return (numbers.transpose(order) if order else numbers).reshape(shape)
+        return _permuted(iota[2], iota[3]).reshape(_integers(iota[1]))
     pairs = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}", line)
     if pairs is None:
         raise ValueError(f"no groups of devices in: {line.strip()[:200]}")
     return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", pairs[1])])
 
 
-def _mesh_groups(sizes, axes):
-    """Groups along axes of a mesh: "'a'=4,'b'=2" and "'a'", or "'a':(2)2" for a part of an axis (after 2, of 2)."""
+def _integers(text):
+    return [int(n) for n in text.split(",")]
+
+
+def _permuted(dims, order):
+    """0, 1, … in a shape, "4,2", its axes in another order, "1,0" (None: as they are)."""
+    numbers = np.arange(math.prod(_integers(dims))).reshape(_integers(dims))
+    return numbers.transpose(_integers(order)) if order else numbers
+
+
+def _mesh_groups(sizes, axes, devices):
+    """Groups along axes of a mesh: "'a'=4,'b'=2" and "'a'", or "'a':(2)2" for a part of an axis (after 2, of 2).
+
+    `devices`: their numbers in the mesh's order; None: counted through.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
     wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
     shape, chosen = [], []
@@ -178,7 +191,8 @@ def _mesh_groups(sizes, axes):
             chosen.append(len(shape) - 1)
             done = before * part
         shape.append(size // done)
-    numbers = np.arange(math.prod(shape)).reshape(shape)
+    numbers = np.arange(math.prod(shape)) if devices is None else devices
+    numbers = numbers.reshape(shape)
     numbers = np.moveaxis(numbers, chosen, range(-len(chosen), 0))
     return numbers.reshape(-1, math.prod(shape[i] for i in chosen))
 

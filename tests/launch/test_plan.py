@@ -44,6 +44,9 @@ def test_groups_by_hand():
     assert groups("mesh['a'=2,'b'=2] {'a','b'}") == [[0, 1, 2, 3]]
     assert groups("mesh['a'=4] {'a':(2)2}") == [[0, 1], [2, 3]]
     assert groups("mesh['a'=4] {'a':(1)2}") == [[0, 2], [1, 3]]
+    permuted = "mesh['a'=1,'b'=2,'c'=3], device_ids=([3,2]T(1,0)) "
+    assert groups(permuted + "{'b'}") == [[0, 1], [2, 3], [4, 5]]
+    assert groups(permuted + "{'c'}") == [[0, 2, 4], [1, 3, 5]]
     with pytest.raises(ValueError, match="no groups of devices in"):
         groups("others")
 
