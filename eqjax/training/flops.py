@@ -3,14 +3,15 @@
 import math
 
 import jax
+from jax.interpreters import partial_eval
 
 
 def count(function, *args):
     """FLOPs of the products in a function, two for a multiplication and an addition.
 
     XLA's own analysis counts the body of a loop once, and generators loop over their layers; this walks
-    through the trace. Everything else (norms, softmax, optimiser) is left out, as is usual for
-    utilisation.
+    through the trace, without what nothing depends on, as the compiler leaves it out too. Everything else
+    (norms, softmax, optimiser) is not counted, as is usual for utilisation; of branches the longest is.
 
     Args:
       function: anything JAX can trace; products of all devices together are counted.
@@ -19,7 +20,9 @@ def count(function, *args):
     Returns:
       A number.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(used)
 
 
 def _count(jaxpr):
@@ -33,7 +36,9 @@ def _count(jaxpr):
         elif name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             out_channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * equation.outvars[0].aval.size * math.prod(kernel) // out_channels
+            # Dilated inputs, of gradients of strided convolutions, are zeros but for one in so many.
+            zeros = math.prod(equation.params["lhs_dilation"])
+            total += 2 * equation.outvars[0].aval.size * math.prod(kernel) // (out_channels * zeros)
         else:
             inner = [_count(part) for part in _parts(equation)]
             if name == "cond":

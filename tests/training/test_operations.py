@@ -206,6 +206,22 @@ def test_flops_by_hand():
     conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
     assert flops.count(conv, image, kernel) == 2 * 9 * 7 * 27
 
+    def half_used(a, b):
+        """A step may write down two gradients where one is wanted; the other is never computed."""
+        return jax.vjp(jax.jit(lambda a, b: a @ b), a, b)[1](np.ones((4, 6), np.float32))[0]
+
+    assert flops.count(half_used, a, b) == 2 * 4 * 8 * 6
+
+    def strided(image):
+        return jax.lax.conv_general_dilated(
+            image, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ).sum()
+
+    image = np.ones((1, 9, 9, 3), np.float32)
+    one = 2 * 4 * 4 * 7 * 27
+    # Forward is not needed for the gradient of a linear function; that one covers the borders too.
+    assert one < flops.count(jax.grad(strided), image) < 1.5 * one
+
 
 def test_peaks_by_device_name():
     assert hardware.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
