@@ -70,7 +70,8 @@ def passes():
 
 def test_augmentation():
     out = diff_augment(RECORDED["diffaug/image"], RECORDED["diffaug/rand01"][:, :, 0, 0].T)
-    assert relative_error(out, RECORDED["diffaug/out"]) < 1e-6
+    # Means over pictures: jaxlib 0.7 adds up in another order, and is 1.3e-6 away.
+    assert relative_error(out, RECORDED["diffaug/out"]) < (1e-6 if jax.__version_info__ >= (0, 8) else 2e-6)
 
 
 @pytest.mark.parametrize("name", ["hinge", "vanilla"])
