@@ -19,6 +19,11 @@ if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 # XLA's thread pool: with fewer threads than virtual devices have work for, steps that are not awaited deadlock.
 os.environ["NPROC"] = "16"
+# Where there are no more cores than workers, each has its own: else their many threads keep displacing each other.
+if hasattr(os, "sched_setaffinity") and "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    _CORES, _WORKERS = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    if len(_CORES) == _WORKERS:
+        os.sched_setaffinity(0, {_CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))]})
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
