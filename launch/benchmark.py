@@ -2,7 +2,8 @@ r"""How fast this machine samples, decodes and trains, beside what it could: a t
 
 python -m launch.benchmark sampling --config=S --batch=1 --columns=16 --dtype=float32 --json=outputs/bench.json
 python -m launch.benchmark decoding --config=L --batch=64 --dtype=bfloat16
-python -m launch.benchmark training --config=configs/photos_generator.py --batch=32
+python -m launch.benchmark training --config=L --batch=64 --dtype=bfloat16    # from cached latents, and from pictures
+python -m launch.benchmark training --config=configs/photos_tokenizer.py --batch=16 --columns=4
 python -m launch.benchmark floor --config=L    # operations and bytes; runs nothing
 
 `--config` is a published size (S, B, L, H), a configuration file, or a model ("photos", a weights file).
@@ -19,11 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import atomic, flow
+from eqjax import atomic, flow, pretrained, sharding
+from eqjax.generator import LOGICAL_AXES
 from eqjax.sampling import autoregressive, cost
 from eqjax.sampling.classes import Blend
+from eqjax.training import flops, loop, optim
 from eqjax.training import generator as generator_training
 from eqjax.training import tokenizer as tokenizer_training
+from eqjax.training.latents import make_encode
+from eqjax.training.state import TrainState
 from launch import models, runner
 
 KINDS = ("sampling", "decoding", "training", "floor")
@@ -127,20 +132,53 @@ def decoding_rows(args, model):
 
 
 def training_rows(args):
-    """The row of a training step: loss, gradients, optimiser, average."""
+    """Rows of steps as the loop runs them: a generator's from cached latents and from pictures, or a tokenizer's."""
     config = models.read_config(args.config)
-    config[config.stage].dtype = args.dtype
-    stages = {"tokenizer": tokenizer_training, "generator": generator_training}
-    stage = stages[config.stage].make_stage(config)
-    state = jax.jit(stage.init)(jax.random.key(0))
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (args.batch, config.data.height, config.data.width, 3), np.uint8)
-    batch = {"image": jnp.asarray(images), "label": jnp.zeros(args.batch, jnp.int32)}
-    # The compiler counts the body of the loop over layers once: no operations for generators.
-    count = None
+    config.batch_size, config[config.stage].dtype = args.batch, args.dtype
+    random, key = np.random.default_rng(0), jax.random.key(0)
     if config.stage == "tokenizer":
-        count = cost.compiled_cost(stage.step, state, batch, jax.random.key(0))
-    yield "training step", count, seconds(stage.step, state, batch, jax.random.key(0), repeats=args.repeats)
+        tokenizer = pretrained.make_module("tokenizer", dict(config.tokenizer))
+    else:
+        tokenizer, generator = models.modules(args.config, args.dtype)
+    shape = (args.batch, tokenizer.resolution, args.columns * tokenizer.column_width, 3)
+    config.data.update(height=shape[1], width=shape[2])
+    label = np.zeros(args.batch, np.int32)
+    pictures = {"image": random.integers(0, 256, shape, np.uint8), "label": label}
+    if config.stage == "tokenizer":
+        stage = tokenizer_training.make_stage(config)
+        yield "step", *step_seconds(stage, jax.jit(stage.init)(key), pictures, args.repeats)
+        return
+
+    optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
+    encode = make_encode(tokenizer, pretrained.PUBLISHED_LATENT_SCALE)
+    steps = generator_training.make_steps(generator, optimizer, encode, config)
+    step, plain_step = (jax.tree_util.Partial(step, models.random_params(tokenizer)) for step in steps)
+    stage = loop.Stage(None, step, None, None, None, LOGICAL_AXES, plain_step=plain_step)
+    means = random.standard_normal((args.batch, args.columns, generator.latent_dim), np.float32)
+    for name, batch in (("from cached latents", {"latents": means, "label": label}), ("from pictures", pictures)):
+        params, ema_params = models.random_params(generator), models.random_params(generator)
+        state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, jax.jit(optimizer.init)(params))
+        yield f"step {name}", *step_seconds(stage, state, batch, args.repeats)
+
+
+def step_seconds(stage, state, batch, repeats):
+    """(`Cost` without bytes, what `seconds` returns) of the steps of a stage on one device."""
+    mesh, key = sharding.make_mesh(jax.devices()[:1]), jax.random.key(0)
+    state = sharding.put(state, sharding.state_shardings(state, mesh, stage.rules))
+    batch = sharding.shard_batch(batch, mesh)
+    count = cost.Cost(flops.count(stage.plain_step or stage.step, state, batch, key), None)
+    run = loop.compile_step(stage, mesh, state, key)
+
+    start = time.perf_counter()
+    compiled = run.lower(state, batch).compile()
+    compiling = time.perf_counter() - start
+    memory = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
+    times = []
+    for _ in range(repeats + 1):  # The state is given away at every step; the first call is not counted.
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(run.step, state, batch))
+        times.append(time.perf_counter() - start)
+    return count, (statistics.median(times[1:]), compiling, memory)
 
 
 def floor_rows(args):
@@ -177,7 +215,9 @@ def benchmark(kind, args):
     for part, count, timing in measured:
         row = dict(part=part)
         if count:
-            row.update(gflop=count.flops / 1e9, gigabytes=count.bytes / 1e9)
+            row.update(gflop=count.flops / 1e9)
+        if count and count.bytes is not None:
+            row.update(gigabytes=count.bytes / 1e9)
         if timing:
             row.update(seconds_per_column=timing[0] / args.columns, images_per_second=args.batch / timing[0])
             row.update(compile_seconds=timing[1], temporary_megabytes=timing[2] / 1e6)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqjax import Generator, Model, Tokenizer, load_pretrained, pretrained
+from eqjax.training import generator as generator_training
 
 SIZES = {  # width, depth, heads, flow width (arXiv 2503.18948, table of model sizes)
     "S": (512, 16, 8, 960),
@@ -31,18 +32,24 @@ def modules(config, dtype="float32"):
         fields = read_config(config)
         if "generator" not in fields:
             raise ValueError(f"--config={config} holds no generator; give a generator's configuration.")
-        weights = pretrained.load(pretrained.find(fields.tokenizer_weights))
-        tokenizer = weights.modules["tokenizer"]
+        if fields.tokenizer_weights:
+            tokenizer = pretrained.load(pretrained.find(fields.tokenizer_weights)).modules["tokenizer"]
+        else:
+            tokenizer = Tokenizer()  # The published one, where a configuration leaves the choice to its user.
         generator = pretrained.make_module("generator", dict(fields.generator))
     return tokenizer.clone(dtype=jnp.dtype(dtype)), generator.clone(dtype=jnp.dtype(dtype))
 
 
 def read_config(config):
-    """The ConfigDict of "path.py:variant".
+    """The ConfigDict of "path.py:variant", or of a published size's training.
 
     Raises:
       ValueError: there is no such file.
     """
+    if config in SIZES:
+        fields, (_, generator) = generator_training.default_config(), modules(config)
+        fields.generator.update(pretrained.module_config(generator))
+        return fields
     path, _, variant = config.partition(":")
     if not os.path.isfile(path):
         raise ValueError(f"--config={config} is neither one of {sorted(SIZES)} nor a configuration file.")

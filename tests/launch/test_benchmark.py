@@ -8,7 +8,7 @@ import pytest
 
 from eqjax import Generator
 from eqjax.sampling import cost
-from eqjax.training import loop
+from eqjax.training import flops
 from launch import benchmark, models
 
 
@@ -60,24 +60,35 @@ def tiny():
     return m.replace(tokenizer_params=params[0], generator_params=params[1])
 
 
-def test_training_step(monkeypatch):
-    """A step of one product instead of a tokenizer's, which takes long to compile."""
+def test_training_steps(monkeypatch):
+    """Steps of one product, instead of a generator's, behind the encoder."""
+    model = tiny()
+    monkeypatch.setattr(models, "modules", lambda config, dtype: (model.tokenizer, model.generator))
+    weights = np.ones((model.generator.latent_dim, 64), np.float32)
 
-    def step(state, batch, key):
-        return state @ state + jnp.mean(batch["image"]) + jax.random.normal(key), {}
+    def make_steps(generator, optimizer, encode, config):
+        def step(frozen, state, batch, key):
+            drawn, _ = encode(frozen, batch, key)
+            return state.replace(step=state.step + 1), {"loss": jnp.mean(drawn @ weights)}
 
-    stage = loop.Stage(lambda key: jnp.ones((64, 64)), step, None, None, None)
-    monkeypatch.setattr(benchmark.tokenizer_training, "make_stage", lambda config: stage)
-    args = arguments(config="configs/photos_tokenizer.py:tiny", batch=2, repeats=1)
-    (part, count, (duration, _, _)), *_ = benchmark.training_rows(args)
-    assert part == "training step" and 2 * 64**3 <= count.flops < 3 * 64**3 and duration > 0
+        return step, step
+
+    monkeypatch.setattr(benchmark.generator_training, "make_steps", make_steps)
+    args = arguments(config="configs/photos_generator.py:tiny", batch=2, columns=3, repeats=1)
+    (first, cached, timing), (second, pictures, _) = benchmark.training_rows(args)
+    assert (first, second) == ("step from cached latents", "step from pictures")
+    assert cached.flops == 2 * 2 * 3 * weights.size
+    encode = lambda images: model.tokenizer.apply({"params": model.tokenizer_params}, images, method="encode").mean  # noqa: E731
+    encoder = flops.count(encode, jnp.zeros((2, model.tokenizer.resolution, 3 * model.tokenizer.column_width, 3)))
+    assert pictures.flops == cached.flops + encoder
+    assert timing[0] > 0 and timing[1] > 0
 
 
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
         ("flying", "S", r"'flying' is not one of \('sampling', 'decoding', 'training', 'floor'\)"),
-        ("training", "S", r"neither one of \['B', 'H', 'L', 'S'\] nor a configuration file|nor a configuration file"),
+        ("training", "XL", r"neither one of \['B', 'H', 'L', 'S'\] nor a configuration file"),
         ("floor", "configs/photos_tokenizer.py", "holds no generator"),
     ],
 )
