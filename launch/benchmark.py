@@ -75,10 +75,11 @@ def peak_memory():
     return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def make_run(args, model, params, labels, guided):
-    """A `Run` for parts of sampling; traced."""
-    params = autoregressive.compute_params(model.generator, params)
-    conditions = autoregressive.make_conditions(model.generator, params, labels[:, None], guided)
+def make_run(args, model, params, guided, labels=None):
+    """A `Run` for parts of sampling, with conditions where there are labels; traced."""
+    params, conditions = autoregressive.compute_params(model.generator, params), None
+    if labels is not None:
+        conditions = autoregressive.make_conditions(model.generator, params, labels[:, None], guided)
     plan = flow.solver_plan(args.solver, args.num_flow_steps)
     return autoregressive.Run(model.generator, guided, params, conditions, plan, 1.0, 2**31 - 1)
 
@@ -91,20 +92,21 @@ def sampling_rows(args, model):
     latents = jax.random.normal(jax.random.key(0), (columns, batch, generator.latent_dim))
 
     def transformer(params, latents):
-        run = make_run(args, model, params, labels, guided)
+        run = make_run(args, model, params, guided, labels)
         state = autoregressive.start(run, Blend(0, 0.0), columns)
         after = Blend(jnp.zeros(columns, jnp.int32), jnp.zeros(columns))
         return autoregressive.take_columns(run, state, latents, after).context
 
-    def head(params, latents):
-        run = make_run(args, model, params, labels, guided)
-        context = run.conditions.first[0]
+    def head(params, latents, context):
+        run = make_run(args, model, params, guided)
 
         def column(context, noise):
             latent = autoregressive.draw_column(run, context, noise, 2.0)
             return context + jnp.mean(latent).astype(context.dtype), None
 
         return jax.lax.scan(column, context, latents)[0]
+
+    context = jax.random.normal(jax.random.key(1), (batch * (1 + guided), generator.width)).astype(generator.dtype)
 
     def everything(params, key):
         return autoregressive.sample_latents(
@@ -116,7 +118,7 @@ def sampling_rows(args, model):
     costs = cost.sampling_cost(generator, batch=batch, num_columns=columns, evaluations=evaluations, guided=guided)
     body = costs["condition"] + costs["transformer"]
     yield "transformer", body, seconds(transformer, params, latents, repeats=args.repeats)
-    yield "flow head", costs["flow head"], seconds(head, params, latents, repeats=args.repeats)
+    yield "flow head", costs["flow head"], seconds(head, params, latents, context, repeats=args.repeats)
     yield "sampling", body + costs["flow head"], seconds(everything, params, jax.random.key(0), repeats=args.repeats)
 
 
@@ -183,7 +185,11 @@ def step_seconds(stage, state, batch, repeats):
 
 def floor_rows(args):
     """Operations and bytes of every part, by closed forms, and of the decoder by its compiled program."""
-    tokenizer, generator = models.modules(args.config, args.dtype)
+    if models.is_weights(args.config):
+        model = models.make_model(args.config, args.dtype)
+        tokenizer, generator = model.tokenizer, model.generator
+    else:
+        tokenizer, generator = models.modules(args.config, args.dtype)
     evaluations = flow.solver_plan(args.solver, args.num_flow_steps).times.size
     costs = cost.sampling_cost(
         generator, batch=args.batch, num_columns=args.columns, evaluations=evaluations, guided=args.guidance != 1

@@ -66,9 +66,14 @@ def random_params(module):
     return jax.tree.map(fill, pretrained.abstract_params(module))
 
 
+def is_weights(config):
+    """Whether `--config` is a model's name or file, rather than a size or a configuration."""
+    return config not in SIZES and not config.partition(":")[0].endswith(".py")
+
+
 def make_model(config, dtype="float32"):
     """A `Model` with random weights; "photos" and weights files: with theirs."""
-    if config not in SIZES and not config.partition(":")[0].endswith(".py"):
+    if is_weights(config):
         model = load_pretrained(config)
         return model.replace(
             tokenizer=model.tokenizer.clone(dtype=jnp.dtype(dtype)),

@@ -5,12 +5,9 @@ from tests import test_sharding
 if __name__ == "__main__":
     test_sharding.check_meshes(
         [
-            (4, "data:4", 1),
-            (4, "fsdp:4", 4),
             (4, "tensor:4", 4),
             (8, "data:8", 1),
             (8, "fsdp:8", 8),
-            (8, "data:2,fsdp:4", 4),
             (8, "data:2,fsdp:2,tensor:2", 4),
         ]
     )

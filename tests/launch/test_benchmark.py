@@ -20,7 +20,7 @@ def arguments(**options):
 
 
 def test_published_operations():
-    """An image of L with guidance and 100 steps takes 727 GFLOP, 15 of them for what is computed once here."""
+    """An image of L with guidance and 100 steps takes about 727 GFLOP, 15 of them for what is computed once here."""
     _, generator = models.modules("L")
     costs = cost.sampling_cost(generator, batch=1, num_columns=16, evaluations=100)
     context = 16 * 99 * 2 * 2 * 1024 * 1280  # Projected per column, not per step.
