@@ -181,13 +181,22 @@ def load_stage1(config, tokenizer):
     weights = pretrained.load(path)
     if "tokenizer" not in weights.modules:
         raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
-    have, want = (pretrained.module_config(m) for m in (weights.modules["tokenizer"], tokenizer))
-    different = [
-        f"  {k}: stage 1 {have[k]!r}, this run {want[k]!r}" for k in want if k != "dtype" and have[k] != want[k]
-    ]
+    have, want = (_architecture(module) for module in (weights.modules["tokenizer"], tokenizer))
+    different = [f"  {k}: stage 1 {have[k]!r}, this run {want[k]!r}" for k in want if have[k] != want[k]]
     if different:
         raise ValueError(f"the tokenizer of {path} is not the one to be trained:\n" + "\n".join(different))
     return weights.params["tokenizer"]
+
+
+def _architecture(tokenizer):
+    """The fields of a tokenizer that decide what its parameters are and mean."""
+    fields = pretrained.module_config(tokenizer)
+    del fields["dtype"]
+    if tokenizer.semantic is not None:
+        # Converted files state the widths through another common factor.
+        del fields["semantic"]["channels"], fields["semantic"]["channel_multipliers"]
+        fields["semantic"]["widths"] = tokenizer.semantic.widths
+    return fields
 
 
 def measure_latent_scale(tokenizer, params, config, num_batches=16):

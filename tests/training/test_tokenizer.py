@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from configs import tokenizer_imagenet256
-from eqjax import pretrained, sharding
+from eqjax import convert, pretrained, sharding
 from eqjax.training import adversary, loop, objective, tokenizer
+from tests import published_files
 from tests.filled import fill
 
 
@@ -182,6 +183,22 @@ def test_what_does_not_fit(tmp_path, monkeypatch):
         with pytest.raises(error, match=message):
             stage = tokenizer.make_stage(config)
             jax.eval_shape(stage.init, jax.random.key(0))
+
+
+def test_second_stage_takes_the_converted_published_tokenizer(monkeypatch):
+    shapes = published_files.read_json("manifests.json.gz")["tokenizer"]
+    structs = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    fields = convert.infer_tokenizer_config(structs)
+    converted = pretrained.make_module("tokenizer", fields)
+    weights = pretrained.Weights({"tokenizer": converted}, {"tokenizer": "its parameters"}, 1.0)
+    monkeypatch.setattr(pretrained, "load", lambda path: weights)
+    config = tokenizer_imagenet256.get_config("stage2")
+    config.stage1_weights = "converted.safetensors"
+    module = pretrained.make_module("tokenizer", dict(config.tokenizer))
+    assert tokenizer.load_stage1(config, module) == "its parameters"
+    narrower = module.clone(semantic={**dict(config.tokenizer.semantic), "channel_multipliers": (8, 10)})
+    with pytest.raises(ValueError, match=r"(?s)semantic: stage 1 .*'widths': \(768, 768\).*this run .*\(640, 768\)"):
+        tokenizer.load_stage1(config, narrower)
 
 
 def test_default_is_the_published_recipe():
