@@ -122,13 +122,20 @@ def load_pretrained(source="photos", *more):
     Raises:
       FileNotFoundError, WeightsError: as `load`, or tokenizer and generator do not fit together.
     """
-    modules, params, scale, names = {}, {}, None, None
+    modules, params, scales, names = {}, {}, {}, None
     for item in (source, *more):
         weights = load(find(item))
         modules |= weights.modules
         params |= weights.params
-        scale = weights.latent_scale if weights.latent_scale is not None else scale
+        scales |= dict.fromkeys(weights.modules, weights.latent_scale)
         names = weights.class_names or names
+    scales = {name: scale for name, scale in scales.items() if scale is not None}
+    if len(scales) == 2 and not np.isclose(*scales.values(), rtol=1e-3, atol=0):
+        raise WeightsError(
+            f"the tokenizer's latents are to be multiplied by {scales['tokenizer']:.6g}, the generator was trained on "
+            f"latents multiplied by {scales['generator']:.6g}; files were {[str(source), *map(str, more)]}. Convert "
+            "either again with the --latent_scale of the other, or give the tokenizer that the generator saw."
+        )
     tokenizer, generator = modules.get("tokenizer"), modules.get("generator")
     if tokenizer and generator and tokenizer.embed_dim != generator.latent_dim:
         raise WeightsError(
@@ -141,19 +148,34 @@ def load_pretrained(source="photos", *more):
         tokenizer_params=params.get("tokenizer"),
         generator=generator,
         generator_params=params.get("generator"),
-        latent_scale=PUBLISHED_LATENT_SCALE if scale is None else scale,
+        latent_scale=next(iter(scales.values()), PUBLISHED_LATENT_SCALE),
         class_names=names,
     )
 
 
 def find(source):
-    """The path of a weights file: of a shipped model by its name, of a workdir, or of a file."""
-    if os.path.isdir(source):
-        return os.path.join(source, "model.safetensors")
-    shipped = importlib.resources.files("eqjax") / "weights" / f"{source}.safetensors"
-    if not os.path.isfile(source) and os.sep not in str(source) and shipped.is_file():
-        return str(shipped)
-    return source
+    """The path of a weights file: of a file, of a training run's workdir, or of a shipped model by its name.
+
+    Raises:
+      FileNotFoundError: it is none of these; a run that has not ended is named as such.
+    """
+    source = os.fspath(source)
+    exported = os.path.join(source, "model.safetensors")
+    for path in (source, exported):
+        if os.path.isfile(path):
+            return path
+    shipped = {path.stem: str(path) for path in (importlib.resources.files("eqjax") / "weights").glob("*.safetensors")}
+    if source in shipped:
+        return shipped[source]
+    if os.path.isdir(os.path.join(source, "checkpoints")):
+        raise FileNotFoundError(
+            f"{source} holds checkpoints of a training run, but no model.safetensors, which is written when the run "
+            "ends: start the run again, and it goes on to its end."
+        )
+    raise FileNotFoundError(
+        f"no weights file at {source}: neither a file, nor a folder with model.safetensors, nor one of the shipped "
+        f"models {sorted(shipped)}."
+    )
 
 
 def module_config(module):

@@ -19,7 +19,9 @@ _INPUT = flags.DEFINE_string("input", None, "File to read.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to write.")
 _WEIGHTS = flags.DEFINE_enum("weights", "averaged", ["averaged", "live"], "Which of the weights in a training file.")
 _SCALE = flags.DEFINE_float(
-    "latent_scale", pretrained.PUBLISHED_LATENT_SCALE, "What latents are multiplied by to have unit scale."
+    "latent_scale",
+    None,
+    "What latents are multiplied by to have unit scale. Default: that of the tokenizer, for it the published one.",
 )
 _HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads of a generator of no published size.", lower_bound=1)
 _WINDOW = flags.DEFINE_integer(
@@ -36,7 +38,8 @@ def from_torch(source, target, averaged=True, latent_scale=None, **generator_fie
     Args:
       source, target: paths.
       averaged: the moving averages, or the live weights.
-      latent_scale: stored with the weights.
+      latent_scale: stored with the weights; None: the published one for a tokenizer, none for a generator,
+        which then goes with any.
       **generator_fields: what shapes do not tell: see `eqjax.convert.infer_generator_config`.
 
     Returns:
@@ -49,6 +52,7 @@ def from_torch(source, target, averaged=True, latent_scale=None, **generator_fie
     if kind == "tokenizer":
         module = pretrained.make_module(kind, convert.infer_tokenizer_config(state_dict))
         params = convert.tokenizer_params(state_dict, module)
+        latent_scale = pretrained.PUBLISHED_LATENT_SCALE if latent_scale is None else latent_scale
     else:
         fields = convert.infer_generator_config(state_dict, arguments, **generator_fields)
         module = pretrained.make_module(kind, fields)

@@ -1,6 +1,7 @@
 """Weights files: what goes in comes out; everything else ends in one message."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,13 @@ def test_halves_in_two_files(tmp_path, weights):
     model = load_pretrained(tmp_path / "tokenizer.safetensors", tmp_path / "generator.safetensors")
     assert equal(jax.tree.map(np.asarray, model.generator_params), weights.params["generator"])
     assert model.latent_scale == 0.05493  # Published, where no file says otherwise.
+    for name, scale in (("tokenizer", 0.5), ("generator", 0.25)):
+        half = pretrained.Weights({name: weights.modules[name]}, {name: weights.params[name]}, scale)
+        pretrained.save(tmp_path / f"scaled_{name}.safetensors", half)
+    scaled = load_pretrained(tmp_path / "tokenizer.safetensors", tmp_path / "scaled_generator.safetensors")
+    assert scaled.latent_scale == 0.25
+    with pytest.raises(pretrained.WeightsError, match="multiplied by 0.5, the generator was trained on .* by 0.25"):
+        load_pretrained(tmp_path / "scaled_tokenizer.safetensors", tmp_path / "scaled_generator.safetensors")
     alone = load_pretrained(tmp_path / "tokenizer.safetensors")
     with pytest.raises(ValueError, match="loaded without a generator"):
         alone.sample([0], num_columns=2)
@@ -116,9 +124,21 @@ def test_a_directory_holds_its_model(path):
     assert load_pretrained(path.parent).generator == GENERATOR
 
 
-def test_bad_files(tmp_path, path, weights):
+def test_what_is_no_weights_file(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no weights file at .*absent"):
         load_pretrained(tmp_path / "absent.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no weights file at photo: .* shipped models \['photos'\]"):
+        load_pretrained("photo")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="run holds checkpoints .* but no model.safetensors.* to its end"):
+        load_pretrained(tmp_path / "run")
+    # A folder of the name, of pictures perhaps, does not hide the shipped model.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    assert pathlib.Path(pretrained.find("photos")).is_relative_to(pathlib.Path(pretrained.__file__).parent)
+
+
+def test_bad_files(tmp_path, path, weights):
     content = path.read_bytes()
     for name, data in {"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}.items():
         (tmp_path / name).write_bytes(data)

@@ -168,12 +168,9 @@ def export_arrays(params, rules):
     return out
 
 
-def listing(title, items, most=12):
-    """Lines of a message that name up to `most` of the items, and tell how many there are."""
-    if not items:
-        return ""
-    more = f"\n  … and {len(items) - most} more" if len(items) > most else ""
-    return f"\n{title} ({len(items)}):\n  " + "\n  ".join(items[:most]) + more
+def listing(title, items):
+    """Lines of a message that name all of the items, below how many there are."""
+    return f"\n{title} ({len(items)}):\n  " + "\n  ".join(items) if items else ""
 
 
 def reference_shapes(rules):

@@ -102,7 +102,8 @@ def make_stage(config):
     def warm_start(state):
         if stage1 is None:
             return state
-        params = sharding.put(stage1, jax.tree.map(lambda leaf: leaf.sharding, state.params))
+        stored = stage1.params["tokenizer"]
+        params = sharding.put(stored, jax.tree.map(lambda leaf: leaf.sharding, state.params))
         return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 
     def step(frozen, state, batch, key):
@@ -118,13 +119,17 @@ def make_stage(config):
         metrics["learning_rate"] = schedule(state.step)
         return TokenizerState(state.step + 1, params, {**state.ema_params, **ema}, opt_state, judge), metrics
 
-    return loop.Stage(
-        init, jax.tree_util.Partial(step, frozen), *make_results(config, tokenizer), warm_start=warm_start
-    )
+    # Latents of a frozen encoder are those of stage 1, and so is their scale: generators of either fit both.
+    scale = stage1.latent_scale if config.freeze_encoder else None
+    results = make_results(config, tokenizer, scale)
+    return loop.Stage(init, jax.tree_util.Partial(step, frozen), *results, warm_start=warm_start)
 
 
-def make_results(config, tokenizer):
-    """What a run shows and leaves: the functions `evaluate`, `pictures` and `export` of a `loop.Stage`."""
+def make_results(config, tokenizer, latent_scale=None):
+    """What a run shows and leaves: the functions `evaluate`, `pictures` and `export` of a `loop.Stage`.
+
+    Without a `latent_scale` it is measured at the export.
+    """
 
     @jax.jit
     def reconstruct(params, images):
@@ -150,7 +155,7 @@ def make_results(config, tokenizer):
         params = sharding.gather(state.ema_params)
         if jax.process_index():
             return
-        scale = measure_latent_scale(tokenizer, params, config)
+        scale = measure_latent_scale(tokenizer, params, config) if latent_scale is None else latent_scale
         source = make_source(config.data)
         weights = pretrained.Weights(
             {"tokenizer": tokenizer},
@@ -165,7 +170,7 @@ def make_results(config, tokenizer):
 
 
 def load_stage1(config, tokenizer):
-    """Parameters that a run starts from, or None where it starts from random ones.
+    """`pretrained.Weights` that a run starts from, or None where it starts from random ones.
 
     Raises:
       ValueError: stage 2 without stage 1; a file without a tokenizer, or with another one.
@@ -185,7 +190,7 @@ def load_stage1(config, tokenizer):
     different = [f"  {k}: stage 1 {have[k]!r}, this run {want[k]!r}" for k in want if have[k] != want[k]]
     if different:
         raise ValueError(f"the tokenizer of {path} is not the one to be trained:\n" + "\n".join(different))
-    return weights.params["tokenizer"]
+    return weights
 
 
 def _architecture(tokenizer):

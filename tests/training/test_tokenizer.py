@@ -88,6 +88,7 @@ def test_second_stage_trains_the_decoder_alone(stages):
     assert (root / "stage2" / "images" / "reconstructions_0000025.png").exists()
     exported = pretrained.load(root / "stage2" / "model.safetensors")
     assert same(exported.params["tokenizer"], second.ema_params)
+    assert exported.latent_scale == pretrained.load(root / "stage1" / "model.safetensors").latent_scale
 
 
 def test_second_stage_does_not_differentiate_the_encoder():
@@ -190,12 +191,12 @@ def test_second_stage_takes_the_converted_published_tokenizer(monkeypatch):
     structs = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     fields = convert.infer_tokenizer_config(structs)
     converted = pretrained.make_module("tokenizer", fields)
-    weights = pretrained.Weights({"tokenizer": converted}, {"tokenizer": "its parameters"}, 1.0)
+    weights = pretrained.Weights({"tokenizer": converted}, {}, 1.0)
     monkeypatch.setattr(pretrained, "load", lambda path: weights)
     config = tokenizer_imagenet256.get_config("stage2")
-    config.stage1_weights = "converted.safetensors"
+    config.stage1_weights = "photos"  # Not read: see above.
     module = pretrained.make_module("tokenizer", dict(config.tokenizer))
-    assert tokenizer.load_stage1(config, module) == "its parameters"
+    assert tokenizer.load_stage1(config, module) is weights
     narrower = module.clone(semantic={**dict(config.tokenizer.semantic), "channel_multipliers": (8, 10)})
     with pytest.raises(ValueError, match=r"(?s)semantic: stage 1 .*'widths': \(768, 768\).*this run .*\(640, 768\)"):
         tokenizer.load_stage1(config, narrower)
