@@ -5,12 +5,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import tokenizer_imagenet256
 from eqjax import convert, pretrained, sharding
 from eqjax.training import adversary, loop, objective, tokenizer
-from tests import published_files
+from tests import frozen_files, published_files
 from tests.filled import fill
 
 
@@ -115,26 +116,44 @@ def test_second_stage_does_not_differentiate_the_encoder():
 
 
 @pytest.mark.slow
-def test_devices_do_not_matter():
-    """One step on 1 and on 4 devices: batch statistics, augmentation, posterior and adaptive weight included."""
+def test_devices_do_not_matter(tmp_path, monkeypatch):
+    """One step on 1 and on 4 devices: group statistics, augmentation, posterior, adaptive weight, power iterations."""
+    frozen_files.narrow(monkeypatch)
+    monkeypatch.setenv("EQJAX_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 500)
+    frozen_files.write("dino", tmp_path)
     config = make_config(batch_size=8)
     config.objective.update(adversarial_start=0, adversarial_weight=0.5)
+    config.discriminator.kind = "dino"
     stage = tokenizer.make_stage(config)
     init = jax.jit(stage.init)(jax.random.key(0))
     batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)}
 
-    def run(count):
-        mesh = sharding.make_mesh(jax.devices()[:count])
-        state = jax.device_put(init, sharding.replicated(mesh))
-        state, terms = jax.jit(stage.step)(state, sharding.shard_batch(batch, mesh), jax.random.key(1))
-        return jax.device_get((state.params, terms))
+    def run(count, shape):
+        mesh = sharding.make_mesh(jax.devices()[:count], shape)
+        state = jax.device_put(jax.device_get(init), sharding.state_shardings(init, mesh, stage.rules))
+        step = loop.compile_step(stage, mesh, state, jax.random.key(1))
+        state, terms = step(state, sharding.shard_batch(batch, mesh))
+        largest = max(jax.tree.leaves(state), key=lambda leaf: leaf.size)
+        assert largest.size / largest.addressable_shards[0].data.size == (4 if "fsdp" in shape else 1)
+        # First moments are gradients, up to a factor; a step of Adam would show their signs alone.
+        moments = [optax.tree.get(tree, "mu") for tree in (state.opt_state, state.discriminator["opt_state"])]
+        return jax.device_get((moments, state.discriminator["spectral"], terms))
 
-    (one, terms), (four, more) = run(1), run(4)
-    for name in terms:
-        assert terms[name] == pytest.approx(more[name], rel=1e-4, abs=1e-6), name
-    # Adam's first step is the sign of the gradient, so gradients near zero may differ: nearly all values agree.
-    far = jax.tree.map(lambda a, b: np.abs(a - b) > 1e-5, one, four)
-    assert sum(f.sum() for f in jax.tree.leaves(far)) < 1e-3 * sum(f.size for f in jax.tree.leaves(far))
+    one, vectors, terms = run(1, "data:1")
+    before = jax.device_get(init.discriminator["spectral"])
+    assert np.abs(vectors["heads"]["conv"]["u"] - before["heads"]["conv"]["u"]).max() > 1e-3
+    for shape in ("data:4", "fsdp:4"):
+        four, more_vectors, more = run(4, shape)
+        for name in terms:
+            assert terms[name] == pytest.approx(more[name], rel=1e-4, abs=1e-6), (shape, name)
+        for a, b in zip(jax.tree.leaves(vectors), jax.tree.leaves(more_vectors), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        for few, many in zip(one, four, strict=True):
+            scale = max(np.linalg.norm(leaf) for leaf in jax.tree.leaves(few))
+            for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(few), jax.tree.leaves(many), strict=True):
+                # Biases before a norm have a true gradient of 0: rounding, beside the largest.
+                assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(a) + 1e-5 * scale, (shape, path)
 
 
 @pytest.mark.slow
