@@ -45,7 +45,7 @@ def shrink_generator(config):
         flow_depth=1,
     )
     config.data.update(source="photos", height=16, width=16, resize=16, num_workers=0)
-    config.data.classes = PHOTO_CLASSES
+    config.data.photo_classes = PHOTO_CLASSES
     config.batch_size, config.total_steps, config.total_epochs, config.eval_images = 8, 20, 0.0, 16
     config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 5, 20, 20, 10
     config.keep_every, config.sample_columns, config.sample_flow_steps = 0, 4, 4

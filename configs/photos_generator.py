@@ -32,7 +32,7 @@ def get_config(variant=None):
     )
     # Crops of 8 columns, up to the largest that a picture holds.
     config.data.update(source="photos", height=64, width=128, min_scale=0.5, max_scale=1.0)
-    config.data.classes = common.PHOTO_CLASSES
+    config.data.photo_classes = common.PHOTO_CLASSES
     config.batch_size, config.total_steps = 32, 1700
     config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 500, 500, 500
     config.optimizer.update(

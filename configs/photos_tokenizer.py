@@ -50,7 +50,7 @@ def get_config(variant=None):
     # Of the published terms those that need no pretrained file.
     config.objective.update(kl_weight=0.03, perceptual_weight=0.0, semantic_weight=0.0, adversarial_weight=0.0)
     config.data.update(source="photos", height=64, width=64, min_scale=0.25, max_scale=0.6)
-    config.data.classes = common.PHOTO_CLASSES
+    config.data.photo_classes = common.PHOTO_CLASSES
     config.batch_size, config.total_steps = 16, 10_000
     config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 1000, 1000, 1000
     config.optimizer.update(

@@ -62,7 +62,7 @@ def get_config(variant=None):
         config.objective.update(perceptual_weight=0.0, semantic_weight=0.0, adversarial_start=20)
         config.discriminator.update(kind="patch", channels=8, num_layers=2)
         config.data.update(source="photos", height=32, width=32)
-        config.data.classes = common.PHOTO_CLASSES
+        config.data.photo_classes = common.PHOTO_CLASSES
         config.batch_size, config.total_steps, config.eval_images = 8, 40, 16
         config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 5, 20, 40, 20
         config.optimizer.update(learning_rate=2e-3, warmup_steps=5.0)

@@ -8,18 +8,24 @@ from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
-from eqjax import atomic
+from eqjax import atomic, sharding
 
 
 class ConfigMismatchError(ValueError):
-    """A checkpoint was written under another configuration of the model."""
+    """A checkpoint was written under another configuration of the model, or of what is saved beside it."""
+
+
+class UnreadableError(RuntimeError):
+    """There are checkpoints, and each of them is damaged."""
 
 
 # Parts of a configuration that decide what the saved arrays mean. Others (the learning rate, the
 # number of steps, how often to log) may change between runs that continue each other.
 FIXED_PARTS = ("stage", "model", "tokenizer", "discriminator", "generator")
-# Fields inside those parts that change how a step is computed, and not what it computes.
-FREE_FIELDS = ("generator.remat",)
+# Parts that decide which arrays are saved beside the parameters. Most of their fields may change.
+BESIDE_PARTS = ("freeze_encoder", "objective", "optimizer", "discriminator_optimizer")
+# Fields inside the fixed parts that change how a step is computed, and not what it computes.
+FREE_FIELDS = ("generator.remat", "generator.dtype", "tokenizer.dtype")
 
 
 class Checkpoints:
@@ -56,7 +62,10 @@ class Checkpoints:
             preservation_policy=_preservation(keep, keep_every, best_fn),
             create=True,
         )
-        self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
+        # Named beforehand, as a step's metadata are read before anything is restored.
+        handlers = {name: ocp.JsonCheckpointHandler() for name in ("data", "config")}
+        handlers["state"] = ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options, item_handlers=handlers)
 
     def save(self, step, state, data_state, metrics=None):
         """Saves a state as step `step`; nothing happens where that step is already there.
@@ -111,8 +120,9 @@ class Checkpoints:
           (state, data_state), or None where there is no checkpoint.
 
         Raises:
-          ConfigMismatchError: the checkpoint belongs to another model; both sides are named.
-          RuntimeError: there are checkpoints, and none can be read.
+          ConfigMismatchError: the newest checkpoint belongs to another model, or holds other arrays, as another
+            optimiser or objective makes them; both sides are named, and every checkpoint stays.
+          UnreadableError: there are checkpoints, and none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
@@ -122,10 +132,10 @@ class Checkpoints:
                 parts = self._manager.restore(
                     step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
                 )
-                self._check(parts.config, step)
+                self._check(parts.config, template, step)
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
                 state = self._manager.restore(step, args=args).state
-            except ConfigMismatchError:
+            except (ConfigMismatchError, MemoryError, jax.errors.JaxRuntimeError):  # These say nothing about the files.
                 raise
             except Exception as error:  # Orbax raises bare Exceptions for damaged chunks.
                 reason = _first_line(error)
@@ -138,16 +148,21 @@ class Checkpoints:
                 self._manager.delete(bad)
             return state, parts.data
         if errors:
-            raise RuntimeError(
-                f"no checkpoint under {self._manager.directory} can be read; remove the directory to start anew.\n"
-                + "\n".join(errors)
+            raise UnreadableError(
+                f"no checkpoint under {self._manager.directory} can be read; use another workdir, or move this one "
+                "away, to start anew.\n" + "\n".join(errors)
             )
         return None
 
-    def _check(self, saved, step):
+    def _check(self, saved, template, step):
         differences = []
         for part in FIXED_PARTS:
             _compare(part, saved.get(part), self._config.get(part), differences)
+        have, want = _shapes(self._manager.item_metadata(step)["state"].tree), _shapes(template)
+        if not differences and have != want:
+            for part in BESIDE_PARTS:
+                _compare(part, saved.get(part), self._config.get(part), differences)
+            differences += _array_differences(have, want)
         if differences:
             raise ConfigMismatchError(
                 f"the checkpoint of step {step} under {self._manager.directory} was written under another "
@@ -240,3 +255,22 @@ def _compare(name, saved, current, differences):
             _compare(f"{name}.{key}", saved.get(key), current.get(key), differences)
     elif saved != current and name not in FREE_FIELDS:
         differences.append(f"  {name}: checkpoint {saved!r}, this run {current!r}")
+
+
+def _shapes(tree):
+    return {sharding.path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _array_differences(have, want):
+    """Lines that say how the arrays of a checkpoint and of a run differ, from {name: shape} of both."""
+    shapes = [f"{name} {have[name]} → {want[name]}" for name in have.keys() & want.keys() if have[name] != want[name]]
+    kinds = {
+        "only in the checkpoint": have.keys() - want.keys(),
+        "only in this run": want.keys() - have.keys(),
+        "shapes, checkpoint → this run": shapes,
+    }
+    return [f"  arrays {kind}: {_few(sorted(names))}" for kind, names in kinds.items() if names]
+
+
+def _few(names, most=4):
+    return ", ".join(names[:most]) + (f", … and {len(names) - most} more" if len(names) > most else "")

@@ -52,4 +52,4 @@ def main(argv):
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "output"])
-    app.run(main)
+    app.run(main, flags_parser=runner.parse_flags)

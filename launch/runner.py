@@ -1,12 +1,18 @@
 """What the commands have in common: flags, logging, several processes, compiled programs kept on disk."""
 
+import difflib
 import logging as python_logging
 import os
+import re
+import runpy
 
 from absl import app, flags, logging
 import jax
+import ml_collections
 from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
+from eqjax.checkpoints import UnreadableError
 from eqjax.training.guard import Preempted
 
 _CACHE = flags.DEFINE_string(
@@ -92,10 +98,57 @@ def finish(run):
     except Preempted as stopped:
         logging.info("%s Exit code %d; the same command continues it.", stopped, EXIT_PREEMPTED)
         raise SystemExit(EXIT_PREEMPTED) from stopped
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, UnreadableError) as error:
         # These say what is wrong and what to do; a stack of frames would hide it.
         logging.error("%s", error)
         raise SystemExit(1) from error
+
+
+def parse_flags(argv):
+    """Parses a command line with a `--config`, as `flags_parser` of app.run.
+
+    Raises:
+      SystemExit: of 1 with what is wrong with the configuration as one message, where ml_collections has a stack.
+    """
+    try:
+        check_fields(argv)
+    except (ValueError, OSError) as error:
+        logging.error("%s", error)
+        raise SystemExit(1) from error
+    return app.parse_flags_with_usage(argv)
+
+
+def check_fields(argv):
+    """Compares the fields that a command line sets by name with those of its configuration.
+
+    Raises:
+      FileNotFoundError: there is no such configuration file.
+      ValueError: an unknown field, named with the nearest one that there is; or an unknown variant.
+    """
+    files = [found[1] or following for argument, following in zip(argv, [*argv[1:], ""], strict=True)
+             if (found := re.fullmatch("--?config(?:=(.*))?", argument))]  # fmt: skip
+    if not files:
+        return
+    path, *variant = files[-1].split(":", 1)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--config={files[-1]}: there is no file {path}.")
+    config = runpy.run_path(path)["get_config"](*variant)
+    for field in (found[1] for argument in argv if (found := re.match(r"--?(?:no)?config\.([^=]+)", argument))):
+        try:
+            config_path.get_value(field, config)
+        except (AttributeError, LookupError) as error:
+            nearest = difflib.get_close_matches(field, _names(config), 1, 0)[0]
+            raise ValueError(
+                f"--config.{field}: {path} has no such field; the nearest is --config.{nearest}."
+            ) from error
+
+
+def _names(config, prefix=""):
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def train(train_and_evaluate):
@@ -109,4 +162,4 @@ def train(train_and_evaluate):
             raise app.UsageError(f"unknown arguments {argv[1:]}; fields are set as --config.name=value")
         finish(lambda: train_and_evaluate(config.value, workdir.value))
 
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

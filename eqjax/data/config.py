@@ -21,7 +21,8 @@ def default_config() -> ml_collections.ConfigDict:
     # "photos" (built in, no download), "folder" (root/class_name/picture.jpg), "tfds" (prepared by TensorFlow Datasets)
     # or "latents" (made by launch.cache_latents).
     config.source = "photos"
-    config.classes = config_dict.placeholder(tuple)  # Class names in the order of their labels; None takes all.
+    # Class names in the order of their labels, "ant,bee" on a command line; None takes all (photos: photo_classes).
+    config.classes = config_dict.placeholder(tuple)
     config.height = 64  # Of the crops, pixels.
     config.width = 64  # Of the crops, pixels.
     config.flip = True  # Mirror training pictures left to right with probability one half.
@@ -42,10 +43,23 @@ def default_config() -> ml_collections.ConfigDict:
     config.split = "train"  # For training.
     config.eval_split = "validation"  # For evaluation.
     # Photos.
+    config.photo_classes = config_dict.placeholder(tuple)  # Which of them where `classes` is None; None takes all.
     config.holdout = 0.2  # Fraction, in [0, 0.5], of each picture's width, at its right, that only evaluation sees.
     config.min_scale = 0.25  # Smallest crop region, as a fraction in (0, 1] of the largest that fits in the picture.
     config.max_scale = 1.0  # Largest crop region, likewise.
     return config
+
+
+def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...] | None:
+    """Returns the classes that a configuration asks for, in the order of their labels; None for all.
+
+    A command line cannot quote a list with ease: it hands over ("ant,bee",), or numbers for folders of such names.
+    """
+    classes = config.classes
+    if classes is None:
+        return config.photo_classes if config.source == "photos" else None
+    names = tuple(map(str, classes))
+    return tuple(names[0].split(",")) if len(names) == 1 else names
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:

@@ -41,13 +41,13 @@ def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source
     """
     data_config.check_config(config)
     if config.source == "photos":
-        return photos.PhotoSource(train=train, holdout=config.holdout, classes=config.classes)
+        return photos.PhotoSource(train=train, holdout=config.holdout, classes=data_config.class_names(config))
     if not train and not config.eval_root and config.source != "tfds":
         logging.info("eval_root is not set: evaluating on the training data under %s.", config.root)
     root = config.root if train else config.eval_root or config.root
     if config.source == "latents":
         return latents.LatentSource(root)
-    classes = folder.read_class_file(config.class_file) if config.class_file else config.classes
+    classes = folder.read_class_file(config.class_file) if config.class_file else data_config.class_names(config)
     fit = transforms.ResizeShorterSide(config.resize, config.height, config.width)
     # Evaluation decodes in full: its numbers are compared with those of other programs.
     options = dict(classes=classes, max_bad_share=config.max_bad_share, fit=fit, draft=config.draft and train)
@@ -152,6 +152,7 @@ class BatchIterator(Iterator[Batch]):
     ):
         """Use `make_iterator`. Takes an endless unbatched data set, the global batch size and this process's share."""
         self.source = source
+        self._num_workers = num_workers
         self._identity = {"seed": seed, "num_records": len(source)}
         # The elements that Grain reads ahead are whole batches here; its default of 500 would fill the memory.
         read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
@@ -163,6 +164,11 @@ class BatchIterator(Iterator[Batch]):
         self._iterator = grain.experimental.ElasticIterator(
             dataset, batch_size, shard, read_options=read_options, multiprocessing_options=workers
         )
+
+    @property
+    def num_bad(self) -> int | None:
+        """Number of undecodable pictures met so far; None where worker processes count theirs, or without files."""
+        return None if self._num_workers else getattr(self.source, "num_bad", None)
 
     def __next__(self) -> Batch:
         return next(self._open_iterator())

@@ -76,6 +76,15 @@ class Generator(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("width", "depth", "num_heads", "latent_dim", "num_classes", "num_cond_tokens", "max_rope_shift",
+                     "flow_width", "flow_depth", "flow_batch_mult"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be ≥ 1.")
+        if not (0 <= self.dropout_rate < 1 and 0 <= self.label_dropout_rate <= 1):
+            raise ValueError(
+                f"dropout_rate={self.dropout_rate} must lie in [0, 1), and "
+                f"label_dropout_rate={self.label_dropout_rate} in [0, 1]."
+            )
         if self.width % (2 * self.num_heads):
             raise ValueError(
                 f"width={self.width} must be a multiple of 2 · num_heads={2 * self.num_heads}: "
@@ -168,6 +177,15 @@ class Generator(nn.Module):
           rope_shift: drawn from 0 … max_rope_shift − 1 where None.
           deterministic: neither dropout nor label dropout.
         """
+        options = dict(time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic)
+        return jnp.mean(self._square_errors(latents, labels, **options), axis=(0, 1, 3))
+
+    def picture_losses(self, latents, labels, *, deterministic=False):
+        """As `column_losses`, of every picture: [B, L]."""
+        return jnp.mean(self._square_errors(latents, labels, deterministic=deterministic), axis=(0, 3))
+
+    def _square_errors(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
+        """Of the velocity, [M, B, L, D]."""
         if rope_shift is None:
             rope_shift = jax.random.randint(self.make_rng("rope"), (), 0, self.max_rope_shift)
         if self.label_dropout_rate and not deterministic:
@@ -182,7 +200,7 @@ class Generator(nn.Module):
         time = flow.squeeze_time(sharding.constrain(time, None, "batch", None))
         noise = sharding.constrain(noise, None, "batch", None, None)
         velocity = self.velocity(flow.interpolate(latents, noise, time), time, context)  # [M, B, L, D]
-        return jnp.mean(jnp.square(velocity - flow.velocity_target(latents, noise)), axis=(0, 1, 3))
+        return jnp.square(velocity - flow.velocity_target(latents, noise))
 
     def condition(self, labels, *, deterministic=True):
         """What the labels [B] contribute to every column, a `Condition`."""

@@ -4,6 +4,7 @@ Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1.
 """
 
 from collections.abc import Mapping
+import math
 
 import flax.linen as nn
 import flax.struct
@@ -89,8 +90,7 @@ class Tokenizer(nn.Module):
         super().__post_init__()
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r} is not one of {NORMS}.")
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size={self.patch_size} must be ≥ 1.")
+        self._check_ranges()
         if self.resolution % self.stages.stride[0]:
             raise ValueError(
                 f"resolution={self.resolution} is not a multiple of the row stride "
@@ -99,6 +99,26 @@ class Tokenizer(nn.Module):
             )
         if self.attention_window is not None and self.attention_window < 0:
             raise ValueError(f"attention_window={self.attention_window} must be ≥ 0 or None.")
+        heights = [self.resolution // (self.patch_size * 2**i) for i in range(len(self.channel_multipliers))]
+        if unknown := [height for height in self.attention_resolutions if height not in heights]:
+            raise ValueError(f"attention_resolutions {unknown} are not among the levels' heights {heights}.")
+        for level in self.stages.levels[:-1]:
+            if level.width % math.prod(level.down):
+                raise ValueError(
+                    f"a level of channels · multiplier = {level.width} channels cannot be halved by {level.down}: its "
+                    f"channels must be a multiple of {math.prod(level.down)}."
+                )
+
+    @nn.nowrap
+    def _check_ranges(self):
+        for name in ("channels", "num_res_blocks", "resolution", "z_channels", "embed_dim", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be ≥ 1.")
+        for name in ("square_downsamples", "posterior_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be ≥ 0.")
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(f"channel_multipliers={self.channel_multipliers} must be one or more numbers ≥ 1.")
 
     def setup(self):
         kind = dict(norm=self.norm, dtype=self.dtype)

@@ -1,4 +1,6 @@
-"""Where a step that is not finite went wrong: the first module whose numbers are no numbers."""
+"""Where a step that is not finite went wrong: the first module, or term, whose numbers are no numbers."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,56 @@ def first_bad_module(generator, params, latents, labels, key):
     if bad := _bad(jax.jit(jax.grad(loss))(params)):
         return f"gradient of {bad[-1]}"
     return "none when the step is done again: look for a hardware fault"
+
+
+# Terms of the tokenizer's objective in the order in which they are computed. Sums of them are none of their own.
+_TERMS = ("l1", "lpips", "kl_loss", "semantic_loss", "g_loss")
+
+
+def first_bad_term(updates, fixed, frozen, state, images, key):
+    """Names the first thing that is not finite in a training step of the tokenizer.
+
+    In this order: parameters, the encoder's output, terms of the loss, gradients, the discriminator's loss and
+    gradients.
+
+    Args:
+      updates: the step's `Updates`.
+      fixed: names of the parts of the parameters that are not trained.
+      frozen: parameters of the frozen networks.
+      state: before the step.
+      images: [B, H, W, 3] in [-1, 1].
+      key: the step's.
+
+    Returns:
+      A text, such as "term lpips".
+    """
+    for name, tree in (("parameter", state.params), ("discriminator's parameter", state.discriminator)):
+        if bad := _bad(tree):
+            return f"{name} {bad[0]}"
+    latents, terms, grads, judge = _tokenizer_step(updates, fixed, frozen, state, images, key)
+    if not latents:
+        return "output of the encoder"
+    if bad := [name for name in _TERMS if not terms.get(name, True)]:
+        return f"term {bad[0]}"
+    if bad := [path_name(path) for path, finite in jax.tree_util.tree_leaves_with_path(grads) if not finite]:
+        return f"gradient of {len(bad)} arrays of the tokenizer, {bad[-1]} among them"
+    if bad := [name for name, finite in judge.items() if not finite]:
+        return f"the discriminator's {bad[0]}"
+    return "none when the step is done again: look for a hardware fault"
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _tokenizer_step(updates, fixed, frozen, state, images, key):
+    """Whether latents, {term}, gradients and the discriminator's {term} are finite: trees of booleans."""
+    fixed = {name: state.params[name] for name in fixed}
+    posterior = updates.objective.tokenizer.apply({"params": state.params}, images, method="encode")
+    grads, terms, spectral = updates.tokenizer_grads(state, fixed, frozen, images, key)
+    judge = {}
+    if state.discriminator is not None:
+        trained, _ = updates.tokenizer_update(state, fixed, grads)
+        _, judge = updates.discriminator(state, {**fixed, **trained}, spectral, frozen, images, key)
+    trees = posterior.mean, terms, grads, {name: judge[name] for name in ("disc_loss", "disc_grad_norm") if judge}
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), trees)
 
 
 def _bad(tree):

@@ -7,6 +7,8 @@ Images are encoded inside the jitted step, or the latents' means come from a cac
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.2 and appendix.
 """
 
+import functools
+
 from absl import logging
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ import optax
 
 from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
-from eqjax.data import eval_batches, make_source
+from eqjax.data import make_source
 from eqjax.evaluation import Extractor, Settings, inception, report, statistics
 from eqjax.generator import LOGICAL_AXES
 from eqjax.sampling import Model
@@ -29,9 +31,7 @@ def default_config():
     """The full configuration of a generator's training: published L size and recipe on ImageNet."""
     config = loop.default_config()
     config.stage = "generator"
-    config.generator = ml_collections.ConfigDict(
-        pretrained.module_config(pretrained.Generator()), convert_dict=False, type_safe=False
-    )
+    config.generator = loop.module_fields(pretrained.Generator())
     config.tokenizer_weights = config_dict.placeholder(str)  # A name, file or workdir; see load_pretrained.
     config.accumulation_steps = 1  # Parts that a batch is taken in, one after another, to save memory.
     config.eval_images = 256  # Held-out pictures for the loss; at most what there is.
@@ -102,8 +102,8 @@ def make_stage(config, workdir=None):
     source = make_source(config.data)
     if len(source.class_names) != generator.num_classes:
         raise ValueError(
-            f"generator.num_classes={generator.num_classes}, but the data has {len(source.class_names)} classes: "
-            f"{list(source.class_names)[:5]} …"
+            f"generator.num_classes={generator.num_classes}, but the data has {len(source.class_names)} classes "
+            f"({', '.join(source.class_names[:5])}, …): add --config.generator.num_classes={len(source.class_names)}."
         )
     if config.data.source == "latents":
         latents.check_cache(source, weights, config.data, config.tokenizer_weights)
@@ -125,18 +125,20 @@ def make_stage(config, workdir=None):
         latents, labels = encode(frozen, batch, stream(key, "posterior"))
         rngs = {name: stream(key, name) for name in ("flow", "rope")}
         return generator.apply(
-            {"params": params}, latents, labels, deterministic=True, method="column_losses", rngs=rngs
+            {"params": params}, latents, labels, deterministic=True, method="picture_losses", rngs=rngs
         )
+
+    open_evaluation = functools.cache(functools.partial(loop.held_out, config))
 
     def evaluate(state):
         # The same noise every time, so that values can be compared from step to step.
         key, losses, mesh = jax.random.key(0), [], sharding.mesh_of(state)
         on_mesh = sharding.put(frozen, sharding.replicated(mesh))
-        batches = eval_batches(config.data, batch_size=config.batch_size, num_images=config.eval_images, **share(mesh))
-        for i, batch in enumerate(batches):
+        for i, batch in enumerate(open_evaluation(mesh)):
             batch = sharding.shard_batch(batch, mesh)
-            losses.append(sharding.gather(eval_losses(on_mesh, state.ema_params, batch, jax.random.fold_in(key, i))))
-        columns, step = np.mean(losses, axis=0), int(state.step)
+            values = eval_losses(on_mesh, state.ema_params, batch, jax.random.fold_in(key, i))
+            losses.append(sharding.gather(values)[sharding.gather(batch["mask"])])
+        columns, step = np.mean(np.concatenate(losses), axis=0), int(state.step)
         results = {"eval_loss": float(np.mean(columns)), "eval_column_loss": columns}
         if config.metrics.every and (step % config.metrics.every == 0 or step == config.total_steps):
             results |= sample_metrics(step, model_of(state))
@@ -174,7 +176,9 @@ def make_stage(config, workdir=None):
         return diagnosis.first_bad_module(generator, sharding.gather(state.params), latents, labels, key)
 
     step, plain_step = (jax.tree_util.Partial(step, frozen) for step in steps)
-    return loop.Stage(init, step, evaluate, pictures, export, LOGICAL_AXES, diagnose, plain_step)
+    return loop.Stage(
+        init, step, evaluate, pictures, export, LOGICAL_AXES, diagnose, plain_step, open_evaluation=open_evaluation
+    )
 
 
 def _make_sample_metrics(config, tokenizer, workdir):
@@ -196,11 +200,6 @@ def _make_sample_metrics(config, tokenizer, workdir):
         reference=statistics.load(metrics.reference),
         reference_name=metrics.reference,
     )
-
-
-def share(mesh):
-    """The share of batches that this process reads, as arguments of the data pipeline."""
-    return dict(zip(("process_index", "process_count"), sharding.batch_share(mesh), strict=True))
 
 
 def make_steps(generator, optimizer, encode, config):

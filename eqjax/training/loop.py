@@ -5,15 +5,17 @@ import contextlib
 import dataclasses
 import functools
 import os
+import types
 from typing import Any
 
 from absl import logging
 import jax
 import ml_collections
+from ml_collections import config_dict
 
-from eqjax import hardware, sharding
+from eqjax import hardware, pretrained, sharding
 from eqjax.checkpoints import BestWeights, Checkpoints
-from eqjax.data import make_iterator, make_source
+from eqjax.data import eval_batches, make_iterator, make_source
 from eqjax.training import flops
 from eqjax.training.guard import Preempted, StepWatch, StopSignal, WorkdirLock, not_finite, skip_bad_updates
 from eqjax.training.metrics import MetricWriter, Progress
@@ -23,7 +25,7 @@ from eqjax.training.metrics import MetricWriter, Progress
 class Stage:
     """What one stage of training is, for the loop to run.
 
-    The state is any pytree with a field `step`, the number of steps done. All functions are called on
+    The state is any dataclass of arrays with a field `step`, the number of steps done. All functions are called on
     every process; where there are several, `sharding.gather` and `sharding.local` give what numpy or a
     program of one process can use, and files are written by process 0.
 
@@ -37,9 +39,10 @@ class Stage:
       pictures: (state, batch) → {name: uint8 picture}; the batch is numpy, the same everywhere.
       export: (state, path) → None, writes the averaged weights.
       rules: how the state is split over a mesh, as `sharding.spec_for` takes them.
-      diagnose: (state, batch, key) → text: which module is the first that is not finite; or None.
+      diagnose: (state before the step, batch, key) → text: what is the first that is not finite; or None.
       plain_step: `step` without recomputation, for counting the model's own FLOPs; None: `step`.
       warm_start: fresh state → the state to start from, where a run does not start from random parameters.
+      open_evaluation: mesh → anything; opens the held-out data, so that a run says at its start what is wrong there.
     """
 
     init: Callable
@@ -51,6 +54,7 @@ class Stage:
     diagnose: Callable | None = None
     plain_step: Callable | None = None
     warm_start: Callable = lambda state: state
+    open_evaluation: Callable = lambda mesh: None
 
 
 def default_config():
@@ -75,6 +79,19 @@ def default_config():
     config.profile_from = 0  # First step of a profiler trace, counted from 1.
     config.profile_steps = 0  # Its length in steps; 0: no trace.
     return config
+
+
+def module_fields(module):
+    """A module's fields as a part of a configuration.
+
+    Those of several types (a number or None) take any value: on a command line, what Python reads as one.
+    """
+    part = ml_collections.ConfigDict(convert_dict=False, type_safe=False)
+    kinds = {field.name: field.type for field in dataclasses.fields(module)}
+    for name, value in pretrained.module_config(module).items():
+        several = isinstance(kinds[name], types.UnionType)
+        part[name] = config_dict.FieldReference(value, field_type=object) if several else value
+    return part
 
 
 def resolve(config):
@@ -111,7 +128,7 @@ def check_config(config, default):
     """Compares the fields of a configuration with those that are known.
 
     Raises:
-      ValueError: fields that are unknown, or missing.
+      ValueError: fields that are unknown, missing, or out of range.
     """
 
     def names(part, prefix=""):
@@ -128,6 +145,15 @@ def check_config(config, default):
         raise ValueError(
             "the configuration does not have the fields that it should have.\n"
             f"  unknown: {unknown}\n  missing: {missing}\n  known: {sorted(want)}"
+        )
+    least = dict(batch_size=1, accumulation_steps=1, keep_checkpoints=1, total_steps=0, max_skipped=0, keep_every=0)
+    least |= dict(log_every=0, eval_every=0, picture_every=0, checkpoint_every=0)
+    for name, bound in least.items():
+        if config[name] < bound:
+            raise ValueError(f"{name}={config[name]} must be at least {bound}.")
+    if config.batch_size % config.accumulation_steps:
+        raise ValueError(
+            f"batch_size={config.batch_size} is not a multiple of accumulation_steps={config.accumulation_steps}."
         )
 
 
@@ -156,23 +182,17 @@ def train(config, workdir, stage):
       OSError: a checkpoint could not be written; those before it are whole.
     """
     mesh, root = sharding.make_mesh(shape=config.mesh), jax.random.key(config.seed)
-    share, shares = sharding.batch_share(mesh)
+    share = batch_share(mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(WorkdirLock(workdir))
         # ── State: on every device, from the seed or from a checkpoint ──────────────────────────
         checkpoints = stack.enter_context(_checkpoints(config, workdir))
-        data = stack.enter_context(
-            make_iterator(
-                config.data,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                process_index=share,
-                process_count=shares,
-            )
-        )
+        batches = make_iterator(config.data, batch_size=config.batch_size, seed=config.seed, **share)
+        data = stack.enter_context(batches)
+        if config.eval_every:
+            stage.open_evaluation(mesh)
         writer = stack.enter_context(MetricWriter(workdir, config.wandb_project))
         stop = stack.enter_context(StopSignal())
-        writer.config(config)
         state, watch = initial_state(stage, mesh, root), StepWatch(config.max_skipped)
         restored = checkpoints.restore(state)
         if restored is None:
@@ -182,6 +202,7 @@ def train(config, workdir, stage):
             watch = StepWatch(config.max_skipped, position.pop("skipped", 0), position.pop("skipped_in_a_row", 0))
             data.set_state(position)
             logging.info("Resuming %s at step %d.", workdir, state.step)
+        writer.config(config)  # Only now: a run that is refused leaves the configuration of the one before it.
         step_fn = compile_step(stage, mesh, state, root)
         best = BestWeights(workdir, config.keep_best)
         run = _Run(config, workdir, stage, mesh, root, checkpoints, best, data, writer, watch, stop)
@@ -192,6 +213,21 @@ def train(config, workdir, stage):
         stage.export(state, path)
         logging.info("Wrote %s", path)
     return state
+
+
+def batch_share(mesh):
+    """The share of batches that this process reads, as arguments of the data pipeline."""
+    return dict(zip(("process_index", "process_count"), sharding.batch_share(mesh), strict=True))
+
+
+def held_out(config, mesh):
+    """This process's share of the evaluation batches, `eval_images` records in all.
+
+    Raises:
+      ValueError, FileNotFoundError: as `eqjax.data.eval_batches`.
+    """
+    options = dict(batch_size=config.batch_size, num_images=config.eval_images)
+    return eval_batches(config.data, **options, **batch_share(mesh))
 
 
 def initial_state(stage, mesh, root):
@@ -287,6 +323,8 @@ class _Run:
                 values = jax.device_get(metrics)
                 values.pop("finite")
                 values["skipped"] = self.watch.skipped
+                if self.data.num_bad is not None:
+                    values["bad_pictures"] = self.data.num_bad
                 rate = progress.update(step, values)
                 self.writer.scalars(step, {**values, "images_per_second": rate, **rate_of(rate / config.batch_size)})
             with progress.paused():
@@ -300,17 +338,32 @@ class _Run:
 
     def _beside(self, step, state, batch):
         """Evaluation, pictures and checkpoints, where they are due."""
-        config, results = self.config, None
+        config, results, save = self.config, {}, self._due(step, self.config.checkpoint_every)
+        if save and not config.keep_best:  # Otherwise the step is saved with what it measured.
+            self._save(step, state)
         if self._due(step, config.eval_every):
-            results = self.stage.evaluate(state)
-            logging.info("step %d: %s", step, " ".join(f"{k}={v:.4g}" for k, v in results.items() if _is_number(v)))
-            self.writer.scalars(step, results)
-            self.best.update(step, results, functools.partial(self.stage.export, state))
-        if self._due(step, config.checkpoint_every):
-            self._save(step, state, {k: float(v) for k, v in (results or {}).items() if _is_number(v)})
+            try:
+                results = self._evaluate(step, state)
+            except Exception:
+                # The state is good. With several processes the others may not be here, and saving takes all.
+                if jax.process_count() == 1:
+                    self._save(step, state)
+                    self.checkpoints.wait()
+                raise
+        if save:
+            self._save(step, state, results)
         if self._due(step, config.picture_every):
             for name, picture in self.stage.pictures(state, sharding.gather(batch)).items():
                 self.writer.picture(step, name, picture)
+
+    def _evaluate(self, step, state):
+        """Measures, logs, and keeps the best weights; returns what was measured in one number each."""
+        results = self.stage.evaluate(state)
+        numbers = {name: float(value) for name, value in results.items() if _is_number(value)}
+        logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in numbers.items()))
+        self.writer.scalars(step, results)
+        self.best.update(step, results, functools.partial(self.stage.export, state))
+        return numbers
 
     def _save(self, step, state, results=None):
         counts = {"skipped": self.watch.skipped, "skipped_in_a_row": self.watch.in_a_row}
@@ -321,13 +374,16 @@ class _Run:
         self.checkpoints.wait()
         where = "unknown"
         if self.stage.diagnose is not None:
+            # Skipped updates changed nothing but the number of steps done.
+            before = dataclasses.replace(state, step=state.step - (int(state.step) - (step - 1)))
             with jax.set_mesh(self.mesh):
-                where = self.stage.diagnose(state, batch, jax.random.fold_in(self.root, step - 1))
+                where = self.stage.diagnose(before, batch, jax.random.fold_in(self.root, step - 1))
+        count = self.watch.in_a_row
         raise FloatingPointError(
-            f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of "
-            f"{self.watch.in_a_row} steps in a row were skipped. First offending module: {where}. The last good state "
-            f"is kept as checkpoint {int(state.step)}; resume with a lower learning rate, with gradient clipping, or "
-            "in float32."
+            f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of {count} steps in a row, "
+            f"from step {step - count + 1} on, were skipped. First offending module: {where}. The last good state is "
+            f"kept as checkpoint {int(state.step)}; resume with a lower learning rate, with gradient clipping, or in "
+            "float32."
         )
 
     def _asked_to_stop(self, step):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -43,12 +44,15 @@ class MetricWriter:
     def scalars(self, step, values):
         """Writes {name: number} at a step, flushed at once: a killed run loses no line.
 
-        A vector becomes one curve per entry: name/00, name/01, …
+        A vector becomes one curve per entry: name/00, name/01, … What is no finite number is null in the file, as
+        JSON has no such numbers.
         """
         if self._file is None:
             return
         values = dict(_curves(values))
-        self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **values}) + "\n")
+        line = {"step": int(step), "time": round(time.time(), 3)}
+        line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, int(step))

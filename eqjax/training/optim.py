@@ -145,6 +145,8 @@ def accumulated(compute, batch, key, parts, carry=None):
     Raises:
       ValueError: the batch does not divide.
     """
+    if parts < 1:
+        raise ValueError(f"accumulation_steps={parts} must be at least 1.")
     if parts == 1:
         return compute(carry, batch, key)
     size = jax.tree.leaves(batch)[0].shape[0]

@@ -8,17 +8,18 @@ and trains the decoder's side. A step updates the tokenizer, then the discrimina
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1 and appendix.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import ml_collections
 from ml_collections import config_dict
 import numpy as np
 
 from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
-from eqjax.data import eval_batches, make_iterator, make_source
+from eqjax.data import make_iterator, make_source
 from eqjax.tokenizer import ENCODER_PARTS
-from eqjax.training import adversary, loop, objective, optim
+from eqjax.training import adversary, diagnosis, loop, objective, optim
 from eqjax.training.state import ema_update, stream
 from eqjax.training.updates import TokenizerState, Updates
 
@@ -27,9 +28,7 @@ def default_config():
     """The full configuration of a tokenizer's training, published sizes, weights and rates."""
     config = loop.default_config()
     config.stage = "tokenizer"
-    config.tokenizer = ml_collections.ConfigDict(
-        pretrained.module_config(pretrained.Tokenizer()), convert_dict=False, type_safe=False
-    )
+    config.tokenizer = loop.module_fields(pretrained.Tokenizer())
     config.objective = objective.default_config()
     config.discriminator = adversary.default_config()
     config.freeze_encoder = False  # Stage 2: only the decoder's side is trained; needs stage1_weights.
@@ -119,14 +118,24 @@ def make_stage(config):
         metrics["learning_rate"] = schedule(state.step)
         return TokenizerState(state.step + 1, params, {**state.ema_params, **ema}, opt_state, judge), metrics
 
+    def diagnose(state, batch, key):
+        on_mesh = sharding.put(frozen, sharding.replicated(sharding.mesh_of(state)))
+        fixed = tuple(split(state.params)[1])
+        return diagnosis.first_bad_term(updates, fixed, on_mesh, state, pixels.from_uint8(batch["image"]), key)
+
     # Latents of a frozen encoder are those of stage 1, and so is their scale: generators of either fit both.
     scale = stage1.latent_scale if config.freeze_encoder else None
-    results = make_results(config, tokenizer, scale)
-    return loop.Stage(init, jax.tree_util.Partial(step, frozen), *results, warm_start=warm_start)
+    return loop.Stage(
+        init,
+        jax.tree_util.Partial(step, frozen),
+        **make_results(config, tokenizer, scale),
+        diagnose=diagnose,
+        warm_start=warm_start,
+    )
 
 
 def make_results(config, tokenizer, latent_scale=None):
-    """What a run shows and leaves: the functions `evaluate`, `pictures` and `export` of a `loop.Stage`.
+    """What a run shows and leaves: the functions of a `loop.Stage` around evaluation, pictures and export.
 
     Without a `latent_scale` it is measured at the export.
     """
@@ -137,9 +146,11 @@ def make_results(config, tokenizer, latent_scale=None):
         out = tokenizer.apply({"params": params}, images)
         return pixels.psnr(images, out.images), pixels.to_uint8(out.images)
 
+    open_evaluation = functools.cache(functools.partial(loop.held_out, config))
+
     def evaluate(state):
         values, mesh = [], sharding.mesh_of(state)
-        for batch in eval_batches(config.data, batch_size=config.batch_size, num_images=config.eval_images):
+        for batch in open_evaluation(mesh):
             batch = sharding.shard_batch(batch, mesh)
             psnr, _ = reconstruct(state.ema_params, batch["image"])
             values.append(sharding.gather(psnr)[sharding.gather(batch["mask"])])
@@ -155,7 +166,9 @@ def make_results(config, tokenizer, latent_scale=None):
         params = sharding.gather(state.ema_params)
         if jax.process_index():
             return
-        scale = measure_latent_scale(tokenizer, params, config) if latent_scale is None else latent_scale
+        scale = latent_scale
+        if scale is None:
+            scale = measure_latent_scale(tokenizer, params, config, sharding.mesh_of(state))
         source = make_source(config.data)
         weights = pretrained.Weights(
             {"tokenizer": tokenizer},
@@ -166,7 +179,7 @@ def make_results(config, tokenizer, latent_scale=None):
         )
         pretrained.save(path, weights)
 
-    return evaluate, pictures, export
+    return dict(evaluate=evaluate, pictures=pictures, export=export, open_evaluation=open_evaluation)
 
 
 def load_stage1(config, tokenizer):
@@ -204,11 +217,11 @@ def _architecture(tokenizer):
     return fields
 
 
-def measure_latent_scale(tokenizer, params, config, num_batches=16):
+def measure_latent_scale(tokenizer, params, config, mesh, num_batches=16):
     """One over the root mean square of sampled latents over training batches.
 
     What the published 0.05493 is for the published tokenizer: scaled latents, posterior noise
-    included, have unit scale.
+    included, have unit scale. Measured by one process, on its share of the batches of a run on `mesh`.
     """
 
     @jax.jit
@@ -216,7 +229,8 @@ def measure_latent_scale(tokenizer, params, config, num_batches=16):
         posterior = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")
         return jnp.mean(jnp.square(posterior.sample(key)))
 
-    with make_iterator(config.data, batch_size=config.batch_size, seed=config.seed) as data:
+    share = loop.batch_share(mesh)
+    with make_iterator(config.data, batch_size=config.batch_size, seed=config.seed, **share) as data:
         keys = jax.random.split(jax.random.key(config.seed), num_batches)
         squares = [float(mean_square(next(data)["image"], key)) for key in keys]
     return float(1 / np.sqrt(np.mean(squares)))

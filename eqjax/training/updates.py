@@ -47,6 +47,18 @@ class Updates:
         Returns:
           trainable parameters, optimiser state, spectral vectors, {term: scalar}.
         """
+        grads, terms, spectral = self.tokenizer_grads(state, fixed, frozen, images, key)
+        trained, opt_state = self.tokenizer_update(state, fixed, grads)
+        return trained, opt_state, spectral, terms | {"grad_norm": optax.tree.norm(grads)}
+
+    def tokenizer_update(self, state, fixed, grads):
+        """Trainable parameters and optimiser state after an update with `grads`."""
+        trainable = {name: part for name, part in state.params.items() if name not in fixed}
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
+        return optax.apply_updates(trainable, updates), opt_state
+
+    def tokenizer_grads(self, state, fixed, frozen, images, key):
+        """Gradients of the parameters that are not in `fixed`, {term: scalar}, spectral vectors."""
         trainable = {name: part for name, part in state.params.items() if name not in fixed}
         switches = {
             "semantic": _reached(state.step, self.semantic_start),
@@ -64,13 +76,7 @@ class Updates:
         (grads, terms), spectral = optim.accumulated(
             part, images, stream(key, "tokenizer"), self.accumulation_steps, spectral
         )
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
-        return (
-            optax.apply_updates(trainable, updates),
-            opt_state,
-            spectral,
-            terms | {"grad_norm": optax.tree.norm(grads)},
-        )
+        return grads, terms, spectral
 
     def discriminator(self, state, params, spectral, frozen, images, key):
         """Updates the discriminator on reconstructions by the tokenizer's new parameters.
