@@ -1,6 +1,7 @@
 """Checkpoints: round trip, another configuration, damage."""
 
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,32 @@ def test_another_configuration(tmp_path, mesh):
     assert read(tmp_path, mesh, {**CONFIG, "batch_size": 8}) is not None
 
 
+def test_other_arrays_under_the_same_model(tmp_path, mesh):
+    """A newer checkpoint of another optimiser or objective is no damage: refused, and every step stays."""
+    write(tmp_path, mesh, steps=(1,))
+    config = {**CONFIG, "optimizer": {"name": "muon", "learning_rate": 1.0}}
+    more = {**state(mesh, 2), "half": jnp.zeros(5, jnp.bfloat16), "discriminator": {"kernel": jnp.ones(2)}}
+    del more["w"]
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save(2, jax.device_put(more, sharding.replicated(mesh)), {})
+    with pytest.raises(ConfigMismatchError) as caught:
+        read(tmp_path, mesh, {**CONFIG, "optimizer": {"name": "adamw", "learning_rate": 1.0}})
+    for line in (
+        "optimizer.name: checkpoint 'muon', this run 'adamw'",
+        "arrays only in the checkpoint: discriminator/kernel",
+        "arrays only in this run: w",
+        "arrays shapes, checkpoint → this run: half (5,) → (3,)",
+    ):
+        assert line in str(caught.value)
+    assert "learning_rate" not in str(caught.value) and "remove" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["1", "2"]
+
+
+def test_a_run_may_go_on_in_another_precision(tmp_path, mesh):
+    write(tmp_path, mesh, steps=(1,))
+    assert read(tmp_path, mesh, {**CONFIG, "generator": {"width": 8, "dtype": "bfloat16"}}) is not None
+
+
 def damage(folder):
     for file in sorted(pathlib.Path(folder).rglob("*")):
         if file.is_file() and file.stat().st_size > 2000:
@@ -77,9 +104,23 @@ def test_damaged_newest_is_passed_over_and_can_be_written_again(tmp_path, mesh):
     restored, data = read(tmp_path, mesh)
     assert data == {"position": 20}
     assert (restored["w"] == state(mesh, 2)["w"]).all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "damaged-3"]
     write(tmp_path, mesh, steps=(3,))
     restored, _ = read(tmp_path, mesh)
     assert (restored["w"] == state(mesh, 3)["w"]).all()
+
+
+def test_what_a_killed_save_left_goes(tmp_path, mesh):
+    write(tmp_path, mesh, steps=(1,))
+    left = tmp_path / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "1", left)
+    _, data = read(tmp_path, mesh)
+    assert data == {"position": 10} and not left.exists()
+
+
+def test_keeping_nothing(tmp_path):
+    with pytest.raises(ValueError, match="keep_checkpoints=0 would keep none"):
+        Checkpoints(tmp_path, CONFIG, keep=0)
 
 
 def test_all_damaged(tmp_path, mesh):
