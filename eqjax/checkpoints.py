@@ -6,6 +6,7 @@ import os
 
 from absl import logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from eqjax import atomic, sharding
@@ -31,8 +32,9 @@ FREE_FIELDS = ("generator.remat", "generator.dtype", "tokenizer.dtype")
 class Checkpoints:
     """Saves and restores a run under `directory`; use it in a `with` statement.
 
-    Saving is asynchronous; a step appears whole or not at all. Restoring takes the newest step
-    that can be read: a damaged one is reported, removed, and the one before it is taken.
+    Saving is asynchronous; a step appears whole or not at all, and what a killed save left is removed at the
+    next start. Restoring takes the newest step that every process can read: a damaged one is reported and put
+    aside, as `damaged-STEP`, and the one before it is taken.
     """
 
     def __init__(self, directory, config, *, keep=2, keep_every=0, best=""):
@@ -41,13 +43,15 @@ class Checkpoints:
         Args:
           directory: folder of the steps.
           config: a plain dict that travels inside.
-          keep: the number of newest steps kept.
+          keep: the number of newest steps kept, at least 1.
           keep_every: steps that are multiples of it are kept for good; 0: none.
           best: the metric whose best step is kept too: "name:min" or "name:max"; "": none.
 
         Raises:
-          ValueError: another form of `best`.
+          ValueError: another form of `best`; nothing to be kept.
         """
+        if keep < 1:
+            raise ValueError(f"keep_checkpoints={keep} would keep none; it must be at least 1.")
         # Through JSON once, so that it compares equal to what comes back from a file.
         self._config = json.loads(json.dumps(config))
         self._best = best_fn = None
@@ -61,11 +65,10 @@ class Checkpoints:
             best_fn=best_fn,
             preservation_policy=_preservation(keep, keep_every, best_fn),
             create=True,
+            cleanup_tmp_directories=True,  # The folder is this run's alone.
         )
         # Named beforehand, as a step's metadata are read before anything is restored.
-        handlers = {name: ocp.JsonCheckpointHandler() for name in ("data", "config")}
-        handlers["state"] = ocp.StandardCheckpointHandler()
-        self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options, item_handlers=_handlers())
 
     def save(self, step, state, data_state, metrics=None):
         """Saves a state as step `step`; nothing happens where that step is already there.
@@ -74,7 +77,8 @@ class Checkpoints:
           step: its number.
           state: a pytree of arrays.
           data_state: the data iterator's state, JSON values.
-          metrics: {name: number} of this step, for `best`; without its metric the step has no claim to be the best.
+          metrics: {name: number} of this step, for `best`; without its metric, or where that is not finite, the
+            step has no claim to be the best.
 
         Raises:
           OSError: an earlier save did not succeed, say for a full disk; the steps before it stay.
@@ -86,7 +90,7 @@ class Checkpoints:
             data=ocp.args.JsonSave(data_state),
             config=ocp.args.JsonSave(self._config),
         )
-        metrics = {name: value for name, value in (metrics or {}).items() if name == self._best}
+        metrics = {k: v for k, v in (metrics or {}).items() if k == self._best and np.isfinite(v)}
         with self._saving():
             saved = self._manager.save(step, args=args, metrics=metrics or None)
         if not saved:
@@ -128,31 +132,49 @@ class Checkpoints:
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         errors = []
         for step in steps:
+            found, reason = None, "another process cannot read it"
             try:
-                parts = self._manager.restore(
-                    step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
-                )
-                self._check(parts.config, template, step)
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-                state = self._manager.restore(step, args=args).state
-            except (ConfigMismatchError, MemoryError, jax.errors.JaxRuntimeError):  # These say nothing about the files.
-                raise
+                found = self._read(step, template)
+            except (ConfigMismatchError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+                raise  # These say nothing about the files.
             except Exception as error:  # Orbax raises bare Exceptions for damaged chunks.
                 reason = _first_line(error)
-                errors.append(f"step {step}: {reason}")
-                logging.error("Checkpoint %s of %s cannot be read: %s", step, self._manager.directory, reason)
-                continue
-            for bad in (s for s in steps if s > step):
-                # Orbax silently refuses to save again onto a step that exists.
-                logging.warning("Removing the damaged checkpoint of step %d; resuming from step %d.", bad, step)
-                self._manager.delete(bad)
-            return state, parts.data
+            if _everywhere(found is not None):
+                self._put_aside([s for s in steps if s > step])
+                return found
+            errors.append(f"step {step}: {reason}")
+            logging.error("Checkpoint %s of %s cannot be read: %s", step, self._manager.directory, reason)
         if errors:
             raise UnreadableError(
                 f"no checkpoint under {self._manager.directory} can be read; use another workdir, or move this one "
                 "away, to start anew.\n" + "\n".join(errors)
             )
         return None
+
+    def _read(self, step, template):
+        """(state, data_state) of a step, without waiting for other processes: they may not come as far."""
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix="alone"
+        )
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers()), multiprocessing_options=alone) as reader:
+            folder = self._manager.directory / str(step)
+            names = dict(data=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
+            parts = reader.restore(folder, args=ocp.args.Composite(**names))
+            self._check(parts.config, template, step)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+            return reader.restore(folder, args=args).state, parts.data
+
+    def _put_aside(self, steps):
+        """Renames steps: Orbax silently refuses to save again onto one that exists, and nothing is deleted unasked."""
+        for step in steps if jax.process_index() == 0 else ():
+            target, count = self._manager.directory / f"damaged-{step}", 1
+            while target.exists():
+                target, count = self._manager.directory / f"damaged-{step}-{count}", count + 1
+            (self._manager.directory / str(step)).rename(target)
+            logging.warning("Put the damaged checkpoint of step %d aside as %s; delete it if you like.", step, target)
+        if steps:
+            _everywhere(True)
+            self._manager.reload()
 
     def _check(self, saved, template, step):
         differences = []
@@ -226,6 +248,17 @@ class BestWeights:
             with atomic.replacing(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 json.dump(self.best, file)
         return True
+
+
+def _handlers():
+    """How the items of a step are written and read."""
+    json_handlers = {name: ocp.JsonCheckpointHandler() for name in ("data", "config")}
+    return dict(json_handlers, state=ocp.StandardCheckpointHandler())
+
+
+def _everywhere(truth):
+    """Whether something holds on all processes, which must ask together."""
+    return bool(np.all(sharding.gather(np.array(truth))))
 
 
 def _first_line(error):

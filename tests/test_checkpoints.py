@@ -1,6 +1,7 @@
 """Checkpoints: round trip, another configuration, damage."""
 
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -103,9 +104,23 @@ def test_damaged_newest_is_passed_over_and_can_be_written_again(tmp_path, mesh):
     restored, data = read(tmp_path, mesh)
     assert data == {"position": 20}
     assert (restored["w"] == state(mesh, 2)["w"]).all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "damaged-3"]
     write(tmp_path, mesh, steps=(3,))
     restored, _ = read(tmp_path, mesh)
     assert (restored["w"] == state(mesh, 3)["w"]).all()
+
+
+def test_what_a_killed_save_left_goes(tmp_path, mesh):
+    write(tmp_path, mesh, steps=(1,))
+    left = tmp_path / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "1", left)
+    _, data = read(tmp_path, mesh)
+    assert data == {"position": 10} and not left.exists()
+
+
+def test_keeping_nothing(tmp_path):
+    with pytest.raises(ValueError, match="keep_checkpoints=0 would keep none"):
+        Checkpoints(tmp_path, CONFIG, keep=0)
 
 
 def test_all_damaged(tmp_path, mesh):

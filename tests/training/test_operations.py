@@ -1,6 +1,7 @@
 """What a run survives: steps that are not finite, SIGTERM, kill −9, a full disk, another run, other processes."""
 
 import json
+import os
 import pathlib
 import random
 import resource
@@ -84,7 +85,7 @@ def test_what_is_not_finite_in_the_generator():
 
 
 def test_kept_are_the_last_every_and_the_best(tmp_path):
-    scores = {2: 5.0, 4: 1.0, 6: 3.0, 8: 2.0, 10: 4.0}
+    scores = {2: float("nan"), 4: 1.0, 6: 3.0, 8: float("nan"), 10: 4.0}
     config = toy.config(10, keep_checkpoints=1, keep_every=6, keep_best="score:min")
     config.eval_every = 2
     train(tmp_path, config, evaluate=lambda state: {"score": scores[int(state.step)], "curve": np.ones(2)})
@@ -180,13 +181,26 @@ def test_many_kills(tmp_path):
 
 def test_two_processes_and_then_one_on_another_mesh(tmp_path):
     options = dict(total_steps=4, mesh="data:2,fsdp:2", result=str(tmp_path / "two.npz"))
-    codes, outputs = programs.run_processes(
-        "tests.training.toy", tmp_path / "run", json.dumps(options), count=2, devices=2
-    )
-    assert codes == [0, 0], outputs
+
+    def run_two():
+        arguments = ("tests.training.toy", tmp_path / "run", json.dumps(options))
+        codes, outputs = programs.run_processes(*arguments, count=2, devices=2)
+        assert codes == [0, 0], outputs
+        return outputs
+
+    run_two()
+    whole = np.load(tmp_path / "two.npz")
+    # What process 1 wrote is damaged, which process 0 does not see: both take the checkpoint before.
+    for path in (tmp_path / "run" / "checkpoints" / "4" / "state" / "ocdbt.process_1").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    outputs = run_two()
+    assert all("at step 2" in output for output in outputs), outputs
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["2", "4", "damaged-4"]
     two = np.load(tmp_path / "two.npz")
+    assert same([whole[name] for name in whole], [two[name] for name in two])
     assert (two["processes"], two["devices"]) == (2, 4)
-    assert [step for step, _ in lines(tmp_path / "run")] == [1, 2, 3, 4]  # One process writes.
+    assert [step for step, _ in lines(tmp_path / "run")] == [1, 2, 3, 4, 3, 4]  # One process writes.
     # One process, another mesh: the same numbers come back, and it goes on from there.
     restored = train(tmp_path / "run", toy.config(4, mesh="fsdp:4"))
     assert same([two[f"arr_{i}"] for i in range(len(values(restored)))], values(restored))
