@@ -146,6 +146,8 @@ def check_config(config, default):
             "the configuration does not have the fields that it should have.\n"
             f"  unknown: {unknown}\n  missing: {missing}\n  known: {sorted(want)}"
         )
+    if config.keep_best and not config.eval_every:
+        raise ValueError(f"keep_best={config.keep_best!r} needs evaluations; eval_every is 0.")
     least = dict(batch_size=1, accumulation_steps=1, keep_checkpoints=1, total_steps=0, max_skipped=0, keep_every=0)
     least |= dict(log_every=0, eval_every=0, picture_every=0, checkpoint_every=0)
     for name, bound in least.items():
@@ -193,10 +195,11 @@ def train(config, workdir, stage):
             stage.open_evaluation(mesh)
         writer = stack.enter_context(MetricWriter(workdir, config.wandb_project))
         stop = stack.enter_context(StopSignal())
-        state, watch = initial_state(stage, mesh, root), StepWatch(config.max_skipped)
-        restored = checkpoints.restore(state)
+        watch = StepWatch(config.max_skipped)
+        # Shapes alone: a state beside the one that is read would take twice the memory.
+        restored = checkpoints.restore(abstract_state(stage, mesh, root))
         if restored is None:
-            state = stage.warm_start(state)
+            state = stage.warm_start(initial_state(stage, mesh, root))
         else:
             state, position = restored
             watch = StepWatch(config.max_skipped, position.pop("skipped", 0), position.pop("skipped_in_a_row", 0))
@@ -205,7 +208,9 @@ def train(config, workdir, stage):
         writer.config(config)  # Only now: a run that is refused leaves the configuration of the one before it.
         step_fn = compile_step(stage, mesh, state, root)
         best = BestWeights(workdir, config.keep_best)
-        run = _Run(config, workdir, stage, mesh, root, checkpoints, best, data, writer, watch, stop)
+        trace = _Trace(config, workdir)
+        stack.callback(trace.stop)
+        run = _Run(config, workdir, stage, mesh, root, checkpoints, best, data, writer, watch, stop, trace)
         state = run.steps(state, step_fn)
 
         # ── Result ──────────────────────────────────────────────────────────────────────────────
@@ -230,13 +235,20 @@ def held_out(config, mesh):
     return eval_batches(config.data, **options, **batch_share(mesh))
 
 
+def abstract_state(stage, mesh, root):
+    """`initial_state` as jax.ShapeDtypeStruct, with shardings."""
+    state = jax.eval_shape(stage.init, root)
+    shardings = sharding.state_shardings(state, mesh, stage.rules)
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
+
+
 def initial_state(stage, mesh, root):
     """The state before the first step, made where it is to lie."""
     # Every random array is a long program to the CPU compiler: optimising the initialiser of a small
     # model took a minute and a half, for something that runs once.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(stage, mesh, root))
     key = jax.random.fold_in(root, 2**31 - 1)
-    shardings = sharding.state_shardings(jax.eval_shape(stage.init, key), mesh, stage.rules)
     return jax.jit(stage.init, out_shardings=shardings, compiler_options=options)(key)
 
 
@@ -288,6 +300,30 @@ def _checkpoints(config, workdir):
     )
 
 
+class _Trace:
+    """The profiler over `profile_steps` steps from `profile_from` on, as far as this run does them."""
+
+    def __init__(self, config, workdir):
+        self._range = range(config.profile_from, config.profile_from + config.profile_steps)
+        self._folder, self._running = os.path.join(workdir, "profile"), False
+
+    def before(self, step, watch):
+        """Starts or stops it, where a step is the first inside or after the range."""
+        if self._running and step not in self._range:
+            watch.drain()
+            self.stop()
+        elif not self._running and step in self._range:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def stop(self):
+        """Writes what there is; at the end of the run, however it ends."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            logging.info("Wrote a trace under %s.", self._folder)
+
+
 @dataclasses.dataclass
 class _Run:
     """What the steps of a run need beside the state."""
@@ -303,17 +339,21 @@ class _Run:
     writer: MetricWriter
     watch: StepWatch
     stop: StopSignal
+    trace: _Trace
 
     def steps(self, state, step_fn):
         """Runs the remaining steps and returns the last state."""
         config, first = self.config, int(state.step)
         progress, rate_of = Progress(first, config.total_steps, config.batch_size), None
         for step in range(first + 1, config.total_steps + 1):
-            self._profile(step, first)
+            self.trace.before(step, self.watch)
             batch = sharding.shard_batch(next(self.data), self.mesh)
             if rate_of is None:
-                rate_of = _utilisation(self.stage, self.mesh, state, batch)
-            state, metrics = step_fn(state, batch)
+                with progress.paused():  # For compiling.
+                    rate_of = _utilisation(self.stage, self.mesh, state, batch)
+                    state, metrics = step_fn(state, batch)
+            else:
+                state, metrics = step_fn(state, batch)
             bad = self.watch.add(step, metrics, batch)
             if bad is None and self._waits(step):
                 bad = self.watch.drain()
@@ -363,6 +403,8 @@ class _Run:
         logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in numbers.items()))
         self.writer.scalars(step, results)
         self.best.update(step, results, functools.partial(self.stage.export, state))
+        if (metric := self.config.keep_best.partition(":")[0]) not in (*numbers, ""):
+            logging.warning("keep_best=%r: step %d measured %s.", self.config.keep_best, step, sorted(numbers))
         return numbers
 
     def _save(self, step, state, results=None):
@@ -397,15 +439,6 @@ class _Run:
 
     def _due(self, step, every):
         return every > 0 and (step % every == 0 or step == self.config.total_steps)
-
-    def _profile(self, step, first):
-        start, steps = max(self.config.profile_from, first + 1), self.config.profile_steps
-        if steps and step == start:
-            jax.profiler.start_trace(os.path.join(self.workdir, "profile"))
-        elif steps and step == start + steps:
-            self.watch.drain()
-            jax.profiler.stop_trace()
-            logging.info("Wrote a trace of %d steps under %s/profile.", steps, self.workdir)
 
 
 def _is_number(value):

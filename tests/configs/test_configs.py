@@ -105,3 +105,18 @@ def test_variants_are_strict():
     config = importlib.import_module("configs.imagenet_generator").get_config("remat=some")
     with pytest.raises(ValueError, match="remat='some' is not one of .*projections"):
         pretrained.make_module("generator", dict(config.generator))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(keep_best="eval_loss:min", eval_every=0), "keep_best='eval_loss:min' needs evaluations; eval_every is 0"),
+        (dict(accumulation_steps=0), "accumulation_steps=0 must be at least 1"),
+        (dict(accumulation_steps=3), "batch_size=32 is not a multiple of accumulation_steps=3"),
+    ],
+)
+def test_values_that_make_no_sense(fields, message):
+    config = importlib.import_module("configs.photos_generator").get_config()
+    config.update(fields)
+    with pytest.raises(ValueError, match=message):
+        loop.check_config(config, generator.default_config())
