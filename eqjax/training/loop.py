@@ -403,7 +403,7 @@ class _Run:
         logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in numbers.items()))
         self.writer.scalars(step, results)
         self.best.update(step, results, functools.partial(self.stage.export, state))
-        if (metric := self.config.keep_best.partition(":")[0]) not in (*numbers, ""):
+        if self.config.keep_best.partition(":")[0] not in (*numbers, ""):
             logging.warning("keep_best=%r: step %d measured %s.", self.config.keep_best, step, sorted(numbers))
         return numbers
 
