@@ -129,7 +129,7 @@ def test_sigterm_saves_and_ends_with_its_code(tmp_path):
     """A program, as it is a signal to the whole of it; then the run is finished here, bit for bit."""
     options = dict(total_steps=4000, delay=0.01, checkpoint_every=100_000)
     process = programs.start("tests.training.toy", tmp_path / "run", json.dumps(options), devices=4)
-    wait_for_step(tmp_path / "run", 3, process)
+    programs.wait_for_step(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output[-3000:]
@@ -137,14 +137,6 @@ def test_sigterm_saves_and_ends_with_its_code(tmp_path):
     assert 3 <= step < 4000
     resumed = train(tmp_path / "run", toy.config(step + 2))
     assert same(values(resumed), values(train(tmp_path / "whole", toy.config(step + 2))))
-
-
-def wait_for_step(workdir, step, process):
-    path = workdir / "metrics.jsonl"
-    while not (path.exists() and len(path.read_text().splitlines()) >= step):
-        if process.poll() is not None:
-            raise AssertionError(process.communicate()[0][-3000:])
-        time.sleep(0.02)
 
 
 def kill_at_random(tmp_path, kills, seed):
@@ -155,7 +147,7 @@ def kill_at_random(tmp_path, kills, seed):
         process = programs.start("tests.training.toy", tmp_path / "run", json.dumps(options), devices=4)
         path = tmp_path / "run" / "metrics.jsonl"
         before = len(path.read_text().splitlines()) if path.exists() else 0
-        wait_for_step(tmp_path / "run", before + rng.randint(1, 20), process)
+        programs.wait_for_step(tmp_path / "run", before + rng.randint(1, 20), process)
         time.sleep(rng.random() * 0.1)
         process.kill()
         process.communicate()
