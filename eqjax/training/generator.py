@@ -7,6 +7,8 @@ Images are encoded inside the jitted step, or the latents' means come from a cac
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.2 and appendix.
 """
 
+import functools
+
 from absl import logging
 import jax
 import jax.numpy as jnp
@@ -170,8 +172,9 @@ def make_stage(config, workdir=None):
         pretrained.save(path, exported)
 
     def diagnose(state, batch, key):
-        latents, labels = jax.jit(encode)(frozen, sharding.gather(batch), stream(key, "posterior"))
-        return diagnosis.first_bad_module(generator, sharding.gather(state.params), latents, labels, key)
+        params, batch = sharding.gather(state.params), sharding.gather(batch)
+        encode_rows = functools.partial(jax.jit(encode), frozen)
+        return diagnosis.first_bad_module(generator, params, encode_rows, batch, key, config.accumulation_steps)
 
     step, plain_step = (jax.tree_util.Partial(step, frozen) for step in steps)
     return loop.Stage(init, step, evaluate, pictures, export, LOGICAL_AXES, diagnose, plain_step)

@@ -321,8 +321,11 @@ class _Run:
         self.checkpoints.wait()
         where = "unknown"
         if self.stage.diagnose is not None:
-            with jax.set_mesh(self.mesh):
-                where = self.stage.diagnose(state, batch, jax.random.fold_in(self.root, step - 1))
+            try:
+                with jax.set_mesh(self.mesh):
+                    where = self.stage.diagnose(state, batch, jax.random.fold_in(self.root, step - 1))
+            except Exception as error:  # Whatever it is, most likely too little memory: the run's end is the news.
+                where = f"unknown, as the search for it failed ({error!r:.200})"
         raise FloatingPointError(
             f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of "
             f"{self.watch.in_a_row} steps in a row were skipped. First offending module: {where}. The last good state "

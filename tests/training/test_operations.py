@@ -1,5 +1,6 @@
 """What a run survives: steps that are not finite, SIGTERM, kill −9, a full disk, another run, other processes."""
 
+import dataclasses
 import json
 import pathlib
 import random
@@ -13,7 +14,7 @@ import pytest
 
 from eqjax import hardware
 from eqjax.checkpoints import Checkpoints
-from eqjax.training import flops, guard, loop, metrics, optim
+from eqjax.training import diagnosis, flops, guard, loop, metrics, optim
 from tests import programs
 from tests.training import toy
 
@@ -61,10 +62,19 @@ def test_too_many_bad_updates_stop_the_run(tmp_path):
     assert int(resumed.step) == 7 and all(np.isfinite(leaf).all() for leaf in values(resumed))
 
 
+def test_a_search_that_fails_does_not_hide_what_happened(tmp_path):
+    def diagnose(state, batch, key):
+        raise MemoryError("16 GiB")
+
+    config = toy.config(1, max_skipped=1)
+    stage = dataclasses.replace(toy.stage(config, bad_steps=(1,)), diagnose=diagnose)
+    with pytest.raises(FloatingPointError, match=r"step 1: .* not finite.*search for it failed \(MemoryError\('16 GiB"):
+        loop.train(config, str(tmp_path), stage)
+
+
 @pytest.mark.slow
 def test_what_is_not_finite_in_the_generator():
     from eqjax.generator import Generator
-    from eqjax.training import diagnosis
 
     generator = Generator(width=8, depth=3, num_heads=2, latent_dim=4, num_classes=2, num_cond_tokens=1, flow_width=8,
                           flow_depth=1)  # fmt: skip
@@ -72,7 +82,7 @@ def test_what_is_not_finite_in_the_generator():
     latents, labels, key = np.ones((2, 3, 4), np.float32), np.array([0, 1]), jax.random.key(1)
 
     def first(params, latents=latents):
-        return diagnosis.first_bad_module(generator, params, latents, labels, key)
+        return diagnosis.first_bad_module(generator, params, lambda batch, key: batch, (latents, labels), key)
 
     kernel = params["blocks"]["mlp_out"]["kernel"]
     huge = {**params, "blocks": {**params["blocks"], "mlp_out": {**params["blocks"]["mlp_out"], "kernel": kernel}}}
@@ -81,6 +91,40 @@ def test_what_is_not_finite_in_the_generator():
     huge["blocks"]["mlp_out"]["kernel"] = kernel.at[2, 0, 0].set(np.nan)
     assert first(huge) == "parameter blocks/mlp_out/kernel, layer 2"
     assert first(params, latents * np.inf).startswith("latents")
+    head = params["flow_head"]
+    kernel = jax.numpy.full_like(head["input_proj"]["kernel"], 3e38)
+    huge = {**params, "flow_head": {**head, "input_proj": {"kernel": kernel, "bias": head["input_proj"]["bias"]}}}
+    assert first(huge) == "output of flow_head/input_proj"
+    huge["flow_head"] = {**head, "output_proj": {**head["output_proj"], "bias": jax.numpy.full(4, 1e20)}}
+    assert first(huge).startswith("the loss itself")
+
+
+def test_what_is_not_finite_comes_in_the_order_of_the_forward_pass():
+    names = ["input_proj", "time_in", "blocks_2/norm", "blocks_2", "blocks_10/mlp_out", "final_norm", "output_proj"]
+    tree = {f"flow_head/{name}": np.float32(np.inf) for name in names} | {"flow_head": np.float32(np.nan)}
+    tree |= {"latent_proj": np.float32(1), "output_norm": np.float32(np.nan)}
+    assert diagnosis._bad(tree) == ["output_norm", *(f"flow_head/{name}" for name in names), "flow_head"]
+
+
+def test_an_accumulated_step_is_repeated_part_by_part(monkeypatch):
+    generator, key, seen = object(), jax.random.key(3), []
+
+    def compute(carry, rows, key):
+        del carry
+        draw = jax.random.uniform(key)
+        return (rows["x"].sum(), draw), None
+
+    def look(generator, params, encode, rows, key):
+        seen.append(compute(None, rows, key)[0])
+        return f"part {len(seen)}" if len(seen) == 3 else None
+
+    monkeypatch.setattr(diagnosis, "_first_bad_of_part", look)
+    batch = {"x": np.arange(12.0) ** 2}
+    assert diagnosis.first_bad_module(generator, {}, None, batch, key, parts=3) == "part 3"
+    (total, draw), _ = optim.accumulated(compute, batch, key, 3)
+    np.testing.assert_allclose([sum(x) / 3 for x in zip(*seen, strict=True)], [total, draw], rtol=1e-6)
+    assert diagnosis.first_bad_module(generator, {}, None, batch, key).startswith("none when the step is done again")
+    np.testing.assert_allclose(seen[3], compute(None, batch, key)[0])
 
 
 def test_kept_are_the_last_every_and_the_best(tmp_path):
