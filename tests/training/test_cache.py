@@ -1,6 +1,7 @@
 """A cache of latents: the same latents as from pictures, whole after any kill, and refused where it does not fit."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -113,6 +114,10 @@ def test_training_from_a_cache_equals_training_from_pictures(caches, config, wei
     assert from_cache.evaluate(state)["eval_loss"] != pytest.approx(expected, rel=2e-4)
     with make_iterator(data, batch_size=16, seed=0) as iterator:
         batch = next(iterator)
+    broken = {**batch, "latents": batch["latents"] * np.inf}
+    assert from_cache.diagnose(state, broken, jax.random.key(0)).startswith("latents")
+    assert not from_cache.step.args[0] and set(from_pictures.step.args[0]) == {"encoder", "quant"}
+    assert from_cache.tokenizer == latents.tokenizer_hash(weights.params["tokenizer"])
     assert batch["latents"].shape == (16, 6, 8) and batch["latents"].dtype == jnp.bfloat16 and "image" not in batch
     stepped, metrics = jax.eval_shape(from_cache.step, state, batch, jax.random.key(0))
     assert stepped == jax.eval_shape(lambda: state) and metrics["loss"].dtype == jnp.float32
@@ -267,6 +272,28 @@ def test_cache_of_another_tokenizer_is_refused(caches, config, weights):
     changed = pretrained.Weights({"tokenizer": weights.modules["tokenizer"].clone(posterior_std=1.0)}, weights.params)
     with pytest.raises(CacheError, match="posterior_std: cache 2.5, run 1.0"):
         latents.check_cache(source, changed, config, "mine")
+
+
+def test_cache_for_evaluation_is_checked_too(caches, copy, config, weights):
+    source, evaluation = LatentSource(caches / "train"), LatentSource(caches / "eval")
+    latents.check_caches(source, evaluation, weights, config, "mine")
+    for name, value, message in (
+        ("tokenizer_hash", "0" * 64, f"cache {copy} was made by another tokenizer"),
+        ("class_names", ["coffee", "brick"], f"cache {copy} has 2 classes, .*train 2, and not the same in the same"),
+    ):
+        manifest = json.loads((caches / "train" / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps({**manifest, name: value}))
+        with pytest.raises(CacheError, match=message):
+            latents.check_caches(source, LatentSource(copy), weights, config, "mine")
+
+
+def test_scale_that_does_not_fit_is_told(caches, config, weights, caplog):
+    source = LatentSource(caches / "train")
+    measured = source.manifest["latent_scale"]
+    latents.check_cache(source, dataclasses.replace(weights, latent_scale=measured), config, "mine")
+    assert not caplog.messages
+    latents.check_cache(source, dataclasses.replace(weights, latent_scale=None), config, "mine")
+    assert f"a scale of {measured:.5f}, the tokenizer mine states none: the published 0.05493" in caplog.text
 
 
 def test_damaged_caches_say_what_to_do(copy, config, weights):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eqjax import hardware
-from eqjax.checkpoints import Checkpoints
+from eqjax.checkpoints import Checkpoints, ConfigMismatchError
 from eqjax.training import diagnosis, flops, guard, loop, metrics, optim
 from tests import programs
 from tests.training import toy
@@ -166,7 +166,24 @@ def test_a_folder_in_use(tmp_path):
 def test_meshes_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="multiplies to 3"):
         train(tmp_path / "run", toy.config(1, mesh="data:3"))
+    config = toy.config(1, batch_size=4)
+    with config.unlocked():
+        config.accumulation_steps = 2
+    with pytest.raises(ValueError, match="batch_size=4 in accumulation_steps=2 parts makes 2 pictures a part"):
+        train(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_its_own_tokenizer_only(tmp_path):
+    def go_on(steps, tokenizer):
+        config = toy.config(steps)
+        stage = dataclasses.replace(toy.stage(config), tokenizer=tokenizer)
+        return int(loop.train(config, str(tmp_path), stage).step)
+
+    assert go_on(1, "a" * 64) == 1
+    with pytest.raises(ConfigMismatchError, match="another tokenizer: .* hash aaaaaaaaaaaaaaaa….* bbbbbbbbbbbbbbbb…"):
+        go_on(2, "b" * 64)
+    assert go_on(2, "a" * 64) == 2
 
 
 def test_sigterm_saves_and_ends_with_its_code(tmp_path):
@@ -276,7 +293,10 @@ def test_epochs_and_rates_become_steps():
     assert resolved.total_steps == 15_000 and resolved.optimizer.warmup_steps == 225.0
     assert resolved.optimizer.learning_rate == pytest.approx(1e-4 * 2 / 256)
     assert loop.resolve(resolved).to_dict() == resolved.to_dict()
-    config.total_epochs = -1.0
+    config.batch_size = 0
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        loop.resolve(config)
+    config.batch_size, config.total_epochs = 2, -1.0
     with pytest.raises(ValueError, match="total_epochs=-1.0 must be at least 0"):
         loop.resolve(config)
 
