@@ -36,16 +36,19 @@ def parse_mesh(text, count):
       {"data": …, "fsdp": …, "tensor": …}.
 
     Raises:
-      ValueError: an unknown axis, a size that is none, or sizes that do not multiply to `count`.
+      ValueError: an axis that is unknown or named twice, a size that is none, or sizes that do not multiply to `count`.
     """
-    sizes = dict.fromkeys(AXES, 1)
+    sizes = {}
     for item in filter(None, text.replace(" ", "").split(",")):
         name, _, size = item.partition(":")
         if name not in AXES:
             raise ValueError(f"mesh={text!r} has an unknown axis {name!r}; the axes are {', '.join(AXES)}.")
         if not re.fullmatch(r"-1|[1-9]\d*", size):
             raise ValueError(f"mesh={text!r}: {item!r} needs a size of at least 1, or -1 for what remains.")
+        if name in sizes:
+            raise ValueError(f"mesh={text!r} names {name!r} twice; give every axis once.")
         sizes[name] = int(size)
+    sizes = {name: sizes.get(name, 1) for name in AXES}
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
         raise ValueError(f"mesh={text!r}: only one axis may be -1, not {open_axes}.")
@@ -165,6 +168,30 @@ def put(tree, shardings):
 
 
 # ── Batches and results ─────────────────────────────────────────────────────────────────────────
+
+
+def check_batch(mesh, batch_size, accumulation_steps=1):
+    """Compares a configuration's batch with the devices that it is to be split over.
+
+    Raises:
+      ValueError: a size below 1, or a batch whose parts do not divide among the devices.
+    """
+    if batch_size < 1 or accumulation_steps < 1:
+        raise ValueError(f"batch_size={batch_size} and accumulation_steps={accumulation_steps} must be at least 1.")
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % devices:
+        raise ValueError(
+            f"batch_size={batch_size}: a global batch of {batch_size} does not divide among {devices} devices "
+            f"(data × fsdp); split tensor instead, or set --config.batch_size to a multiple of {devices}."
+        )
+    multiple = devices * accumulation_steps
+    if batch_size % multiple:
+        # Parts that do not divide would be computed whole on every device.
+        raise ValueError(
+            f"batch_size={batch_size} in accumulation_steps={accumulation_steps} parts makes "
+            f"{batch_size / accumulation_steps:g} pictures a part, which do not divide among {devices} devices "
+            f"(data × fsdp); set batch_size to a multiple of {multiple}, or fewer parts."
+        )
 
 
 def batch_share(mesh):

@@ -4,7 +4,8 @@ r"""Starts a training command as several processes on this machine.
 
 Each process gets COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID, and with --gpus one share of the
 GPUs (CUDA_VISIBLE_DEVICES). When one process fails the others are stopped; SIGTERM and SIGINT are
-handed on. The exit code is that of the first process that did not end with 0, else 0.
+handed on, and those that save then (code 75) are waited for. The exit code is that of the first process
+that did not end with 0, else 0.
 """
 
 import os
@@ -16,6 +17,9 @@ import sys
 import time
 
 from absl import app, flags
+
+# As launch.runner has it, which would load JAX.
+_PREEMPTED = 75
 
 _COUNT = flags.DEFINE_integer("num_processes", 2, "Processes to start.", lower_bound=1)
 _GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of this machine, shared out evenly; 0: leave as is.", lower_bound=0)
@@ -61,10 +65,9 @@ def run(command, variables, grace):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
     code, deadline = 0, None
-    # A list: `any` of a generator would leave off at the first that runs, and never see another fail.
-    while any([process.poll() is None for process in processes]):
-        code = code or next((process.returncode for process in processes if process.returncode), 0)
-        if code and deadline is None:
+    while None in (codes := [process.poll() for process in processes]):
+        code = code or next(filter(None, codes), 0)
+        if deadline is None and not {*codes} <= {None, 0, _PREEMPTED}:
             deadline = time.monotonic() + grace
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:

@@ -30,13 +30,38 @@ _COORDINATES = (
 )
 
 
-def set_up():
-    """Logging to the terminal, the other processes of the run, and the folder of compiled programs."""
+def set_up(join=True):
+    """Logging to the terminal, the other processes of the run (unless not to `join`), compiled programs' folder."""
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_not_from_libraries)
-    join_processes()
+    if join:
+        join_processes()
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
+
+
+def process_numbers(environment):
+    """Which process this is, for programs whose processes need not know each other.
+
+    Args:
+      environment: as `distributed_arguments`; the coordinator's address need not be set.
+
+    Returns:
+      (index, count), (0, 1) where nothing is set; None where JAX has to ask the platform.
+
+    Raises:
+      ValueError: only one of the two variables is set, or numbers that make no sense.
+    """
+    for _, *names in _COORDINATES:
+        count, index = (environment.get(name) for name in names)
+        if count is None and index is None:
+            continue
+        if count is None or index is None:
+            raise ValueError(f"{names[count is not None]} not set, but {names[count is None]} is; set both.")
+        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+            raise ValueError(f"{names[1]}={index} must be a number below {names[0]}={count}.")
+        return int(index), int(count)
+    return None if environment.get("EQJAX_DISTRIBUTED") == "auto" else (0, 1)
 
 
 def distributed_arguments(environment):
@@ -53,21 +78,20 @@ def distributed_arguments(environment):
     Raises:
       ValueError: only a part of the variables is set, or numbers that make no sense.
     """
-    for names in _COORDINATES:
-        address, count, index = (environment.get(name) for name in names)
-        if count is None and index is None:
-            continue
-        missing = [name for name in names if environment.get(name) is None]
-        if missing:
-            raise ValueError(f"{', '.join(missing)} not set, but the others of {', '.join(names)} are; set all three.")
-        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
-            raise ValueError(f"{names[2]}={index} must be a number below {names[1]}={count}.")
-        if int(count) == 1:
-            return None
-        if ":" not in address:
-            address = f"{address}:{environment.get('MASTER_PORT', '29500')}"
-        return dict(coordinator_address=address, num_processes=int(count), process_id=int(index))
-    return {} if environment.get("EQJAX_DISTRIBUTED") == "auto" else None
+    numbers = process_numbers(environment)
+    if numbers is None:
+        return {}
+    index, count = numbers
+    if count == 1:
+        return None
+    names = next(names for names in _COORDINATES if names[1] in environment)
+    address = environment.get(names[0])
+    if address is None:
+        raise ValueError(f"{names[0]} not set, but the others of {', '.join(names)} are; set all three.")
+    if ":" not in address:
+        # At MASTER_PORT itself torchrun's agent listens.
+        address = f"{address}:{int(environment.get('MASTER_PORT', '29500')) + 1}"
+    return dict(coordinator_address=address, num_processes=count, process_id=index)
 
 
 def join_processes():

@@ -23,7 +23,9 @@ export COORDINATOR_ADDRESS="${first_node:-localhost}:${PORT:-29500}"
 # Each task learns its number from SLURM.
 # shellcheck disable=SC2016
 task='export NUM_PROCESSES=$SLURM_NTASKS PROCESS_ID=$SLURM_PROCID; exec "$@"'
-command=(srun --kill-on-bad-exit=1 bash -c "$task" eqjax "$PYTHON" "$@")
+# srun waits for all tasks, and returns their highest code: 75 where all have saved. It must not end the others when
+# the first is ready; when one fails, JAX's heartbeats end them.
+command=(srun --kill-on-bad-exit=0 --wait=0 bash -c "$task" eqjax "$PYTHON" "$@")
 
 if [ -n "${DRY_RUN:-}" ]; then
     printf 'COORDINATOR_ADDRESS=%s' "$COORDINATOR_ADDRESS"
@@ -31,6 +33,7 @@ if [ -n "${DRY_RUN:-}" ]; then
     printf '\n'
     exit 0
 fi
+trap : TERM # A signal to the whole job reaches this shell too, which still has to ask for the queue.
 "${command[@]}"
 code=$?
 if [ "$code" -eq 75 ]; then

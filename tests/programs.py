@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 from launch import local
 
@@ -56,3 +57,12 @@ def run(module, *arguments, devices=1, code=0, timeout=900, **variables):
         raise
     assert process.returncode == code, output[-5000:]
     return output
+
+
+def wait_for_step(workdir, step, process):
+    """Waits until a training program has logged so many steps."""
+    path = workdir / "metrics.jsonl"
+    while not (path.exists() and len(path.read_text().splitlines()) >= step):
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[0][-3000:])
+        time.sleep(0.02)

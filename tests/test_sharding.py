@@ -28,6 +28,7 @@ def test_mesh_from_text():
         ("model:4", r"unknown axis 'model'; the axes are data, fsdp, tensor"),
         ("data:-1,fsdp:-1", r"only one axis may be -1, not \['data', 'fsdp'\]"),
         ("data:0", r"'data:0' needs a size of at least 1"),
+        ("data:2,data:4", r"'data:2,data:4' names 'data' twice"),
     ],
 )
 def test_meshes_that_make_no_sense(text, message):
@@ -84,6 +85,22 @@ def test_batches():
     with pytest.raises(ValueError, match="batch of 3 does not divide among 2 devices .* multiple of 2"):
         sharding.shard_batch({"x": np.zeros((3, 2))}, mesh)
     assert sharding.batch_share(mesh) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "message"),
+    [
+        (0, 1, "batch_size=0 and accumulation_steps=1 must be at least 1"),
+        (8, 0, "accumulation_steps=0 must be at least 1"),
+        (6, 1, "global batch of 6 does not divide among 4 devices .* multiple of 4"),
+        (8, 4, "in accumulation_steps=4 parts makes 2 pictures a part, .* 4 devices .* multiple of 16"),
+    ],
+)
+def test_batches_that_do_not_fit(batch_size, parts, message):
+    mesh = sharding.make_mesh(shape="data:2,fsdp:2")
+    sharding.check_batch(mesh, 16, 4)
+    with pytest.raises(ValueError, match=message):
+        sharding.check_batch(mesh, batch_size, parts)
 
 
 def train_on(count, shape, steps=3):

@@ -1,14 +1,17 @@
 """Making a cache of latents: pictures → crops and flips → encoder → shards, by many processes, killed at any moment.
 
 The shard is the unit of everything: process p of P makes the shards p, p + P, …; a shard is written under a temporary
-name, renamed when it is whole, and counted as finished once its statistics lie beside it. A process that starts makes
-what is missing. Crops are drawn from the seed, the picture's number and the crop's, so it does not matter who makes a
-shard, or how often. The process that finds all shards finished writes the manifest.
+name of its writer's own, renamed when it is whole, and counted as finished once its statistics lie beside it. A process
+that starts makes what is missing; two that make the same shard only lose time. Crops are drawn from the seed, the
+picture's number and the crop's, so it does not matter who makes a shard, or how often. The process that finds all
+shards finished writes the manifest.
 """
 
 from concurrent import futures
+import contextlib
 import os
 import re
+import time
 
 from absl import logging
 from array_record.python import array_record_module
@@ -16,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import pixels, sharding
+from eqjax import atomic, pixels, sharding
 from eqjax.data import pipeline
 from eqjax.data.latents import DTYPES, CacheError, Plan, encode_record, read_json, write_json
 from eqjax.training.latents import encoding_fields, noise_mean_square, tokenizer_hash
 
 _SPLITS = ("train", "eval")
+_POLL_SECONDS = 2.0
 _WITHOUT_EFFECT = ("num_threads", "num_workers", "flip")  # Of the data configuration, on a cache.
 
 
@@ -71,19 +75,20 @@ def make_plan(config, weights, *, split="train", num_crops=1, flips=True, dtype=
     return plan, records
 
 
-def build_cache(output, config, weights, *, batch_size=64, process_index=0, process_count=1, **options):
+def build_cache(output, config, weights, *, batch_size=64, process_index=0, process_count=1, wait=False, **options):
     """Makes this process's shards of a cache, and the manifest if it is the last.
 
     Args:
       output: folder of the cache, seen by all processes.
       config: data configuration of the pictures.
       weights: the tokenizer's `Weights`.
-      batch_size: pictures per call of the encoder, crops and flips not counted; rounded up to whole devices.
+      batch_size: pictures per call of the encoder, every crop and flip counted; rounded up to whole devices.
       process_index, process_count: which shards are this process's.
+      wait: stay until the other processes' shards are finished too.
       **options: as `make_plan`.
 
     Returns:
-      Whether the cache is finished: False while other processes' shards are missing.
+      Whether the cache is finished: False, unless told to wait, while other processes' shards are missing.
 
     Raises:
       CacheError: the folder holds a cache of another plan; both sides are named.
@@ -99,12 +104,19 @@ def build_cache(output, config, weights, *, batch_size=64, process_index=0, proc
     missing = [shard for shard in range(plan.num_shards) if not _finished(output, plan, shard)]
     mine = [shard for shard in missing if shard % process_count == process_index]
     logging.info("%s: %d of %d shards are missing, %d made here.", output, len(missing), plan.num_shards, len(mine))
-    encode = _make_encoder(weights, plan, batch_size)
+    # As many whole pictures as a call takes; those of more variants than that are taken in several calls.
+    pictures = max(1, batch_size // plan.variants)
+    encode = _make_encoder(weights, plan, min(batch_size, pictures * plan.variants))
     with futures.ThreadPoolExecutor(max(1, config.num_threads)) as pool:
         for number, shard in enumerate(mine):
-            _write_shard(output, plan, shard, _encoded(plan, records, shard, encode, batch_size, pool, config))
+            if not _finished(output, plan, shard):  # Another process may have made it meanwhile.
+                _write_shard(output, plan, shard, _encoded(plan, records, shard, encode, pictures, pool, config))
             logging.info("Shard %d is finished; %d more here.", shard, len(mine) - number - 1)
-    return _finish(output, plan, weights)
+    while not _finish(output, plan, weights):
+        if not wait:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _claim(output, plan):
@@ -144,24 +156,29 @@ def _finished(output, plan, shard):
 
 
 def _make_encoder(weights, plan, batch_size):
-    """uint8 images [b · variants, H, W, 3] → posterior means, on all devices of this process."""
+    """uint8 images [n, H, W, 3] → posterior means, at most `batch_size` per call of all this process's devices.
+
+    Returns:
+      A function of the images, which starts the work and returns a list of arrays.
+    """
     tokenizer = weights.modules["tokenizer"]
     mesh = sharding.make_mesh(jax.local_devices())
     data = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.BATCH_AXES))
     params = jax.device_put(weights.params["tokenizer"], sharding.replicated(mesh))
-    size = -(-batch_size * plan.variants // mesh.size) * mesh.size
+    size = -(-batch_size // mesh.size) * mesh.size
 
     @jax.jit
     def encode(params, images):
         mean = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode").mode()
         return mean.astype(jnp.dtype(plan.dtype))
 
-    def call(images):
-        # One shape for all batches: the last is filled up.
-        filled = np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]), np.uint8)])
-        return encode(params, jax.device_put(filled, data))
+    def start(images):
+        # One shape for all calls: the last is filled up.
+        missing = -len(images) % size
+        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
+        return [encode(params, jax.device_put(filled[i : i + size], data)) for i in range(0, len(filled), size)]
 
-    return call
+    return start
 
 
 def _variants(plan, records, config, picture):
@@ -176,10 +193,10 @@ def _variants(plan, records, config, picture):
     return np.stack(images), record["label"]
 
 
-def _encoded(plan, records, shard, encode, batch_size, pool, config):
-    """Yields (latents [L, D], label) of a shard's records; pictures are read while the encoder works."""
+def _encoded(plan, records, shard, encode, at_once, pool, config):
+    """Yields (latents [L, D], label) of a shard's records; `at_once` pictures are read while the encoder works."""
     pictures = plan.pictures(shard)
-    batches = [pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
+    batches = [pictures[i : i + at_once] for i in range(0, len(pictures), at_once)]
 
     def read(batch):
         return [pool.submit(_variants, plan, records, config, picture) for picture in batch]
@@ -187,9 +204,9 @@ def _encoded(plan, records, shard, encode, batch_size, pool, config):
     reading = read(batches[0])
     for following in [*batches[1:], None]:
         images, labels = zip(*(future.result() for future in reading), strict=True)
-        out = encode(np.concatenate(images))
+        started = encode(np.concatenate(images))
         reading = read(following) if following is not None else []
-        latents = np.asarray(out)
+        latents = np.concatenate([np.asarray(part) for part in started])
         for i, label in enumerate(np.repeat(labels, plan.variants)):
             yield latents[i], int(label)
 
@@ -197,20 +214,27 @@ def _encoded(plan, records, shard, encode, batch_size, pool, config):
 def _write_shard(output, plan, shard, records):
     """Writes a shard and then its statistics; a shard without them is made again."""
     path = os.path.join(output, f"{plan.shard_name(shard)}.array_record")
-    # The same temporary name every time: what a killed process left is written over. Compressed shards would be
-    # a fifth smaller and read at little more than half the rate.
-    writer = array_record_module.ArrayRecordWriter(f"{path}.tmp", "group_size:1,uncompressed")
     count, squares = 0, 0.0
     try:
-        for latents, label in records:
-            values = np.asarray(latents, np.float64)
-            if not np.isfinite(values).all():
-                raise CacheError(f"latents of record {count} of {path} are not finite in {plan.dtype}; try bfloat16.")
-            writer.write(encode_record(latents, label))
-            count, squares = count + 1, squares + float(np.mean(np.square(values)))
-    finally:
-        writer.close()
-    os.replace(f"{path}.tmp", path)
+        with atomic.replacing(path) as temporary:
+            # Compressed shards would be a fifth smaller and read at little more than half the rate.
+            writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1,uncompressed")
+            try:
+                for latents, label in records:
+                    values = np.asarray(latents, np.float64)
+                    if not np.isfinite(values).all():
+                        raise CacheError(
+                            f"latents of record {count} of {path} are not finite in {plan.dtype}; try bfloat16."
+                        )
+                    writer.write(encode_record(latents, label))
+                    count, squares = count + 1, squares + float(np.mean(np.square(values)))
+            finally:
+                writer.close()
+    except FileNotFoundError:
+        # Others made this shard too, finished the cache, and cleared away what is not part of it.
+        if not _finished(output, plan, shard):
+            raise
+        return
     statistics = {"records": count, "bytes": os.path.getsize(path), "mean_square": squares / count}
     write_json(_statistics_path(output, plan, shard), statistics)
 
@@ -227,5 +251,9 @@ def _finish(output, plan, weights):
     noise = noise_mean_square(weights.modules["tokenizer"].posterior_std)
     manifest = {"num_records": records, "latent_scale": (mean_square + noise) ** -0.5, "shards": shards}
     write_json(os.path.join(output, "manifest.json"), {**plan.to_json(), **manifest})
+    for name in os.listdir(output):
+        if ".array_record." in name and name.endswith(".tmp"):  # Of processes that were killed.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(output, name))
     logging.info("%s is finished: %d records of %d pictures.", output, records, plan.num_pictures)
     return True

@@ -1,6 +1,7 @@
 """Where a step that is not finite went wrong: the first module, or term, whose numbers are no numbers."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,37 +17,57 @@ _FORWARD = ("class_embedding", "null_embedding", "cond_positions", "latent_proj"
 _BLOCK = ("self_norm", "self_qkv", "self_out", "cross_norm", "cross_query", "cross_condition_norm", "cross_key",
           "cross_value", "cross_out", "mlp_norm", "mlp_in", "mlp_out")  # fmt: skip
 
+# Of the flow head, and of its blocks. The output of a whole, which has no name here, comes after its parts.
+_HEAD = ("input_proj", "time_in", "time_out", "context_proj", "modulation", "final_modulation", "blocks", "final_norm",
+         "output_proj")  # fmt: skip
+_HEAD_BLOCK = ("norm", "mlp_in", "mlp_out")
 
-def first_bad_module(generator, params, latents, labels, key):
-    """Names the first thing that is not finite in a training step of the generator.
+
+def first_bad_module(generator, params, encode, batch, key, parts=1):
+    """Names the first thing that is not finite in a training step of the generator, which it repeats.
 
     In this order: parameters, latents, outputs of modules (the first in the forward pass; of the
-    stacked layers the lowest), gradients (the last module in the forward pass, as they flow back).
+    stacked layers the lowest), the loss, gradients (the last module in the forward pass, as they flow back).
 
     Args:
       generator: the module.
       params: its parameters.
-      latents, labels: the batch, [B, L, D] and [B].
+      encode: (batch, key) → latents [B, L, D] and labels [B].
+      batch: the step's, whole.
       key: the step's.
+      parts: its accumulation_steps: like the step it takes the batch a part at a time, until one is bad.
 
     Returns:
       A text, such as "output of blocks/mlp_in, layer 3".
     """
+    if bad := _bad(params):
+        return f"parameter {bad[0]}"
+    for i in range(parts):
+        # The rows and the key that `optim.accumulated` gives the part.
+        rows = jax.tree.map(lambda x, i=i: x[i::parts], batch)
+        found = _first_bad_of_part(generator, params, encode, rows, jax.random.fold_in(key, i) if parts > 1 else key)
+        if found is not None:
+            return found
+    return "none when the step is done again: look for a hardware fault"
+
+
+def _first_bad_of_part(generator, params, encode, batch, key):
+    latents, labels = encode(batch, stream(key, "posterior"))
+    if not jnp.isfinite(latents).all():
+        return "latents, which come from the tokenizer or the data"
     rngs = {name: stream(key, name) for name in ("flow", "rope", "label", "dropout")}
 
     def loss(params, **options):
         return generator.apply({"params": params}, latents, labels, method="loss", rngs=rngs, **options)
 
-    if bad := _bad(params):
-        return f"parameter {bad[0]}"
-    if not jnp.isfinite(latents).all():
-        return "latents, which come from the tokenizer or the data"
-    _, inside = jax.jit(lambda p: loss(p, capture_intermediates=True, mutable=["intermediates"]))(params)
+    value, inside = jax.jit(lambda p: loss(p, capture_intermediates=True, mutable=["intermediates"]))(params)
     if bad := _bad(inside["intermediates"]):
         return f"output of {bad[0]}"
+    if not jnp.isfinite(value):
+        return "the loss itself, of outputs that are all finite: they are too large to be squared"
     if bad := _bad(jax.jit(jax.grad(loss))(params)):
         return f"gradient of {bad[-1]}"
-    return "none when the step is done again: look for a hardware fault"
+    return None
 
 
 # Terms of the tokenizer's objective in the order in which they are computed. Sums of them are none of their own.
@@ -108,13 +129,22 @@ def _bad(tree):
             continue
         name = path_name(path).split("/__call__")[0]
         module, *rest = name.split("/")
-        place = (_place(_FORWARD, module), -1, 0)
+        place = (_place(_FORWARD, module),)
         if module == "blocks":
             layer = int(jnp.argmin(finite.reshape(len(leaf), -1).all(axis=1)))
-            place = (place[0], layer, _place(_BLOCK, rest[0]))
+            place += (layer, _place(_BLOCK, rest[0]))
             name = f"{name}, layer {layer}"
+        elif module == "flow_head":
+            place += _place_in_head(*rest)
         found.append((place, name))
     return [name for _, name in sorted(found, key=lambda item: item[0])]
+
+
+def _place_in_head(module="", inner="", *_):
+    block = re.fullmatch(r"blocks_(\d+)", module)
+    if block:
+        return _place(_HEAD, "blocks"), int(block[1]), _place(_HEAD_BLOCK, inner)
+    return (_place(_HEAD, module),)
 
 
 def _place(order, name):

@@ -106,11 +106,13 @@ def make_stage(config, workdir=None):
             f"({', '.join(source.class_names[:5])}, …): add --config.generator.num_classes={len(source.class_names)}."
         )
     if config.data.source == "latents":
-        latents.check_cache(source, weights, config.data, config.tokenizer_weights)
+        evaluation = make_source(config.data, train=not config.eval_every)  # Where it is wanted.
+        latents.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
     tokenizer = weights.modules["tokenizer"]
-    scale = pretrained.PUBLISHED_LATENT_SCALE if weights.latent_scale is None else weights.latent_scale
+    scale = latents.latent_scale(weights)
     # Frozen parameters are arguments of every program that uses them, never its constants.
     frozen = weights.params["tokenizer"]
+    encoder = {} if config.data.source == "latents" else latents.encoding_params(frozen)
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
     encode = latents.make_encode(tokenizer, scale)
     steps = make_steps(generator, optimizer, encode, config)
@@ -133,7 +135,7 @@ def make_stage(config, workdir=None):
     def evaluate(state):
         # The same noise every time, so that values can be compared from step to step.
         key, losses, mesh = jax.random.key(0), [], sharding.mesh_of(state)
-        on_mesh = sharding.put(frozen, sharding.replicated(mesh))
+        on_mesh = sharding.put(encoder, sharding.replicated(mesh))
         for i, batch in enumerate(open_evaluation(mesh)):
             batch = sharding.shard_batch(batch, mesh)
             values = eval_losses(on_mesh, state.ema_params, batch, jax.random.fold_in(key, i))
@@ -172,13 +174,15 @@ def make_stage(config, workdir=None):
         pretrained.save(path, exported)
 
     def diagnose(state, batch, key):
-        latents, labels = jax.jit(encode)(frozen, sharding.gather(batch), stream(key, "posterior"))
-        return diagnosis.first_bad_module(generator, sharding.gather(state.params), latents, labels, key)
+        params, batch = sharding.gather(state.params), sharding.gather(batch)
+        encode_rows = functools.partial(jax.jit(encode), encoder)
+        return diagnosis.first_bad_module(generator, params, encode_rows, batch, key, config.accumulation_steps)
 
-    step, plain_step = (jax.tree_util.Partial(step, frozen) for step in steps)
+    step, plain_step = (jax.tree_util.Partial(step, encoder) for step in steps)
     return loop.Stage(
-        init, step, evaluate, pictures, export, LOGICAL_AXES, diagnose, plain_step, open_evaluation=open_evaluation
-    )
+        init, step, evaluate, pictures, export, LOGICAL_AXES, diagnose, plain_step,
+        tokenizer=latents.tokenizer_hash(frozen), open_evaluation=open_evaluation,
+    )  # fmt: skip
 
 
 def _make_sample_metrics(config, tokenizer, workdir):

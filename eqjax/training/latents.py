@@ -24,8 +24,8 @@ def tokenizer_hash(params):
     changes alone.
     """
     digest = hashlib.sha256()
-    encoding = {name: params[name] for name in ENCODER_PARTS if name in params}
-    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(encoding)):
+    encoding = jax.tree_util.tree_leaves_with_path(encoding_params(params))
+    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in encoding):
         array = np.ascontiguousarray(np.asarray(leaf, np.float32))
         digest.update(f"{path}{array.shape}".encode())
         digest.update(array.tobytes())
@@ -81,12 +81,42 @@ def check_cache(source, weights, config, where):
             f"data.height × data.width = {size[0]} × {size[1]}, but the cache {source.root} holds crops of "
             f"{cached[0]} × {cached[1]} pixels ({plan.shape[0]} columns). Set the cache's size, or make another cache."
         )
-    measured = source.manifest["latent_scale"]
-    if weights.latent_scale is not None and abs(measured / weights.latent_scale - 1) > 0.1:
+    measured, used = source.manifest["latent_scale"], latent_scale(weights)
+    if abs(measured / used - 1) > 0.1:
+        says = "states none: the published" if weights.latent_scale is None else "states"
         logging.warning(
-            "The latents of %s have a scale of %.5f, the tokenizer %s states %.5f: the latter is used.",
-            *(source.root, measured, where, weights.latent_scale),
+            "The latents of %s want a scale of %.5f, the tokenizer %s %s %.5f, which is used.",
+            *(source.root, measured, where, says, used),
         )
+
+
+def check_caches(train, evaluation, weights, config, where):
+    """As `check_cache` of the caches for training and for evaluation, which may be the same one.
+
+    Raises:
+      CacheError: as `check_cache`, or caches of other classes; both sides are named.
+    """
+    check_cache(train, weights, config, where)
+    if evaluation.root == train.root:
+        return
+    check_cache(evaluation, weights, config, where)
+    if evaluation.class_names != train.class_names:
+        differing = sorted({*evaluation.class_names} ^ {*train.class_names})[:5]
+        raise CacheError(
+            f"the cache {evaluation.root} has {len(evaluation.class_names)} classes, {train.root} "
+            f"{len(train.class_names)}, and not the same in the same order ({differing} …): labels would mean other "
+            "things. Make both from the same classes."
+        )
+
+
+def latent_scale(weights):
+    """What a run multiplies latents by: what the tokenizer's file states, else the published number."""
+    return pretrained.PUBLISHED_LATENT_SCALE if weights.latent_scale is None else weights.latent_scale
+
+
+def encoding_params(params):
+    """Those of a tokenizer's parameters that encode: all that a generator's training needs on its devices."""
+    return {name: params[name] for name in ENCODER_PARTS if name in params}
 
 
 def make_encode(tokenizer, scale):
@@ -97,9 +127,9 @@ def make_encode(tokenizer, scale):
       scale: what latents are multiplied by.
 
     Returns:
-      A function of the tokenizer's parameters, a batch with "label" and either "image" (uint8 [B, H, W, 3]) or
-      "latents" (posterior means [B, L, D]), and a key. It returns a draw from the posterior, scaled, float32
-      [B, L, D], and the labels [B].
+      A function of the tokenizer's parameters (those of `encoding_params`; none for cached latents), a batch with
+      "label" and either "image" (uint8 [B, H, W, 3]) or "latents" (posterior means [B, L, D]), and a key. It returns a
+      draw from the posterior, scaled, float32 [B, L, D], and the labels [B].
     """
 
     def encode(params, batch, key):

@@ -14,7 +14,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from eqjax import hardware, pretrained, sharding
-from eqjax.checkpoints import BestWeights, Checkpoints
+from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
 from eqjax.data import eval_batches, make_iterator, make_source
 from eqjax.training import flops
 from eqjax.training.guard import Preempted, StepWatch, StopSignal, WorkdirLock, not_finite, skip_bad_updates
@@ -41,6 +41,7 @@ class Stage:
       rules: how the state is split over a mesh, as `sharding.spec_for` takes them.
       diagnose: (state before the step, batch, key) → text: what is the first that is not finite; or None.
       plain_step: `step` without recomputation, for counting the model's own FLOPs; None: `step`.
+      tokenizer: what identifies the frozen tokenizer that the stage trains on: a run goes on with no other; or None.
       warm_start: fresh state → the state to start from, where a run does not start from random parameters.
       open_evaluation: mesh → anything; opens the held-out data, so that a run says at its start what is wrong there.
     """
@@ -53,6 +54,7 @@ class Stage:
     rules: tuple = ()
     diagnose: Callable | None = None
     plain_step: Callable | None = None
+    tokenizer: str | None = None
     warm_start: Callable = lambda state: state
     open_evaluation: Callable = lambda mesh: None
 
@@ -104,10 +106,12 @@ def resolve(config):
       A copy; resolving it again changes nothing.
 
     Raises:
-      ValueError: epochs of a negative length.
+      ValueError: epochs of a negative length, or a batch of no pictures.
     """
     config = config.copy_and_resolve_references()
     optimizer = config.optimizer
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size={config.batch_size} must be at least 1.")
     for name, value in (("total_epochs", config.total_epochs), ("warmup_epochs", optimizer.warmup_epochs)):
         if value < 0:
             raise ValueError(f"{name}={value} must be at least 0.")
@@ -177,13 +181,14 @@ def train(config, workdir, stage):
     Raises:
       ValueError: a mesh or batch that does not fit the devices.
       WorkdirInUseError: another live run writes to `workdir`.
-      ConfigMismatchError: `workdir` holds a run of another model.
+      ConfigMismatchError: `workdir` holds a run of another model, or on another tokenizer.
       Preempted: the run was asked to stop, and has saved.
       FloatingPointError: too many updates in a row were not finite; steps and the first offending
         module are named, the last good state is kept.
       OSError: a checkpoint could not be written; those before it are whole.
     """
     mesh, root = sharding.make_mesh(shape=config.mesh), jax.random.key(config.seed)
+    sharding.check_batch(mesh, config.batch_size, config.get("accumulation_steps", 1))
     share = batch_share(mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(WorkdirLock(workdir))
@@ -202,6 +207,7 @@ def train(config, workdir, stage):
             state = stage.warm_start(initial_state(stage, mesh, root))
         else:
             state, position = restored
+            _check_tokenizer(workdir, position.pop("tokenizer", None), stage.tokenizer)
             watch = StepWatch(config.max_skipped, position.pop("skipped", 0), position.pop("skipped_in_a_row", 0))
             data.set_state(position)
             logging.info("Resuming %s at step %d.", workdir, state.step)
@@ -288,6 +294,15 @@ class _OnMesh:
     def lower(self, state, batch):
         with jax.set_mesh(self.mesh):
             return self.jitted.lower(self.step, state, batch)
+
+
+def _check_tokenizer(workdir, saved, ours):
+    if None not in (saved, ours) and saved != ours:
+        raise ConfigMismatchError(
+            f"the run under {workdir} was trained on the latents of another tokenizer: its encoder's weights have the "
+            f"hash {saved[:16]}…, those of this run's tokenizer_weights {ours[:16]}…. Give the tokenizer that it began "
+            "with, or another workdir."
+        )
 
 
 def _checkpoints(config, workdir):
@@ -409,7 +424,8 @@ class _Run:
 
     def _save(self, step, state, results=None):
         counts = {"skipped": self.watch.skipped, "skipped_in_a_row": self.watch.in_a_row}
-        self.checkpoints.save(step, state, {**self.data.get_state(), **counts}, results or None)
+        beside = {**self.data.get_state(), **counts, "tokenizer": self.stage.tokenizer}
+        self.checkpoints.save(step, state, beside, results or None)
 
     def _give_up(self, state, step, metrics, batch):
         self._save(int(state.step), state)
@@ -418,8 +434,11 @@ class _Run:
         if self.stage.diagnose is not None:
             # Skipped updates changed nothing but the number of steps done.
             before = dataclasses.replace(state, step=state.step - (int(state.step) - (step - 1)))
-            with jax.set_mesh(self.mesh):
-                where = self.stage.diagnose(before, batch, jax.random.fold_in(self.root, step - 1))
+            try:
+                with jax.set_mesh(self.mesh):
+                    where = self.stage.diagnose(before, batch, jax.random.fold_in(self.root, step - 1))
+            except Exception as error:  # Whatever it is, most likely too little memory: the run's end is the news.
+                where = f"unknown, as the search for it failed ({error!r:.200})"
         count = self.watch.in_a_row
         raise FloatingPointError(
             f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of {count} steps in a row, "

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -20,7 +21,8 @@ def test_who_is_who():
     expected = dict(coordinator_address="node0:1234", num_processes=4, process_id=3)
     assert runner.distributed_arguments(ours) == expected
     torchrun = dict(MASTER_ADDR="node0", MASTER_PORT="1234", WORLD_SIZE="4", RANK="3")
-    assert runner.distributed_arguments(torchrun) == expected
+    # The port itself is taken by torchrun's agent.
+    assert runner.distributed_arguments(torchrun) == {**expected, "coordinator_address": "node0:1235"}
     assert runner.distributed_arguments({}) is None
     assert runner.distributed_arguments(dict(ours, NUM_PROCESSES="1", PROCESS_ID="0")) is None
     assert runner.distributed_arguments(dict(EQJAX_DISTRIBUTED="auto")) == {}
@@ -28,6 +30,17 @@ def test_who_is_who():
         runner.distributed_arguments(dict(NUM_PROCESSES="2", PROCESS_ID="0"))
     with pytest.raises(ValueError, match="PROCESS_ID=4 must be a number below NUM_PROCESSES=4"):
         runner.distributed_arguments(dict(ours, PROCESS_ID="4"))
+
+
+def test_numbers_of_processes_that_need_not_know_each_other():
+    assert runner.process_numbers(dict(NUM_PROCESSES="4", PROCESS_ID="3")) == (3, 4)
+    assert runner.process_numbers(dict(WORLD_SIZE="2", RANK="1", MASTER_ADDR="node0")) == (1, 2)
+    assert runner.process_numbers({}) == (0, 1)
+    assert runner.process_numbers(dict(EQJAX_DISTRIBUTED="auto")) is None
+    with pytest.raises(ValueError, match="PROCESS_ID not set, but NUM_PROCESSES is; set both"):
+        runner.process_numbers(dict(NUM_PROCESSES="2"))
+    with pytest.raises(ValueError, match="WORLD_SIZE not set, but RANK is"):
+        runner.process_numbers(dict(RANK="0"))
 
 
 def test_gpus_are_shared_out():
@@ -41,11 +54,23 @@ def test_gpus_are_shared_out():
         local.environments(2, 3, 99)
 
 
-def test_local_starter_trains_with_two_processes(tmp_path):
-    options = dict(total_steps=2, mesh="data:2", result=str(tmp_path / "end.npz"))
-    programs.run("launch.local", "--", "-m", "tests.training.toy", tmp_path / "run", json.dumps(options))
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+def test_local_starter_trains_with_two_processes_until_told_to_stop(tmp_path):
+    run, options = tmp_path / "run", dict(total_steps=4000, mesh="data:2", delay=0.01, checkpoint_every=100_000)
+    process = programs.start("launch.local", "--", "-m", "tests.training.toy", run, json.dumps(options))
+    programs.wait_for_step(run, 2, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == runner.EXIT_PREEMPTED, output[-3000:]
+    (saved,) = (int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, saved + 1))  # One process writes.
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_local_starter_leaves_the_others_time(code):
+    script = f"import os, sys, time; time.sleep(int(os.environ['PROCESS_ID']) / 2); print('saved'); sys.exit({code})"
+    done = local_run("--grace=0.1", "--", "-c", script)
+    assert (done.returncode, done.stdout) == (code, "saved\n" * 2), done.stderr
 
 
 def test_local_starter_stops_the_others_when_one_fails(tmp_path):
@@ -90,17 +115,20 @@ def test_scripts_say_what_they_would_run():
     assert dry("tpu_pod.sh", "pod").returncode == 2 and dry("gpu_nodes.sh", "/eqjax").returncode == 2
 
 
+def program(path, text):
+    """A shell program in the place of another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
 def test_a_machine_script_numbers_its_processes(tmp_path):
     """What ssh would run on the second machine, run here with a fake interpreter."""
-    fake = tmp_path / ".venv" / "bin" / "python"
-    fake.parent.mkdir(parents=True)
-    fake.write_text(
-        '#!/bin/sh\necho "$PROCESS_ID of $NUM_PROCESSES on $CUDA_VISIBLE_DEVICES: $*"\n[ "$PROCESS_ID" != 3 ]\n'
+    program(
+        tmp_path / ".venv" / "bin" / "python",
+        'echo "$PROCESS_ID of $NUM_PROCESSES on $CUDA_VISIBLE_DEVICES: $*"\n[ "$PROCESS_ID" != 3 ]',
     )
-    fake.chmod(0o755)
-    ssh = tmp_path / "ssh"
-    ssh.write_text('#!/bin/bash\n[ "$2" = second ] || exit 0\nexec bash -c "$3"\n')
-    ssh.chmod(0o755)
+    program(tmp_path / "ssh", '[ "$2" = second ] || exit 0\nexec bash -c "$3"')
     environment = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", HOSTS="first second", GPUS="2")
     done = subprocess.run(
         [ROOT / "launch" / "gpu_nodes.sh", tmp_path, "-m", "x", "--y=a b"],
@@ -109,3 +137,37 @@ def test_a_machine_script_numbers_its_processes(tmp_path):
     )  # fmt: skip
     assert set(done.stdout.splitlines()) == {"2 of 4 on 0: -m x --y=a b", "3 of 4 on 1: -m x --y=a b"}, done.stderr
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_machines_are_told_to_stop_and_waited_for(stop, tmp_path):
+    """Also when the script that started them is killed."""
+    save = 'trap "sleep 0.3; echo saved $PROCESS_ID; exit 75" TERM\necho ready\nwhile :; do sleep 0.05; done'
+    program(tmp_path / ".venv" / "bin" / "python", save)
+    program(tmp_path / "ssh", 'exec bash -c "$3"')
+    environment = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", HOSTS="first second", GPUS="2")
+    script = [ROOT / "launch" / "gpu_nodes.sh", tmp_path, "-m", "x"]
+    process = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True)
+    assert [process.stdout.readline() for _ in range(4)] == ["ready\n"] * 4
+    process.send_signal(stop)
+    assert sorted(process.stdout.read().split("\n")) == ["", *(f"saved {i}" for i in range(4))]
+    assert process.wait(timeout=60) == (75 if stop != signal.SIGKILL else -signal.SIGKILL)
+
+
+def test_a_preempted_job_goes_back_into_the_queue(tmp_path):
+    """With a srun that, as the real one, returns the highest code, and ends the others at the first where told so."""
+    srun = """
+        while [[ $1 == --* ]]; do [ "$1" != --kill-on-bad-exit=1 ] || strict=1; shift; done
+        for i in 0 1; do SLURM_NTASKS=2 SLURM_PROCID=$i "$@" & pids+=($!); done
+        for i in 0 1; do
+            wait -n; code=$?; highest=$((code > highest ? code : highest))
+            [ -z "$strict" ] || [ $code = 0 ] || kill "${pids[@]}"
+        done
+        exit $highest"""
+    program(tmp_path / "srun", srun)
+    program(tmp_path / "scontrol", '[ "$1" != requeue ] || echo again $2')
+    program(tmp_path / "python", 'sleep 0.$((PROCESS_ID * 3 + 2)); exit "$1"')
+    variables = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHON="python", SLURM_JOB_ID="12", DRY_RUN="")
+    for code in (75, 1):
+        done = dry("slurm.sh", str(code), SLURM_SUBMIT_DIR=str(tmp_path), **variables)
+        assert done.returncode == code and ("again 12" in done.stdout) == (code == 75), done.stderr

@@ -1,5 +1,7 @@
 """A cache of latents: the same latents as from pictures, whole after any kill, and refused where it does not fit."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,12 +13,13 @@ import numpy as np
 import pytest
 
 from configs import photos_generator
-from eqjax import pixels, pretrained
+from eqjax import atomic, pixels, pretrained, sharding
 from eqjax.data import CacheError, LatentSource, default_config, make_iterator, pipeline
 from eqjax.data.latents import PickVariant
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.posterior import Posterior
 from eqjax.training import cache, generator, latents
+from tests import programs
 from tests.filled import fill
 
 KWARGS = dict(num_crops=2, shard_size=80, batch_size=30, seed=3)
@@ -111,6 +114,10 @@ def test_training_from_a_cache_equals_training_from_pictures(caches, config, wei
     assert from_cache.evaluate(state)["eval_loss"] != pytest.approx(expected, rel=2e-4)
     with make_iterator(data, batch_size=16, seed=0) as iterator:
         batch = next(iterator)
+    broken = {**batch, "latents": batch["latents"] * np.inf}
+    assert from_cache.diagnose(state, broken, jax.random.key(0)).startswith("latents")
+    assert not from_cache.step.args[0] and set(from_pictures.step.args[0]) == {"encoder", "quant"}
+    assert from_cache.tokenizer == latents.tokenizer_hash(weights.params["tokenizer"])
     assert batch["latents"].shape == (16, 6, 8) and batch["latents"].dtype == jnp.bfloat16 and "image" not in batch
     stepped, metrics = jax.eval_shape(from_cache.step, state, batch, jax.random.key(0))
     assert stepped == jax.eval_shape(lambda: state) and metrics["loss"].dtype == jnp.float32
@@ -165,6 +172,68 @@ def test_killed_cache_is_completed_without_duplicates_or_holes(copy, caches, con
             assert a["label"] == b["label"] and a["latents"].tobytes() == b["latents"].tobytes()
 
 
+def test_calls_of_the_encoder_are_bounded(config, weights, tmp_path, monkeypatch):
+    """Also where one picture has more variants than a call takes."""
+    sizes, make, make_mesh = [], cache._make_encoder, sharding.make_mesh
+
+    def recorded(weights, plan, batch_size):
+        sizes.append(batch_size)
+        return lambda images: [np.full((len(images), *plan.shape), len(images), plan.dtype)]
+
+    monkeypatch.setattr(cache, "_make_encoder", recorded)
+    for batch_size, call, pictures in ((30, 28, 28), (3, 3, 4)):
+        folder, options = tmp_path / str(batch_size), {**KWARGS, "batch_size": batch_size}
+        assert cache.build_cache(folder, config, weights, **options)
+        assert sizes.pop() == call and LatentSource(folder).read(0, 0)["latents"][0, 0] == pictures
+    monkeypatch.setattr(cache.sharding, "make_mesh", lambda devices: make_mesh(devices[:1]))
+    plan, _ = cache.make_plan(config, weights, num_crops=2)
+    encode, images = make(weights, plan, 3), np.zeros((4, 16, 24, 3), np.uint8)
+    assert [len(part) for part in encode(images)] == [3, 3]
+
+
+def test_two_that_make_the_same_shard_do_no_harm(caches, config, weights, tmp_path, monkeypatch):
+    """Both at once, and the slower one's file cleared away by the other that finished the cache."""
+    replacing, inside = atomic.replacing, []
+    mean = lambda images: [images[:, 0, 0, 0, None, None] * np.ones((6, 8), "bfloat16")]  # noqa: E731
+    monkeypatch.setattr(cache, "_make_encoder", lambda *_: mean)
+
+    @contextlib.contextmanager
+    def interrupted(path):
+        with replacing(path) as temporary:
+            yield temporary
+            if not inside and str(path).endswith(".array_record"):
+                inside.append(temporary)
+                assert cache.build_cache(tmp_path / "cache", config, weights, **KWARGS)
+
+    monkeypatch.setattr(atomic, "replacing", interrupted)
+    assert cache.build_cache(tmp_path / "cache", config, weights, **KWARGS)
+    assert inside and _contents(caches / "train").keys() == _contents(tmp_path / "cache").keys()
+    assert len(LatentSource(tmp_path / "cache").read(199, 3)["latents"]) == 6
+
+
+def test_waiting_for_the_others(caches, copy, config, weights, monkeypatch):
+    (copy / "manifest.json").unlink()
+    (copy / "latents-00001-of-00003.json").unlink()
+
+    def other(seconds):
+        shutil.copy(caches / "train" / "latents-00001-of-00003.json", copy)
+
+    monkeypatch.setattr(cache.time, "sleep", other)
+    options = dict(KWARGS, process_index=0, process_count=2)
+    assert not cache.build_cache(copy, config, weights, **options)
+    assert cache.build_cache(copy, config, weights, wait=True, **options)
+
+
+def test_processes_that_do_not_know_each_other(config, weights, tmp_path):
+    """The command with nothing but its number: it has no part in the only shard, and ends at once."""
+    pretrained.save(tmp_path / "tokenizer.safetensors", weights)
+    command = ["launch.cache_latents", "--config=configs/photos_generator.py:tiny", "--shard_size=400", "--noflips"]
+    command += [f"--config.tokenizer_weights={tmp_path}/tokenizer.safetensors", f"--output={tmp_path}/cache"]
+    command += ["--config.data.classes=('brick',)", "--config.data.num_threads=1", "--compilation_cache="]
+    output = programs.run(*command, NUM_PROCESSES="2", PROCESS_ID="1")
+    assert "1 of 1 shards are missing, 0 made here" in output and "other processes' are not yet" in output
+
+
 def test_iterator_draws_variants_and_resumes(caches, config):
     config = _from_cache(config, caches / "train", num_threads=0)
     options = dict(batch_size=100, seed=0, process_index=0, process_count=1)
@@ -203,6 +272,28 @@ def test_cache_of_another_tokenizer_is_refused(caches, config, weights):
     changed = pretrained.Weights({"tokenizer": weights.modules["tokenizer"].clone(posterior_std=1.0)}, weights.params)
     with pytest.raises(CacheError, match="posterior_std: cache 2.5, run 1.0"):
         latents.check_cache(source, changed, config, "mine")
+
+
+def test_cache_for_evaluation_is_checked_too(caches, copy, config, weights):
+    source, evaluation = LatentSource(caches / "train"), LatentSource(caches / "eval")
+    latents.check_caches(source, evaluation, weights, config, "mine")
+    for name, value, message in (
+        ("tokenizer_hash", "0" * 64, f"cache {copy} was made by another tokenizer"),
+        ("class_names", ["coffee", "brick"], f"cache {copy} has 2 classes, .*train 2, and not the same in the same"),
+    ):
+        manifest = json.loads((caches / "train" / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps({**manifest, name: value}))
+        with pytest.raises(CacheError, match=message):
+            latents.check_caches(source, LatentSource(copy), weights, config, "mine")
+
+
+def test_scale_that_does_not_fit_is_told(caches, config, weights, caplog):
+    source = LatentSource(caches / "train")
+    measured = source.manifest["latent_scale"]
+    latents.check_cache(source, dataclasses.replace(weights, latent_scale=measured), config, "mine")
+    assert not caplog.messages
+    latents.check_cache(source, dataclasses.replace(weights, latent_scale=None), config, "mine")
+    assert f"a scale of {measured:.5f}, the tokenizer mine states none: the published 0.05493" in caplog.text
 
 
 def test_damaged_caches_say_what_to_do(copy, config, weights):

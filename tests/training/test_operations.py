@@ -1,5 +1,6 @@
 """What a run survives: steps that are not finite, SIGTERM, kill −9, a full disk, another run, other processes."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 from eqjax import hardware
-from eqjax.checkpoints import Checkpoints
-from eqjax.training import flops, guard, loop, metrics, optim
+from eqjax.checkpoints import Checkpoints, ConfigMismatchError
+from eqjax.training import diagnosis, flops, guard, loop, metrics, optim
 from tests import programs
 from tests.training import toy
 
@@ -62,10 +63,19 @@ def test_too_many_bad_updates_stop_the_run(tmp_path):
     assert int(resumed.step) == 7 and all(np.isfinite(leaf).all() for leaf in values(resumed))
 
 
+def test_a_search_that_fails_does_not_hide_what_happened(tmp_path):
+    def diagnose(state, batch, key):
+        raise MemoryError("16 GiB")
+
+    config = toy.config(1, max_skipped=1)
+    stage = dataclasses.replace(toy.stage(config, bad_steps=(1,)), diagnose=diagnose)
+    with pytest.raises(FloatingPointError, match=r"step 1: .* not finite.*search for it failed \(MemoryError\('16 GiB"):
+        loop.train(config, str(tmp_path), stage)
+
+
 @pytest.mark.slow
 def test_what_is_not_finite_in_the_generator():
     from eqjax.generator import Generator
-    from eqjax.training import diagnosis
 
     generator = Generator(width=8, depth=3, num_heads=2, latent_dim=4, num_classes=2, num_cond_tokens=1, flow_width=8,
                           flow_depth=1)  # fmt: skip
@@ -73,7 +83,7 @@ def test_what_is_not_finite_in_the_generator():
     latents, labels, key = np.ones((2, 3, 4), np.float32), np.array([0, 1]), jax.random.key(1)
 
     def first(params, latents=latents):
-        return diagnosis.first_bad_module(generator, params, latents, labels, key)
+        return diagnosis.first_bad_module(generator, params, lambda batch, key: batch, (latents, labels), key)
 
     kernel = params["blocks"]["mlp_out"]["kernel"]
     huge = {**params, "blocks": {**params["blocks"], "mlp_out": {**params["blocks"]["mlp_out"], "kernel": kernel}}}
@@ -82,6 +92,40 @@ def test_what_is_not_finite_in_the_generator():
     huge["blocks"]["mlp_out"]["kernel"] = kernel.at[2, 0, 0].set(np.nan)
     assert first(huge) == "parameter blocks/mlp_out/kernel, layer 2"
     assert first(params, latents * np.inf).startswith("latents")
+    head = params["flow_head"]
+    kernel = jax.numpy.full_like(head["input_proj"]["kernel"], 3e38)
+    huge = {**params, "flow_head": {**head, "input_proj": {"kernel": kernel, "bias": head["input_proj"]["bias"]}}}
+    assert first(huge) == "output of flow_head/input_proj"
+    huge["flow_head"] = {**head, "output_proj": {**head["output_proj"], "bias": jax.numpy.full(4, 1e20)}}
+    assert first(huge).startswith("the loss itself")
+
+
+def test_what_is_not_finite_comes_in_the_order_of_the_forward_pass():
+    names = ["input_proj", "time_in", "blocks_2/norm", "blocks_2", "blocks_10/mlp_out", "final_norm", "output_proj"]
+    tree = {f"flow_head/{name}": np.float32(np.inf) for name in names} | {"flow_head": np.float32(np.nan)}
+    tree |= {"latent_proj": np.float32(1), "output_norm": np.float32(np.nan)}
+    assert diagnosis._bad(tree) == ["output_norm", *(f"flow_head/{name}" for name in names), "flow_head"]
+
+
+def test_an_accumulated_step_is_repeated_part_by_part(monkeypatch):
+    generator, key, seen = object(), jax.random.key(3), []
+
+    def compute(carry, rows, key):
+        del carry
+        draw = jax.random.uniform(key)
+        return (rows["x"].sum(), draw), None
+
+    def look(generator, params, encode, rows, key):
+        seen.append(compute(None, rows, key)[0])
+        return f"part {len(seen)}" if len(seen) == 3 else None
+
+    monkeypatch.setattr(diagnosis, "_first_bad_of_part", look)
+    batch = {"x": np.arange(12.0) ** 2}
+    assert diagnosis.first_bad_module(generator, {}, None, batch, key, parts=3) == "part 3"
+    (total, draw), _ = optim.accumulated(compute, batch, key, 3)
+    np.testing.assert_allclose([sum(x) / 3 for x in zip(*seen, strict=True)], [total, draw], rtol=1e-6)
+    assert diagnosis.first_bad_module(generator, {}, None, batch, key).startswith("none when the step is done again")
+    np.testing.assert_allclose(seen[3], compute(None, batch, key)[0])
 
 
 def test_kept_are_the_last_every_and_the_best(tmp_path):
@@ -123,14 +167,31 @@ def test_a_folder_in_use(tmp_path):
 def test_meshes_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="multiplies to 3"):
         train(tmp_path / "run", toy.config(1, mesh="data:3"))
+    config = toy.config(1, batch_size=4)
+    with config.unlocked():
+        config.accumulation_steps = 2
+    with pytest.raises(ValueError, match="batch_size=4 in accumulation_steps=2 parts makes 2 pictures a part"):
+        train(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_its_own_tokenizer_only(tmp_path):
+    def go_on(steps, tokenizer):
+        config = toy.config(steps)
+        stage = dataclasses.replace(toy.stage(config), tokenizer=tokenizer)
+        return int(loop.train(config, str(tmp_path), stage).step)
+
+    assert go_on(1, "a" * 64) == 1
+    with pytest.raises(ConfigMismatchError, match="another tokenizer: .* hash aaaaaaaaaaaaaaaa….* bbbbbbbbbbbbbbbb…"):
+        go_on(2, "b" * 64)
+    assert go_on(2, "a" * 64) == 2
 
 
 def test_sigterm_saves_and_ends_with_its_code(tmp_path):
     """A program, as it is a signal to the whole of it; then the run is finished here, bit for bit."""
     options = dict(total_steps=4000, delay=0.01, checkpoint_every=100_000)
     process = programs.start("tests.training.toy", tmp_path / "run", json.dumps(options), devices=4)
-    wait_for_step(tmp_path / "run", 3, process)
+    programs.wait_for_step(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output[-3000:]
@@ -138,14 +199,6 @@ def test_sigterm_saves_and_ends_with_its_code(tmp_path):
     assert 3 <= step < 4000
     resumed = train(tmp_path / "run", toy.config(step + 2))
     assert same(values(resumed), values(train(tmp_path / "whole", toy.config(step + 2))))
-
-
-def wait_for_step(workdir, step, process):
-    path = workdir / "metrics.jsonl"
-    while not (path.exists() and len(path.read_text().splitlines()) >= step):
-        if process.poll() is not None:
-            raise AssertionError(process.communicate()[0][-3000:])
-        time.sleep(0.02)
 
 
 def kill_at_random(tmp_path, kills, seed):
@@ -156,7 +209,7 @@ def kill_at_random(tmp_path, kills, seed):
         process = programs.start("tests.training.toy", tmp_path / "run", json.dumps(options), devices=4)
         path = tmp_path / "run" / "metrics.jsonl"
         before = len(path.read_text().splitlines()) if path.exists() else 0
-        wait_for_step(tmp_path / "run", before + rng.randint(1, 20), process)
+        programs.wait_for_step(tmp_path / "run", before + rng.randint(1, 20), process)
         time.sleep(rng.random() * 0.1)
         process.kill()
         process.communicate()
@@ -254,7 +307,10 @@ def test_epochs_and_rates_become_steps():
     assert resolved.total_steps == 15_000 and resolved.optimizer.warmup_steps == 225.0
     assert resolved.optimizer.learning_rate == pytest.approx(1e-4 * 2 / 256)
     assert loop.resolve(resolved).to_dict() == resolved.to_dict()
-    config.total_epochs = -1.0
+    config.batch_size = 0
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        loop.resolve(config)
+    config.batch_size, config.total_epochs = 2, -1.0
     with pytest.raises(ValueError, match="total_epochs=-1.0 must be at least 0"):
         loop.resolve(config)
 
