@@ -27,7 +27,11 @@ def define_flags(values=flags.FLAGS, argv=None):
         "num_images", None, "With --data: so many, spread evenly; all without it.", 1, flag_values=values
     )
     flags.DEFINE_integer(
-        "keep_features", 10_000, "Keep the features of so many images, chosen uniformly; 0: none.", 0, flag_values=values
+        "keep_features",
+        10_000,
+        "Keep the features of so many images, chosen uniformly; 0: none.",
+        0,
+        flag_values=values,
     )
     flags.DEFINE_integer("batch_per_device", 32, "Images that a device takes at a time.", 1, flag_values=values)
     flags.DEFINE_string(

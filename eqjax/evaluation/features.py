@@ -152,9 +152,7 @@ class _Pass:
         protocol = self._network.protocol_for(self._size)
         if 0 < len(self._which) < self._expected:
             protocol["features"] = f"of {len(self._which)} images, uniformly by RandomState({KEEP_SEED})"
-        found = statistics.Statistics(
-            *self._pool.result(), *self._spatial.result(), self._seen, protocol, self._kept
-        )
+        found = statistics.Statistics(*self._pool.result(), *self._spatial.result(), self._seen, protocol, self._kept)
         scores = {}
         for suffix, score in self._scores.items():
             if score is not None:

@@ -74,7 +74,9 @@ def check(model, settings, num_images):
         raise ValueError(f"num_images={num_images} must be at least 1.")
     model.need("tokenizer"), model.need("generator")
     labels, key = jax.ShapeDtypeStruct((1,), jnp.int32), jax.random.key(0)
-    jax.eval_shape(lambda model, labels: _sample(model, settings, labels, settings.guidance_scale, key=key), model, labels)
+    jax.eval_shape(
+        lambda model, labels: _sample(model, settings, labels, settings.guidance_scale, key=key), model, labels
+    )
 
 
 def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=16):

@@ -17,7 +17,9 @@ KEPT = {"features": "of 5 images, uniformly"}
 @pytest.fixture(name="stats")
 def _stats():
     rng = np.random.default_rng(0)
-    return Statistics(rng.normal(size=3), np.eye(3), rng.normal(size=2), np.eye(2), 7, PROTOCOL | KEPT, np.ones((5, 3), "f4"))
+    return Statistics(
+        rng.normal(size=3), np.eye(3), rng.normal(size=2), np.eye(2), 7, PROTOCOL | KEPT, np.ones((5, 3), "f4")
+    )
 
 
 def test_ours_there_and_back(tmp_path, stats):

@@ -5,7 +5,10 @@ How a run as a whole keeps its best is seen in test_runs.
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from eqjax.checkpoints import BestWeights
@@ -70,6 +73,27 @@ def test_columns_that_do_not_exist_are_refused_at_once(inputs, tmp_path):
     with pytest.raises(ValueError, match=r"columns=\[2, 4\] must be some of 0 … 3"):
         generator.train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+class _FourWeights:
+    """In a generator's place: the loss of each of four columns is the square of its own weight."""
+
+    def apply(self, variables, latents, labels, method, rngs):
+        return jnp.square(variables["params"])
+
+    def clone(self, remat):
+        return self
+
+
+def test_the_loss_of_some_columns_is_trained_alone():
+    config, optimizer, weights = generator.default_config(), optax.sgd(0.1), jnp.array([1.0, 2.0, 3.0, 4.0])
+    for columns, expected, moved in ((None, 7.5, [0, 1, 2, 3]), ((3, 0), 8.5, [0, 3])):
+        config.loss_columns = columns
+        step, _ = generator.make_steps(_FourWeights(), optimizer, lambda frozen, batch, key: (batch, batch), config)
+        state = generator.TrainState(jnp.int32(0), weights, weights, optimizer.init(weights))
+        state, metrics = jax.jit(step)({}, state, jnp.zeros(2), jax.random.key(0))
+        assert float(metrics["loss"]) == expected and metrics["column_loss"].tolist() == [1, 4, 9, 16]
+        assert np.flatnonzero(state.params != weights).tolist() == moved
 
 
 def test_best_weights(tmp_path):
