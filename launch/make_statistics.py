@@ -5,8 +5,8 @@ r"""Computes reference statistics of a set of images: what FID and its family co
     python -m launch.make_statistics --data.source=folder --data.root=/path/to/root \
         --data.height=256 --data.width=256 --data.resize=256 --output=statistics.npz
 
-The file holds mu, sigma, mu_s and sigma_s, as ADM's does, the protocol, and with --keep_features the pooled
-features that KID, precision and recall need.
+The file holds mu, sigma, mu_s and sigma_s, as ADM's does, the protocol, and the pooled features of --keep_features
+images that KID, precision and recall need: a uniform choice, the same in every run.
 """
 
 from absl import app, flags, logging
@@ -16,37 +16,77 @@ from eqjax.data import default_config
 from eqjax.evaluation import Extractor, images, inception, report
 from launch import runner
 
-_INPUT = flags.DEFINE_string("input", None, "Folder of pictures of one size, or an npz with arr_0; or give --data.…")
-_OUTPUT = flags.DEFINE_string("output", None, "The statistics file.")
-_NUM_IMAGES = flags.DEFINE_integer("num_images", None, "With --data: so many, spread evenly; all without it.", 1)
-_KEEP = flags.DEFINE_integer("keep_features", 10_000, "Keep the features of so many first images; 0 for none.", 0)
-_ROWS = flags.DEFINE_integer("batch_per_device", 32, "Images that a device takes at a time.", 1)
-_NETS = flags.DEFINE_string("nets_folder", None, "Where Inception's weights lie; as eqjax.nets.load without it.")
-_DATA = config_flags.DEFINE_config_dict("data", default_config(), "Where there is no --input: evaluation crops of it.")
+
+def define_flags(values=flags.FLAGS, argv=None):
+    """Defines the command's flags; `argv` is where --data.… are looked for, sys.argv without it."""
+    flags.DEFINE_string(
+        "input", None, "Folder of pictures of one size, or an npz with arr_0; or give --data.…", flag_values=values
+    )
+    flags.DEFINE_string("output", None, "The statistics file.", required=True, flag_values=values)
+    flags.DEFINE_integer(
+        "num_images", None, "With --data: so many, spread evenly; all without it.", 1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "keep_features",
+        10_000,
+        "Keep the features of so many images, chosen uniformly; 0: none.",
+        0,
+        flag_values=values,
+    )
+    flags.DEFINE_integer("batch_per_device", 32, "Images that a device takes at a time.", 1, flag_values=values)
+    flags.DEFINE_string(
+        "nets_folder", None, "Where Inception's weights lie; as eqjax.nets.load without it.", flag_values=values
+    )
+    config_flags.DEFINE_config_dict(
+        "data", default_config(), "In place of --input: evaluation crops of it.", flag_values=values, sys_argv=argv
+    )
 
 
-def main(argv):
+def find_images(args):
+    """The `ImageSet` of --input or of --data.….
+
+    Raises:
+      ValueError: neither, or something of both.
+    """
+    given = [f"--data.{name}" for name in config_flags.get_override_values(args["data"])]
+    if args.input:
+        given += ["--num_images"] if args.num_images else []
+        if given:
+            raise ValueError(
+                f"--input={args.input} takes all pictures as they are; {', '.join(given)} would change nothing. "
+                "Leave them out, or give --data.source and --data.root in place of --input."
+            )
+        return images.from_path(args.input)
+    if not given:
+        raise ValueError(
+            "give --input=(a folder of pictures, or an npz), or a data set: --data.source=folder --data.root=… with "
+            "--data.height, --data.width and --data.resize; --data.source=photos takes the built-in photographs."
+        )
+    return images.from_data(args.data, args.num_images)
+
+
+def run(args):
     """Runs over the images once and writes the file."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}.")
-    runner.set_up()
-    try:
-        found = images.from_path(_INPUT.value) if _INPUT.value else images.from_data(_DATA.value, _NUM_IMAGES.value)
-        extractor = Extractor(inception.inception(_NETS.value), rows_per_device=_ROWS.value)
-        features = report.write_statistics(_OUTPUT.value, extractor, found, _KEEP.value)
-    except (ValueError, OSError) as error:
-        logging.error("%s", error)
-        raise SystemExit(1) from error
+    found = find_images(args)
+    extractor = Extractor(inception.inception(args.nets_folder), rows_per_device=args.batch_per_device)
+    features = report.write_statistics(args.output, extractor, found, args.keep_features)
     logging.info(
         "Statistics of %d images (%s) in %s, %.1f images per second; %s",
         found.count,
         found.source,
-        _OUTPUT.value,
+        args.output,
         found.count / features.seconds,
         features.statistics.protocol,
     )
 
 
+def main(argv):
+    """Makes statistics, and says in one message what is wrong."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}.")
+    runner.finish(lambda: run(flags.FLAGS))
+
+
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["output"])
+    define_flags()
     app.run(main)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from eqjax import atomic
-from eqjax.evaluation import equivariance, plots, tasks
+from eqjax.evaluation import equivariance, plots, report, tasks
 
 MAX_SHIFT = 32
 
@@ -94,8 +94,9 @@ _TABLE = {
 
 
 def summary(result):
-    """{name of `_TABLE`: number} of one seed; only what was measured."""
-    found = {name: result[name] for name in _TABLE if isinstance(result.get(name), float)}
+    """{name of `_TABLE`: number} of one seed; only what was measured, NaN where that gave no number."""
+    found = {name: result[name] for name in _TABLE if isinstance(result.get(name, ""), float | None)}
+    found = {name: np.nan if value is None else value for name, value in found.items()}  # In JSON there is no NaN.
     found["footprint"] = {int(reach): share for reach, share in result["footprint_share"].items()}[0]
     if "loss" in result:
         found["spread"] = float(np.std(result["loss"]) / np.mean(result["loss"]))
@@ -109,7 +110,7 @@ def draw(output, results):
       output: folder.
       results: {kind: [one dict per seed]}, dicts of `tokenizer_measures` and `generator_measures`.
     """
-    write_json(os.path.join(output, "results.json"), results)
+    report.write_json(os.path.join(output, "results.json"), results)
     table = _table(results)
     with atomic.replacing(os.path.join(output, "table.md")) as temporary, open(temporary, "w") as file:
         file.write(table)
@@ -132,6 +133,8 @@ def _table(results):
 
 
 def _mean_and_deviation(values, name):
+    if not np.isfinite(values).all():
+        return "–"
     digits = 1 if name == "psnr" else 3
     deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{deviation}"
@@ -205,9 +208,3 @@ def _draw_cosines(output, results):
     largest = max(panel[~np.eye(len(panel), dtype=bool)].max(initial=0.0) for panel in panels.values())
     texts = dict(x_label="column", y_label="column", limits=(0, max(largest, 0.01)))
     plots.maps(os.path.join(output, "cosines.png"), panels, title="Cosine between gradients of columns", **texts)
-
-
-def write_json(path, values):
-    """Writes JSON values, whole or not at all."""
-    with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(values, file)

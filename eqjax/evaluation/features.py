@@ -19,6 +19,7 @@ from eqjax.evaluation import fid, metrics, statistics
 from eqjax.evaluation.parallel import Countdown, RowMap
 
 SPLITS = 10
+KEEP_SEED = 2020
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Extractor:
         Args:
           batches: yields uint8 [n, H, W, 3] in file order; n of any size.
           num_images: how many they are in all.
-          keep: pooled features of so many first images are kept.
+          keep: pooled features of so many images are kept; of which, says `kept_images`.
           folder: for the file of kept features, which is removed when nothing refers to it any more; None:
             the system's temporary folder.
           what: for the log.
@@ -97,7 +98,7 @@ class Extractor:
         Raises:
           ValueError: images that are not uint8, of mixed sizes, or another number of them.
         """
-        pass_ = _Pass(self.network, num_images, min(keep, num_images), folder)
+        pass_ = _Pass(self.network, num_images, keep, folder)
         countdown = Countdown(what, num_images)
         for images in _rebatch(batches, self.batch_size):
             pass_.update(images.shape[1:3], self(images))
@@ -105,12 +106,23 @@ class Extractor:
         return pass_.result(countdown.seconds)
 
 
+def kept_images(num_images, keep):
+    """Numbers of the images whose pooled features are kept, ascending: all, or `keep` of them, uniformly.
+
+    Files are sorted by class, so that the first ones would be of a few classes only. The choice follows from the
+    two numbers alone.
+    """
+    if keep >= num_images:
+        return np.arange(num_images)
+    return np.sort(np.random.RandomState(KEEP_SEED).permutation(num_images)[:keep])
+
+
 class _Pass:
     """The sums of one pass."""
 
     def __init__(self, network, num_images, keep, folder):
         self._network, self._expected, self._seen = network, num_images, 0
-        self._keep, self._folder, self._kept = keep, folder, None
+        self._which, self._folder, self._kept = kept_images(num_images, keep), folder, None
         self._pool = self._spatial = self._size = None
         enough = num_images >= SPLITS
         self._scores = {
@@ -123,26 +135,24 @@ class _Pass:
             self._size = size
             self._pool = fid.Moments(features["pool"].shape[1])
             self._spatial = fid.Moments(features["spatial"].shape[1])
-            self._kept = _mapped((self._keep, features["pool"].shape[1]), self._folder) if self._keep else None
+            shape = len(self._which), features["pool"].shape[1]
+            self._kept = _mapped(shape, self._folder) if len(self._which) else None
         self._pool.update(features["pool"])
         self._spatial.update(features["spatial"])
         for score in filter(None, self._scores.values()):
             score.update(features["logits"])
-        if self._kept is not None and self._seen < self._keep:
-            room = features["pool"][: self._keep - self._seen]
-            self._kept[self._seen : self._seen + len(room)] = room
+        if self._kept is not None:
+            first, last = np.searchsorted(self._which, [self._seen, self._seen + len(features["pool"])])
+            self._kept[first:last] = features["pool"][self._which[first:last] - self._seen]
         self._seen += len(features["pool"])
 
     def result(self, seconds):
         if self._seen != self._expected:
             raise ValueError(f"{self._seen} images arrived, {self._expected} were expected.")
-        found = statistics.Statistics(
-            *self._pool.result(),
-            *self._spatial.result(),
-            self._seen,
-            self._network.protocol_for(self._size),
-            self._kept,
-        )
+        protocol = self._network.protocol_for(self._size)
+        if 0 < len(self._which) < self._expected:
+            protocol["features"] = f"of {len(self._which)} images, uniformly by RandomState({KEEP_SEED})"
+        found = statistics.Statistics(*self._pool.result(), *self._spatial.result(), self._seen, protocol, self._kept)
         scores = {}
         for suffix, score in self._scores.items():
             if score is not None:

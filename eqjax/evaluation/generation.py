@@ -36,23 +36,47 @@ class Settings:
 
     Attributes:
       num_columns: width, in columns.
-      guidance_scale, guidance_schedule, num_flow_steps, temperature: as `eqjax.sample_latents`.
+      guidance_scale, guidance_schedule, num_flow_steps, solver, time_grid, temperature, max_position: as
+        `eqjax.sample_latents`; a time grid by its name.
       seed: of all noise.
-      more: further arguments of `eqjax.sample_latents`, such as a solver; JSON values.
     """
 
     num_columns: int
     guidance_scale: float = 1.0
     guidance_schedule: str = "linear"
     num_flow_steps: int = 100
+    solver: str = "euler"
+    time_grid: str = "uniform"
     temperature: float = 1.0
+    max_position: int | None = None
     seed: int = 0
-    more: dict = dataclasses.field(default_factory=dict)
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings) if field.name != "num_columns"}
 
 
 def labels_of(num_images, num_classes):
     """Labels i mod num_classes, int32 [num_images]: equally many per class where the numbers divide."""
     return np.arange(num_images, dtype=np.int32) % num_classes
+
+
+def check(model, settings, num_images):
+    """Refuses what `generate` could not draw, before anything is written or compiled.
+
+    Args:
+      model: an `eqjax.Model`; its arrays may be jax.ShapeDtypeStruct.
+      settings, num_images: as `generate`.
+
+    Raises:
+      ValueError: a half is missing; settings out of their range, as `eqjax.sample_latents` refuses them.
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images={num_images} must be at least 1.")
+    model.need("tokenizer"), model.need("generator")
+    labels, key = jax.ShapeDtypeStruct((1,), jnp.int32), jax.random.key(0)
+    jax.eval_shape(
+        lambda model, labels: _sample(model, settings, labels, settings.guidance_scale, key=key), model, labels
+    )
 
 
 def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=16):
@@ -73,11 +97,8 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
       ValueError: the folder holds images of other settings or weights; bad arguments of `sample_latents`.
       FloatingPointError: images that are not finite; they are named.
     """
+    check(model, settings, num_images)
     num_classes = model.generator.num_classes
-    if num_images < 1:
-        raise ValueError(f"num_images={num_images} must be at least 1.")
-    if not settings.guidance_scale >= 0:
-        raise ValueError(f"guidance_scale={settings.guidance_scale} must be ≥ 0 (1 is no guidance).")
     if num_images % num_classes:
         logging.warning(
             "%d images do not divide by %d classes: classes 0 … %d get %d each, the others %d.",
@@ -121,22 +142,29 @@ def _draw(settings):
         key = jax.random.wrap_key_data(key_data)
         shape = settings.num_columns, model.generator.latent_dim
         noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape))(indices)
-        latents = sample_latents(
-            model.generator,
-            model.generator_params,
-            labels,
-            num_columns=settings.num_columns,
-            guidance_scale=scale if guided else 1.0,
-            guidance_schedule=settings.guidance_schedule,
-            num_flow_steps=settings.num_flow_steps,
-            temperature=settings.temperature,
-            noise=noise,
-            **settings.more,
-        )
+        latents = _sample(model, settings, labels, scale if guided else 1.0, noise=noise)
         images = decode_images(model.tokenizer, model.tokenizer_params, latents / model.latent_scale)
         return pixels.to_uint8(images), jnp.isfinite(images).all(axis=(1, 2, 3))
 
     return draw
+
+
+def _sample(model, settings, labels, guidance_scale, **source):
+    """Latents under `settings`, with noise or key as their source."""
+    return sample_latents(
+        model.generator,
+        model.generator_params,
+        labels,
+        num_columns=settings.num_columns,
+        guidance_scale=guidance_scale,
+        guidance_schedule=settings.guidance_schedule,
+        num_flow_steps=settings.num_flow_steps,
+        solver=settings.solver,
+        time_grid=settings.time_grid,
+        temperature=settings.temperature,
+        max_position=settings.max_position,
+        **source,
+    )
 
 
 class Samples:
@@ -258,6 +286,8 @@ def _check_settings(folder, settings):
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
             there = json.load(file)
+        # Solver, time grid and last position once stood in a field of their own, and only those given.
+        there = {**_DEFAULTS, **there.pop("more", {}), **there}
         names = sorted(settings.keys() | there.keys())
         lines = [
             f"  {name}: there {there.get(name)!r}, now {settings.get(name)!r}"

@@ -10,7 +10,7 @@ import numpy as np
 from eqjax import atomic, data
 from eqjax.data.folder import EXTENSIONS
 from eqjax.data.pictures import decode
-from eqjax.evaluation.statistics import StatisticsError
+from eqjax.evaluation.statistics import NPZ_ERRORS, StatisticsError
 
 _BATCH = 64
 
@@ -60,7 +60,7 @@ def from_folder(root):
         for start in range(0, len(paths), _BATCH):
             images = []
             for path in paths[start : start + _BATCH]:
-                image = decode(path)
+                image = _decode(path)
                 first = first or (path, image.shape)
                 if image.shape != first[1]:
                     raise ValueError(
@@ -74,11 +74,21 @@ def from_folder(root):
     return ImageSet(len(paths), os.path.abspath(root), batches)
 
 
+def _decode(path):
+    try:
+        return decode(path)
+    except MemoryError:  # Says nothing about the file.
+        raise
+    except Exception as error:
+        # Broken bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
+        raise ValueError(f"{path} cannot be decoded ({error}): repair or remove it.") from error
+
+
 def from_npz(path):
     """The images of an npz, arr_0 (or its only array): read row by row, never whole.
 
     Raises:
-      StatisticsError: truncated, or no uint8 array [N, H, W, 3] inside.
+      StatisticsError: truncated or damaged, or no array [N ≥ 1, H, W, 3] inside.
     """
     with _open_images(path) as (_, shape, dtype):
         pass
@@ -88,7 +98,12 @@ def from_npz(path):
         with _open_images(path) as (member, _, _):
             for start in range(0, shape[0], _BATCH):
                 count = min(_BATCH, shape[0] - start)
-                content = member.read(count * row)
+                try:
+                    content = member.read(count * row)
+                except NPZ_ERRORS as error:
+                    raise StatisticsError(
+                        f"{path} is damaged: images {start} … {start + count - 1} cannot be read ({error})."
+                    ) from error
                 if len(content) < count * row:
                     raise StatisticsError(f"{path} is truncated: it ends inside image {start + len(content) // row}.")
                 yield np.frombuffer(content, dtype).reshape(count, *shape[1:])
@@ -105,7 +120,7 @@ class _open_images:
     def __enter__(self):
         try:
             self._zip = zipfile.ZipFile(self._path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except NPZ_ERRORS as error:
             raise StatisticsError(f"{self._path} cannot be read as npz ({error}): truncated, or no npz.") from error
         names = self._zip.namelist()
         name = "arr_0.npy" if "arr_0.npy" in names or len(names) != 1 else names[0]
@@ -113,19 +128,22 @@ class _open_images:
             self._zip.close()
             arrays = [name.removesuffix(".npy") for name in names]
             raise StatisticsError(f"{self._path} holds the arrays {arrays}; images are expected in arr_0.")
-        self._member = self._zip.open(name)
         try:
+            self._member = self._zip.open(name)
             version = np.lib.format.read_magic(self._member)
             read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
             shape, fortran, dtype = read(self._member)
-        except ValueError as error:
-            self.__exit__()
-            raise StatisticsError(f"{name} in {self._path} is not a numpy array ({error}).") from error
+        except NPZ_ERRORS as error:
+            self._zip.close()
+            raise StatisticsError(f"{name} in {self._path} is damaged, or not a numpy array ({error}).") from error
         if dtype.hasobject or fortran or len(shape) != 4 or shape[3] != 3:
             self.__exit__()
             raise StatisticsError(
                 f"{name} in {self._path} is {dtype} {shape}; images are uint8 [N, H, W, 3], in C order."
             )
+        if not np.prod(shape):
+            self.__exit__()
+            raise StatisticsError(f"{name} in {self._path} is empty, {shape}: there are no images.")
         return self._member, shape, dtype
 
     def __exit__(self, *exception):

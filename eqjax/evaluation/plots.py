@@ -1,6 +1,7 @@
 """Tables as CSV and plots as PNG; matplotlib is imported only where something is drawn."""
 
 import csv
+import importlib.util
 import io
 
 import numpy as np
@@ -52,11 +53,20 @@ def maps(path, panels, *, title, x_label="", y_label="", limits=None):
     _save(figure, path)
 
 
+def check_installed():
+    """Checks that matplotlib is there, without importing it.
+
+    Raises:
+      ModuleNotFoundError: it is not; the message says how to install it.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("plots need matplotlib: pip install -e '.[analysis]'")
+
+
 def _figure(count):
-    try:
-        from matplotlib import figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'eqjax[analysis]'") from error
+    check_installed()
+    from matplotlib import figure
+
     made = figure.Figure(figsize=(1.5 + 3.5 * count if count > 1 else 5.5, 3.4), dpi=90, layout="constrained")
     return made, [made.add_subplot(1, count, i + 1) for i in range(count)]
 

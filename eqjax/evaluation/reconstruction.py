@@ -71,8 +71,9 @@ def evaluate_reconstruction(
       {"count", "psnr", "ssim", "lpips", "rfid", "rsfid"}: means over images; only what was asked for.
 
     Raises:
-      ValueError: images that do not fit the tokenizer; statistics of another protocol.
+      ValueError: no tokenizer, or images that do not fit it; statistics of another protocol.
     """
+    model.need("tokenizer")
     extra = None if lpips is None else lpips[0]
     measure = RowMap(
         _measure(None if lpips is None else lpips[1]),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 
@@ -9,11 +10,43 @@ from absl import logging
 import jax
 
 from eqjax import atomic
-from eqjax.evaluation import features, fid, statistics
+from eqjax.evaluation import features, fid, generation, statistics
 from eqjax.evaluation.generation import fingerprint, generate
 
 _COLUMNS = ("fid", "sfid", "inception_score", "kid", "precision", "recall")
 _COLUMNS += ("rfid", "rsfid", "psnr", "ssim", "lpips")
+# Of a protocol: where it was measured, and not what.
+_PLACE = ("jax", "device")
+
+
+def check_generation(model, settings, num_images, *, extractor=None, reference=None):
+    """Refuses what `evaluate_generation` could not draw or compare, before anything is written or compiled.
+
+    Args:
+      model: an `eqjax.Model`; its arrays may be jax.ShapeDtypeStruct.
+      settings, num_images, extractor, reference: as `evaluate_generation`.
+
+    Raises:
+      ValueError: as `generation.check`; fewer than two images to compare.
+      StatisticsError: a reference of another protocol.
+    """
+    generation.check(model, settings, num_images)
+    if extractor is None:
+        return
+    if num_images < 2:
+        raise ValueError(f"num_images={num_images}: a covariance, and so FID, needs at least 2.")
+    if reference is not None:
+        size, network = _image_size(model, settings), extractor.network
+        statistics.check_comparable(reference, network.protocol_for(size), network.sizes(size))
+
+
+def _image_size(model, settings):
+    return model.tokenizer.resolution, settings.num_columns * model.tokenizer.column_width
+
+
+def place():
+    """Where it is measured, for protocols: {"jax": version, "device": kind}."""
+    return dict(zip(_PLACE, (jax.__version__, jax.devices()[0].device_kind), strict=True))
 
 
 def evaluate_generation(
@@ -40,32 +73,35 @@ def evaluate_generation(
       reference: `statistics.Statistics`; None: no distances, the Inception Score alone.
       reference_name: for the protocol.
       png, npz: also write the images so.
-      keep: pooled features of so many images are kept for KID, precision and recall; they are computed where
-        the reference kept some too.
+      keep: pooled features of so many images are kept for KID, precision and recall (see
+        `features.kept_images`); they are computed where the reference kept some too.
 
     Returns:
       {"metrics": {name: number}, "protocol": {name: JSON value}}.
 
     Raises:
-      ValueError, FloatingPointError: as `generate`; StatisticsError, before anything is drawn, where the
-        reference is of another protocol.
+      ValueError, StatisticsError: as `check_generation`, before anything is drawn.
+      ValueError, FloatingPointError: as `generate`.
     """
-    size = model.tokenizer.resolution, settings.num_columns * model.tokenizer.column_width
+    check_generation(model, settings, num_images, extractor=extractor, reference=reference)
+    size = _image_size(model, settings)
     protocol = {
         "weights": fingerprint(model),
         "count": num_images,
-        **{name: value for name, value in dataclasses.asdict(settings).items() if name != "more"},
-        "solver": "euler",
-        **settings.more,
+        **dataclasses.asdict(settings),
         "image_size": list(size),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        **place(),
     }
     if extractor is not None:
         protocol |= extractor.network.protocol_for(size)
         if reference is not None:
-            statistics.check_comparable(reference, protocol, extractor.network.sizes(size))
             protocol |= {"reference": reference_name, "reference_count": reference.count}
+            if reference.features is None:
+                logging.info(
+                    "No KID, precision and recall: %s holds no features, as ADM's files do not. launch.make_statistics "
+                    "writes them, from the images.",
+                    reference_name or "the reference",
+                )
     samples = generate(model, settings, num_images, folder, mesh=mesh, rows_per_device=rows_per_device)
     if png:
         samples.write_png()
@@ -80,19 +116,70 @@ def evaluate_generation(
 
 
 def save(folder, results):
-    """Writes results.json and table.md; gives the table.
+    """Adds results to results.json and table.md; gives the table.
+
+    Rows that are there already stay, except those of the same protocol (wherever measured), which are replaced, and
+    those without metrics.
 
     Args:
       folder: made if it is not there.
       results: list of {"metrics", "protocol"}.
+
+    Raises:
+      ValueError: as `earlier`.
     """
+    results = json_values(results)
+    new = [_identity(result) for result in results]
+    kept = [result for result in earlier(folder) if result["metrics"] and _identity(result) not in new]
+    results = kept + results
     text = table(results)
     if jax.process_index() == 0:
-        for name, content in (("results.json", json.dumps(results, indent=2) + "\n"), ("table.md", text)):
-            with atomic.replacing(os.path.join(folder, name)) as temporary:
-                with open(temporary, "w", encoding="utf-8") as file:
-                    file.write(content)
+        write_json(os.path.join(folder, "results.json"), results, indent=2)
+        with atomic.replacing(os.path.join(folder, "table.md")) as temporary:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
     return text
+
+
+def earlier(folder):
+    """The results that `save` wrote to a folder; none where it wrote nothing.
+
+    Raises:
+      ValueError: its results.json is of another kind, or cannot be read.
+    """
+    path = os.path.join(folder, "results.json")
+    if not os.path.isfile(path):
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            results = json.load(file)
+        if all(isinstance(result["metrics"], dict) and isinstance(result["protocol"], dict) for result in results):
+            return results
+        error = "no list of metrics with protocols"
+    except (ValueError, TypeError, KeyError) as found:
+        error = repr(found)
+    raise ValueError(f"{path} was not written by launch.evaluate, or was changed ({error}): give another --output.")
+
+
+def _identity(result):
+    """What makes two rows one: the protocol without the place."""
+    return {name: value for name, value in result["protocol"].items() if name not in _PLACE}
+
+
+def json_values(values):
+    """JSON values with null in the place of NaN and infinities, which JSON does not have."""
+    if isinstance(values, dict):
+        return {str(name): json_values(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [json_values(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def write_json(path, values, indent=None):
+    """Writes `json_values`, whole or not at all."""
+    with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(json_values(values), file, indent=indent, allow_nan=False)
+        file.write("\n")
 
 
 def table(results):
@@ -104,11 +191,15 @@ def table(results):
     lines = ["| " + " | ".join([*differs, *columns]) + " |", "| --- " * len([*differs, *columns]) + "|"]
     for result in results if differs + columns else ():
         cells = [str(result["protocol"].get(name, "")) for name in differs]
-        cells += [f"{result['metrics'][name]:.4f}" if name in result["metrics"] else "" for name in columns]
+        cells += [_cell(result["metrics"][name]) if name in result["metrics"] else "" for name in columns]
         lines.append("| " + " | ".join(cells) + " |")
     lines = lines if differs + columns else ["No metrics were asked for."]
     common = [f"{name}: {protocols[0][name]}" for name in names if name not in differs]
     return "\n".join([*lines, "", "Protocol: " + ", ".join(common) + "."]) + "\n"
+
+
+def _cell(value):
+    return "–" if value is None else f"{value:.4f}"
 
 
 def write_statistics(path, extractor, images, keep=0):

@@ -14,7 +14,9 @@ import dataclasses
 import json
 import os
 import zipfile
+import zlib
 
+from absl import logging
 import numpy as np
 
 from eqjax import atomic
@@ -23,6 +25,8 @@ from eqjax.evaluation import fid
 _FORMAT = "eqjax-statistics-1"
 # Of a protocol: what must agree for two sets of statistics to be comparable.
 COMPARED = ("network", "resize", "rounding", "image_size")
+# What reading an npz raises that is truncated, has a damaged byte, or is none.
+NPZ_ERRORS = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class StatisticsError(ValueError):
@@ -38,7 +42,8 @@ class Statistics:
       spatial_mean, spatial_covariance: of spatial features (sFID), or None.
       count: images behind them, or None where the file does not say.
       protocol: how they were made, JSON values; {} where the file does not say.
-      features: pooled features, float32 [count or fewer, D], or None.
+      features: pooled features, float32 [count, D], or of a uniform choice among the images (which the protocol
+        then states under "features"), or None.
     """
 
     mean: np.ndarray
@@ -67,7 +72,8 @@ def load(path):
 
     Raises:
       FileNotFoundError: there is no such file.
-      StatisticsError: truncated, without the expected arrays, or arrays that do not fit each other.
+      StatisticsError: truncated or damaged, without the expected arrays, arrays that do not fit each other, or
+        values that are not finite.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -77,8 +83,10 @@ def load(path):
         with np.load(path, allow_pickle=False) as file:
             names = file.files
             arrays = {name: file[name] for name in wanted if name in names}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise StatisticsError(f"{path} cannot be read as npz ({error}): truncated, or of another kind.") from error
+    except (*NPZ_ERRORS, AttributeError) as error:
+        raise StatisticsError(
+            f"{path} cannot be read as npz ({error}): truncated, damaged, or of another kind."
+        ) from error
     if "mu" not in arrays or "sigma" not in arrays:
         hint = " It holds images: compute statistics with launch.make_statistics." if "arr_0" in names else ""
         raise StatisticsError(f"{path} holds the arrays {names}; a statistics file needs mu and sigma.{hint}")
@@ -86,7 +94,17 @@ def load(path):
         raise StatisticsError(f"{path} holds one of mu_s and sigma_s and not the other; found {names}.")
     header = _header(path, arrays.pop("protocol", None))
     _check_shapes(path, arrays)
+    _check_finite(path, arrays)
     arrays = {name: a if name == "features" else a.astype(np.float64) for name, a in arrays.items()}
+    if _of_first_images(header, arrays):
+        logging.warning(
+            "%s keeps the features of the first %d of its %d images, which are of few classes where files are sorted: "
+            "they are left out, and with them KID, precision and recall. FID is right. Files that "
+            "launch.make_statistics writes now keep a uniform choice.",
+            path,
+            len(arrays.pop("features")),
+            header["count"],
+        )
     return Statistics(
         arrays["mu"],
         arrays["sigma"],
@@ -123,6 +141,24 @@ def _check_shapes(path, arrays):
             )
     if "features" in arrays and arrays["features"].shape[1:] != arrays["mu"].shape:
         raise StatisticsError(f"{path}: features {arrays['features'].shape} do not belong to mu {arrays['mu'].shape}.")
+
+
+def _check_finite(path, arrays):
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            raise StatisticsError(f"{path}: {name} is {array.dtype}; numbers are expected.")
+        wrong = array.size - np.count_nonzero(np.isfinite(array))
+        if wrong:
+            raise StatisticsError(
+                f"{path}: {wrong} of {array.size} values of {name} are NaN or infinite; make the file anew with "
+                "launch.make_statistics."
+            )
+
+
+def _of_first_images(header, arrays):
+    """Whether a file keeps features as they were first kept: those of the first images, in file order."""
+    kept, count = len(arrays.get("features", ())), header.get("count")
+    return count is not None and 0 < kept < count and "features" not in header.get("protocol", {})
 
 
 def check_comparable(reference, protocol, sizes):

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from eqjax.generator import column_weights
+
 
 @flax.struct.dataclass
 class Estimate:
@@ -125,10 +127,8 @@ def train(generator, latents, labels, *, steps, batch_size=32, learning_rate=1e-
       ValueError: columns that do not exist, or none.
     """
     count = latents.shape[1]
-    columns = list(range(count)) if columns is None else sorted(set(columns))
-    if not columns or columns[0] < 0 or columns[-1] >= count:
-        raise ValueError(f"columns={columns} must be some of 0 … {count - 1}.")
-    weights = np.isin(np.arange(count), columns) / np.float32(len(columns))
+    # Arguments of the compiled step, so that all choices of columns share it.
+    weights = column_weights(count, range(count) if columns is None else columns)
     root = jax.random.key(seed)
     params = jax.jit(generator.init_params)(jax.random.fold_in(root, 2**31 - 1))
     optimizer = _optimizer(steps, learning_rate)

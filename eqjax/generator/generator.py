@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eqjax import flow, sharding
 from eqjax.generator.flow_head import FlowHead
@@ -30,6 +31,29 @@ class Condition:
     keys: jax.Array
     values: jax.Array
     first: jax.Array
+
+
+def column_weights(num_columns, columns):
+    """What the columns' losses count in a training on some of them: float32 [num_columns], of sum 1.
+
+    Columns whose loss does not count are still seen by those whose loss does.
+
+    Args:
+      num_columns: L.
+      columns: numbers of the columns whose loss counts.
+
+    Raises:
+      ValueError: columns that do not exist, or none.
+    """
+    columns = sorted(set(columns))
+    if not columns or not set(columns) <= set(range(num_columns)):
+        raise ValueError(f"columns={columns} must be some of 0 … {num_columns - 1}.")
+    return np.isin(np.arange(num_columns), columns) / np.float32(len(columns))
+
+
+def mean_loss(losses, columns=None):
+    """The mean of columns' losses [L], over all of them or over those of the numbers `columns`."""
+    return jnp.mean(losses) if columns is None else losses @ column_weights(len(losses), columns)
 
 
 class Generator(nn.Module):
@@ -157,13 +181,12 @@ class Generator(nn.Module):
         """Velocity of the flow: x_t [..., D], time [...], context [..., E] → float32 [..., D]."""
         return self.flow_head(x_t, jnp.asarray(time), context)
 
-    def loss(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
-        """The rectified-flow loss, a scalar: the mean of `column_losses`, which see."""
-        return jnp.mean(
-            self.column_losses(
-                latents, labels, time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic
-            )
+    def loss(self, latents, labels, *, columns=None, time=None, noise=None, rope_shift=None, deterministic=False):
+        """The rectified-flow loss, a scalar: `mean_loss` of `column_losses`, which see, over all columns or some."""
+        losses = self.column_losses(
+            latents, labels, time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic
         )
+        return mean_loss(losses, columns)
 
     def column_losses(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
         """The rectified-flow loss of every column, [L].

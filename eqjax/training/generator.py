@@ -21,7 +21,7 @@ from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import make_source
 from eqjax.evaluation import Extractor, Settings, inception, report, statistics
-from eqjax.generator import LOGICAL_AXES
+from eqjax.generator import LOGICAL_AXES, column_weights, mean_loss
 from eqjax.sampling import Model
 from eqjax.training import diagnosis, latents, loop, optim
 from eqjax.training.state import TrainState, ema_update, stream
@@ -33,6 +33,8 @@ def default_config():
     config.stage = "generator"
     config.generator = loop.module_fields(pretrained.Generator())
     config.tokenizer_weights = config_dict.placeholder(str)  # A name, file or workdir; see load_pretrained.
+    # Numbers of the columns whose loss is trained, (0, 1, 2, 3), for zero-shot transfer to the others; None: all.
+    config.loss_columns = config_dict.placeholder(tuple)
     config.accumulation_steps = 1  # Parts that a batch is taken in, one after another, to save memory.
     config.eval_images = 256  # Held-out pictures for the loss; at most what there is.
     config.sample_columns = 16  # Of the pictures drawn during training.
@@ -109,6 +111,8 @@ def make_stage(config, workdir=None):
         evaluation = make_source(config.data, train=not config.eval_every)  # Where it is wanted.
         latents.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
     tokenizer = weights.modules["tokenizer"]
+    if config.loss_columns is not None:
+        column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
     scale = latents.latent_scale(weights)
     # Frozen parameters are arguments of every program that uses them, never its constants.
     frozen = weights.params["tokenizer"]
@@ -116,7 +120,10 @@ def make_stage(config, workdir=None):
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
     encode = latents.make_encode(tokenizer, scale)
     steps = make_steps(generator, optimizer, encode, config)
-    sample_metrics = _make_sample_metrics(config, tokenizer, workdir) if config.metrics.every else None
+    names = tuple(source.class_names)
+    # Its parameters are not made yet: their shapes.
+    model = Model(tokenizer, frozen, generator, pretrained.abstract_params(generator), scale, names)
+    sample_metrics = _make_sample_metrics(config, model, workdir) if config.metrics.every else None
 
     def init(key):
         params = generator.init_params(key)
@@ -147,8 +154,7 @@ def make_stage(config, workdir=None):
         return results
 
     def model_of(state):
-        params = sharding.local(state.ema_params)
-        return Model(tokenizer, frozen, generator, params, scale, tuple(source.class_names))
+        return model.replace(generator_params=sharding.local(state.ema_params))
 
     def pictures(state, batch):
         del batch
@@ -168,7 +174,7 @@ def make_stage(config, workdir=None):
             {"tokenizer": tokenizer, "generator": generator},
             {"tokenizer": frozen, "generator": params},
             latent_scale=scale,
-            class_names=tuple(source.class_names),
+            class_names=names,
             notes=f"generator after {int(state.step)} steps; config: {config.to_json_best_effort()}\n{weights.notes}",
         )
         pretrained.save(path, exported)
@@ -185,24 +191,24 @@ def make_stage(config, workdir=None):
     )  # fmt: skip
 
 
-def _make_sample_metrics(config, tokenizer, workdir):
-    """(step, model) → {"fid": …}; everything it needs is there before the first step is made, or refused."""
+def _make_sample_metrics(config, model, workdir):
+    """(step, model) → {"fid": …}; what cannot be drawn or compared is refused here, before the first step."""
     metrics = config.metrics
     if not config.eval_every or metrics.every % config.eval_every:
         raise ValueError(f"metrics.every={metrics.every} must be a multiple of eval_every={config.eval_every}.")
     if not metrics.reference:
         raise ValueError("set metrics.reference: a statistics file, written by launch.make_statistics or ADM's.")
+    settings = Settings(
+        num_columns=config.data.width // model.tokenizer.column_width,
+        guidance_scale=metrics.guidance_scale,
+        num_flow_steps=metrics.num_flow_steps,
+    )
+    reference = statistics.load(metrics.reference)
+    extractor = Extractor(inception.inception(metrics.nets_folder))
+    compared = dict(extractor=extractor, reference=reference)
+    report.check_generation(model, settings, metrics.num_images, **compared)
     return report.periodic_evaluation(
-        Settings(
-            num_columns=config.data.width // tokenizer.column_width,
-            guidance_scale=metrics.guidance_scale,
-            num_flow_steps=metrics.num_flow_steps,
-        ),
-        metrics.num_images,
-        workdir,
-        extractor=Extractor(inception.inception(metrics.nets_folder)),
-        reference=statistics.load(metrics.reference),
-        reference_name=metrics.reference,
+        settings, metrics.num_images, workdir, reference_name=metrics.reference, **compared
     )
 
 
@@ -215,7 +221,7 @@ def make_steps(generator, optimizer, encode, config):
             latents, labels = encode(frozen, batch, stream(key, "posterior"))
             rngs = {name: stream(key, name) for name in ("flow", "rope", "label", "dropout")}
             losses = generator.apply({"params": params}, latents, labels, method="column_losses", rngs=rngs)
-            return jnp.mean(losses), losses
+            return mean_loss(losses, config.loss_columns), losses
 
         def step(frozen, state, batch, key):
             def compute(_, batch, key):

@@ -1,13 +1,14 @@
 """The analysis: its table, plots and their data, from made-up results."""
 
 import csv
+import json
 import os
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from eqjax.evaluation import analysis
+from eqjax.evaluation import analysis, report
 
 COLUMNS, PIXELS = 4, 32
 
@@ -72,8 +73,24 @@ def test_a_tokenizer_alone_has_no_plots_of_losses(tmp_path):
     ]
 
 
+def test_what_is_no_number_is_null_in_json_and_a_dash_in_the_table(tmp_path):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    some = result(0, 1) | {"agreement": float("nan")}
+    some["shift_errors"][3][2] = float("nan")
+    analysis.draw(tmp_path, {"model": [some]})
+    written = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)["model"][0]
+    assert written["agreement"] is None and written["shift_errors"][3][2] is None
+    table = (tmp_path / "table.md").read_text()
+    assert "| – |" in table and "nan" not in table
+    report.write_json(tmp_path / "r.json", some | {"flags": {}})
+    read = analysis.read_result(tmp_path / "r.json", {})
+    assert analysis._table({"model": [read, read]}).count("–") == 1  # As a comparison reads it back.
+
+
 def test_results_of_other_options_are_refused(tmp_path):
-    analysis.write_json(tmp_path / "r.json", {"flags": {"columns": 8}, "psnr": 1.0})
+    report.write_json(tmp_path / "r.json", {"flags": {"columns": 8}, "psnr": 1.0})
     assert analysis.read_result(tmp_path / "r.json", {"columns": 8})["psnr"] == 1.0
     with pytest.raises(ValueError, match="give another --output"):
         analysis.read_result(tmp_path / "r.json", {"columns": 6})

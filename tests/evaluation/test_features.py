@@ -6,6 +6,7 @@ import pytest
 
 from eqjax import data
 from eqjax.evaluation import Extractor, compare, images
+from eqjax.evaluation.features import kept_images
 from eqjax.evaluation.statistics import StatisticsError
 from tests.evaluation import tiny
 
@@ -27,8 +28,23 @@ def test_a_pass_equals_numpy_in_any_batches(extractor, pictures):
         found = extractor.collect(iter(batches), 30, keep=20).statistics
         np.testing.assert_allclose(found.mean, pool.mean(0), rtol=1e-6)
         np.testing.assert_allclose(found.covariance, np.cov(pool.astype(np.float64), rowvar=False), rtol=1e-6)
-        np.testing.assert_array_equal(found.features, pool[:20])
+        np.testing.assert_array_equal(found.features, pool[kept_images(30, 20)])
         assert found.count == 30 and found.protocol["image_size"] == [16, 16] and found.spatial_mean.shape == (4,)
+
+
+def test_kept_images_are_of_all_classes_of_sorted_files():
+    kept = kept_images(50_000, 10_000)
+    assert len(set(kept)) == 10_000 and (np.diff(kept) > 0).all()
+    per_class = np.bincount(kept // 50, minlength=1000)  # Fifty images per class, class after class.
+    assert (per_class > 0).all() and per_class.max() < 30
+    np.testing.assert_array_equal(kept, kept_images(50_000, 10_000))
+    np.testing.assert_array_equal(kept_images(30, 50), np.arange(30))
+    assert len(kept_images(30, 0)) == 0
+
+
+def test_the_protocol_says_which_features_were_kept(extractor, pictures):
+    for keep, rule in ((30, None), (0, None), (20, "of 20 images, uniformly by RandomState(2020)")):
+        assert extractor.collect(iter([pictures]), 30, keep=keep).statistics.protocol.get("features") == rule
 
 
 def test_the_same_images_have_distance_zero(extractor, pictures):
@@ -73,6 +89,30 @@ def test_sources_of_images(tmp_path, pictures):
     assert [batch.shape for batch in photos.batches()] == [(5, 16, 32, 3), (5, 16, 32, 3), (3, 16, 32, 3)]
 
 
+def test_a_broken_picture_is_named(tmp_path, pictures):
+    Image.fromarray(pictures[0]).save(tmp_path / "1.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
+    (tmp_path / "3.jpg").write_text("no picture")
+    for name in ("2.png", "3.jpg"):
+        with pytest.raises(ValueError, match=f"{name} cannot be decoded .*: repair or remove it"):
+            list(images.from_folder(tmp_path).batches())
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_with_a_damaged_byte(tmp_path, pictures, save):
+    save(tmp_path / "s.npz", pictures)
+    whole = (tmp_path / "s.npz").read_bytes()
+    for place in (len(whole) // 2, 60, 150):  # Among the images, in the zip's header, in the array's.
+        (tmp_path / "s.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            found = list(images.from_path(tmp_path / "s.npz").batches())
+        except StatisticsError as error:
+            assert "s.npz" in str(error)
+        else:
+            assert place != len(whole) // 2 and len(np.concatenate(found)) == 30
+
+
 def test_an_npz_without_images(tmp_path, pictures):
     np.savez(tmp_path / "two.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(StatisticsError, match=r"holds the arrays \['mu', 'sigma'\]; images are expected in arr_0"):
@@ -86,6 +126,9 @@ def test_an_npz_without_images(tmp_path, pictures):
     (tmp_path / "text.npz").write_text("no zip")
     with pytest.raises(StatisticsError, match="text.npz cannot be read as npz"):
         images.from_path(tmp_path / "text.npz")
+    np.savez(tmp_path / "none.npz", np.zeros((0, 4, 4, 3), np.uint8))
+    with pytest.raises(StatisticsError, match=r"arr_0.npy in .*none.npz is empty, \(0, 4, 4, 3\)"):
+        images.from_path(tmp_path / "none.npz")
     nan = np.full((2, 4, 4, 3), np.nan, np.float32)
     np.savez(tmp_path / "nan.npz", nan)
     found = images.from_path(tmp_path / "nan.npz")

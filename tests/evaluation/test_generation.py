@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,40 @@ def test_what_generation_refuses(model, whole, tmp_path):
         gap.available()
     with pytest.raises(ValueError, match="num_images=0 must be at least 1"):
         generate(model, SETTINGS, 0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(solver="eular"), "solver='eular' is not one of"),
+        (dict(time_grid="cosin"), "time_grid='cosin' is not one of"),
+        (dict(guidance_schedule="lin"), "guidance_schedule='lin'|schedule 'lin'"),
+        (dict(num_flow_steps=0), "num_flow_steps=0 must be ≥ 1"),
+        (dict(guidance_scale=-1.0), "guidance_scale=-1.0 must be ≥ 0"),
+        (dict(temperature=-1.0), "temperature=-1.0 must be ≥ 0"),
+        (dict(max_position=-1), "max_position=-1 must be ≥ 0"),
+        (dict(num_columns=0), "num_columns=0 must be ≥ 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(model, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        generate(model, dataclasses.replace(SETTINGS, **change), COUNT, tmp_path)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="loaded without a tokenizer"):
+        generate(model.replace(tokenizer=None), SETTINGS, COUNT, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_folders_of_older_runs_are_gone_on_with(model, whole, tmp_path):
+    """Solver and time grid were once written under "more", and only where they were given."""
+    written = json.loads((pathlib.Path(whole.folder) / "settings.json").read_text())
+    old = {name: value for name, value in written.items() if name not in ("solver", "time_grid", "max_position")}
+    folder = shutil.copytree(whole.folder, tmp_path / "old")
+    (folder / "settings.json").write_text(json.dumps({**old, "more": {}}))
+    np.testing.assert_array_equal(pictures(generate(model, SETTINGS, COUNT, folder)), pictures(whole))
+    (folder / "settings.json").write_text(json.dumps({**old, "more": {"solver": "heun"}}))
+    with pytest.raises(ValueError, match="solver: there 'heun', now 'euler'"):
+        generate(model, SETTINGS, COUNT, folder)
 
 
 def test_settings_are_beside_the_images(whole):

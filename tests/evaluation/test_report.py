@@ -62,6 +62,37 @@ def test_a_sweep_with_its_protocol(results):
         assert part in protocol
 
 
+def row(fid=None, **protocol):
+    return {"metrics": {} if fid is None else {"fid": fid}, "protocol": {"weights": "a", "jax": "1", **protocol}}
+
+
+def test_rows_of_earlier_calls_stay(tmp_path):
+    report.save(tmp_path, [row(9.0, guidance_scale=1.0), row(8.0, guidance_scale=2.0), row(guidance_scale=5.0)])
+    text = report.save(tmp_path, [row(7.0, guidance_scale=4.0), row(8.5, guidance_scale=2.0, jax="2")])
+    rows = report.earlier(tmp_path)
+    assert [(r["protocol"]["guidance_scale"], r["metrics"]["fid"]) for r in rows] == [
+        (1.0, 9.0),
+        (4.0, 7.0),
+        (2.0, 8.5),
+    ]
+    assert text == (tmp_path / "table.md").read_text() and "| 1 | 4.0 | 7.0000 |" in text
+    report.save(tmp_path, [row(float("inf"), guidance_scale=4.0)])
+    assert report.earlier(tmp_path)[-1]["metrics"] == {"fid": None}
+    assert "| 1 | 4.0 | – |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_reference_without_features_says_what_is_missing(extractor, reference, results, caplog):
+    without = dataclasses.replace(reference, features=None)
+    root, (first, _) = results
+    settings = dataclasses.replace(SETTINGS, guidance_scale=2.0)
+    with caplog.at_level("INFO"):
+        again = report.evaluate_generation(
+            tiny.model(), settings, COUNT, root / "2.0", extractor=extractor, reference=without, keep=COUNT
+        )
+    assert "No KID, precision and recall: the reference holds no features" in caplog.text
+    assert set(first["metrics"]) - set(again["metrics"]) >= {"kid", "precision", "recall"}
+
+
 def test_another_protocol_is_refused_before_anything_is_drawn(extractor, reference, tmp_path):
     other = dataclasses.replace(reference, protocol={**reference.protocol, "network": "other"})
     with pytest.raises(StatisticsError, match="network: reference 'other', here 'tiny'"):

@@ -11,12 +11,15 @@ from eqjax.evaluation import statistics
 from eqjax.evaluation.statistics import Statistics, StatisticsError
 
 PROTOCOL = {"network": "tiny", "resize": "none", "rounding": "8 bit", "image_size": [4, 4]}
+KEPT = {"features": "of 5 images, uniformly"}
 
 
 @pytest.fixture(name="stats")
 def _stats():
     rng = np.random.default_rng(0)
-    return Statistics(rng.normal(size=3), np.eye(3), rng.normal(size=2), np.eye(2), 7, PROTOCOL, np.ones((5, 3), "f4"))
+    return Statistics(
+        rng.normal(size=3), np.eye(3), rng.normal(size=2), np.eye(2), 7, PROTOCOL | KEPT, np.ones((5, 3), "f4")
+    )
 
 
 def test_ours_there_and_back(tmp_path, stats):
@@ -70,6 +73,37 @@ def test_files_that_are_not_statistics(tmp_path, stats):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:300])
     with pytest.raises(StatisticsError, match="cut.npz cannot be read as npz .* truncated"):
         statistics.load(tmp_path / "cut.npz")
+
+
+def test_values_that_are_not_finite_and_damaged_bytes(tmp_path, stats):
+    for name, value in (("mu", np.nan), ("sigma", np.inf), ("features", -np.inf)):
+        arrays = dict(mu=stats.mean.copy(), sigma=np.eye(3), features=np.ones((7, 3)))
+        arrays[name].flat[1] = value
+        np.savez(tmp_path / "s.npz", **arrays)
+        with pytest.raises(StatisticsError, match=rf"s.npz: 1 of \d+ values of {name} are NaN or infinite"):
+            statistics.load(tmp_path / "s.npz")
+    np.savez(tmp_path / "s.npz", mu=np.array(["a", "b"]), sigma=np.eye(2))
+    with pytest.raises(StatisticsError, match="mu is <U1; numbers are expected"):
+        statistics.load(tmp_path / "s.npz")
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "s.npz", mu=stats.mean, sigma=np.random.default_rng(0).normal(size=(3, 3)))
+        damaged = bytearray((tmp_path / "s.npz").read_bytes())
+        damaged[damaged.index(b"sigma.npy") + 100] ^= 0xFF
+        (tmp_path / "s.npz").write_bytes(damaged)
+        with pytest.raises(StatisticsError, match="s.npz cannot be read as npz"):
+            statistics.load(tmp_path / "s.npz")
+
+
+def test_features_of_the_first_images_are_left_out(tmp_path, stats, caplog):
+    """As files were once written: KID would compare with the first classes alone."""
+    statistics.save(tmp_path / "old.npz", dataclasses.replace(stats, protocol=PROTOCOL))
+    with caplog.at_level("WARNING"):
+        loaded = statistics.load(tmp_path / "old.npz")
+    assert loaded.features is None and "features of the first 5 of its 7 images" in caplog.text
+    np.testing.assert_array_equal(loaded.mean, stats.mean)
+    all_kept = dataclasses.replace(stats, protocol=PROTOCOL, count=5)
+    statistics.save(tmp_path / "all.npz", all_kept)
+    assert statistics.load(tmp_path / "all.npz").features.shape == (5, 3)
 
 
 def test_interrupted_writing_leaves_what_was_there(tmp_path, stats):

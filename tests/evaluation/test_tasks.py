@@ -7,6 +7,7 @@ import pytest
 
 from eqjax import Generator
 from eqjax.evaluation import tasks
+from eqjax.generator import mean_loss
 from tests.evaluation import tiny
 
 COLUMNS = 4
@@ -55,6 +56,11 @@ def test_the_loss_is_the_mean_of_the_columns(generator, batches):
     changed = both(latents + np.array([0, 0, 0, 1.0], "f4")[:, None])[1]
     np.testing.assert_allclose(changed[:3], losses[:3], rtol=1e-6)
     assert abs(changed[3] - losses[3]) > 1e-3
+
+
+def test_the_mean_over_some_columns():
+    losses = np.array([1.0, 2.0, 4.0, 7.0], "f4")
+    assert mean_loss(losses) == 3.5 and mean_loss(losses, (3, 1)) == 4.5 and mean_loss(losses, [0]) == 1
 
 
 def test_losses_and_cosines_of_batches(generator, batches):

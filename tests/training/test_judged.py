@@ -3,9 +3,16 @@
 How a run as a whole keeps its best is seen in test_runs.
 """
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from eqjax.checkpoints import BestWeights
+from eqjax.evaluation import StatisticsError, statistics
 from eqjax.training import generator
 from tests import programs
 from tests.training import judged
@@ -32,6 +39,9 @@ def test_two_processes_judge_as_one(inputs, tmp_path):
         (dict(every=3), "metrics.every=3 must be a multiple of eval_every=2"),
         (dict(reference=""), "set metrics.reference: a statistics file"),
         (dict(reference="nowhere.npz"), "nowhere.npz"),
+        (dict(num_flow_steps=0), "num_flow_steps=0 must be ≥ 1"),
+        (dict(guidance_scale=-1.0), "guidance_scale=-1.0 must be ≥ 0"),
+        (dict(num_images=1), "num_images=1: a covariance, and so FID, needs at least 2"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_at_once(inputs, tmp_path, change, message):
@@ -40,6 +50,50 @@ def test_what_cannot_be_judged_is_refused_at_once(inputs, tmp_path, change, mess
     with judged.tiny_inception(), pytest.raises((ValueError, OSError), match=message):
         generator.train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(mean=np.zeros(2048), covariance=np.eye(2048)), "of 2048 pool features, this network gives 5"),
+        (dict(protocol={"image_size": [256, 256]}), r"image_size: reference \[256, 256\], here \[16, 16\]"),
+    ],
+)
+def test_a_reference_of_another_kind_is_refused_at_once(inputs, tmp_path, change, message):
+    other = tmp_path / "other.npz"
+    statistics.save(other, dataclasses.replace(statistics.load(inputs[1]), features=None, **change))
+    with judged.tiny_inception(), pytest.raises(StatisticsError, match=message):
+        generator.train_and_evaluate(judged.make_config(inputs[0], other), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_columns_that_do_not_exist_are_refused_at_once(inputs, tmp_path):
+    config = judged.make_config(*inputs)
+    config.loss_columns = (2, 4)
+    with pytest.raises(ValueError, match=r"columns=\[2, 4\] must be some of 0 … 3"):
+        generator.train_and_evaluate(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+class _FourWeights:
+    """In a generator's place: the loss of each of four columns is the square of its own weight."""
+
+    def apply(self, variables, latents, labels, method, rngs):
+        return jnp.square(variables["params"])
+
+    def clone(self, remat):
+        return self
+
+
+def test_the_loss_of_some_columns_is_trained_alone():
+    config, optimizer, weights = generator.default_config(), optax.sgd(0.1), jnp.array([1.0, 2.0, 3.0, 4.0])
+    for columns, expected, moved in ((None, 7.5, [0, 1, 2, 3]), ((3, 0), 8.5, [0, 3])):
+        config.loss_columns = columns
+        step, _ = generator.make_steps(_FourWeights(), optimizer, lambda frozen, batch, key: (batch, batch), config)
+        state = generator.TrainState(jnp.int32(0), weights, weights, optimizer.init(weights))
+        state, metrics = jax.jit(step)({}, state, jnp.zeros(2), jax.random.key(0))
+        assert float(metrics["loss"]) == expected and metrics["column_loss"].tolist() == [1, 4, 9, 16]
+        assert np.flatnonzero(state.params != weights).tolist() == moved
 
 
 def test_best_weights(tmp_path):
