@@ -22,14 +22,14 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(name="command")
 def _command(weights, tmp_path):
-    def command(**options):
+    def command(*, written="out.png", **options):
         output = tmp_path / "out.png"
         defaults = dict(weights=weights, output=output, num_flow_steps=2, solver="adams_bashforth")
         values = flags.FlagValues()
         sample.define_flags(values)
         values(["sample", *(f"--{name}={value}" for name, value in {**defaults, **options}.items())])
         sample.run(values)
-        return np.asarray(Image.open(output))
+        return np.asarray(Image.open(tmp_path / written))
 
     return command
 
@@ -49,8 +49,8 @@ def test_panorama_with_classes_and_gif(command, tmp_path):
 
 def test_a_panorama_goes_on(command, tmp_path):
     options = dict(classes="cat", columns=32, state=tmp_path / "state.npz")
-    parts = [command(**options), command(**options)]
-    once = command(classes="cat", columns=64, state=tmp_path / "other.npz")
+    parts = [command(**options, written="out-000000.png"), command(**options, written="out-000032.png")]
+    once = command(classes="cat", columns=64, state=tmp_path / "other.npz", written="out-000000.png")
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), once)
 
 
