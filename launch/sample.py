@@ -222,7 +222,9 @@ def check_state(model, settings, args, pairs, options):
     if pairs:
         given["classes"] = text(model.labels([label for label, _ in pairs]), [n for _, n in pairs])
     if args["guidance"].present or args["guidance_schedule"].present:
-        given["guidance"] = np.ravel(panorama_guidance(args, len(saved["guidance"]))).tolist()
+        # One scale went over the columns of the first call.
+        columns = len(saved["guidance"]) if isinstance(settings.guidance_scale, tuple) else args.columns or COLUMNS
+        given["guidance"] = np.ravel(panorama_guidance(args, columns)).tolist()
     lines = [f"  --{name}: saved {saved[name]}, given {given[name]}" for name in given if saved[name] != given[name]]
     if lines:
         raise ValueError(
