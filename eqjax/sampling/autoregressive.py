@@ -29,6 +29,8 @@ from eqjax.sampling.classes import Blend, ClassSchedule
 
 # Modulations held at once. More would be read back from slow memory without saving products' weights.
 MODULATION_BYTES = 256 * 2**20
+# Columns between two reports of progress, at most.
+STRIP_COLUMNS = 16
 
 
 @flax.struct.dataclass
@@ -128,6 +130,13 @@ def make_conditions(generator, params, labels, guided):
     return Condition(keys, values, found.first[index])
 
 
+def make_run(generator, guided, params, labels, plan, temperature, max_position):
+    """The `Run` of labels [B, S], from parameters as they are kept."""
+    params = compute_params(generator, params)
+    conditions = make_conditions(generator, params, labels, guided)
+    return Run(generator, guided, params, conditions, plan, temperature, max_position)
+
+
 def blend(conditions, at):
     """The `Condition` at a scalar `Blend`: a segment's, or between it and the next one's."""
     if conditions.first.shape[0] == 1:
@@ -222,6 +231,20 @@ def column_noise(key, column, shape):
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, column), shape[1:]))(key)
 
 
+def noise_of(run, state, source):
+    """Function of a column's number → initial noise [B, D]: from a key or a key per row, or from noise [B, L, D]."""
+    if not jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
+        return lambda column: source[:, column]
+    shape = (state.context.shape[0] // (2 if run.guided else 1), run.generator.latent_dim)
+    return lambda column: column_noise(source, column, shape)
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def draw_strip(run, state, source, columns):
+    """`draw_columns` as a program of its own, with noise of a `noise_of` source."""
+    return draw_columns(run, state, noise_of(run, state, source), columns)
+
+
 def sample_latents(
     generator,
     params,
@@ -241,6 +264,7 @@ def sample_latents(
     key=None,
     prefix=None,
     mesh=None,
+    progress=None,
 ):
     """Draws latents of `num_columns` columns for every label.
 
@@ -269,6 +293,9 @@ def sample_latents(
         row, [B]: it then depends on the row's key and k alone.
       prefix: latents [B, P, D], P ≤ L, that the sample begins with.
       mesh: of `eqjax.sharding.make_mesh`: the batch is split along its data axis.
+      progress: function that is called with the number of columns drawn since it was called before,
+        every 16 columns or fewer. The columns are then drawn strip by strip, not inside a jit; the
+        latents differ by rounding at most.
 
     Returns:
       latents, float32 [B, L, D], scaled as the generator's are.
@@ -291,8 +318,10 @@ def sample_latents(
     if mesh is not None:
         params, batch, source = _spread(mesh, params, batch, source)
     position = np.int32(2**31 - 1) if max_position is None else max_position
-    settings = generator, is_guided(guidance_scale)
-    return _sample(*settings, params, *batch, source, scales, classes, plan, temperature, position)
+    beginning = generator, is_guided(guidance_scale), params, *batch, classes, plan, temperature, position
+    if progress is None:
+        return _sample(*beginning, source, scales)
+    return _sample_in_strips(*beginning, source, scales, progress)
 
 
 def is_guided(guidance_scale):
@@ -317,7 +346,17 @@ def class_schedule(labels, class_columns, transition):
 
 
 def _spread(mesh, params, batch, source):
-    """Parameters on every device of a mesh, what has a row per picture split over its data axis."""
+    """Parameters on every device of a mesh, what has a row per picture split over its data axis.
+
+    Raises:
+      ValueError: the rows do not divide among the devices.
+    """
+    rows, devices = batch[0].shape[0] * sharding.batch_share(mesh)[1], mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % devices:
+        raise ValueError(
+            f"a batch of {rows} does not divide among {devices} devices of the mesh (data × fsdp): give a multiple of "
+            f"{devices} labels, and drop the pictures that are too many."
+        )
     batch = jax.tree.map(lambda a: sharding.shard_batch(a, mesh), batch)
     if source.ndim == 3:
         source = sharding.shard_batch(source, mesh)
@@ -326,23 +365,42 @@ def _spread(mesh, params, batch, source):
     return jax.device_put(params, sharding.replicated(mesh)), batch, source
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample(
-    generator, guided, params, labels, prefix, source, scales, classes, plan, temperature, max_position
-):  # fmt: skip
-    given, shape = prefix.shape[1], (labels.shape[0], generator.latent_dim)
-
-    def noise(column):
-        if jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
-            return column_noise(source, column, shape)
-        return source[:, column]
-
-    params = compute_params(generator, params)
-    conditions = make_conditions(generator, params, labels, guided)
-    run = Run(generator, guided, params, conditions, plan, temperature, max_position)
+def _begin(generator, guided, params, labels, prefix, classes, plan, temperature, max_position):
+    """The `Run`, its state behind the prefix, and the classes of the columns after each of the rest."""
+    run = make_run(generator, guided, params, labels, plan, temperature, max_position)
+    given = prefix.shape[1]
     first, after = jax.tree.map(lambda a: a[0], classes), jax.tree.map(lambda a: a[1:], classes)
-    state = start(run, first, scales.shape[0])
+    state = start(run, first, after.share.shape[0])
     state = take_columns(run, state, jnp.moveaxis(prefix, 1, 0), jax.tree.map(lambda a: a[:given], after))
-    columns = jax.tree.map(lambda a: a[given:], Columns(scales, after))
-    _, latents = draw_columns(run, state, noise, columns)  # [L - P, B, D]
+    return run, state, jax.tree.map(lambda a: a[given:], after)
+
+
+_begin_alone = jax.jit(_begin, static_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(generator, guided, params, labels, prefix, classes, plan, temperature, max_position, source, scales):
+    run, state, after = _begin(generator, guided, params, labels, prefix, classes, plan, temperature, max_position)
+    columns = Columns(scales[prefix.shape[1] :], after)
+    latents = draw_columns(run, state, noise_of(run, state, source), columns)[1]  # [L - P, B, D]
     return jnp.concatenate([prefix, jnp.moveaxis(latents, 0, 1)], axis=1)
+
+
+def _sample_in_strips(
+    generator, guided, params, labels, prefix, classes, plan, temperature, max_position, source, scales, progress
+):  # fmt: skip
+    run, state, after = _begin_alone(
+        generator, guided, params, labels, prefix, classes, plan, temperature, max_position
+    )  # fmt: skip
+    columns = Columns(scales[prefix.shape[1] :], after)
+    length = columns.guidance.shape[0]
+    strips = -(-length // STRIP_COLUMNS) or 1
+    size = -(-length // strips) or 1
+    parts = [prefix]
+    for first in range(0, length, size):
+        # The last strip may be drawn beyond the end, so that all compile once.
+        numbers = np.minimum(np.arange(first, first + size), length - 1)
+        state, latents = draw_strip(run, state, source, jax.tree.map(lambda a, n=numbers: a[n], columns))
+        parts.append(jnp.moveaxis(latents[: length - first], 0, 1))
+        progress(jax.block_until_ready(parts[-1]).shape[1])
+    return jnp.concatenate(parts, axis=1)

@@ -1,5 +1,7 @@
 """What sampling accepts: every wrong argument ends in one message."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,18 @@ import numpy as np
 
 def _concrete(value):
     return not isinstance(value, jax.core.Tracer)
+
+
+def whole(name, value):
+    """An integer of any kind, numpy's too, as an int.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name}={value!r} must be an integer.") from error
 
 
 def check_values(generator, labels, num_columns, guidance_scale, temperature, max_position=None):

@@ -14,11 +14,12 @@ import numpy as np
 
 from eqjax import atomic, flow
 from eqjax.sampling import autoregressive
-from eqjax.sampling.checks import check_arrays, check_values
+from eqjax.sampling.checks import check_arrays, check_values, whole
 from eqjax.sampling.classes import ClassSchedule, parse_classes
 from eqjax.sampling.streaming import StreamDecoder
 
-_FORMAT = "eqjax-panorama-1"
+# 2: latent_scale is compared, and there may be several seeds.
+_FORMAT = "eqjax-panorama-2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Settings:
     labels: tuple[int, ...]
     class_columns: tuple[int | None, ...]
     seed: int
+    seeds: tuple[int, ...] | None
     num_columns: int | None
     transition: int
     guidance_scale: float | tuple[float, ...]
@@ -47,6 +49,7 @@ def panorama(
     labels=None,
     *,
     seed=0,
+    seeds=None,
     num_columns=None,
     transition=0,
     guidance_scale=1.0,
@@ -71,11 +74,12 @@ def panorama(
       model: a `Model` with both halves.
       labels: one class, or [(class, columns), …], the last columns None: on and on.
       seed: an integer.
+      seeds: integers [B] instead: B pictures at once, picture i as with seeds[i] alone.
       num_columns: columns in all; None: without end.
       transition: columns over which a class goes softly into the next.
       guidance_scale: the same everywhere, or one per column (those after the end: as the last).
       num_flow_steps, solver, time_grid, temperature, max_position: as `eqjax.sample_latents`.
-      prefix: scaled latents [1, P, D] that the picture begins with.
+      prefix: scaled latents [1, P, D], or [B, P, D], that the pictures begin with.
       strip_columns: drawn at a time, ≥ 1; also the width of the strips where the tokenizer has a halo.
       state: a file that `Panorama.save` wrote, or what `Panorama.state` gave: goes on there; the other
         arguments but `model` are in it.
@@ -84,29 +88,33 @@ def panorama(
       A `Panorama`, an iterator.
 
     Raises:
-      ValueError: an argument out of its range; a state of another model, or no state.
+      ValueError: an argument out of its range; a state of another model, or no state; neither labels
+        nor state.
     """
     if state is not None:
         if labels is not None:
             raise ValueError("a saved panorama carries its classes and settings: give either labels or state.")
         return Panorama.restore(model, state)
+    if labels is None:
+        raise ValueError("a panorama begins with labels, or goes on from a state: give one of the two.")
     names, class_columns = ([labels], (None,)) if not isinstance(labels, list | tuple) else parse_classes(labels)
     scale = np.asarray(guidance_scale, np.float64)
     if not isinstance(time_grid, str):
         time_grid = tuple(float(t) for t in time_grid)
     settings = Settings(
         labels=tuple(int(n) for n in model.labels(names)),
-        class_columns=class_columns,
-        seed=int(seed),
-        num_columns=num_columns,
-        transition=transition,
+        class_columns=tuple(None if n is None else whole("columns of a class", n) for n in class_columns),
+        seed=whole("seed", seed),
+        seeds=None if seeds is None else tuple(whole("seed", n) for n in np.atleast_1d(seeds)),
+        num_columns=None if num_columns is None else whole("num_columns", num_columns),
+        transition=whole("transition", transition),
         guidance_scale=tuple(scale.tolist()) if scale.ndim else scale.item(),
-        num_flow_steps=num_flow_steps,
+        num_flow_steps=whole("num_flow_steps", num_flow_steps),
         solver=solver,
         time_grid=time_grid,
-        temperature=temperature,
-        max_position=max_position,
-        strip_columns=strip_columns,
+        temperature=float(temperature),
+        max_position=None if max_position is None else whole("max_position", max_position),
+        strip_columns=whole("strip_columns", strip_columns),
     )
     made = Panorama(model, settings)
     made.begin(prefix)
@@ -114,7 +122,7 @@ def panorama(
 
 
 class Panorama:
-    """Iterator over strips, uint8 [H, w, 3]; made by `panorama`.
+    """Iterator over strips, uint8 [H, w, 3], with several seeds [B, H, w, 3]; made by `panorama`.
 
     Attributes:
       settings: the `Settings`.
@@ -127,7 +135,11 @@ class Panorama:
             raise ValueError(f"strip_columns={settings.strip_columns} must be ≥ 1.")
         if generator.window_size is None and settings.num_columns is None:
             raise ValueError("a generator without a window (window_size=None) sees all columns: give num_columns.")
-        labels = jnp.asarray(settings.labels)[None]  # [1, S]
+        seeds = (settings.seed,) if settings.seeds is None else settings.seeds
+        if not seeds:
+            raise ValueError("seeds=() must be at least one integer.")
+        self._batch = () if settings.seeds is None else (len(seeds),)
+        labels = jnp.tile(jnp.asarray(settings.labels), (len(seeds), 1))  # [B, S]
         check_values(
             generator,
             labels,
@@ -145,18 +157,20 @@ class Panorama:
         self._run = _make_run(
             generator, guided, model.generator_params, labels, plan, settings.temperature, np.int32(position)
         )
-        self._keys = jax.random.key(settings.seed)[None]
-        self._decoder = StreamDecoder(tokenizer, model.tokenizer_params, model.latent_scale, settings.strip_columns)
+        self._keys = jax.vmap(jax.random.key)(np.asarray(seeds))
+        self._decoder = StreamDecoder(
+            tokenizer, model.tokenizer_params, model.latent_scale, settings.strip_columns, self._batch
+        )
         self._column, self._ready = 0, []
 
     def begin(self, prefix=None):
-        """Goes to the first column, or behind a prefix [1, P, D].
+        """Goes to the first column, or behind a prefix [B, P, D].
 
         Raises:
           ValueError: a prefix of another shape.
         """
         generator, settings = self._run.generator, self.settings
-        check_arrays(generator, np.zeros(1), settings.num_columns or 2**31, None, self._keys, prefix)
+        check_arrays(generator, np.zeros(len(self._keys)), settings.num_columns or 2**31, None, self._keys, prefix)
         first = jax.tree.map(lambda a: a[0], self._schedule.at(np.arange(1)))
         self._state = _start(self._run, first, settings.num_columns or 2**31 - 1)
         if prefix is not None and prefix.shape[1]:
@@ -164,7 +178,7 @@ class Panorama:
             self._column = latents.shape[0]
             after = self._schedule.at(np.arange(1, self._column + 1))
             self._state = _take(self._run, self._state, latents, after)
-            self._ready = self._decoder.push(latents[:, 0], last=self._column == settings.num_columns)
+            self._ready = self._decoder.push(self._rows(latents), last=self._column == settings.num_columns)
 
     def __iter__(self):
         return self
@@ -181,19 +195,23 @@ class Panorama:
     @property
     def emitted(self):
         """Columns given out so far."""
-        waiting = sum(strip.shape[1] for strip in self._ready)
+        waiting = sum(strip.shape[-2] for strip in self._ready)
         return self._decoder.emitted - waiting // self._model.tokenizer.column_width
 
+    def _rows(self, latents):
+        """Latents [n, B, D] as the decoder takes them: [n, D], with several seeds [B, n, D]."""
+        return np.asarray(jnp.moveaxis(latents, 1, 0) if self._batch else latents[:, 0])
+
     def _draw(self):
-        """The next columns' latents, [n, D]."""
+        """The next columns' latents, [n, D] or [B, n, D]."""
         numbers = self._column + np.arange(self.settings.strip_columns)
         guidance = self._guidance[np.minimum(numbers, len(self._guidance) - 1)]
         columns = autoregressive.Columns(guidance, self._schedule.at(numbers + 1))
-        self._state, latents = _draw(self._run, self._state, self._keys, columns)
+        self._state, latents = autoregressive.draw_strip(self._run, self._state, self._keys, columns)
         # The last strip may be drawn beyond the end, so that all compile once.
         left = len(numbers) if self.settings.num_columns is None else self.settings.num_columns - self._column
-        latents = np.asarray(latents[:left, 0])
-        self._column += len(latents)
+        latents = self._rows(latents[:left])
+        self._column += latents.shape[-2]
         return latents
 
     def state(self):
@@ -206,7 +224,8 @@ class Panorama:
         ):
             arrays[name] = np.asarray(leaf.astype(jnp.float32))
         height = self._model.tokenizer.resolution
-        arrays["ready"] = np.concatenate([np.zeros((height, 0, 3), np.uint8), *self._ready], axis=1)
+        empty = np.zeros((*self._batch, height, 0, 3), np.uint8)
+        arrays["ready"] = np.concatenate([empty, *self._ready], axis=-2)
         about = dict(
             format=_FORMAT,
             settings=dataclasses.asdict(self.settings),
@@ -232,30 +251,37 @@ class Panorama:
         where = "this state"
         if isinstance(state, str | os.PathLike):
             where, state = os.fspath(state), _read(state)
+        given = fingerprint(model)
         try:
             about = json.loads(str(state["about"]))
+            if about["format"] == "eqjax-panorama-1":
+                raise ValueError(
+                    f"{where} was saved by an earlier version of eqjax (format 'eqjax-panorama-1', this one reads "
+                    f"{_FORMAT!r}): begin the panorama anew."
+                )
             if about["format"] != _FORMAT:
-                raise KeyError(about["format"])
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{where} is not a saved panorama of format {_FORMAT!r}.") from error
-        _compare(where, about["model"], fingerprint(model))
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
-        made = cls(model, Settings(**settings))
-        dtype = made._run.generator.dtype
-        arrays = {name: jnp.asarray(state[name], dtype) for name in ("context", "ring_keys", "ring_values")}
-        ring = autoregressive.Ring(arrays["ring_keys"], arrays["ring_values"])
-        made._state = autoregressive.SamplerState(jnp.int32(about["drawn"]), arrays["context"], ring)
-        made._column = about["column"]
-        made._ready = [state["ready"]] if state["ready"].size else []
-        made._decoder.restore({name: state[f"decoder_{name}"] for name in made._decoder.state()})
+                raise KeyError("format")
+            _compare(where, about["model"], given)
+            settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()})
+            column, drawn, ready = about["column"], jnp.int32(about["drawn"]), state["ready"]
+            dtype = model.generator.dtype
+            context, *ring = (jnp.asarray(state[name], dtype) for name in ("context", "ring_keys", "ring_values"))
+            decoder = {name: state[f"decoder_{name}"] for name in StreamDecoder.STATE}
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{where} is not a saved panorama of format {_FORMAT!r} ({error}).") from error
+        made = cls(model, settings)
+        made._state = autoregressive.SamplerState(drawn, context, autoregressive.Ring(*ring))
+        made._column = column
+        made._ready = [ready] if ready.size else []
+        made._decoder.restore(decoder)
         return made
 
 
 def fingerprint(model):
     """What tells one model from another: fields of both halves, and a checksum over a sample of the weights."""
-    about = {}
+    about = {"latent_scale": float(model.latent_scale)}
     for half in ("tokenizer", "generator"):
-        module = getattr(model, half)
+        module = model.need(half)
         for field in dataclasses.fields(module):
             if field.name not in ("parent", "name"):
                 about[f"{half}.{field.name}"] = str(getattr(module, field.name))
@@ -284,11 +310,7 @@ def _read(path):
         raise ValueError(f"{os.fspath(path)} cannot be read as a saved panorama ({error}).") from error
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _make_run(generator, guided, params, labels, plan, temperature, max_position):
-    params = autoregressive.compute_params(generator, params)
-    conditions = autoregressive.make_conditions(generator, params, labels, guided)
-    return autoregressive.Run(generator, guided, params, conditions, plan, temperature, max_position)
+_make_run = jax.jit(autoregressive.make_run, static_argnums=(0, 1))
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -299,12 +321,3 @@ def _start(run, first, num_columns):
 @functools.partial(jax.jit, donate_argnums=1)
 def _take(run, state, latents, after):
     return autoregressive.take_columns(run, state, latents, after)
-
-
-@functools.partial(jax.jit, donate_argnums=1)
-def _draw(run, state, keys, columns):
-    shape = (keys.shape[0], run.generator.latent_dim)
-    state, latents = autoregressive.draw_columns(
-        run, state, lambda column: autoregressive.column_noise(keys, column, shape), columns
-    )
-    return state, latents

@@ -15,6 +15,30 @@ from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.pieces import decode_images, encode_images
 
 
+def as_floats(images):
+    """Images of any shape, uint8 or floats in [-1, 1], as floats.
+
+    Raises:
+      ValueError: of another type.
+    """
+    images = jnp.asarray(images)
+    if images.dtype == jnp.uint8:
+        return pixels.from_uint8(images)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images are {images.dtype}; expected uint8, or floats in [-1, 1].")
+    return images
+
+
+def _integers(labels):
+    try:
+        found = jnp.asarray(labels)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found.dtype, jnp.integer):
+        raise ValueError(f"labels must be class names or integers, not {labels!r}.")
+    return found
+
+
 @flax.struct.dataclass
 class Model:
     """Tokenizer and generator with their weights; made by `eqjax.load_pretrained`.
@@ -48,7 +72,7 @@ class Model:
             single label or a schedule serves all seeds.
           prefix: scaled latents [B, P, D] that the images begin with.
           options: as `eqjax.sample_latents`: guidance_scale, guidance_schedule, num_flow_steps, solver,
-            time_grid, temperature, transition, max_position, mesh.
+            time_grid, temperature, transition, max_position, mesh, progress.
 
         Returns:
           uint8 [B, H, W, 3].
@@ -79,11 +103,9 @@ class Model:
         """Images [B, H, W, 3], uint8 or floats in [-1, 1] → scaled latents [B, L, D] (no noise).
 
         Raises:
-          ValueError: a shape that does not fit the tokenizer.
+          ValueError: a shape that does not fit the tokenizer; integers other than uint8.
         """
-        images = jnp.asarray(images)
-        if images.dtype == jnp.uint8:
-            images = pixels.from_uint8(images)
+        images = as_floats(images)
         return encode_images(self.need("tokenizer"), self.tokenizer_params, images) * self.latent_scale
 
     def decode(self, latents):
@@ -101,17 +123,17 @@ class Model:
         """Class names or integers, one or many → int32 [B].
 
         Raises:
-          ValueError: a name that is not among `class_names`.
+          ValueError: a name that is not among `class_names`; neither names nor integers.
         """
-        if isinstance(labels, (str, int, np.integer)):
+        if isinstance(labels, str) or not np.ndim(labels):
             labels = [labels]
         if all(not isinstance(label, str) for label in labels):
-            return jnp.asarray(labels)
+            return _integers(labels)
         names = list(self.class_names or ())
         unknown = [label for label in labels if isinstance(label, str) and label not in names]
         if unknown:
             raise ValueError(f"classes {unknown} are not among this model's: {names or 'it has no class names'}.")
-        return jnp.asarray([names.index(label) if isinstance(label, str) else label for label in labels])
+        return _integers([names.index(label) if isinstance(label, str) else label for label in labels])
 
     def need(self, half):
         """The module "tokenizer" or "generator".

@@ -7,6 +7,9 @@ from PIL import Image
 
 from eqjax import pixels
 from eqjax.sampling.autoregressive import sample_latents
+from eqjax.sampling.checks import check_values
+from eqjax.sampling.classes import ClassSchedule, parse_classes
+from eqjax.sampling.images import as_floats
 from eqjax.tokenizer.pieces import decode_images
 
 
@@ -32,77 +35,133 @@ def fit_photograph(image, tokenizer):
     return np.asarray(out)[:, left : left + kept]
 
 
-def continue_photograph(model, image, label, *, right=0, left=0, resize=False, keep_pixels=True, seed=0, **options):
+def continue_photograph(
+    model,
+    image,
+    label,
+    *,
+    right=0,
+    left=0,
+    resize=False,
+    keep_pixels=True,
+    seed=0,
+    seeds=None,
+    guidance_scale=1.0,
+    transition=0,
+    **options,
+):
     """Continues a picture by columns on either side.
 
     The picture is encoded, its columns are the prefix, and what follows is decoded together with
-    it; to the left, all of that is done in the mirror.
+    it; to the left, all of that is done in the mirror. What differs from column to column is counted
+    from the picture outwards, on both sides alike.
 
     Args:
       model: a `Model`.
-      image: uint8 [H, W, 3], H the model's height and W a multiple of the column width.
-      label: class of the continuation, an integer or a name.
+      image: [H, W, 3], uint8 or floats in [-1, 1], H the model's height and W a multiple of the column width.
+      label: class of the continuation, an integer or a name; or [(class, columns), …], the last
+        columns None: to the end. The picture itself counts as the first class.
       right, left: columns to add.
       resize: bring a picture of another size to the model's height, and cut it to whole columns.
       keep_pixels: show the picture itself between its continuations; over one column at a border
         with a continuation it goes softly into its reconstruction, so that no edge shows. Otherwise its
         reconstruction.
-      seed: an integer.
-      options: as `eqjax.sample_latents`, but for prefix, key and noise.
+      seed: an integer; the left side takes the next one.
+      seeds: integers [B] instead: B pictures, picture i as with seeds[i] alone.
+      guidance_scale: g, over columns as `eqjax.sample_latents` has it, the picture's own included; or
+        one for each added column, [max(left, right)], of which the shorter side takes the first.
+      transition: columns over which a class goes softly into the next.
+      options: as `eqjax.sample_latents`: guidance_schedule, num_flow_steps, solver, time_grid,
+        temperature, max_position, mesh, progress.
 
     Returns:
-      uint8 [H, W + (left + right) · column_width, 3].
+      uint8 [H, W + (left + right) · column_width, 3], with seeds [B, …].
 
     Raises:
-      ValueError: a picture of another height or a width between columns; nothing to add.
+      ValueError: a picture of another height or a width between columns, or of other values; nothing
+        to add; as `eqjax.sample_latents`.
     """
-    tokenizer = model.need("tokenizer")
+    tokenizer, generator = model.need("tokenizer"), model.need("generator")
     if left < 0 or right < 0 or left + right == 0:
         raise ValueError(f"left={left} and right={right} columns: neither may be negative, and one must be positive.")
+    picture = _floats(image, tokenizer, resize)
+    names, class_columns = parse_classes(label) if isinstance(label, list | tuple) else ([label], (None,))
+    ClassSchedule(class_columns, transition).check_length(max(left, right))
+    rows = np.atleast_1d(seed if seeds is None else seeds)
+    labels = jnp.tile(model.labels(names), (len(rows), 1))
+    scale = np.asarray(guidance_scale, np.float32)
+    if scale.ndim and scale.shape != (max(left, right),):
+        raise ValueError(
+            f"guidance_scale has shape {scale.shape}; expected a number, or one for each column from the picture "
+            f"outwards, [{max(left, right)}]."
+        )
+    check_values(generator, labels, None, scale, options.get("temperature", 1.0), options.get("max_position"))
+
+    def extended(picture, columns, seeds):
+        prefix = jnp.repeat(model.encode(picture[None]), len(seeds), axis=0)
+        given = prefix.shape[1]
+        # The first class begins with the picture; guidance of its columns is not read.
+        first, *rest = class_columns
+        latents = sample_latents(
+            generator,
+            model.generator_params,
+            labels,
+            num_columns=given + columns,
+            class_columns=(first if first is None else given + first, *rest),
+            transition=transition,
+            guidance_scale=np.pad(scale[:columns], (given, 0), mode="edge") if scale.ndim else scale,
+            key=jax.vmap(jax.random.key)(seeds),
+            prefix=prefix,
+            **options,
+        )
+        return np.asarray(decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale))
+
+    width, pad = picture.shape[1], tokenizer.column_width
+    position = (np.arange(width) + 0.5)[:, None]
+    before, after, inner = [], [], []  # Inner: the reconstruction of a side, and the distance to its border.
+    if left:
+        whole = extended(picture[:, ::-1], left, rows + 1)[:, :, ::-1]
+        before = [whole[:, :, : left * pad]]
+        inner.append((whole[:, :, left * pad :], position))
+    if right:
+        whole = extended(picture, right, rows)
+        after = [whole[:, :, width:]]
+        inner.append((whole[:, :, :width], width - position))
+    if keep_pixels:
+        middle = np.broadcast_to(picture, (len(rows), *picture.shape))
+        for rebuilt, distance in inner:
+            share = np.clip(distance / pad, 0, 1)
+            middle = share * middle + (1 - share) * rebuilt
+    else:
+        share = position / width if left and right else 0
+        middle = (1 - share) * inner[0][0] + share * inner[-1][0]
+    out = np.asarray(pixels.to_uint8(np.concatenate([*before, middle, *after], axis=2)))
+    return out[0] if seeds is None else out
+
+
+def _floats(image, tokenizer, resize):
+    """The picture as a tokenizer takes it, float32 [H, W, 3] in [-1, 1].
+
+    Raises:
+      ValueError: it does not fit; the message says what would.
+    """
     image = np.asarray(image)
-    if resize and image.ndim == 3:
-        image = fit_photograph(image, tokenizer)
-    shape = (1, *image.shape)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"the picture has shape {image.shape}; expected [height, width, 3]: convert it to RGB, as "
+            'Image.open(path).convert("RGB") does.'
+        )
+    picture = np.asarray(as_floats(image))
+    if not np.all(np.abs(picture) <= 1):
+        raise ValueError(
+            f"the picture has {image.dtype} values from {image.min():g} to {image.max():g}; expected uint8, or floats "
+            "in [-1, 1]."
+        )
+    if resize:
+        fitted = fit_photograph(image if image.dtype == np.uint8 else np.asarray(pixels.to_uint8(picture)), tokenizer)
+        picture = np.asarray(as_floats(fitted))
     try:
-        tokenizer.check_images(shape)
+        tokenizer.check_images((1, *picture.shape))
     except ValueError as error:
         raise ValueError(f"{error} resize=True (--resize) does it.") from error
-
-    def extended(picture, columns, seed):
-        picture = np.asarray(picture, np.float32) / 127.5 - 1
-        prefix = model.encode(picture[None])
-        if columns:
-            prefix = _continue(model, prefix, label, columns, seed, options)
-        decoded = decode_images(tokenizer, model.tokenizer_params, prefix / model.latent_scale)
-        return np.asarray(decoded[0])
-
-    width, pad = image.shape[1], tokenizer.column_width
-    to_right = extended(image, right, seed)
-    to_left = extended(image[:, ::-1], left, seed + 1)[:, ::-1]
-    inner_left, inner_right = to_left[:, left * pad :], to_right[:, :width]
-    position = (np.arange(width) + 0.5)[:, None]
-    if keep_pixels:
-        middle = np.asarray(image, np.float32) / 127.5 - 1
-        for n, inner, distance in ((left, inner_left, position), (right, inner_right, width - position)):
-            share = np.clip(distance / pad, 0, 1) if n else 1.0
-            middle = share * middle + (1 - share) * inner
-    else:
-        share = position / width
-        middle = (
-            (1 - share) * inner_left + share * inner_right if left and right else inner_left if left else inner_right
-        )
-    whole = np.concatenate([to_left[:, : left * pad], middle, to_right[:, width:]], axis=1)
-    return np.asarray(pixels.to_uint8(whole))
-
-
-def _continue(model, prefix, label, columns, seed, options):
-    """Latents of the prefix [1, P, D] and of `columns` more."""
-    return sample_latents(
-        model.need("generator"),
-        model.generator_params,
-        model.labels(label),
-        num_columns=prefix.shape[1] + columns,
-        key=jax.vmap(jax.random.key)(jnp.asarray([seed])),
-        prefix=prefix,
-        **options,
-    )
+    return picture

@@ -23,17 +23,19 @@ def _decode(tokenizer, params, latents):
 
 
 class StreamDecoder:
-    """Scaled latents in, strips of pixels out.
+    """Scaled latents in, strips of pixels out: of one picture, or of a batch of pictures side by side.
 
     Attributes:
       window: columns decoded at once.
       received: columns taken in.
       emitted: columns given out.
-      held: latents of columns that later windows need, float32 [n, D]; the last one is received − 1.
+      held: latents of columns that later windows need, float32 [n, D] or [B, n, D]; the last one is received − 1.
       tail: float pixels of columns from `emitted` on that the next window fades in over, or None.
     """
 
-    def __init__(self, tokenizer, params, latent_scale, strip_columns):
+    STATE = ("received", "emitted", "held", "tail")
+
+    def __init__(self, tokenizer, params, latent_scale, strip_columns, batch=()):
         self._decode = functools.partial(_decode, tokenizer, params)
         self._scale, self._width, self._strip = latent_scale, tokenizer.column_width, strip_columns
         self._halo = tokenizer.halo_columns
@@ -43,22 +45,22 @@ class StreamDecoder:
         else:
             self.window = strip_columns + 2 * self._halo
         self.received = self.emitted = 0
-        self.held = np.zeros((0, tokenizer.embed_dim), np.float32)
+        self.held = np.zeros((*batch, 0, tokenizer.embed_dim), np.float32)
         self.tail = None
 
     def push(self, latents, last=False):
         """Takes in columns.
 
         Args:
-          latents: scaled, float32 [n, D].
+          latents: scaled, float32 [n, D]; [B, n, D] where `batch` is (B,).
           last: no others follow.
 
         Returns:
-          strips, uint8 [H, w, 3], that are final now.
+          strips, uint8 [H, w, 3] or [B, H, w, 3], that are final now.
         """
         strips = []
-        self.held = np.concatenate([self.held, np.asarray(latents, np.float32)])
-        self.received += len(latents)
+        self.held = np.concatenate([self.held, np.asarray(latents, np.float32)], axis=-2)
+        self.received += latents.shape[-2]
         while self.emitted < self.received:
             first = self._first()
             if self.received < first + self.window or (last and self.received == first + self.window):
@@ -78,28 +80,30 @@ class StreamDecoder:
 
     def _decode_strip(self, first, stop):
         """Decodes the window at column `first` and gives the final pixels up to column `stop`."""
-        start = self.received - len(self.held)
-        latents = self.held[first - start : first - start + self.window]
-        image = np.asarray(self._decode(latents[None] / self._scale)[0])  # [H, w, 3]
-        image = image[:, (self.emitted - first) * self._width :]
+        start = self.received - self.held.shape[-2]
+        latents = self.held[..., first - start : first - start + self.window, :]
+        batch = latents.reshape(-1, *latents.shape[-2:])
+        image = np.asarray(self._decode(batch / self._scale))  # [B, H, w, 3]
+        image = image.reshape(*latents.shape[:-2], *image.shape[1:])
+        image = image[..., (self.emitted - first) * self._width :, :]
         if self._halo is None:
             image = self._fade(image)
         cut = (stop - self.emitted) * self._width
-        self.tail = image[:, cut:] if self._halo is None else None
+        self.tail = image[..., cut:, :] if self._halo is None else None
         self.emitted = stop
         # The last `window` columns stay: a window that is moved inside at the end may need them.
         oldest = max(min(self._first(), self.received - self.window), start)
-        self.held = self.held[oldest - start :]
-        return np.asarray(pixels.to_uint8(image[:, :cut]))
+        self.held = self.held[..., oldest - start :, :]
+        return np.asarray(pixels.to_uint8(image[..., :cut, :]))
 
     def _fade(self, image):
         """From the window before into this one, over the pixels that both have."""
-        if self.tail is None or not self.tail.shape[1]:
+        if self.tail is None or not self.tail.shape[-2]:
             return image
-        n = min(self.tail.shape[1], image.shape[1])
+        n = min(self.tail.shape[-2], image.shape[-2])
         share = (np.arange(n, dtype=np.float32) + 0.5)[:, None] / n
-        faded = (1 - share) * self.tail[:, :n] + share * image[:, :n]
-        return np.concatenate([faded, image[:, n:]], axis=1)
+        faded = (1 - share) * self.tail[..., :n, :] + share * image[..., :n, :]
+        return np.concatenate([faded, image[..., n:, :]], axis=-2)
 
     def state(self):
         """What later strips depend on, {name: array}."""

@@ -117,8 +117,17 @@ def test_same_samples_on_one_and_four_devices():
     assert len(jax.devices()) == 4
     spread = sample(labels, key=key, mesh=sharding.make_mesh())
     np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="batch of 3 does not divide among 4"):
+    with pytest.raises(ValueError, match="batch of 3 does not divide among 4 .* give a multiple of 4 labels"):
         sample((0, 1, 2), key=keys(1, 2, 3), mesh=sharding.make_mesh())
+
+
+def test_same_images_on_one_and_four_devices():
+    options = dict(num_columns=6, seeds=[1, 2, 3, 4], num_flow_steps=2, guidance_scale=2.0, guidance_schedule="linear")
+    alone = np.asarray(model(True).sample([0, "dog", 2, 0], **options)).astype(int)
+    spread = model(True).sample([0, "dog", 2, 0], mesh=sharding.make_mesh(), **options)
+    assert len(spread.sharding.device_set) == 4
+    difference = np.abs(np.asarray(spread).astype(int) - alone)
+    assert difference.max() <= 1 and difference.mean() < 1e-2  # Rounding of values next to a half.
 
 
 def test_compute_params_keep_what_is_computed_in_float32():

@@ -1,13 +1,14 @@
 """Endless panoramas equal whole ones, go on from a saved state, and photographs go on on both sides."""
 
 import itertools
+import json
 
 import jax
 import numpy as np
 import pytest
 
-from eqjax import continue_photograph, panorama
-from eqjax.sampling import streaming
+from eqjax import continue_photograph, panorama, pixels, sample_latents
+from eqjax.sampling import autoregressive, streaming
 from eqjax.tokenizer import pieces
 from tests.sampling.models import model
 
@@ -15,7 +16,7 @@ OPTIONS = dict(guidance_scale=3.0, num_flow_steps=2, solver="adams_bashforth", m
 
 
 def joined(strips):
-    return np.concatenate(list(strips), axis=1)
+    return np.concatenate(list(strips), axis=-2)
 
 
 def test_strips_are_the_whole_picture():
@@ -67,18 +68,22 @@ def test_a_published_tokenizer_streams_too():
     np.testing.assert_array_equal(long[:, :8], joined(itertools.islice(panorama(m, 2, **OPTIONS), 3))[:, :8])
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_save_and_go_on(strict, tmp_path):
+@pytest.mark.parametrize(("strict", "seeds"), [(True, None), (False, (4, 7))])
+def test_save_and_go_on(strict, seeds, tmp_path):
     m, path = model(strict), tmp_path / "state.npz"
-    strips = panorama(m, [("cat", 9), ("dog", None)], seed=4, transition=3, strip_columns=5, **OPTIONS)
-    for _ in range(2):
-        next(strips)
+    kwargs = dict(transition=3, strip_columns=5, **OPTIONS)
+    strips = panorama(m, [("cat", 9), ("dog", None)], seed=4, seeds=seeds, **kwargs)
+    beginning = [next(strips) for _ in range(2)]
     strips.save(path)
     expected = joined(itertools.islice(strips, 4))
     again = panorama(m, state=path)
-    assert again.emitted == strips.emitted - expected.shape[1] // 2
-    out = joined(itertools.islice(again, 6))[:, : expected.shape[1]]
+    assert again.emitted == strips.emitted - expected.shape[-2] // 2
+    out = joined(itertools.islice(again, 6))[..., : expected.shape[-2], :]
     np.testing.assert_array_equal(out, expected)
+    if seeds:  # Each row is the panorama of its seed.
+        alone = joined(itertools.islice(panorama(m, [("cat", 9), ("dog", None)], seed=4, **kwargs), 2))
+        assert expected.shape[:2] == (2, 16) and (expected[0] != expected[1]).any()
+        assert np.abs(joined(beginning)[0].astype(int) - alone.astype(int)).max() <= 1
     assert path.stat().st_size < 60_000 and not list(tmp_path.glob("*.tmp"))
 
 
@@ -108,6 +113,31 @@ def test_states_of_another_model_and_other_files(tmp_path):
     np.savez(tmp_path / "other.npz", a=1)
     with pytest.raises(ValueError, match="other.npz is not a saved panorama"):
         panorama(model(True), state=tmp_path / "other.npz")
+    with pytest.raises(ValueError, match=r"another model(.|\n)*latent_scale: saved 0.5, this model 2.0"):
+        panorama(model(True).replace(latent_scale=2.0), state=state)
+    for name in state:
+        with pytest.raises(ValueError, match="this state is not a saved panorama"):
+            panorama(model(True), state={key: array for key, array in state.items() if key != name})
+    for text in ('{"format": "eqjax-panorama-2"}', "[]", "null", "{", str(state["about"]).replace('"seed"', '"sead"')):
+        with pytest.raises(ValueError, match="this state is not a saved panorama"):
+            panorama(model(True), state={**state, "about": np.array(text)})
+    with pytest.raises(ValueError, match="this state is not a saved panorama"):
+        panorama(model(True), state=5)
+    old = str(state["about"]).replace("eqjax-panorama-2", "eqjax-panorama-1")
+    with pytest.raises(ValueError, match="saved by an earlier version of eqjax .*-1.* reads .*-2"):
+        panorama(model(True), state={**state, "about": np.array(old)})
+
+
+def test_numbers_of_numpy_can_be_saved():
+    options = dict(OPTIONS, num_flow_steps=np.int64(2), max_position=np.int32(7), guidance_scale=np.float32(3))
+    numbers = dict(seed=np.int64(4), num_columns=np.int64(20), temperature=np.float32(1), strip_columns=np.int16(5))
+    strips = panorama(
+        model(True), [(np.int64(0), np.int64(9)), ("dog", None)], transition=np.int8(3), **options, **numbers
+    )
+    plain = dict(seed=4, num_columns=20, temperature=1, strip_columns=5, transition=3)
+    same = panorama(model(True), [("cat", 9), ("dog", None)], **OPTIONS, **plain)
+    assert strips.settings == same.settings
+    assert json.loads(str(strips.state()["about"])) == json.loads(str(same.state()["about"]))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +151,12 @@ def test_states_of_another_model_and_other_files(tmp_path):
         (dict(solver="rk4"), "solver='rk4' is not one of"),
         (dict(num_flow_steps=-1), "num_flow_steps=-1 must be ≥ 1"),
         (dict(num_columns=0), "num_columns=0 must be ≥ 1"),
+        (dict(num_columns=2.5), "num_columns=2.5 must be an integer"),
+        (dict(seeds=[]), r"seeds=\(\) must be at least one"),
+        (dict(seeds=[0.5]), "seed=.*0.5.* must be an integer"),
+        (dict(labels=None), "begins with labels, or goes on from a state"),
+        (dict(labels=0.7), r"labels must be class names or integers, not \[0.7\]"),
+        (dict(labels=[("cat", 3), (0.7, None)]), "labels must be class names or integers"),
     ],
 )
 def test_bad_panoramas(change, message):
@@ -154,6 +190,50 @@ def test_photographs_go_on_on_both_sides(photograph):
     rebuilt = continue_photograph(m, photograph, "dog", right=5, keep_pixels=False, **kwargs)
     np.testing.assert_array_equal(rebuilt[:, 24:], right[:, 24:])
     assert (rebuilt[:, :22] != photograph[:, :22]).any()
+    floats = np.asarray(pixels.from_uint8(photograph))
+    np.testing.assert_array_equal(continue_photograph(m, floats, "dog", right=5, **kwargs), right)
+
+
+def test_classes_and_guidance_along_a_continuation(photograph, monkeypatch):
+    monkeypatch.setattr(autoregressive, "STRIP_COLUMNS", 2)
+    m, given, drawn = model(True), 12, []
+    scales, kwargs = np.array([1.5, 2.0, 4.0, 3.0, 0.5]), dict(num_flow_steps=2, transition=2)
+    out = continue_photograph(
+        m, photograph, [("dog", 2), ("eel", None)], left=4, right=5, seed=3, guidance_scale=scales,
+        progress=drawn.append, **kwargs,
+    )  # fmt: skip
+    assert drawn == [2, 2, 2, 2, 1]  # First to the left, then to the right.
+    # Two columns of the first class, then the way to the second one, counted from the picture on both sides.
+    for columns, seed, picture, side in ((5, 3, photograph, out[:, 32:]), (4, 4, photograph[:, ::-1], out[:, 7::-1])):
+        guidance = np.array([9.0] * given + list(scales[:columns]))
+        latents = sample_latents(
+            m.generator, m.generator_params, np.array([[1, 2]]), num_columns=given + columns, class_columns=(14, None),
+            guidance_scale=guidance, prefix=m.encode(picture[None]), key=jax.random.key(seed)[None], **kwargs,
+        )  # fmt: skip
+        difference = np.abs(side.astype(int) - np.asarray(m.decode(latents))[0, :, 24:])
+        assert side.shape == difference.shape and difference.max() <= 1 and difference.mean() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("image", "change", "message"),
+    [
+        (np.zeros((16, 24, 4), np.uint8), dict(resize=True), r"shape \(16, 24, 4\); expected .*: convert it to RGB"),
+        (np.zeros((16, 24), np.uint8), {}, r"shape \(16, 24\); expected .*: convert it to RGB"),
+        (np.zeros((16, 24, 3), np.int64), {}, "images are int.*; expected uint8, or floats"),
+        (np.full((16, 24, 3), 255.0), {}, "float64 values from 255 to 255; expected uint8, or floats"),
+        (np.full((16, 24, 3), np.nan), {}, "float64 values from nan to nan"),
+        (None, dict(guidance_scale=np.ones(2)), r"shape \(2,\); expected a number, or one for each .* \[3\]"),
+        (None, dict(label=[("cat", 2)]), "covers columns 0 … 1, and the picture has 3 columns"),
+        (None, dict(label=["cat", "dog"]), r"a class schedule is a list of \(label, columns\)"),
+        (None, dict(label="cow"), r"classes \['cow'\] are not among"),
+        (None, dict(label=9), r"labels \[9\] are outside 0 … 3"),
+    ],
+)
+def test_bad_photographs(photograph, image, change, message):
+    image = photograph if image is None else image
+    with pytest.raises(ValueError, match=message) as raised:
+        continue_photograph(model(True), image, **{"label": 0, "left": 2, "right": 3, **change})
+    assert "--resize" not in str(raised.value)
 
 
 def test_photographs_of_other_sizes(photograph):
@@ -162,6 +242,10 @@ def test_photographs_of_other_sizes(photograph):
         continue_photograph(m, np.zeros((32, 64, 3), np.uint8), 0, right=2)
     out = continue_photograph(m, np.zeros((32, 66, 3), np.uint8), 0, right=2, resize=True, num_flow_steps=2)
     assert out.shape == (16, 32 + 4, 3)
+    ramp = np.linspace(-1, 1, 32 * 66 * 3).reshape(32, 66, 3)
+    kwargs = dict(right=2, resize=True, num_flow_steps=2)
+    expected = continue_photograph(m, np.asarray(pixels.to_uint8(ramp)), 0, **kwargs)
+    np.testing.assert_array_equal(continue_photograph(m, ramp, 0, **kwargs), expected)
     with pytest.raises(ValueError, match="less than a column of 2"):
         continue_photograph(m, np.zeros((160, 8, 3), np.uint8), 0, right=2, resize=True)
     with pytest.raises(ValueError, match="left=0 and right=0"):
