@@ -5,14 +5,20 @@ r"""The published generators on ImageNet at 256 pixels: sizes S, B, L (default) 
 
 The published recipe: AdamW at 1e-4 per 256 pictures of the batch, 100 epochs of warm-up, 1200 epochs,
 clipping at 3.0, averages with 0.9999. Parameters: S 127.3 M, B 295.6 M, L 644.5 M, H 1203.2 M. What a
-step takes in memory and time on which chips: `python -m launch.plan`. The paper's figures for these
-models have not been reproduced with this code; evaluate yours before you rely on it.
+step takes in memory and time on which chips: `python -m launch.plan`, and the tables of launch/README.md.
+This recipe has not been run with this code, so the paper's figures are not reproduced; evaluate
+yours before you rely on it.
 
 Variants (`--config=configs/imagenet_generator.py:name`, several joined by commas):
   size=S|B|L|H         the model
   precision=bfloat16   products in bfloat16, everything else float32; default float32, as its authors advise
   remat=…              none, full, dots or projections: what the backward pass computes anew
-  tiny                 a few steps of a very small model on built-in photographs: whether everything runs
+  tiny                 a few steps of a very small model on built-in photographs: whether everything runs, on
+                       a tiny tokenizer:
+
+    python -m launch.train_tokenizer --config=configs/tokenizer_imagenet256.py:tiny --workdir=runs/tiny_tokenizer
+    python -m launch.train_generator --config=configs/imagenet_generator.py:tiny --workdir=runs/tiny \
+        --config.tokenizer_weights=runs/tiny_tokenizer
 """
 
 from configs import common

@@ -3,9 +3,17 @@ r"""The demo generator: eight classes of built-in photographs, 64 pixels high.
     python -m launch.train_generator --config=configs/photos_generator.py --workdir=runs/photos_generator \
         --config.tokenizer_weights=runs/photos_tokenizer
 
+Without --config.tokenizer_weights it takes the shipped tokenizer. What to expect: 18 minutes on one core of a shared
+two-core CPU; a training loss of 0.88 at step 100 and 0.38 at the end, a held-out loss (eval_loss) of 0.54 at step 500
+and 0.38 at the end. These and the limits of what it draws stand in eqjax/weights/photos.md.
+
 Variants (`--config=configs/photos_generator.py:name`):
-  tiny   a few steps of a very small model on a tiny tokenizer: whether everything runs
   quick  the part of `make train-demo`: about 5 minutes on 2 CPU cores
+  tiny   a few steps of a very small model: whether everything runs, on a tiny tokenizer, which it has to be given:
+
+    python -m launch.train_tokenizer --config=configs/photos_tokenizer.py:tiny --workdir=runs/tiny_tokenizer
+    python -m launch.train_generator --config=configs/photos_generator.py:tiny --workdir=runs/tiny \
+        --config.tokenizer_weights=runs/tiny_tokenizer
 """
 
 from configs import common
@@ -43,6 +51,7 @@ def get_config(variant=None):
         config.eval_every = config.picture_every = config.checkpoint_every = 300
         config.optimizer.update(warmup_steps=50.0, ema_decay=0.99)
     if args["tiny"]:
+        config.tokenizer_weights = None  # The shipped one is larger.
         config.generator.update(
             width=16, depth=2, num_heads=2, latent_dim=8, num_cond_tokens=2, window_size=3, flow_width=16, flow_depth=1
         )

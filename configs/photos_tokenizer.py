@@ -7,6 +7,10 @@ r"""The demo tokenizer: built-in photographs, 64 pixels high, strictly equivaria
 The first stage minimises L1 + KL; the second sharpens the decoder against PatchGAN and leaves the latents as they are,
 so a generator may be trained on either.
 
+What to expect of the first stage: about an hour on one core of a shared two-core CPU; reconstructions of 27.0 dB PSNR
+on training crops and 28.4 dB on held-out ones (eval_psnr; 28.2 after 1500 steps). The second stage leaves them at
+28.4 dB. More in eqjax/weights/photos.md.
+
 Variants (`--config=configs/photos_tokenizer.py:name`):
   stage2           the second stage; needs --config.stage1_weights
   linear           a linear path beside the networks, squared error beside L1, more posterior noise: reconstructs far

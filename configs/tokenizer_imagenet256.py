@@ -17,6 +17,9 @@ What a step of the first stage takes with everything on, from its program: 2128 
 and decoder (154 and 319 forward), 5.7 % LPIPS, 2.2 % DINOv2, 1.8 % DINO; in float32 2.5 GiB of intermediate values a
 picture (compiled for a CPU, 2 and 8 pictures) beside 4.4 GiB of state: about 35 GiB for 12 pictures on a GPU.
 
+This recipe has not been run with this code, so what it reaches is not known; the published weights can be
+converted instead (launch.convert_torch), and `python -m launch.evaluate reconstruction` measures either.
+
 Variants (`--config=configs/tokenizer_imagenet256.py:name`, several joined by commas):
   stage2  the second stage; needs --config.stage1_weights
   strict  the strictly equivariant tokenizer: local norms, attention to neighbouring columns alone

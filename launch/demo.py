@@ -24,11 +24,23 @@ _SEED = flags.DEFINE_integer("seed", 0, "The first seed.")
 
 
 def main(argv):
-    """Samples, and writes PNG files."""
-    del argv
+    """Samples, and ends with the exit code that says how it went."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; all are given as --name=value")
+    runner.finish(draw)
+
+
+def draw():
+    """Samples, and writes PNG files.
+
+    Raises:
+      ValueError, FileNotFoundError: weights that are not there, of another kind, or without tokenizer or generator.
+    """
     start = time.monotonic()
-    runner.set_up()
     model = load_pretrained(*_WEIGHTS.value)
+    for part in ("tokenizer", "generator"):
+        if getattr(model, part) is None:
+            raise ValueError(f"--weights={','.join(_WEIGHTS.value)} holds no {part}; add a file or workdir that does.")
     names = model.class_names or tuple(map(str, range(model.generator.num_classes)))
     width = model.tokenizer.column_width
     kwargs = dict(guidance_scale=_GUIDANCE.value, guidance_schedule="constant", num_flow_steps=_STEPS.value)

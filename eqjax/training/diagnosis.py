@@ -70,6 +70,9 @@ def _first_bad_of_part(generator, params, encode, batch, key):
     return None
 
 
+# Parts of the tokenizer in the order of the forward pass.
+_PARTS = ("encoder", "quant", "linear_encode", "post_quant", "decoder", "semantic_head", "linear_decode")
+
 # Terms of the tokenizer's objective in the order in which they are computed. Sums of them are none of their own.
 _TERMS = ("l1", "lpips", "kl_loss", "semantic_loss", "g_loss")
 
@@ -91,24 +94,29 @@ def first_bad_term(updates, fixed, frozen, state, images, key):
     Returns:
       A text, such as "term lpips".
     """
-    for name, tree in (("parameter", state.params), ("discriminator's parameter", state.discriminator)):
-        if bad := _bad(tree):
-            return f"{name} {bad[0]}"
-    latents, terms, grads, judge = _tokenizer_step(updates, fixed, frozen, state, images, key)
-    if not latents:
+    found = _tokenizer_step(updates, fixed, frozen, state, images, key)
+    bad = {what: [path_name(path) for path, finite in jax.tree_util.tree_leaves_with_path(tree) if not finite]
+           for what, tree in found.items()}  # fmt: skip
+    if bad["params"]:
+        return f"parameter {bad['params'][0]}"
+    if bad["discriminator"]:
+        return f"the discriminator's {bad['discriminator'][0]}"
+    if bad["latents"]:
         return "output of the encoder"
-    if bad := [name for name in _TERMS if not terms.get(name, True)]:
-        return f"term {bad[0]}"
-    if bad := [path_name(path) for path, finite in jax.tree_util.tree_leaves_with_path(grads) if not finite]:
-        return f"gradient of {len(bad)} arrays of the tokenizer, {bad[-1]} among them"
-    if bad := [name for name, finite in judge.items() if not finite]:
-        return f"the discriminator's {bad[0]}"
+    if terms := [name for name in _TERMS if name in bad["terms"]]:
+        return f"term {terms[0]}"
+    if bad["grads"]:
+        # They flow back, from the last part to the first.
+        last = max(bad["grads"], key=lambda name: _place(_PARTS, name.split("/")[0]))
+        return f"gradient of {len(bad['grads'])} arrays of the tokenizer, {last} among them"
+    if bad["judge"]:
+        return f"the discriminator's {bad['judge'][-1]}"
     return "none when the step is done again: look for a hardware fault"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _tokenizer_step(updates, fixed, frozen, state, images, key):
-    """Whether latents, {term}, gradients and the discriminator's {term} are finite: trees of booleans."""
+    """{what is looked at: tree of booleans, whether arrays are finite}."""
     fixed = {name: state.params[name] for name in fixed}
     posterior = updates.objective.tokenizer.apply({"params": state.params}, images, method="encode")
     grads, terms, spectral = updates.tokenizer_grads(state, fixed, frozen, images, key)
@@ -116,8 +124,9 @@ def _tokenizer_step(updates, fixed, frozen, state, images, key):
     if state.discriminator is not None:
         trained, _ = updates.tokenizer_update(state, fixed, grads)
         _, judge = updates.discriminator(state, {**fixed, **trained}, spectral, frozen, images, key)
-    trees = posterior.mean, terms, grads, {name: judge[name] for name in ("disc_loss", "disc_grad_norm") if judge}
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), trees)
+    found = dict(params=state.params, discriminator=state.discriminator, latents=posterior.mean, terms=terms)
+    found |= dict(grads=grads, judge={name: judge[name] for name in ("disc_grad_norm", "disc_loss") if judge})
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), found)
 
 
 def _bad(tree):

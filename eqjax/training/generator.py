@@ -103,9 +103,10 @@ def make_stage(config, workdir=None):
     weights = load_tokenizer(config)
     source = make_source(config.data)
     if len(source.class_names) != generator.num_classes:
+        few = ", ".join([*source.class_names[:5], *["…"][: len(source.class_names) > 5]])
         raise ValueError(
             f"generator.num_classes={generator.num_classes}, but the data has {len(source.class_names)} classes "
-            f"({', '.join(source.class_names[:5])}, …): add --config.generator.num_classes={len(source.class_names)}."
+            f"({few}): add --config.generator.num_classes={len(source.class_names)}."
         )
     if config.data.source == "latents":
         evaluation = make_source(config.data, train=not config.eval_every)  # Where it is wanted.

@@ -55,6 +55,38 @@ def test_shapes(name, variant):
         assert loss.shape == ()
 
 
+PAIRS = {
+    "photos_generator": "photos_tokenizer",
+    "imagenet_generator": "tokenizer_imagenet256",
+    "places_generator": "tokenizer_imagenet256",
+}
+
+
+@pytest.mark.parametrize(("second", "first"), PAIRS.items())
+def test_tiny_stages_fit_each_other(second, first):
+    configs = [importlib.import_module(f"configs.{name}").get_config("tiny") for name in (first, second)]
+    module = pretrained.make_module("tokenizer", dict(configs[0].tokenizer))
+    data, model = configs[1].data, configs[1].generator
+    assert (model.latent_dim, data.height, data.width % module.column_width) == (module.embed_dim, module.resolution, 0)
+    assert data.photo_classes == configs[0].data.photo_classes and len(data.photo_classes) == model.num_classes
+    assert not configs[1].tokenizer_weights  # None that would not fit.
+    recipe = importlib.import_module(f"configs.{second}").__doc__
+    assert f"{first}.py:tiny" in recipe and f"{second}.py:tiny" in recipe
+
+
+def test_ranges():
+    config = importlib.import_module("configs.photos_generator").get_config("tiny")
+    for name, value, message in (
+        ("accumulation_steps", 0, "accumulation_steps=0 must be at least 1"),
+        ("accumulation_steps", 3, "batch_size=8 is not a multiple of accumulation_steps=3"),
+        ("log_every", -1, "log_every=-1 must be at least 0"),
+    ):
+        wrong = config.copy_and_resolve_references()
+        wrong[name] = value
+        with pytest.raises(ValueError, match=message):
+            loop.check_config(wrong, generator.default_config())
+
+
 def test_demo_model_is_small():
     sizes = 0
     for name in ("photos_tokenizer", "photos_generator"):

@@ -113,6 +113,17 @@ def test_resume_within_a_running_iterator_rewinds(config):
         _assert_same([next(iterator) for _ in range(2)], first)
 
 
+def test_classes_as_a_command_line_gives_them(folder_config, config):
+    folder_config.photo_classes = ("brick",)  # Says nothing about folders.
+    assert make_source(folder_config).class_names == ("ant", "bee")
+    folder_config.classes = ("bee,ant",)
+    assert make_source(folder_config).class_names == ("bee", "ant")
+    config.photo_classes = ("cat", "brick")
+    assert make_source(config).class_names == ("brick", "coffee", "cat")
+    config.classes = None
+    assert make_source(config).class_names == ("cat", "brick")
+
+
 def test_workers_give_the_same_batches(config):
     uncut, _ = _take(config, 4)
     _, state = _take(config, 1)

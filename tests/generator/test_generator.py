@@ -141,6 +141,10 @@ def test_errors():
         Generator(width=10, num_heads=4)
     with pytest.raises(ValueError, match="window_size=0"):
         Generator(window_size=0)
+    with pytest.raises(ValueError, match="max_rope_shift=0 must be ≥ 1"):
+        Generator(max_rope_shift=0)
+    with pytest.raises(ValueError, match=r"dropout_rate=2.0 must lie in \[0, 1\)"):
+        Generator(dropout_rate=2.0)
     generator, params = make()
     with pytest.raises(ValueError, match=r"latents have shape \(1, 5, 3\).*latent_dim=4"):
         generator.apply({"params": params}, jnp.zeros((1, 5, 3)), jnp.array([0]), method="context")

@@ -63,7 +63,7 @@ def test_a_plan_from_end_to_end():
     parameters = 4 * one["parameters"]
     assert one["memory"]["parameters"] == one["memory"]["averages"] == parameters
     assert 2 * parameters <= one["memory"]["optimiser"] <= 2 * parameters + 64
-    assert one["memory"]["batch"] == 2 * (4 * 8 * 4 + 4)
+    assert one["memory"]["batch"] == 2 * (4 * 16 * 4 + 4)
     # Splitting batches means summing gradients: every parameter goes round once.
     sums = sum(entry["bytes"] for entry in one["traffic"] if entry["kind"] == "all-reduce")
     assert 2 * 0.75 * parameters <= sums <= 1.3 * 2 * 0.75 * parameters

@@ -48,6 +48,16 @@ def test_fields():
         Tokenizer(patch_size=0)
     with pytest.raises(ValueError, match="attention_window=-1"):
         Tokenizer(attention_window=-1)
+    for fields, message in (
+        (dict(square_downsamples=-1), "square_downsamples=-1 must be ≥ 0"),
+        (dict(channels=10), r"10 channels cannot be halved by \(2, 2\): its channels must be a multiple of 4"),
+        (dict(attention_resolutions=(17,)), r"\[17\] are not among the levels' heights \[256, 128, 64, 32, 16\]"),
+        (dict(embed_dim=0), "embed_dim=0 must be ≥ 1"),
+        (dict(channel_multipliers=()), r"channel_multipliers=\(\) must be one or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Tokenizer(**fields)
+    assert Tokenizer(channels=10, channel_multipliers=(2, 1), attention_resolutions=(128,)).column_width == 2
 
 
 def test_any_multiple_of_the_stride_is_encoded():

@@ -50,6 +50,17 @@ def test_a_continued_run_stays_one(wandb, tmp_path):
     assert {name: first[name] for name in scalars} == scalars
 
 
+def test_every_line_is_json(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(1, {"loss": np.nan, "column": np.array([np.inf, 1.5]), "skipped": 3})
+
+    def refuse(name):
+        raise ValueError(name)
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert (line["loss"], line["column/00"], line["column/01"], line["skipped"]) == (None, None, 1.5, 3)
+
+
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ModuleNotFoundError, match="wandb_project='p' needs the package wandb: pip install wandb"):

@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from eqjax import hardware
@@ -58,7 +59,8 @@ def test_too_many_bad_updates_stop_the_run(tmp_path):
         FloatingPointError, match=r"step 4: grad_norm and loss are not finite.*2 steps in a row"
     ) as caught:
         train(tmp_path, config, bad_steps=(3, 4, 5))
-    assert "First offending module: layer/kernel. The last good state is kept as checkpoint 4" in str(caught.value)
+    assert "from step 3 on, were skipped. First offending module: layer/kernel. The last" in str(caught.value)
+    assert "good state is kept as checkpoint 4" in str(caught.value)
     resumed = train(tmp_path, toy.config(7, max_skipped=5), bad_steps=(5,))
     assert int(resumed.step) == 7 and all(np.isfinite(leaf).all() for leaf in values(resumed))
 
@@ -153,6 +155,63 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
         restored, _ = checkpoints.restore(whole)
     assert same(values(restored), values(whole))
     assert int(train(tmp_path, toy.config(4)).step) == 4
+
+
+def folder_of_two_classes(root):
+    for name, values in (("ant", range(4)), ("bee", range(100, 104))):
+        (root / name).mkdir(parents=True)
+        for value in values:
+            Image.new("RGB", (16, 16), (value, 2 * value, 0)).save(root / name / f"{value}.png")
+    return root
+
+
+def test_a_refused_run_leaves_the_configuration_and_another_precision_is_not_refused(tmp_path):
+    root = folder_of_two_classes(tmp_path / "data")
+    (root / "ant" / "2.png").write_bytes(b"no picture")
+
+    def config(steps, dtype, seed=0):
+        config = toy.config(steps, seed=seed)
+        config.data.update(source="folder", root=str(root), resize=16, classes=("ant", "bee"))
+        config.generator = {"dtype": dtype}
+        return config
+
+    train(tmp_path, config(2, "bfloat16"))
+    kept = (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match="seed=0, this iterator seed=1"):
+        train(tmp_path, config(4, "float32", seed=1))
+    assert (tmp_path / "config.json").read_text() == kept and '"bfloat16"' in kept
+    assert int(train(tmp_path, config(4, "float32")).step) == 4
+    assert '"float32"' in (tmp_path / "config.json").read_text()
+    assert [step for step, _ in lines(tmp_path)] == [1, 2, 3, 4]
+    assert [count for _, count in lines(tmp_path, "bad_pictures")] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("keep_best", ["", "score:min"])
+def test_a_failing_evaluation_leaves_a_checkpoint(tmp_path, keep_best):
+    def evaluate(state):
+        if int(state.step) == 2:
+            raise ValueError("a bad picture")
+        return {"score": 1.0}
+
+    def config(steps):
+        return toy.config(steps, eval_every=2, checkpoint_every=4, keep_best=keep_best)
+
+    with pytest.raises(ValueError, match="a bad picture"):
+        train(tmp_path, config(4), evaluate=evaluate)
+    assert steps_kept(tmp_path) == [2]
+    assert int(train(tmp_path, config(4), evaluate=evaluate).step) == 4
+
+
+def test_held_out_data_are_opened_first(tmp_path):
+    config = toy.config(2, eval_every=2)
+
+    def open_evaluation(mesh):
+        raise ValueError(f"nothing there for {mesh.size} devices")
+
+    stage = dataclasses.replace(toy.stage(config), open_evaluation=open_evaluation)
+    with pytest.raises(ValueError, match="nothing there for 4 devices"):
+        loop.train(config, str(tmp_path), stage)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_folder_in_use(tmp_path):
