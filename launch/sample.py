@@ -115,7 +115,7 @@ def write_gif(path, image, window, step):
     """
     window = min(window, image.shape[1])
     with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
-        # Pillow's save keeps all frames until the last; this is the frame of a GIF file around its blocks.
+        # Pillow's own saving keeps all frames until the last, so the file's head and end are written here.
         file.write(b"GIF89a" + struct.pack("<HHBBB", window, image.shape[0], 0x70, 0, 0))  # No common palette.
         file.write(b"!\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # Again and again.
         for x in range(0, image.shape[1] - window + 1, step):

@@ -321,7 +321,9 @@ def sample_latents(
     beginning = generator, is_guided(guidance_scale), params, *batch, classes, plan, temperature, position
     if progress is None:
         return _sample(*beginning, source, scales)
-    return _sample_in_strips(*beginning, source, scales, progress)
+    run, state, after = _begin_alone(*beginning)
+    columns = Columns(scales[batch[1].shape[1] :], after)
+    return _draw_in_strips(run, state, batch[1], source, columns, progress)
 
 
 def is_guided(guidance_scale):
@@ -386,13 +388,8 @@ def _sample(generator, guided, params, labels, prefix, classes, plan, temperatur
     return jnp.concatenate([prefix, jnp.moveaxis(latents, 0, 1)], axis=1)
 
 
-def _sample_in_strips(
-    generator, guided, params, labels, prefix, classes, plan, temperature, max_position, source, scales, progress
-):  # fmt: skip
-    run, state, after = _begin_alone(
-        generator, guided, params, labels, prefix, classes, plan, temperature, max_position
-    )  # fmt: skip
-    columns = Columns(scales[prefix.shape[1] :], after)
+def _draw_in_strips(run, state, prefix, source, columns, progress):
+    """What `_sample` returns, from where `_begin` ends, with a report after every strip."""
     length = columns.guidance.shape[0]
     strips = -(-length // STRIP_COLUMNS) or 1
     size = -(-length // strips) or 1
