@@ -96,7 +96,7 @@ def evaluate_generation(
         protocol |= extractor.network.protocol_for(size)
         if reference is not None:
             protocol |= {"reference": reference_name, "reference_count": reference.count}
-            if reference.features is None:
+            if keep and reference.features is None:
                 logging.info(
                     "No KID, precision and recall: %s holds no features, as ADM's files do not. launch.make_statistics "
                     "writes them, from the images.",
