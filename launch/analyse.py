@@ -116,7 +116,7 @@ def model_pictures(args, model):
     config, given = args.data.copy_and_resolve_references(), config_flags.get_override_values(args["data"])
     height, width = model.tokenizer.resolution, args.columns * model.tokenizer.column_width
     names, generator = model.class_names, model.generator
-    if not given and not (names and set(names) <= set(data.PHOTOS)):
+    if "source" not in given and not (names and set(names) <= set(data.PHOTOS)):
         classes = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else "without names"
         raise ValueError(
             f"the classes of {','.join(args.weights)} ({classes}) are not built-in photographs; say on which pictures "
@@ -132,7 +132,7 @@ def model_pictures(args, model):
         )
     config.update(height=height, width=width, resize=config.resize if "resize" in given else height)
     chosen = given.keys() & {"classes", "class_file"}
-    if names and not chosen and (generator is not None or not given):
+    if names and not chosen and (generator is not None or "source" not in given):
         config.classes = names
     found = data.make_source(config).class_names
     if generator is None:

@@ -48,16 +48,16 @@ def find_images(args):
     Raises:
       ValueError: neither, or something of both.
     """
-    given = [f"--data.{name}" for name in config_flags.get_override_values(args["data"])]
+    fields = config_flags.get_override_values(args["data"])
     if args.input:
-        given += ["--num_images"] if args.num_images else []
+        given = [f"--data.{name}" for name in fields] + ["--num_images"] * bool(args.num_images)
         if given:
             raise ValueError(
                 f"--input={args.input} takes all pictures as they are; {', '.join(given)} would change nothing. "
                 "Leave them out, or give --data.source and --data.root in place of --input."
             )
         return images.from_path(args.input)
-    if not given:
+    if "source" not in fields:
         raise ValueError(
             "give --input=(a folder of pictures, or an npz), or a data set: --data.source=folder --data.root=… with "
             "--data.height, --data.width and --data.resize; --data.source=photos takes the built-in photographs."

@@ -165,7 +165,11 @@ def from_data(config, num_images=None, batch_size=_BATCH):
     def batches():
         return (batch["image"][batch["mask"]] for batch in found)
 
-    return ImageSet(found.num_images, f"{config.source}, evaluation crops", batches)
+    source = config.source
+    if source != "photos":
+        split = f", {config.eval_split}" if source == "tfds" else ""
+        source += f" {config.eval_root or config.root}{split}, shorter side {config.resize}"
+    return ImageSet(found.num_images, f"{source}, evaluation crops", batches)
 
 
 def write_npz(path, count, row, labels, batch=_BATCH):

@@ -96,7 +96,7 @@ def evaluate_generation(
         protocol |= extractor.network.protocol_for(size)
         if reference is not None:
             protocol |= {"reference": reference_name, "reference_count": reference.count}
-            if reference.features is None:
+            if keep and reference.features is None:
                 logging.info(
                     "No KID, precision and recall: %s holds no features, as ADM's files do not. launch.make_statistics "
                     "writes them, from the images.",
@@ -190,11 +190,13 @@ def table(results):
     columns = [name for name in _COLUMNS if any(name in result["metrics"] for result in results)]
     lines = ["| " + " | ".join([*differs, *columns]) + " |", "| --- " * len([*differs, *columns]) + "|"]
     for result in results if differs + columns else ():
-        cells = [str(result["protocol"].get(name, "")) for name in differs]
+        values = [result["protocol"].get(name) for name in differs]
+        cells = ["" if value is None else str(value) for value in values]
         cells += [_cell(result["metrics"][name]) if name in result["metrics"] else "" for name in columns]
         lines.append("| " + " | ".join(cells) + " |")
     lines = lines if differs + columns else ["No metrics were asked for."]
-    common = [f"{name}: {protocols[0][name]}" for name in names if name not in differs]
+    common = {name: protocols[0].get(name) for name in names if name not in differs}
+    common = [f"{name}: {value}" for name, value in common.items() if value is not None]
     return "\n".join([*lines, "", "Protocol: " + ", ".join(common) + "."]) + "\n"
 
 

@@ -86,6 +86,9 @@ def test_sources_of_images(tmp_path, pictures):
     config = data.default_config()
     config.update(height=16, width=32)
     photos = images.from_data(config, num_images=13, batch_size=5)
+    assert photos.source == "photos, evaluation crops"
+    config.update(source="folder", root=str(tmp_path / "set"), resize=16, classes=("a", "b"))
+    assert images.from_data(config).source == f"folder {tmp_path / 'set'}, shorter side 16, evaluation crops"
     assert [batch.shape for batch in photos.batches()] == [(5, 16, 32, 3), (5, 16, 32, 3), (3, 16, 32, 3)]
 
 

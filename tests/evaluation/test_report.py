@@ -79,6 +79,10 @@ def test_rows_of_earlier_calls_stay(tmp_path):
     report.save(tmp_path, [row(float("inf"), guidance_scale=4.0)])
     assert report.earlier(tmp_path)[-1]["metrics"] == {"fid": None}
     assert "| 1 | 4.0 | – |" in (tmp_path / "table.md").read_text()
+    # Rows of another kind, that do not have all of the protocol.
+    text = report.save(tmp_path / "kinds", [row(1.0, source="x")])
+    text = report.save(tmp_path / "kinds", [row(2.0, guidance_scale=2.0, max_position=None)])
+    assert "| x |  | 1.0000 |" in text and "|  | 2.0 | 2.0000 |" in text and "None" not in text
 
 
 def test_a_reference_without_features_says_what_is_missing(extractor, reference, results, caplog):

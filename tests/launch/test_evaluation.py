@@ -92,6 +92,8 @@ def test_photographs_are_for_models_of_them(folder):
     for names, generator in ((("ape", "bee", "cow"), 3), (None, 12), (None, None)):
         with pytest.raises(ValueError, match="not built-in photographs; say on which pictures .* --data.source=folder"):
             analyse.model_pictures(args, model(names, generator))
+        with pytest.raises(ValueError, match="not built-in photographs"):
+            analyse.model_pictures(parse(analyse, f"--data.root={folder}"), model(names, generator))
     _, labels = analyse.model_pictures(parse(analyse, "--data.source=photos"), model(None, None))
     assert labels is None  # A tokenizer alone needs no classes.
 
@@ -172,7 +174,7 @@ def test_what_evaluation_refuses_before_it_draws(halves, tmp_path):
 def test_statistics_are_of_pictures_that_were_named(folder, tmp_path):
     output = f"--output={tmp_path}/s.npz"
     with pytest.raises(ValueError, match="give --input=.* or a data set: --data.source=folder .* --data.source=photos"):
-        make_statistics.find_images(parse(make_statistics, output))
+        make_statistics.find_images(parse(make_statistics, output, "--data.height=16"))
     extra = ["--data.height=16", "--num_images=2"]
     with pytest.raises(ValueError, match="--data.height, --num_images would change nothing"):
         make_statistics.find_images(parse(make_statistics, output, f"--input={folder}", *extra))
