@@ -5,8 +5,9 @@ r"""What a generator's training step will take on machines that are not here: me
 Compiles the real step, latents in, for as many virtual CPU devices, without allocating any array: the
 partitioning is the one of the real machine, while memory for intermediate values and the choice of
 collectives are the CPU compiler's (bfloat16 is widened there, and a reduce-scatter appears as an
-all-reduce), so both are rather too high. The encoder, where pictures are read and not latents, is added
-as --encoder_gflop per picture to the compute time.
+all-reduce), so both are rather too high. Where pictures are read and not latents (data.source), the encoder's
+parameters count as memory, and --encoder_gflop per picture is added to the compute time; its intermediate
+values are left out.
 """
 
 import json
@@ -50,6 +51,8 @@ def _main(argv):
     if _MESH.value:
         config.mesh = _MESH.value
     try:
+        for kind in _KINDS.value:
+            planning.find_chip(kind)  # Before minutes of compiling.
         plan = planning.analyse(config, _CHIPS.value, _COLUMNS.value)
         estimates = [planning.estimate(plan, kind, _ENCODER.value * 1e9) for kind in _KINDS.value]
     except ValueError as error:

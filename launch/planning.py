@@ -1,6 +1,7 @@
 """The analysis behind launch.plan: a compiled step's memory and collectives, and what they take in time."""
 
 import math
+import os
 import re
 
 import jax
@@ -9,8 +10,10 @@ import numpy as np
 
 from eqjax import hardware, pretrained, sharding
 from eqjax.generator import LOGICAL_AXES
+from eqjax.tokenizer import Tokenizer
 from eqjax.training import flops, loop, optim
 from eqjax.training.generator import make_steps
+from eqjax.training.latents import encoding_params
 from eqjax.training.state import TrainState
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
@@ -41,12 +44,7 @@ def lower(config, devices, columns):
 
     stage = loop.Stage(init, step, None, None, None, LOGICAL_AXES)
     mesh, key = sharding.make_mesh(devices, config.mesh), jax.random.key(0)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % parts:
-        raise ValueError(
-            f"batch_size={config.batch_size} does not divide among {parts} devices (data × fsdp); split tensor "
-            f"instead, or set --config.batch_size to a multiple of {parts}."
-        )
+    sharding.check_batch(mesh, config.batch_size, config.accumulation_steps)
     state = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(state, mesh, LOGICAL_AXES)
     state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
@@ -59,12 +57,32 @@ def lower(config, devices, columns):
     return loop.compile_step(stage, mesh, state, key).lower(state, batch), state, batch, needed
 
 
+def encoder_bytes(config):
+    """Bytes of the encoder's parameters, which every device holds where a step reads pictures; 0 for cached latents.
+
+    Of the tokenizer that the configuration names; of the published one where it names none, or one that is not here.
+    """
+    if config.data.source == "latents":
+        return 0
+    path = pretrained.find(config.tokenizer_weights or "")
+    if os.path.isfile(path):
+        params = pretrained.load(path).params["tokenizer"]
+    else:
+        params = pretrained.abstract_params(Tokenizer())
+    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoding_params(params)))
+
+
 def analyse(config, chips, columns=16):
     """Memory by kind, FLOPs and traffic of one step on a mesh of `chips` devices, as JSON values.
 
     Raises:
-      ValueError: a mesh or a batch that does not fit, or too few devices.
+      ValueError: a configuration of another stage, a mesh or a batch that does not fit, or too few devices.
     """
+    if "generator" not in config:
+        raise ValueError(
+            f"--config is of stage {config.get('stage')!r}, but only a generator's step is planned; give a "
+            "configuration such as configs/imagenet_generator.py."
+        )
     devices = jax.devices()
     if len(devices) < chips:
         raise ValueError(f"there are {len(devices)} devices, not {chips}; start through `python -m launch.plan`.")
@@ -73,6 +91,7 @@ def analyse(config, chips, columns=16):
     memory = {
         "parameters": _local_bytes(state.params),
         "averages": _local_bytes(state.ema_params),
+        "frozen encoder": encoder_bytes(config),
         "optimiser": _local_bytes(state.opt_state),
         "batch": _local_bytes(batch),
         "intermediate values and gradients": int(compiled.memory_analysis().temp_size_in_bytes),
@@ -209,6 +228,17 @@ def _result_bytes(kind, started):
 # ── Time ────────────────────────────────────────────────────────────────────────────────────────
 
 
+def find_chip(name):
+    """The `eqjax.hardware.Chip` of a name.
+
+    Raises:
+      ValueError: an unknown chip.
+    """
+    if name not in hardware.CHIPS:
+        raise ValueError(f"--on={name!r} is not in the table: {', '.join(hardware.CHIPS)}.")
+    return hardware.CHIPS[name]
+
+
 def estimate(plan, name, encoder_flops=0.0):
     """Step time of a plan on a chip: the largest of three terms where they overlap fully, their sum where not.
 
@@ -225,11 +255,9 @@ def estimate(plan, name, encoder_flops=0.0):
       A dict of JSON values.
 
     Raises:
-      ValueError: an unknown chip.
+      ValueError: as `find_chip`.
     """
-    chip = hardware.CHIPS.get(name)
-    if chip is None:
-        raise ValueError(f"--on={name!r} is not in the table: {', '.join(hardware.CHIPS)}.")
+    chip = find_chip(name)
     slower = 1 if not plan["float32"] else 6 if name.startswith("v") else 2
     work = (plan["flops"] + encoder_flops * plan["batch_size"]) / plan["chips"]
     state = sum(plan["memory"][part] for part in ("parameters", "averages", "optimiser"))

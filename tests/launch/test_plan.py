@@ -1,10 +1,13 @@
 """Planning: traffic of programs written by hand, a tiny plan from end to end, what it refuses."""
 
+import subprocess
+import sys
+
 import jax
 import pytest
 
-from configs import imagenet_generator
-from eqjax import hardware
+from configs import imagenet_generator, photos_generator, photos_tokenizer
+from eqjax import hardware, pretrained
 from launch import planning
 
 PROGRAM = """
@@ -77,12 +80,31 @@ def test_a_plan_from_end_to_end():
 
 
 def test_what_a_plan_refuses():
-    with pytest.raises(ValueError, match="batch_size=6 does not divide among 4 devices"):
+    with pytest.raises(ValueError, match="batch of 6 does not divide among 4 devices"):
         plan(batch_size=6)
+    with pytest.raises(ValueError, match="accumulation_steps=4 parts makes 2 pictures a part"):
+        plan(accumulation_steps=4)
+    with pytest.raises(ValueError, match="--config is of stage 'tokenizer', but only a generator's step is planned"):
+        planning.analyse(photos_tokenizer.get_config("tiny"), 4)
     with pytest.raises(ValueError, match="there are 4 devices, not 99"):
         planning.analyse(imagenet_generator.get_config("tiny"), 99)
     with pytest.raises(ValueError, match="--on='abacus' is not in the table: H100"):
         planning.estimate({}, "abacus")
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.plan", "--config=configs/imagenet_generator.py:size=H", "--on=H100,abacus"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("launch.plan: --on='abacus' is not"), done.stderr
+
+
+def test_the_frozen_encoder_counts_where_pictures_are_read():
+    config = photos_generator.get_config()
+    params = pretrained.load(pretrained.find("photos")).params["tokenizer"]
+    encoder = sum(leaf.nbytes for name in ("encoder", "quant", "linear_encode") if name in params
+                  for leaf in jax.tree.leaves(params[name]))  # fmt: skip
+    assert 0 < planning.encoder_bytes(config) == encoder < sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    config.data.source = "latents"
+    assert planning.encoder_bytes(config) == 0
 
 
 @pytest.mark.slow

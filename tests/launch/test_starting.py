@@ -142,7 +142,7 @@ def test_a_machine_script_numbers_its_processes(tmp_path):
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_machines_are_told_to_stop_and_waited_for(stop, tmp_path):
     """Also when the script that started them is killed."""
-    save = 'trap "sleep 0.3; echo saved $PROCESS_ID; exit 75" TERM\necho ready\nwhile :; do sleep 0.05; done'
+    save = 'trap "sleep 0.3; echo saved $PROCESS_ID; exit 75" TERM\necho ready\nfor _ in {1..200}; do sleep 0.05; done'
     program(tmp_path / ".venv" / "bin" / "python", save)
     program(tmp_path / "ssh", 'exec bash -c "$3"')
     environment = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", HOSTS="first second", GPUS="2")

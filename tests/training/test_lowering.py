@@ -8,24 +8,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import sharding
+from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
 from eqjax.sampling import sample_latents
+from eqjax.tokenizer import Tokenizer
 from eqjax.training import generator as generator_training
-from eqjax.training import loop, optim
+from eqjax.training import latents, loop, optim
 
+PLATFORMS = ("tpu", "cuda")
 GENERATOR = Generator(
     width=16, depth=2, num_heads=2, latent_dim=8, num_classes=3, num_cond_tokens=2, flow_width=16, flow_depth=1,
     dtype=jnp.bfloat16, remat="projections",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_training_step(platform):
+TOKENIZER = Tokenizer(
+    channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(8,), resolution=16,
+    z_channels=8, embed_dim=8, square_downsamples=1, dtype=jnp.bfloat16,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["latents", "images"])
+def test_training_step(source):
     config = generator_training.default_config()
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    encode = lambda frozen, batch, key: (batch["latents"], batch["label"])  # noqa: E731
-    step = jax.tree_util.Partial(generator_training.make_steps(GENERATOR, optimizer, encode, config)[0], {})
+    encode = latents.make_encode(TOKENIZER, 0.5)
+    encoder = {} if source == "latents" else latents.encoding_params(pretrained.abstract_params(TOKENIZER))
+    step = jax.tree_util.Partial(generator_training.make_steps(GENERATOR, optimizer, encode, config)[0], encoder)
 
     def init(key):
         params = GENERATOR.init_params(key)
@@ -36,20 +45,31 @@ def test_training_step(platform):
     state = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(state, mesh, LOGICAL_AXES)
     state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
-    batch = {"latents": jax.ShapeDtypeStruct((8, 4, 8), "float32"), "label": jax.ShapeDtypeStruct((8,), "int32")}
+    batch = {"label": jax.ShapeDtypeStruct((8,), "int32")}
+    if source == "latents":
+        batch["latents"] = jax.ShapeDtypeStruct((8, 4, 8), "bfloat16")
+    else:
+        batch["image"] = jax.ShapeDtypeStruct((8, 16, 4 * TOKENIZER.column_width, 3), "uint8")
     compiled = loop.compile_step(stage, mesh, state, key)
     with jax.set_mesh(mesh):
-        exported = jax.export.export(compiled.jitted, platforms=[platform])(compiled.step, state, batch)
-    assert exported.platforms == (platform,) and exported.nr_devices == 4
+        exported = jax.export.export(compiled.jitted, platforms=PLATFORMS)(compiled.step, state, batch)
+    assert exported.platforms == PLATFORMS and exported.nr_devices == 4
     assert "Sharding" in exported.mlir_module() or "sdy.sharding" in exported.mlir_module()
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_sampler(platform):
+def test_decoder():
+    decode = jax.jit(lambda params, latents: TOKENIZER.apply({"params": params}, latents, method="decode").images)
+    arguments = pretrained.abstract_params(TOKENIZER), jax.ShapeDtypeStruct((2, 4, 8), np.float32)
+    exported = jax.export.export(decode, platforms=PLATFORMS)(*arguments)
+    assert exported.platforms == PLATFORMS
+    assert exported.out_avals[0].shape == (2, 16, 4 * TOKENIZER.column_width, 3)
+
+
+def test_sampler():
     params = jax.eval_shape(GENERATOR.init_params, jax.random.key(0))
     sample = functools.partial(sample_latents, GENERATOR, num_columns=5, guidance_scale=2.0, num_flow_steps=3)
     noise = jax.ShapeDtypeStruct((2, 5, 8), np.float32)
-    exported = jax.export.export(jax.jit(lambda p, y, n: sample(p, y, noise=n)), platforms=[platform])(
+    exported = jax.export.export(jax.jit(lambda p, y, n: sample(p, y, noise=n)), platforms=PLATFORMS)(
         params, jax.ShapeDtypeStruct((2,), np.int32), noise
     )
-    assert exported.platforms == (platform,) and exported.out_avals[0].shape == (2, 5, 8)
+    assert exported.platforms == PLATFORMS and exported.out_avals[0].shape == (2, 5, 8)
