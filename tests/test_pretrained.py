@@ -93,6 +93,9 @@ def test_model_errors(path):
         model.encode(np.zeros((1, 20, 16, 3), np.uint8))
     with pytest.raises(ValueError, match="image width 17"):
         model.encode(np.zeros((1, 16, 17, 3), np.uint8))
+    for shape in ((4,), (1, 2, 5)):
+        with pytest.raises(ValueError, match=rf"latents have shape \({shape[0]},.*embed_dim=4"):
+            model.decode(np.zeros(shape, np.float32))
 
 
 def test_halves_in_two_files(tmp_path, weights):

@@ -45,11 +45,12 @@ def decode_images(tokenizer, params, latents, *, piece_columns=PIECE_COLUMNS):
     Raises:
       ValueError: latents of another size.
     """
+    tokenizer.check_latents(latents.shape)
 
     def decode(first, last):
         return _decode(tokenizer, params, latents[:, first:last])
 
-    columns = latents.shape[1] if latents.ndim > 1 else 0
+    columns = latents.shape[1]
     return _in_pieces(decode, columns, tokenizer.halo_columns, piece_columns, axis=2, scale=tokenizer.column_width)
 
 

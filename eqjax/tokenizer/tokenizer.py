@@ -190,11 +190,7 @@ class Tokenizer(nn.Module):
         Raises:
           ValueError: the latents are not [B, L ≥ 1, embed_dim].
         """
-        if latents.ndim != 3 or latents.shape[1] < 1 or latents.shape[2] != self.embed_dim:
-            raise ValueError(
-                f"latents have shape {tuple(latents.shape)}; this tokenizer decodes [batch, "
-                f"columns ≥ 1, embed_dim={self.embed_dim}]."
-            )
+        self.check_latents(latents.shape)
         latents = jnp.asarray(latents, self.dtype)
         images, semantic_map = self.decoder(self.post_quant(latents))  # [B, H, W, 3], [B, h, L, C]
         if self.linear_path:
@@ -213,6 +209,19 @@ class Tokenizer(nn.Module):
         """The inverse of `_cut`."""
         columns = columns.reshape(*columns.shape[:2], self.resolution, self.column_width, 3)
         return columns.transpose(0, 2, 1, 3, 4).reshape(columns.shape[0], self.resolution, -1, 3)
+
+    @nn.nowrap
+    def check_latents(self, shape):
+        """Refuses a shape of latents that `decode` does not take.
+
+        Raises:
+          ValueError: it is not [B, L ≥ 1, embed_dim].
+        """
+        if len(shape) != 3 or shape[1] < 1 or shape[2] != self.embed_dim:
+            raise ValueError(
+                f"latents have shape {tuple(shape)}; this tokenizer decodes [batch, columns ≥ 1, "
+                f"embed_dim={self.embed_dim}]."
+            )
 
     @nn.nowrap
     def check_images(self, shape):
