@@ -119,8 +119,8 @@ def make_stage(config):
 
     def diagnose(state, batch, key):
         on_mesh = sharding.put(frozen, sharding.replicated(sharding.mesh_of(state)))
-        fixed = tuple(split(state.params)[1])
-        return diagnosis.first_bad_term(updates, fixed, on_mesh, state, pixels.from_uint8(batch["image"]), key)
+        fixed, images = tuple(split(state.params)[1]), jax.jit(pixels.from_uint8)(batch["image"])
+        return diagnosis.first_bad_term(updates, fixed, on_mesh, state, images, key)
 
     return loop.Stage(
         init,
