@@ -180,11 +180,12 @@ class Checkpoints:
         differences = []
         for part in FIXED_PARTS:
             _compare(part, saved.get(part), self._config.get(part), differences)
-        have, want = _shapes(self._manager.item_metadata(step)["state"].tree), _shapes(template)
-        if not differences and have != want:
-            for part in BESIDE_PARTS:
-                _compare(part, saved.get(part), self._config.get(part), differences)
-            differences += _array_differences(have, want)
+        if not differences:
+            have, want = _shapes(self._manager.item_metadata(step)["state"].tree), _shapes(template)
+            if have != want:
+                for part in BESIDE_PARTS:
+                    _compare(part, saved.get(part), self._config.get(part), differences)
+                differences += _array_differences(have, want)
         if differences:
             raise ConfigMismatchError(
                 f"the checkpoint of step {step} under {self._manager.directory} was written under another "

@@ -160,7 +160,7 @@ def check_fields(argv):
     for field in (found[1] for argument in argv if (found := re.match(r"--?(?:no)?config\.([^=]+)", argument))):
         try:
             config_path.get_value(field, config)
-        except (AttributeError, LookupError) as error:
+        except (AttributeError, LookupError, TypeError) as error:
             nearest = difflib.get_close_matches(field, _names(config), 1, 0)[0]
             raise ValueError(
                 f"--config.{field}: {path} has no such field; the nearest is --config.{nearest}."

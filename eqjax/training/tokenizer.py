@@ -120,8 +120,8 @@ def make_stage(config):
 
     def diagnose(state, batch, key):
         on_mesh = sharding.put(frozen, sharding.replicated(sharding.mesh_of(state)))
-        fixed = tuple(split(state.params)[1])
-        return diagnosis.first_bad_term(updates, fixed, on_mesh, state, pixels.from_uint8(batch["image"]), key)
+        fixed, images = tuple(split(state.params)[1]), jax.jit(pixels.from_uint8)(batch["image"])
+        return diagnosis.first_bad_term(updates, fixed, on_mesh, state, images, key)
 
     # Latents of a frozen encoder are those of stage 1, and so is their scale: generators of either fit both.
     scale = stage1.latent_scale if config.freeze_encoder else None

@@ -92,7 +92,8 @@ def test_a_run_names_it(tmp_path):
     config = photos_tokenizer.get_config("tiny,gan")
     config.update(max_skipped=2, log_every=1, picture_every=0, eval_every=0)
     config.objective.adversarial_start = 2
+    config.optimizer.name = "adamw"  # Compiles faster.
     config.discriminator_optimizer.learning_rate = float("inf")
     config.discriminator.update(channels=4, num_layers=1)
-    with pytest.raises(FloatingPointError, match="from step 4 on, were skipped. First offending module: the discrimin"):
+    with pytest.raises(FloatingPointError, match="from step 3 on, were .* the discriminator.s params"):
         tokenizer.train_and_evaluate(config, str(tmp_path))
