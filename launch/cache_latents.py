@@ -8,10 +8,11 @@ r"""Encodes a data set once, so that a generator trains without the encoder.
 The configuration is that of the generator's training: its data and `tokenizer_weights` count. The same command makes
 what is missing after it was cut off. Several processes share the shards: those of the starters in launch/README.md, or
 any that are given --process_index and --process_count (or NUM_PROCESSES and PROCESS_ID in the environment). They need
-not see one another, only the same folder, and each ends when its part is done.
+not see one another, only the same folder, and each ends when its part is done, or on SIGTERM with code 75.
 """
 
 import os
+import signal
 
 from absl import app, flags, logging
 import jax
@@ -50,6 +51,11 @@ def process_numbers():
     return found
 
 
+def _stop(*_):
+    logging.info("Asked to stop. Exit code %d; the same command makes what is missing.", runner.EXIT_PREEMPTED)
+    raise SystemExit(runner.EXIT_PREEMPTED)
+
+
 def main(argv):
     """Makes this process's part of the cache."""
     if len(argv) > 1:
@@ -61,6 +67,7 @@ def main(argv):
     try:
         index, count = process_numbers()
         options |= dict(process_index=index, process_count=count, wait=jax.distributed.is_initialized())
+        signal.signal(signal.SIGTERM, _stop)
         weights = generator.load_tokenizer(_CONFIG.value)
         if not cache.build_cache(_OUTPUT.value, _CONFIG.value.data, weights, **options):
             logging.info("This process's shards are finished; other processes' are not yet.")

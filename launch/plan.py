@@ -17,6 +17,8 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+from launch import planning
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A generator's configuration file.")
 _CHIPS = flags.DEFINE_integer("chips", 8, "Devices.", lower_bound=1)
 _MESH = flags.DEFINE_string("mesh", "", "Mesh of the devices; default: that of the configuration.")
@@ -29,7 +31,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of text.
 
 
 def with_devices(count):
-    """Starts this program again with `count` virtual devices, which must be set before JAX is loaded."""
+    """Starts this program again with `count` virtual devices, which must be set before JAX is used."""
     flag = f"--xla_force_host_platform_device_count={count}"
     if flag in os.environ.get("XLA_FLAGS", "").split():
         return
@@ -44,15 +46,13 @@ def with_devices(count):
 def _main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; all are given as --name=value")
-    with_devices(_CHIPS.value)
-    from launch import planning
-
     config = _CONFIG.value
     if _MESH.value:
         config.mesh = _MESH.value
     try:
         for kind in _KINDS.value:
             planning.find_chip(kind)  # Before minutes of compiling.
+        with_devices(_CHIPS.value)
         plan = planning.analyse(config, _CHIPS.value, _COLUMNS.value)
         estimates = [planning.estimate(plan, kind, _ENCODER.value * 1e9) for kind in _KINDS.value]
     except ValueError as error:

@@ -92,9 +92,9 @@ def test_what_a_plan_refuses():
         planning.estimate({}, "abacus")
     done = subprocess.run(
         [sys.executable, "-m", "launch.plan", "--config=configs/imagenet_generator.py:size=H", "--on=H100,abacus"],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
-    assert done.returncode == 1 and done.stderr.startswith("launch.plan: --on='abacus' is not"), done.stderr
+    assert done.returncode == 1 and "launch.plan: --on='abacus' is not" in done.stderr, done.stderr
 
 
 def test_the_frozen_encoder_counts_where_pictures_are_read():

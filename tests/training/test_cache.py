@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -225,14 +227,18 @@ def test_waiting_for_the_others(caches, copy, config, weights, monkeypatch):
     assert cache.build_cache(copy, config, weights, wait=True, **options)
 
 
-def test_processes_that_do_not_know_each_other(config, weights, tmp_path):
-    """The command with nothing but its number: it has no part in the only shard, and ends at once."""
+def test_command_with_nothing_but_its_number_and_told_to_stop(weights, tmp_path):
     pretrained.save(tmp_path / "tokenizer.safetensors", weights)
-    command = ["launch.cache_latents", "--config=configs/photos_generator.py:tiny", "--shard_size=400", "--noflips"]
+    command = ["launch.cache_latents", "--config=configs/photos_generator.py:tiny", "--num_crops=500"]
     command += [f"--config.tokenizer_weights={tmp_path}/tokenizer.safetensors", f"--output={tmp_path}/cache"]
     command += ["--config.data.classes=('brick',)", "--config.data.num_threads=1", "--compilation_cache="]
-    output = programs.run(*command, NUM_PROCESSES="2", PROCESS_ID="1")
-    assert "1 of 1 shards are missing, 0 made here" in output and "other processes' are not yet" in output
+    process = programs.start(*command, NUM_PROCESSES="2", PROCESS_ID="0")
+    while process.poll() is None and not (tmp_path / "cache" / "plan.json").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 75 and "the same command makes what is missing" in output, output
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["plan.json"]
 
 
 def test_iterator_draws_variants_and_resumes(caches, config):
