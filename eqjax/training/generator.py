@@ -138,7 +138,7 @@ def make_stage(config, workdir=None):
             {"params": params}, latents, labels, deterministic=True, method="picture_losses", rngs=rngs
         )
 
-    open_evaluation = functools.cache(functools.partial(loop.held_out, config))
+    open_evaluation = functools.partial(loop.held_out, config)
 
     def evaluate(state):
         # The same noise every time, so that values can be compared from step to step.
