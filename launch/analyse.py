@@ -28,7 +28,7 @@ import numpy as np
 from configs import common, photos_tokenizer
 from eqjax import Generator, data, load_pretrained
 from eqjax.evaluation import analysis, plots, report, tasks
-from eqjax.training import loop
+from eqjax.training import settings
 from eqjax.training import tokenizer as tokenizer_training
 from launch import runner
 
@@ -239,7 +239,7 @@ def train_tokenizer(args, style, seed):
     config.seed, config.total_steps = seed, args.tokenizer_steps
     config.eval_every = config.picture_every = 0
     config.checkpoint_every = args.tokenizer_steps
-    _check_config(workdir, loop.resolve(config))
+    _check_config(workdir, settings.resolve(config))
     if not os.path.isfile(os.path.join(workdir, "model.safetensors")):
         tokenizer_training.train_and_evaluate(config, workdir)
     return workdir

@@ -75,15 +75,6 @@ def peak_memory():
     return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def make_run(args, model, params, guided, labels=None):
-    """A `Run` for parts of sampling, with conditions where there are labels; traced."""
-    params, conditions = autoregressive.compute_params(model.generator, params), None
-    if labels is not None:
-        conditions = autoregressive.make_conditions(model.generator, params, labels[:, None], guided)
-    plan = flow.solver_plan(args.solver, args.num_flow_steps)
-    return autoregressive.Run(model.generator, guided, params, conditions, plan, 1.0, 2**31 - 1)
-
-
 def sampling_rows(args, model):
     """Rows of the table: transformer, flow head, decoder, and all of sampling."""
     batch, columns, guided = args.batch, args.columns, args.guidance != 1
@@ -91,14 +82,18 @@ def sampling_rows(args, model):
     labels = jnp.arange(batch, dtype=jnp.int32) % generator.num_classes
     latents = jax.random.normal(jax.random.key(0), (columns, batch, generator.latent_dim))
 
+    def make_run(params):
+        plan = flow.solver_plan(args.solver, args.num_flow_steps)
+        return autoregressive.make_run(generator, guided, params, labels[:, None], plan, 1.0, 2**31 - 1)
+
     def transformer(params, latents):
-        run = make_run(args, model, params, guided, labels)
+        run = make_run(params)
         state = autoregressive.start(run, Blend(0, 0.0), columns)
         after = Blend(jnp.zeros(columns, jnp.int32), jnp.zeros(columns))
         return autoregressive.take_columns(run, state, latents, after).context
 
     def head(params, latents, context):
-        run = make_run(args, model, params, guided)
+        run = make_run(params)  # Without its conditions: the compiler leaves out what nothing uses.
 
         def column(context, noise):
             latent = autoregressive.draw_column(run, context, noise, 2.0)

@@ -23,15 +23,15 @@ from eqjax.data import make_source
 from eqjax.evaluation import Extractor, Settings, inception, report, statistics
 from eqjax.generator import LOGICAL_AXES, column_weights, mean_loss
 from eqjax.sampling import Model
-from eqjax.training import diagnosis, latents, loop, optim
+from eqjax.training import diagnosis, latents, loop, optim, settings
 from eqjax.training.state import TrainState, ema_update, stream
 
 
 def default_config():
     """The full configuration of a generator's training: published L size and recipe on ImageNet."""
-    config = loop.default_config()
+    config = settings.default_config()
     config.stage = "generator"
-    config.generator = loop.module_fields(pretrained.Generator())
+    config.generator = settings.module_fields(pretrained.Generator())
     config.tokenizer_weights = config_dict.placeholder(str)  # A name, file or workdir; see load_pretrained.
     # Numbers of the columns whose loss is trained, (0, 1, 2, 3), for zero-shot transfer to the others; None: all.
     config.loss_columns = config_dict.placeholder(tuple)
@@ -68,8 +68,8 @@ def train_and_evaluate(config, workdir):
     Raises:
       ValueError: an unknown or impossible field; a tokenizer that does not fit.
     """
-    loop.check_config(config, default_config())
-    config = loop.resolve(config)
+    settings.check_config(config, default_config())
+    config = settings.resolve(config)
     return loop.train(config, workdir, make_stage(config, workdir))
 
 
@@ -199,7 +199,7 @@ def _make_sample_metrics(config, model, workdir):
         raise ValueError(f"metrics.every={metrics.every} must be a multiple of eval_every={config.eval_every}.")
     if not metrics.reference:
         raise ValueError("set metrics.reference: a statistics file, written by launch.make_statistics or ADM's.")
-    settings = Settings(
+    protocol = Settings(
         num_columns=config.data.width // model.tokenizer.column_width,
         guidance_scale=metrics.guidance_scale,
         num_flow_steps=metrics.num_flow_steps,
@@ -207,9 +207,9 @@ def _make_sample_metrics(config, model, workdir):
     reference = statistics.load(metrics.reference)
     extractor = Extractor(inception.inception(metrics.nets_folder))
     compared = dict(extractor=extractor, reference=reference)
-    report.check_generation(model, settings, metrics.num_images, **compared)
+    report.check_generation(model, protocol, metrics.num_images, **compared)
     return report.periodic_evaluation(
-        settings, metrics.num_images, workdir, reference_name=metrics.reference, **compared
+        protocol, metrics.num_images, workdir, reference_name=metrics.reference, **compared
     )
 
 

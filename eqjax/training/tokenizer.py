@@ -19,16 +19,16 @@ from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import make_iterator, make_source
 from eqjax.tokenizer import ENCODER_PARTS
-from eqjax.training import adversary, diagnosis, loop, objective, optim
+from eqjax.training import adversary, diagnosis, loop, objective, optim, settings
 from eqjax.training.state import ema_update, stream
 from eqjax.training.updates import TokenizerState, Updates
 
 
 def default_config():
     """The full configuration of a tokenizer's training, published sizes, weights and rates."""
-    config = loop.default_config()
+    config = settings.default_config()
     config.stage = "tokenizer"
-    config.tokenizer = loop.module_fields(pretrained.Tokenizer())
+    config.tokenizer = settings.module_fields(pretrained.Tokenizer())
     config.objective = objective.default_config()
     config.discriminator = adversary.default_config()
     config.freeze_encoder = False  # Stage 2: only the decoder's side is trained; needs stage1_weights.
@@ -59,8 +59,8 @@ def train_and_evaluate(config, workdir):
     Raises:
       ValueError: an unknown or impossible field.
     """
-    loop.check_config(config, default_config())
-    config = loop.resolve(config)
+    settings.check_config(config, default_config())
+    config = settings.resolve(config)
     return loop.train(config, workdir, make_stage(config))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs.common import parse_variant
 from eqjax import data, pretrained
-from eqjax.training import generator, loop, optim, tokenizer
+from eqjax.training import generator, optim, settings, tokenizer
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
@@ -29,7 +29,7 @@ def test_every_file_is_listed():
 def test_shapes(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
     stage = {"tokenizer": tokenizer, "generator": generator}[config.stage]
-    loop.check_config(config, stage.default_config())
+    settings.check_config(config, stage.default_config())
     if config.data.source == "folder":
         config.data.root = "the user's"
     data.check_config(config.data)
@@ -84,7 +84,7 @@ def test_ranges():
         wrong = config.copy_and_resolve_references()
         wrong[name] = value
         with pytest.raises(ValueError, match=message):
-            loop.check_config(wrong, generator.default_config())
+            settings.check_config(wrong, generator.default_config())
 
 
 def test_demo_model_is_small():
@@ -151,4 +151,4 @@ def test_values_that_make_no_sense(fields, message):
     config = importlib.import_module("configs.photos_generator").get_config()
     config.update(fields)
     with pytest.raises(ValueError, match=message):
-        loop.check_config(config, generator.default_config())
+        settings.check_config(config, generator.default_config())

@@ -16,7 +16,7 @@ import pytest
 
 from eqjax import hardware
 from eqjax.checkpoints import Checkpoints, ConfigMismatchError
-from eqjax.training import diagnosis, flops, guard, loop, metrics, optim
+from eqjax.training import diagnosis, flops, guard, loop, metrics, optim, settings
 from tests import programs
 from tests.training import toy
 
@@ -361,17 +361,17 @@ def test_epochs_and_rates_become_steps():
     config.batch_size = 2
     config.optimizer.update(learning_rate=1e-4, rate_batch_size=256, warmup_epochs=1.5)
     config.total_epochs = 100.0
-    resolved = loop.resolve(config)
+    resolved = settings.resolve(config)
     # Three pictures of 100 records each: 150 steps an epoch.
     assert resolved.total_steps == 15_000 and resolved.optimizer.warmup_steps == 225.0
     assert resolved.optimizer.learning_rate == pytest.approx(1e-4 * 2 / 256)
-    assert loop.resolve(resolved).to_dict() == resolved.to_dict()
+    assert settings.resolve(resolved).to_dict() == resolved.to_dict()
     config.batch_size = 0
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
-        loop.resolve(config)
+        settings.resolve(config)
     config.batch_size, config.total_epochs = 2, -1.0
     with pytest.raises(ValueError, match="total_epochs=-1.0 must be at least 0"):
-        loop.resolve(config)
+        settings.resolve(config)
 
 
 def test_accumulated_gradients():

@@ -10,7 +10,7 @@ import pytest
 
 from configs import tokenizer_imagenet256
 from eqjax import convert, pretrained, sharding
-from eqjax.training import adversary, loop, objective, tokenizer
+from eqjax.training import adversary, loop, objective, settings, tokenizer
 from tests import frozen_files, published_files
 from tests.filled import fill
 
@@ -223,7 +223,7 @@ def test_second_stage_takes_the_converted_published_tokenizer(monkeypatch):
 
 def test_default_is_the_published_recipe():
     config = tokenizer_imagenet256.get_config()
-    loop.check_config(config, tokenizer.default_config())
+    settings.check_config(config, tokenizer.default_config())
     terms, both = config.objective, (config.optimizer, config.discriminator_optimizer)
     assert (terms.kl_weight, terms.perceptual_weight, terms.semantic_weight) == (0.01, 1.0, 5.0)
     assert (terms.semantic_start, terms.adversarial_start, terms.adversarial_weight) == (20001, 5001, 0.5)

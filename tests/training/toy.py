@@ -16,7 +16,7 @@ import optax
 
 from eqjax import sharding
 from eqjax.data import default_config as default_data_config
-from eqjax.training import loop, optim
+from eqjax.training import loop, optim, settings
 from eqjax.training.state import stream
 
 
@@ -31,7 +31,7 @@ class State:
 
 
 def config(total_steps=6, **fields):
-    config = loop.default_config()
+    config = settings.default_config()
     config.stage = "toy"
     config.data = default_data_config()
     config.data.update(height=16, width=16, classes=("brick", "coffee"), num_threads=1)
@@ -74,7 +74,7 @@ def stage(config, bad_steps=(), evaluate=lambda state: {}):
 def main(workdir, options):
     """Trains under the options: fields of the configuration, `delay` (seconds per step), `result` (a file)."""
     delay, result = options.pop("delay", 0), options.pop("result", None)
-    settings = config(**options)
+    ours = config(**options)
     if delay:
         make = loop.make_iterator
 
@@ -85,7 +85,7 @@ def main(workdir, options):
             return data
 
         loop.make_iterator = slow
-    state = loop.train(settings, workdir, stage(settings))
+    state = loop.train(ours, workdir, stage(ours))
     if result:
         leaves = jax.tree.leaves(sharding.gather(state))
         if jax.process_index() == 0:
