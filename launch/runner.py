@@ -69,7 +69,8 @@ def distributed_arguments(environment):
 
     Args:
       environment: a mapping such as os.environ. COORDINATOR_ADDRESS (host:port), NUM_PROCESSES and
-        PROCESS_ID; or as torchrun sets them: MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK; or
+        PROCESS_ID; or as torchrun sets them: MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK, and
+        LOCAL_RANK where LOCAL_WORLD_SIZE is above 1; or
         EQJAX_DISTRIBUTED=auto, for clusters that JAX recognises itself (TPU pods, SLURM, Open MPI).
 
     Returns:
@@ -91,7 +92,11 @@ def distributed_arguments(environment):
     if ":" not in address:
         # At MASTER_PORT itself torchrun's agent listens.
         address = f"{address}:{int(environment.get('MASTER_PORT', '29500')) + 1}"
-    return dict(coordinator_address=address, num_processes=count, process_id=index)
+    arguments = dict(coordinator_address=address, num_processes=count, process_id=index)
+    if environment.get("LOCAL_WORLD_SIZE", "1") != "1" and "LOCAL_RANK" in environment:
+        # Several processes on a machine: one accelerator each, as torchrun's programs take them.
+        arguments["local_device_ids"] = [int(environment["LOCAL_RANK"])]
+    return arguments
 
 
 def join_processes():

@@ -23,6 +23,9 @@ def test_who_is_who():
     torchrun = dict(MASTER_ADDR="node0", MASTER_PORT="1234", WORLD_SIZE="4", RANK="3")
     # The port itself is taken by torchrun's agent.
     assert runner.distributed_arguments(torchrun) == {**expected, "coordinator_address": "node0:1235"}
+    local = runner.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="4", LOCAL_RANK="3"))
+    assert local["local_device_ids"] == [3]
+    assert runner.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0")).keys() == expected.keys()
     assert runner.distributed_arguments({}) is None
     assert runner.distributed_arguments(dict(ours, NUM_PROCESSES="1", PROCESS_ID="0")) is None
     assert runner.distributed_arguments(dict(EQJAX_DISTRIBUTED="auto")) == {}
