@@ -92,6 +92,12 @@ def make_extractor(args):
 def generation(args):
     """A row per guidance scale; images of each lie in a folder of its own."""
     report.earlier(args.output)  # Refuses a folder of something else before hours of drawing.
+    if given := config_flags.get_override_values(args["data"]):
+        names = ", ".join(f"--data.{name}" for name in given)
+        raise ValueError(
+            f"{names}: generation reads no pictures, and compares with --reference (from launch.make_statistics); "
+            "--data.… is of reconstruction."
+        )
     model = load_pretrained(*args.weights)
     tokenizer, num_images = model.need("tokenizer"), args.num_images or 50_000
     sweep = [

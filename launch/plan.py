@@ -17,7 +17,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import planning
+from launch import planning, runner
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A generator's configuration file.")
 _CHIPS = flags.DEFINE_integer("chips", 8, "Devices.", lower_bound=1)
@@ -65,4 +65,4 @@ def _main(argv):
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config"])
-    app.run(_main)
+    app.run(_main, flags_parser=runner.parse_flags)

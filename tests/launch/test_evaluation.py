@@ -161,6 +161,8 @@ def test_what_evaluation_refuses_before_it_draws(halves, tmp_path):
         evaluate.generation(parse(evaluate, both, *options, "--guidance=1,-2"))
     with pytest.raises(ValueError, match="--guidance takes numbers, not 'a'"):
         evaluate.generation(parse(evaluate, both, *options, "--guidance=a"))
+    with pytest.raises(ValueError, match="--data.root: generation reads no pictures, and compares with --reference"):
+        evaluate.generation(parse(evaluate, both, *options, "--data.root=pictures"))
     assert os.listdir(tmp_path) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text('{"model": []}')
