@@ -1,7 +1,6 @@
 """The analysis behind launch.plan: a compiled step's memory and collectives, and what they take in time."""
 
 import math
-import os
 import re
 
 import jax
@@ -64,10 +63,9 @@ def encoder_bytes(config):
     """
     if config.data.source == "latents":
         return 0
-    path = pretrained.find(config.tokenizer_weights or "")
-    if os.path.isfile(path):
-        params = pretrained.load(path).params["tokenizer"]
-    else:
+    try:
+        params = pretrained.load(pretrained.find(config.tokenizer_weights or "")).params["tokenizer"]
+    except FileNotFoundError:
         params = pretrained.abstract_params(Tokenizer())
     return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoding_params(params)))
 

@@ -27,6 +27,12 @@ if hasattr(os, "sched_setaffinity") and "PYTEST_XDIST_WORKER_COUNT" in os.enviro
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+# Files in the order of what they take, slow tests and others.
+_LONGEST = (
+    "test_colabs test_tokenizer test_sharding test_runs test_operations test_panorama test_cache test_objective "
+    "test_tasks test_report test_judged"
+).split()
+
 
 @pytest.fixture(scope="session")
 def golden():
@@ -36,4 +42,4 @@ def golden():
 
 def pytest_collection_modifyitems(items):
     """What takes longest first: no worker should be left with it at the end."""
-    items.sort(key=lambda item: item.path.parent.name != "training" and item.path.name != "test_sharding.py")
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))

@@ -22,7 +22,9 @@ def tokenizer_config(steps):
     config.total_steps = steps
     config.checkpoint_every = 20
     config.log_every = 1
-    config.optimizer.update(schedule="constant", warmup_steps=0.0, learning_rate=5e-3)
+    # Muon, which the configuration names, takes twice the time to compile.
+    config.optimizer.update(name="adamw", clip_norm=0.0)
+    config.optimizer.update(schedule="constant", warmup_steps=0.0, learning_rate=2e-3)
     return config
 
 
