@@ -14,6 +14,7 @@ OUTPUT ?= outputs/train_demo
 INSTALLED = $(VENV)/installed$(addprefix -,$(EXTRA))
 INSTALLED_DEV = $(INSTALLED)-dev
 INSTALLED_OLDEST = $(VENV_OLDEST)/installed
+COMMA := ,
 
 .PHONY: help demo train-demo test test-slow test-oldest lint clean
 
@@ -45,18 +46,21 @@ lint: $(INSTALLED_DEV)  ## Checks code and formatting.
 clean:  ## Removes the environments, caches and outputs/.
 	rm -rf $(VENV) $(VENV_OLDEST) .cache outputs build dist eqjax.egg-info
 
+# pip need not compile what is never imported: Python does it at the first import.
 $(INSTALLED): requirements.txt setup.py
 	@echo "Installing into $(VENV); this takes a minute or two, once."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.$(addsuffix ],$(addprefix [,$(EXTRA)))'
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.$(addsuffix ],$(addprefix [,$(EXTRA)))'
 	touch $@
 
-$(INSTALLED_DEV): $(INSTALLED)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+$(INSTALLED_DEV): requirements.txt setup.py
+	@echo "Installing into $(VENV); this takes a minute or two, once."
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[dev$(addprefix $(COMMA),$(EXTRA))]'
+	touch $(INSTALLED) $@
 
 $(INSTALLED_OLDEST): requirements.txt setup.py tests/oldest.txt
 	@echo "Installing into $(VENV_OLDEST); this takes a minute or two, once."
 	$(PYTHON_OLDEST) -m venv $(VENV_OLDEST)
-	$(VENV_OLDEST)/bin/python -m pip install --quiet --constraint tests/oldest.txt --editable '.[dev]'
+	$(VENV_OLDEST)/bin/python -m pip install --quiet --no-compile --constraint tests/oldest.txt --editable '.[dev]'
 	touch $@
