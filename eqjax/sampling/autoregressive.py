@@ -25,7 +25,7 @@ import numpy as np
 from eqjax import flow, sharding
 from eqjax.generator import Condition, Generator, Ring
 from eqjax.sampling.checks import check_arrays, check_values
-from eqjax.sampling.classes import Blend, ClassSchedule
+from eqjax.sampling.classes import Blend, class_schedule
 
 # Modulations held at once. More would be read back from slow memory without saving products' weights.
 MODULATION_BYTES = 256 * 2**20
@@ -329,22 +329,6 @@ def sample_latents(
 def is_guided(guidance_scale):
     """Whether the null class is needed: a traced scale may be any number."""
     return isinstance(guidance_scale, jax.core.Tracer) or not bool(np.all(np.asarray(guidance_scale) == 1))
-
-
-def class_schedule(labels, class_columns, transition):
-    """The `ClassSchedule` of labels [B] or [B, S].
-
-    Raises:
-      ValueError: it does not have one number of columns per class.
-    """
-    segments = labels.shape[1] if labels.ndim == 2 else 1
-    class_columns = (None,) * segments if class_columns is None and segments == 1 else tuple(class_columns or ())
-    if len(class_columns) != segments:
-        raise ValueError(
-            f"class_columns={class_columns or None} must say for each of the {segments} classes of a row how many "
-            "columns it has."
-        )
-    return ClassSchedule(class_columns, transition)
 
 
 def _spread(mesh, params, batch, source):

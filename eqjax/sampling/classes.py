@@ -93,3 +93,19 @@ def parse_classes(labels):
     if not labels or not all(isinstance(item, tuple | list) and len(item) == 2 for item in labels):
         raise ValueError(f"a class schedule is a list of (label, columns), not {labels!r}.")
     return [label for label, _ in labels], tuple(columns for _, columns in labels)
+
+
+def class_schedule(labels, class_columns, transition):
+    """The `ClassSchedule` of labels [B] or [B, S].
+
+    Raises:
+      ValueError: it does not have one number of columns per class.
+    """
+    segments = labels.shape[1] if labels.ndim == 2 else 1
+    class_columns = (None,) * segments if class_columns is None and segments == 1 else tuple(class_columns or ())
+    if len(class_columns) != segments:
+        raise ValueError(
+            f"class_columns={class_columns or None} must say for each of the {segments} classes of a row how many "
+            "columns it has."
+        )
+    return ClassSchedule(class_columns, transition)

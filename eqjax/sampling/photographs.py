@@ -89,12 +89,7 @@ def continue_photograph(
     ClassSchedule(class_columns, transition).check_length(max(left, right))
     rows = np.atleast_1d(seed if seeds is None else seeds)
     labels = jnp.tile(model.labels(names), (len(rows), 1))
-    scale = np.asarray(guidance_scale, np.float32)
-    if scale.ndim and scale.shape != (max(left, right),):
-        raise ValueError(
-            f"guidance_scale has shape {scale.shape}; expected a number, or one for each column from the picture "
-            f"outwards, [{max(left, right)}]."
-        )
+    scale = _guidance(guidance_scale, max(left, right))
     check_values(generator, labels, None, scale, options.get("temperature", 1.0), options.get("max_position"))
 
     def extended(picture, columns, seeds):
@@ -116,27 +111,54 @@ def continue_photograph(
         )
         return np.asarray(decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale))
 
-    width, pad = picture.shape[1], tokenizer.column_width
+    # The left side is drawn in the mirror.
+    to_left = extended(picture[:, ::-1], left, rows + 1)[:, :, ::-1] if left else None
+    to_right = extended(picture, right, rows) if right else None
+    joined = _join(picture, to_left, to_right, len(rows), tokenizer.column_width, keep_pixels)
+    out = np.asarray(pixels.to_uint8(joined))
+    return out[0] if seeds is None else out
+
+
+def _guidance(scale, columns):
+    """A number, or one for each added column, as an array.
+
+    Raises:
+      ValueError: another shape.
+    """
+    scale = np.asarray(scale, np.float32)
+    if scale.ndim and scale.shape != (columns,):
+        raise ValueError(
+            f"guidance_scale has shape {scale.shape}; expected a number, or one for each column from the picture "
+            f"outwards, [{columns}]."
+        )
+    return scale
+
+
+def _join(picture, to_left, to_right, batch, fade, keep_pixels):
+    """The picture [H, W, 3] between its continuations, each [B, H, w, 3] with the picture's reconstruction, or None.
+
+    Returns:
+      floats [B, H, W + columns added, 3]; over `fade` pixels the picture goes into its reconstructions.
+    """
+    width = picture.shape[1]
     position = (np.arange(width) + 0.5)[:, None]
     before, after, inner = [], [], []  # Inner: the reconstruction of a side, and the distance to its border.
-    if left:
-        whole = extended(picture[:, ::-1], left, rows + 1)[:, :, ::-1]
-        before = [whole[:, :, : left * pad]]
-        inner.append((whole[:, :, left * pad :], position))
-    if right:
-        whole = extended(picture, right, rows)
-        after = [whole[:, :, width:]]
-        inner.append((whole[:, :, :width], width - position))
+    if to_left is not None:
+        added = to_left.shape[2] - width
+        before = [to_left[:, :, :added]]
+        inner.append((to_left[:, :, added:], position))
+    if to_right is not None:
+        after = [to_right[:, :, width:]]
+        inner.append((to_right[:, :, :width], width - position))
     if keep_pixels:
-        middle = np.broadcast_to(picture, (len(rows), *picture.shape))
+        middle = np.broadcast_to(picture, (batch, *picture.shape))
         for rebuilt, distance in inner:
-            share = np.clip(distance / pad, 0, 1)
+            share = np.clip(distance / fade, 0, 1)
             middle = share * middle + (1 - share) * rebuilt
     else:
-        share = position / width if left and right else 0
+        share = position / width if len(inner) == 2 else 0
         middle = (1 - share) * inner[0][0] + share * inner[-1][0]
-    out = np.asarray(pixels.to_uint8(np.concatenate([*before, middle, *after], axis=2)))
-    return out[0] if seeds is None else out
+    return np.concatenate([*before, middle, *after], axis=2)
 
 
 def _floats(image, tokenizer, resize):

@@ -101,19 +101,8 @@ def make_stage(config, workdir=None):
     """The `loop.Stage` of a generator configuration; `workdir` is where `config.metrics` draws its pictures."""
     generator = pretrained.make_module("generator", dict(config.generator))
     weights = load_tokenizer(config)
-    source = make_source(config.data)
-    if len(source.class_names) != generator.num_classes:
-        few = ", ".join([*source.class_names[:5], *["…"][: len(source.class_names) > 5]])
-        raise ValueError(
-            f"generator.num_classes={generator.num_classes}, but the data has {len(source.class_names)} classes "
-            f"({few}): add --config.generator.num_classes={len(source.class_names)}."
-        )
-    if config.data.source == "latents":
-        evaluation = make_source(config.data, train=not config.eval_every)  # Where it is wanted.
-        latents.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
+    names = _check_data(config, generator.num_classes, weights)
     tokenizer = weights.modules["tokenizer"]
-    if config.loss_columns is not None:
-        column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
     scale = latents.latent_scale(weights)
     # Frozen parameters are arguments of every program that uses them, never its constants.
     frozen = weights.params["tokenizer"]
@@ -121,7 +110,6 @@ def make_stage(config, workdir=None):
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
     encode = latents.make_encode(tokenizer, scale)
     steps = make_steps(generator, optimizer, encode, config)
-    names = tuple(source.class_names)
     # Its parameters are not made yet: their shapes.
     model = Model(tokenizer, frozen, generator, pretrained.abstract_params(generator), scale, names)
     sample_metrics = _make_sample_metrics(config, model, workdir) if config.metrics.every else None
@@ -182,14 +170,35 @@ def make_stage(config, workdir=None):
 
     def diagnose(state, batch, key):
         params, batch = sharding.gather(state.params), sharding.gather(batch)
-        encode_rows = functools.partial(jax.jit(encode), encoder)
-        return diagnosis.first_bad_module(generator, params, encode_rows, batch, key, config.accumulation_steps)
+        rows = functools.partial(jax.jit(encode), encoder)
+        return diagnosis.first_bad_module(generator, params, rows, batch, key, config.accumulation_steps)
 
     step, plain_step = (jax.tree_util.Partial(step, encoder) for step in steps)
     return loop.Stage(
         init, step, evaluate, pictures, export, LOGICAL_AXES, diagnose, plain_step,
         tokenizer=latents.tokenizer_hash(frozen), open_evaluation=open_evaluation,
     )  # fmt: skip
+
+
+def _check_data(config, num_classes, weights):
+    """Names of the classes of a configuration's data, which fit the generator and the tokenizer.
+
+    Raises:
+      ValueError: another number of classes; a cache of another tokenizer; columns that there are not.
+    """
+    source = make_source(config.data)
+    if len(source.class_names) != num_classes:
+        few = ", ".join([*source.class_names[:5], *["…"][: len(source.class_names) > 5]])
+        raise ValueError(
+            f"generator.num_classes={num_classes}, but the data has {len(source.class_names)} classes "
+            f"({few}): add --config.generator.num_classes={len(source.class_names)}."
+        )
+    if config.data.source == "latents":
+        evaluation = make_source(config.data, train=not config.eval_every)  # Where it is wanted.
+        latents.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
+    if config.loss_columns is not None:
+        column_weights(config.data.width // weights.modules["tokenizer"].column_width, config.loss_columns)
+    return tuple(source.class_names)
 
 
 def _make_sample_metrics(config, model, workdir):

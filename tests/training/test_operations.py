@@ -16,7 +16,7 @@ import pytest
 
 from eqjax import hardware
 from eqjax.checkpoints import Checkpoints, ConfigMismatchError
-from eqjax.training import diagnosis, flops, guard, loop, metrics, optim, settings
+from eqjax.training import diagnosis, guard, loop, metrics, optim, settings
 from tests import programs
 from tests.training import toy
 
@@ -318,35 +318,6 @@ def test_two_processes_and_then_one_on_another_mesh(tmp_path):
     assert same([two[f"arr_{i}"] for i in range(len(values(restored)))], values(restored))
     resumed = train(tmp_path / "run", toy.config(6, mesh="data:4"))
     assert int(resumed.step) == 6 and lines(tmp_path / "run")[-1][1] < lines(tmp_path / "run")[0][1]
-
-
-def test_flops_by_hand():
-    a, b = np.ones((4, 8), np.float32), np.ones((8, 6), np.float32)
-    assert flops.count(lambda a, b: a @ b, a, b) == 2 * 4 * 8 * 6
-
-    def loop_of_three(a):
-        return jax.lax.scan(lambda x, _: (x @ np.ones((8, 8), np.float32), None), a, None, length=3)[0]
-
-    assert flops.count(jax.jit(loop_of_three), a) == 3 * 2 * 4 * 8 * 8
-    image, kernel = np.ones((1, 5, 5, 3), np.float32), np.ones((3, 3, 3, 7), np.float32)
-    conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
-    assert flops.count(conv, image, kernel) == 2 * 9 * 7 * 27
-
-    def half_used(a, b):
-        """A step may write down two gradients where one is wanted; the other is never computed."""
-        return jax.vjp(jax.jit(lambda a, b: a @ b), a, b)[1](np.ones((4, 6), np.float32))[0]
-
-    assert flops.count(half_used, a, b) == 2 * 4 * 8 * 6
-
-    def strided(image):
-        return jax.lax.conv_general_dilated(
-            image, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        ).sum()
-
-    image = np.ones((1, 9, 9, 3), np.float32)
-    one = 2 * 4 * 4 * 7 * 27
-    # Forward is not needed for the gradient of a linear function; that one covers the borders too.
-    assert one < flops.count(jax.grad(strided), image) < 1.5 * one
 
 
 def test_peaks_by_device_name():
