@@ -21,14 +21,14 @@ COMMA := ,
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-demo: $(INSTALLED)  ## Samples pictures and a panorama with the weights in this repository.
-	$(VENV)/bin/python -m launch.demo
+demo: $(INSTALLED)  ## Samples images and a panorama with the weights in this repository.
+	$(VENV)/bin/python -m eqjax.cli.demo
 
 train-demo: $(INSTALLED)  ## Trains both stages from scratch on built-in photographs (about 10 minutes on a CPU) and samples.
-	$(VENV)/bin/python -m launch.train_tokenizer --config=configs/photos_tokenizer.py:quick --workdir=$(OUTPUT)/tokenizer
-	$(VENV)/bin/python -m launch.train_generator --config=configs/photos_generator.py:quick --workdir=$(OUTPUT)/generator \
+	$(VENV)/bin/python -m eqjax.cli.train_tokenizer --config=configs/photos_tokenizer.py:quick --workdir=$(OUTPUT)/tokenizer
+	$(VENV)/bin/python -m eqjax.cli.train_generator --config=configs/photos_generator.py:quick --workdir=$(OUTPUT)/generator \
 		--config.tokenizer_weights=$(OUTPUT)/tokenizer
-	$(VENV)/bin/python -m launch.demo --weights=$(OUTPUT)/tokenizer,$(OUTPUT)/generator --output=$(OUTPUT)/samples
+	$(VENV)/bin/python -m eqjax.cli.demo --weights=$(OUTPUT)/tokenizer,$(OUTPUT)/generator --output=$(OUTPUT)/samples
 
 test: $(INSTALLED_DEV)  ## Runs the tests.
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

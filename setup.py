@@ -37,7 +37,7 @@ setup(
     python_requires=">=3.11",
     # configs/ and launch/ are run from a clone and stay out of the wheel.
     packages=find_packages(include=["eqjax", "eqjax.*"]),
-    package_data={"eqjax": ["weights/*"]},
+    package_data={"eqjax": ["py.typed", "weights/*"]},
     install_requires=_requirements(),
     extras_require={
         "cuda12": ["jax[cuda12]"],
@@ -46,11 +46,13 @@ setup(
         "wandb": ["wandb>=0.19"],
         "analysis": ["matplotlib>=3.10,<4"],
         "dev": [
+            "beartype>=0.22,<1",
             "ipykernel>=6.29,<8",
             "jupytext>=1.17,<2",
             "matplotlib>=3.10,<4",
             "nbclient>=0.10,<1",
             "nbformat>=5.10,<6",
+            "pyright>=1.1.400,<2",
             "pytest>=8.4,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.14,<0.18",

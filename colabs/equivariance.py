@@ -17,7 +17,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/equivariance.ipynb)
 #
 # The argument behind the model: an image is easier to model when every part of the sequence is the same task. So the
-# tokenizer should move with the picture, and the generator's columns should ask for the same weights. Both can be
+# tokenizer should move with the image, and the generator's columns should ask for the same weights. Both can be
 # measured, here on the model that comes with eqjax and on crops of its photographs.
 #
 # On Colab this cell fetches eqjax; where it is installed already it does nothing.
@@ -43,7 +43,7 @@ if importlib.util.find_spec("eqjax") is None:
     sys.path.insert(0, str(source.resolve()))
 
 # %% [markdown]
-# The model's pictures are 64 pixels high; `show` enlarges them for the screen.
+# The model's images are 64 pixels high; `show` enlarges them for the screen.
 
 # %%
 import numpy as np
@@ -52,9 +52,9 @@ from PIL import Image
 from eqjax import pixels
 
 
-def show(picture, scale=2):
-    picture = Image.fromarray(np.asarray(picture))
-    return picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.BICUBIC)
+def show(image, scale=2):
+    image = Image.fromarray(np.asarray(image))
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
 
 
 # %% [markdown]
@@ -86,7 +86,7 @@ difference = np.abs(np.asarray(still[0, 1:] - moved[0, :-1])).max(-1)
 
 # %% [markdown]
 # The largest difference of each token, as a power of ten. This tokenizer is strictly equivariant: all that is left sits
-# at the borders, where the picture ends in one case and goes on in the other; in the middle there is rounding.
+# at the borders, where the image ends in one case and goes on in the other; in the middle there is rounding.
 
 # %%
 print(f"columns that a token sees on either side: {model.tokenizer.halo_columns}")
@@ -96,7 +96,7 @@ Image.open("moved.png")
 
 # %% [markdown]
 # **Any shift.** Now crops of eight columns, moved by 1 to 32 pixels. Between whole columns there is no token to compare
-# with, so the straight line between two neighbours stands in; even a perfect tokenizer need not follow it. In crops
+# with, so the straight line between two neighbors stands in; even a perfect tokenizer need not follow it. In crops
 # this short all columns are near a border, where new content enters.
 
 # %%
@@ -106,13 +106,13 @@ print(f"PSNR {found.psnr:.1f} dB")
 
 # %% [markdown]
 # Plotted over the shift: look for the dips at whole columns, 16 and 32 pixels. "Unrelated" is the error between
-# different pictures. An error under shifts says nothing without the quality of reconstruction (PSNR, above): tokens
-# that ignore the picture never move.
+# different images. An error under shifts says nothing without the quality of reconstruction (PSNR, above): tokens
+# that ignore the image never move.
 
 # %%
 series = {"inner columns": (found.shifts, inner, None)}
-series["unrelated pictures"] = (found.shifts, np.full(len(inner), found.unrelated), None)
-texts = dict(title="Tokens of moved pictures", x_label="shift, pixels", y_label="error over RMS")
+series["unrelated images"] = (found.shifts, np.full(len(inner), found.unrelated), None)
+texts = dict(title="Tokens of moved images", x_label="shift, pixels", y_label="error over RMS")
 plots.lines("shifts.png", series, **texts)
 Image.open("shifts.png")
 
@@ -180,7 +180,7 @@ whole = tasks.train(small, latents, labels, **options)
 half = tasks.train(small, latents, labels, columns=range(4), **options)
 
 # %% [markdown]
-# The second has never been trained on columns 4 to 7. Small models, few steps, one seed and the training pictures
+# The second has never been trained on columns 4 to 7. Small models, few steps, one seed and the training images
 # themselves: this shows how to measure, not what holds in general.
 
 # %%
@@ -193,4 +193,4 @@ plots.lines("transfer.png", series, title="Transfer", x_label="column", y_label=
 Image.open("transfer.png")
 
 # %% [markdown]
-# `python -m launch.analyse --compare` does all of this for four kinds of models and several seeds.
+# `python -m eqjax.cli.analyze --compare` does all of this for four kinds of models and several seeds.

@@ -16,7 +16,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/panorama.ipynb)
 #
-# The generator sees a few columns back, and no column is special to it, so a picture never has to stop. Here are strips
+# The generator sees a few columns back, and no column is special to it, so a image never has to stop. Here are strips
 # without end, classes that change on the way, a panorama that is put aside and taken up again, and a photograph that
 # goes on.
 #
@@ -43,7 +43,7 @@ if importlib.util.find_spec("eqjax") is None:
     sys.path.insert(0, str(source.resolve()))
 
 # %% [markdown]
-# The model's pictures are 64 pixels high; `show` enlarges them for the screen.
+# The model's images are 64 pixels high; `show` enlarges them for the screen.
 
 # %%
 import numpy as np
@@ -52,9 +52,9 @@ from PIL import Image
 from eqjax import pixels
 
 
-def show(picture, scale=2):
-    picture = Image.fromarray(np.asarray(picture))
-    return picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.BICUBIC)
+def show(image, scale=2):
+    image = Image.fromarray(np.asarray(image))
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
 
 
 # %% [markdown]
@@ -147,9 +147,9 @@ show(np.concatenate(resumed, axis=1))
 
 # %%
 from eqjax.data.photos import load_photo
-from eqjax.sampling.photographs import fit_photograph
+from eqjax.sampling.outpainting import fit_image
 
-photograph = fit_photograph(load_photo("tissue")[100:300, 100:400], model.tokenizer)
+photograph = fit_image(load_photo("tissue")[100:300, 100:400], model.tokenizer)
 show(photograph)
 
 # %% [markdown]
@@ -157,4 +157,4 @@ show(photograph)
 
 # %%
 options = dict(guidance_schedule="constant", **FAST)
-show(eqjax.continue_photograph(model, photograph, "tissue", left=12, right=12, seed=0, **options))
+show(eqjax.outpaint(model, photograph, "tissue", left=12, right=12, seed=0, **options))

@@ -16,7 +16,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/sampling.ipynb)
 #
-# Pictures from the model that comes with eqjax: classes, seeds, guidance, solvers, and pictures wider than those it was
+# Images from the model that comes with eqjax: classes, seeds, guidance, solvers, and images wider than those it was
 # trained on. No GPU is needed.
 #
 # On Colab this cell fetches eqjax; where it is installed already it does nothing.
@@ -42,7 +42,7 @@ if importlib.util.find_spec("eqjax") is None:
     sys.path.insert(0, str(source.resolve()))
 
 # %% [markdown]
-# The model's pictures are 64 pixels high; `show` enlarges them for the screen.
+# The model's images are 64 pixels high; `show` enlarges them for the screen.
 
 # %%
 import numpy as np
@@ -51,9 +51,9 @@ from PIL import Image
 from eqjax import pixels
 
 
-def show(picture, scale=2):
-    picture = Image.fromarray(np.asarray(picture))
-    return picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.BICUBIC)
+def show(image, scale=2):
+    image = Image.fromarray(np.asarray(image))
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
 
 
 # %% [markdown]
@@ -66,7 +66,7 @@ model = eqjax.load_pretrained("photos")
 model.class_names
 
 # %% [markdown]
-# A picture is drawn column by column; a column is 16 pixels wide. Here are eight columns of every class.
+# A image is drawn column by column; a column is 16 pixels wide. Here are eight columns of every class.
 
 # %%
 FAST = dict(solver="adams_bashforth", time_grid="cosine", num_flow_steps=16, guidance_schedule="constant")
@@ -75,7 +75,7 @@ images = model.sample(model.class_names, num_columns=8, guidance_scale=2.0, seed
 show(pixels.grid(images, columns=4))
 
 # %% [markdown]
-# **Seeds.** With `seeds`, a picture depends on its own seed and class alone, so a picture that you like can be drawn
+# **Seeds.** With `seeds`, a image depends on its own seed and class alone, so a image that you like can be drawn
 # again in any company. Eight seeds of one class:
 
 # %%
@@ -96,7 +96,7 @@ int(np.abs(np.int32(again[7]) - np.int32(images[2])).max())  # Grey levels of 25
 
 # %%
 def side_by_side(settings):
-    """Pictures of all classes, one column of them per setting."""
+    """Images of all classes, one column of them per setting."""
     drawn = [model.sample(model.class_names, num_columns=8, seeds=[3] * 8, **options) for options in settings]
     ordered = np.stack(drawn, axis=1).reshape(-1, *drawn[0].shape[1:])
     return show(pixels.grid(ordered, columns=len(settings)))
@@ -113,7 +113,7 @@ EULER = dict(solver="euler", guidance_scale=2.0, guidance_schedule="constant")
 side_by_side([EULER | dict(num_flow_steps=4), EULER | dict(num_flow_steps=16), dict(guidance_scale=2.0, **FAST)])
 
 # %% [markdown]
-# **Width.** The generator sees only the last few columns, so nothing stops it where its training pictures ended. Time
+# **Width.** The generator sees only the last few columns, so nothing stops it where its training images ended. Time
 # per column stays the same however far it goes.
 
 # %%
@@ -136,7 +136,7 @@ latents = eqjax.sample_latents(
     key=jax.random.key(0),
     **FAST,
 )
-latents.shape  # Pictures, columns, channels.
+latents.shape  # Images, columns, channels.
 
 # %% [markdown]
 # Decoded:

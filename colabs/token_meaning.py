@@ -16,7 +16,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/token_meaning.ipynb)
 #
-# A picture is a row of tokens, one vector per column of 16 pixels. What does one of them say, and where? We replace
+# A image is a row of tokens, one vector per column of 16 pixels. What does one of them say, and where? We replace
 # random tokens by a photograph's, one by one, and then measure which pixels a token governs.
 #
 # On Colab this cell fetches eqjax; where it is installed already it does nothing.
@@ -42,7 +42,7 @@ if importlib.util.find_spec("eqjax") is None:
     sys.path.insert(0, str(source.resolve()))
 
 # %% [markdown]
-# The model's pictures are 64 pixels high; `show` enlarges them for the screen.
+# The model's images are 64 pixels high; `show` enlarges them for the screen.
 
 # %%
 import numpy as np
@@ -51,25 +51,25 @@ from PIL import Image
 from eqjax import pixels
 
 
-def show(picture, scale=2):
-    picture = Image.fromarray(np.asarray(picture))
-    return picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.BICUBIC)
+def show(image, scale=2):
+    image = Image.fromarray(np.asarray(image))
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
 
 
 # %% [markdown]
 # The model, and parts of four photographs that its tokenizer was trained on: this is about where tokens act, not about
-# how well it renders pictures that it has never seen.
+# how well it renders images that it has never seen.
 
 # %%
 import eqjax
 from eqjax.data.photos import load_photo
-from eqjax.sampling.photographs import fit_photograph
+from eqjax.sampling.outpainting import fit_image
 
 model = eqjax.load_pretrained("photos")
 
 
 def part(name, top, width):
-    return fit_photograph(load_photo(name)[top : top + width // 3, :width], model.tokenizer)
+    return fit_image(load_photo(name)[top : top + width // 3, :width], model.tokenizer)
 
 
 parts = [part("coffee", 90, 480), part("flower", 120, 510), part("cat", 60, 360), part("rocket", 200, 510)]
@@ -77,11 +77,11 @@ photographs = np.stack(parts)
 show(pixels.grid(photographs, columns=2))
 
 # %% [markdown]
-# **Encode and decode.** Twelve tokens per picture; decoding them gives the picture back, but for its finest detail.
+# **Encode and decode.** Twelve tokens per image; decoding them gives the image back, but for its finest detail.
 
 # %%
 tokens = model.encode(photographs)
-print("pictures, tokens, channels:", tokens.shape)
+print("images, tokens, channels:", tokens.shape)
 show(pixels.grid(model.decode(tokens), columns=2))
 
 # %% [markdown]
@@ -103,8 +103,8 @@ for k in range(count + 1):
     frames.append(show(pixels.grid(model.decode(mixed), columns=2)))
 
 # %% [markdown]
-# As an animation: a true token shows its own strip of the picture at once, and only the seam to the next strip still
-# changes afterwards. A token is not a layer of detail over the whole picture; it is a place.
+# As an animation: a true token shows its own strip of the image at once, and only the seam to the next strip still
+# changes afterwards. A token is not a layer of detail over the whole image; it is a place.
 
 # %%
 import io
@@ -118,7 +118,7 @@ Animation(data=file.getvalue(), format="gif")
 
 # %% [markdown]
 # **In any order.** One photograph, with 2, 5 and 8 true tokens at random places, and with all of them. A token needs no
-# neighbours to say what it says.
+# neighbors to say what it says.
 
 # %%
 order = np.random.default_rng(1).permutation(count)
@@ -126,7 +126,7 @@ rows = [np.where(np.isin(np.arange(count), order[:k])[:, None], tokens, noise)[1
 show(pixels.grid(model.decode(np.stack(rows)), columns=2))
 
 # %% [markdown]
-# **Exchange.** The middle third of each picture gets the tokens of the next picture. The strips keep their content and
+# **Exchange.** The middle third of each image gets the tokens of the next image. The strips keep their content and
 # are joined by the decoder.
 
 # %%
@@ -148,7 +148,7 @@ plots.maps("footprint.png", {f"token {count // 2}": np.log10(maps[count // 2] + 
 Image.open("footprint.png")
 
 # %% [markdown]
-# All tokens at once, summed over the height. Most of the change lies on the diagonal (the colours are powers of ten),
+# All tokens at once, summed over the height. Most of the change lies on the diagonal (the colors are powers of ten),
 # and away from the borders one row is much like another, moved by a column: that is what makes the columns one task for
 # the generator.
 
@@ -158,7 +158,7 @@ plots.maps("footprints.png", {"share, log10": np.log10(maps.sum(1) + 1e-9)}, tit
 Image.open("footprints.png")
 
 # %% [markdown]
-# How much of a token's effect lies within its own 16 pixels, and with one or two neighbours on either side?
+# How much of a token's effect lies within its own 16 pixels, and with one or two neighbors on either side?
 
 # %%
 equivariance.footprint_shares(maps, model.tokenizer.column_width)

@@ -17,7 +17,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/training.ipynb)
 #
 # Both stages, tokenizer and generator, with the functions that also train at full size. The models are so small that
-# everything takes a minute on a CPU; do not expect pictures. What can be seen is how a run is set up, what it leaves
+# everything takes a minute on a CPU; do not expect images. What can be seen is how a run is set up, what it leaves
 # behind, and how it goes on.
 #
 # On Colab this cell fetches eqjax; where it is installed already it does nothing.
@@ -43,7 +43,7 @@ if importlib.util.find_spec("eqjax") is None:
     sys.path.insert(0, str(source.resolve()))
 
 # %% [markdown]
-# The model's pictures are 64 pixels high; `show` enlarges them for the screen.
+# The model's images are 64 pixels high; `show` enlarges them for the screen.
 
 # %%
 import numpy as np
@@ -52,13 +52,13 @@ from PIL import Image
 from eqjax import pixels
 
 
-def show(picture, scale=2):
-    picture = Image.fromarray(np.asarray(picture))
-    return picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.BICUBIC)
+def show(image, scale=2):
+    image = Image.fromarray(np.asarray(image))
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
 
 
 # %% [markdown]
-# With models this small the compiler takes most of the time. So it is told not to optimise (leave that away for
+# With models this small the compiler takes most of the time. So it is told not to optimize (leave that away for
 # anything larger) and to keep what it compiled, for the run that goes on below.
 
 # %%
@@ -90,7 +90,7 @@ config.tokenizer
 # %%
 config.data.num_workers = config.data.num_threads = 0
 config.total_steps, config.log_every = 40, 10
-config.optimizer.update(name="adamw", learning_rate=2e-3, clip_norm=0.0, schedule="constant")
+config.optimizer.update(name="adamw", learning_rate=2e-3, grad_clip_norm=0.0, schedule="constant")
 
 # %% [markdown]
 # Libraries underneath ask for command-line flags, which a notebook does not have. Of the log, the lines of the run
@@ -116,7 +116,7 @@ runs = pathlib.Path(tempfile.mkdtemp())
 state = tokenizer.train_and_evaluate(config, str(runs / "tokenizer"))
 
 # %% [markdown]
-# The folder holds checkpoints, logs for people and for TensorBoard, pictures, and the averaged weights.
+# The folder holds checkpoints, logs for people and for TensorBoard, images, and the averaged weights.
 
 # %%
 sorted(path.name for path in (runs / "tokenizer").iterdir())
@@ -140,7 +140,7 @@ plots.lines("loss.png", {"tokenizer": curve("tokenizer", "loss")}, title="Loss",
 Image.open("loss.png")
 
 # %% [markdown]
-# Each picture above its reconstruction, at the last step; the pictures are 16 pixels high.
+# Each image above its reconstruction, at the last step; the images are 16 pixels high.
 
 # %%
 show(Image.open(max((runs / "tokenizer" / "images").iterdir())).convert("RGB"), scale=4)

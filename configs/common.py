@@ -1,6 +1,6 @@
 """Variants of a configuration: what follows the colon in `--config=configs/name.py:variant`."""
 
-# Of the twelve built-in photographs, those with something to recognise at 64 pixels.
+# Of the twelve built-in photographs, those with something to recognize at 64 pixels.
 PHOTO_CLASSES = ("brick", "galaxies", "tissue", "retina", "coffee", "cat", "rocket", "flower")
 
 
@@ -50,6 +50,6 @@ def shrink_generator(config):
     config.data.update(source="photos", height=32, width=32, resize=32, num_workers=0)
     config.data.photo_classes = PHOTO_CLASSES
     config.batch_size, config.total_steps, config.total_epochs, config.eval_images = 8, 20, 0.0, 16
-    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 5, 20, 20, 10
+    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 5, 20, 20, 10
     config.keep_every, config.sample_columns, config.sample_flow_steps = 0, 4, 4
-    config.optimizer.update(rate_batch_size=0, warmup_epochs=0.0, warmup_steps=5.0)
+    config.optimizer.update(lr_reference_batch_size=0, warmup_epochs=0.0, warmup_steps=5.0)

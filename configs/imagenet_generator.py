@@ -1,11 +1,11 @@
 r"""The published generators on ImageNet at 256 pixels: sizes S, B, L (default) and H.
 
-    python -m launch.train_generator --config=configs/imagenet_generator.py:size=L --workdir=runs/imagenet_large \
+    python -m eqjax.cli.train_generator --config=configs/imagenet_generator.py:size=L --workdir=runs/imagenet_large \
         --config.data.root=/data/imagenet/train --config.tokenizer_weights=tokenizer.safetensors
 
-The published recipe: AdamW at 1e-4 per 256 pictures of the batch, 100 epochs of warm-up, 1200 epochs,
+The published recipe: AdamW at 1e-4 per 256 images of the batch, 100 epochs of warm-up, 1200 epochs,
 clipping at 3.0, averages with 0.9999. Parameters: S 127.3 M, B 295.6 M, L 644.5 M, H 1203.2 M. What a
-step takes in memory and time on which chips: `python -m launch.plan`, and the tables of launch/README.md.
+step takes in memory and time on which chips: `python -m eqjax.cli.plan`, and the tables of launch/README.md.
 This recipe has not been run with this code, so the paper's figures are not reproduced; evaluate
 yours before you rely on it.
 
@@ -16,8 +16,8 @@ Variants (`--config=configs/imagenet_generator.py:name`, several joined by comma
   tiny                 a few steps of a very small model on built-in photographs: whether everything runs, on
                        a tiny tokenizer:
 
-    python -m launch.train_tokenizer --config=configs/tokenizer_imagenet256.py:tiny --workdir=runs/tiny_tokenizer
-    python -m launch.train_generator --config=configs/imagenet_generator.py:tiny --workdir=runs/tiny \
+    python -m eqjax.cli.train_tokenizer --config=configs/tokenizer_imagenet256.py:tiny --workdir=runs/tiny_tokenizer
+    python -m eqjax.cli.train_generator --config=configs/imagenet_generator.py:tiny --workdir=runs/tiny \
         --config.tokenizer_weights=runs/tiny_tokenizer
 """
 
@@ -48,18 +48,18 @@ def get_config(variant=None):
 
 
 def published_recipe(config):
-    """Batch, length, optimiser and how often to save, as published where the publication says."""
+    """Batch, length, optimizer and how often to save, as published where the publication says."""
     config.batch_size, config.total_epochs = 2048, 1200.0
     config.optimizer.update(
         learning_rate=1e-4,
-        rate_batch_size=256,
+        lr_reference_batch_size=256,
         warmup_epochs=100.0,
         schedule="constant",
         b1=0.9,
         b2=0.95,
         weight_decay=0.02,
-        clip_norm=3.0,
+        grad_clip_norm=3.0,
         ema_decay=0.9999,
     )
-    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 5000, 5000, 1000
+    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 100, 5000, 5000, 1000
     config.keep_every, config.keep_best, config.eval_images = 50_000, "eval_loss:min", 10_000

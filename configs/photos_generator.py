@@ -1,6 +1,6 @@
 r"""The demo generator: eight classes of built-in photographs, 64 pixels high.
 
-    python -m launch.train_generator --config=configs/photos_generator.py --workdir=runs/photos_generator \
+    python -m eqjax.cli.train_generator --config=configs/photos_generator.py --workdir=runs/photos_generator \
         --config.tokenizer_weights=runs/photos_tokenizer
 
 Without --config.tokenizer_weights it takes the shipped tokenizer. What to expect: 18 minutes on one core of a shared
@@ -11,8 +11,8 @@ Variants (`--config=configs/photos_generator.py:name`):
   quick  the part of `make train-demo`: about 5 minutes on 2 CPU cores
   tiny   a few steps of a very small model: whether everything runs, on a tiny tokenizer, which it has to be given:
 
-    python -m launch.train_tokenizer --config=configs/photos_tokenizer.py:tiny --workdir=runs/tiny_tokenizer
-    python -m launch.train_generator --config=configs/photos_generator.py:tiny --workdir=runs/tiny \
+    python -m eqjax.cli.train_tokenizer --config=configs/photos_tokenizer.py:tiny --workdir=runs/tiny_tokenizer
+    python -m eqjax.cli.train_generator --config=configs/photos_generator.py:tiny --workdir=runs/tiny \
         --config.tokenizer_weights=runs/tiny_tokenizer
 """
 
@@ -38,17 +38,22 @@ def get_config(variant=None):
         flow_depth=3,
         dropout_rate=0.05,
     )
-    # Crops of 8 columns, up to the largest that a picture holds.
+    # Crops of 8 columns, up to the largest that a image holds.
     config.data.update(source="photos", height=64, width=128, min_scale=0.5, max_scale=1.0)
     config.data.photo_classes = common.PHOTO_CLASSES
     config.batch_size, config.total_steps = 32, 1700
-    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 500, 500, 500
+    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 100, 500, 500, 500
     config.optimizer.update(
-        learning_rate=1e-3, schedule="cosine", end_factor=0.02, warmup_steps=100.0, ema_decay=0.995, clip_norm=1.0
+        learning_rate=1e-3,
+        schedule="cosine",
+        final_lr_ratio=0.02,
+        warmup_steps=100.0,
+        ema_decay=0.995,
+        grad_clip_norm=1.0,
     )
     if args["quick"]:
         config.total_steps = 600
-        config.eval_every = config.picture_every = config.checkpoint_every = 300
+        config.eval_every = config.image_every = config.checkpoint_every = 300
         config.optimizer.update(warmup_steps=50.0, ema_decay=0.99)
     if args["tiny"]:
         config.tokenizer_weights = None  # The shipped one is larger.
@@ -57,7 +62,7 @@ def get_config(variant=None):
         )
         config.data.update(height=16, width=16)
         config.batch_size, config.total_steps, config.eval_images = 8, 20, 16
-        config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 5, 20, 20, 10
+        config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 5, 20, 20, 10
         config.sample_columns, config.sample_flow_steps = 4, 4
         config.optimizer.warmup_steps = 5.0
     return config

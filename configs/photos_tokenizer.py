@@ -1,7 +1,7 @@
 r"""The demo tokenizer: built-in photographs, 64 pixels high, strictly equivariant.
 
-    python -m launch.train_tokenizer --config=configs/photos_tokenizer.py --workdir=runs/photos_tokenizer
-    python -m launch.train_tokenizer --config=configs/photos_tokenizer.py:stage2 --workdir=runs/photos_stage2 \
+    python -m eqjax.cli.train_tokenizer --config=configs/photos_tokenizer.py --workdir=runs/photos_tokenizer
+    python -m eqjax.cli.train_tokenizer --config=configs/photos_tokenizer.py:stage2 --workdir=runs/photos_stage2 \
         --config.stage1_weights=runs/photos_tokenizer
 
 The first stage minimises L1 + KL; the second sharpens the decoder against PatchGAN and leaves the latents as they are,
@@ -19,7 +19,7 @@ Variants (`--config=configs/photos_tokenizer.py:name`):
   gan              PatchGAN in the first stage already, after 500 steps, for comparison
   tiny             a few steps of a very small model: whether everything runs
   quick            the part of `make train-demo`: about 5 minutes on 2 CPU cores
-  style=published  GroupNorm over the picture and global attention, as in the paper, for comparison
+  style=published  GroupNorm over the image and global attention, as in the paper, for comparison
 """
 
 from configs import common
@@ -56,21 +56,21 @@ def get_config(variant=None):
     config.data.update(source="photos", height=64, width=64, min_scale=0.25, max_scale=0.6)
     config.data.photo_classes = common.PHOTO_CLASSES
     config.batch_size, config.total_steps = 16, 10_000
-    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 1000, 1000, 1000
+    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 100, 1000, 1000, 1000
     config.optimizer.update(
         name="muon",
         learning_rate=6e-3,
         schedule="cosine",
-        end_factor=0.02,
+        final_lr_ratio=0.02,
         warmup_steps=50.0,
         b1=0.9,
         b2=0.99,
-        clip_norm=3000.0,
+        grad_clip_norm=3000.0,
     )
     config.optimizer.ema_decay = 0.995
     if args["linear"]:
         config.tokenizer.update(channels=64, linear_path=True, posterior_std=0.5)
-        config.objective.squared_weight = 8.0
+        config.objective.l2_weight = 8.0
         config.total_steps = 1500
     if args["gan"] or args["stage2"]:
         config.objective.update(adversarial_weight=ADVERSARIAL_WEIGHT, adversarial_start=500)
@@ -81,15 +81,17 @@ def get_config(variant=None):
         config.objective.adversarial_start = 0
         config.total_steps = 1500
         # Adam's small steps, from a decoder that is already good.
-        config.optimizer.update(name="adamw", learning_rate=4e-4, b1=0.5, b2=0.9, clip_norm=0.0, warmup_steps=200.0)
+        config.optimizer.update(
+            name="adamw", learning_rate=4e-4, b1=0.5, b2=0.9, grad_clip_norm=0.0, warmup_steps=200.0
+        )
     if args["quick"]:
         config.total_steps = 500
-        config.eval_every = config.picture_every = config.checkpoint_every = 250
+        config.eval_every = config.image_every = config.checkpoint_every = 250
         config.optimizer.warmup_steps = 50.0
     if args["tiny"]:
         config.tokenizer.update(patch_size=2, channels=8, resolution=16, z_channels=4, embed_dim=8)
         config.data.update(height=16, width=16)
         config.batch_size, config.total_steps, config.eval_images = 8, 20, 16
-        config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 5, 20, 20, 10
+        config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 5, 20, 20, 10
         config.optimizer.warmup_steps = 5.0
     return config

@@ -1,28 +1,28 @@
 r"""The published tokenizer on ImageNet, 256 × 256: L1 + LPIPS + KL + semantic + adversarial, two stages.
 
-    python -m launch.train_tokenizer --config=configs/tokenizer_imagenet256.py --workdir=runs/tokenizer \
+    python -m eqjax.cli.train_tokenizer --config=configs/tokenizer_imagenet256.py --workdir=runs/tokenizer \
         --config.data.root=/data/imagenet/train --config.data.eval_root=/data/imagenet/val
-    python -m launch.train_tokenizer --config=configs/tokenizer_imagenet256.py:stage2 --workdir=runs/tokenizer_stage2 \
+    python -m eqjax.cli.train_tokenizer --config=configs/tokenizer_imagenet256.py:stage2 --workdir=runs/tokenizer_stage2 \
         --config.data.root=/data/imagenet/train --config.data.eval_root=/data/imagenet/val \
         --config.stage1_weights=runs/tokenizer
 
-The frozen networks (VGG16 with LPIPS, DINO, DINOv2) come first: python -m launch.fetch_weights
+The frozen networks (VGG16 with LPIPS, DINO, DINOv2) come first: python -m eqjax.cli.fetch_weights
 
 As published: batches of 96 (8 GPUs × 12), Adam at 1.92e-4 for both networks, the tokenizer's rate warmed up over 3000
 steps and then multiplied by 0.2 every 30000, semantic term from step 20001, adversarial term from step 5001. The
 number of steps is not published; four drops leave nothing to learn with. In the second stage encoder and latents stay
 as they are, and decoder and discriminator go on without the semantic term.
 
-What a step of the first stage takes with everything on, from its program: 2128 GFLOP a picture, 89 % of it encoder
+What a step of the first stage takes with everything on, from its program: 2128 GFLOP a image, 89 % of it encoder
 and decoder (154 and 319 forward), 5.7 % LPIPS, 2.2 % DINOv2, 1.8 % DINO; in float32 2.5 GiB of intermediate values a
-picture (compiled for a CPU, 2 and 8 pictures) beside 4.4 GiB of state: about 35 GiB for 12 pictures on a GPU.
+image (compiled for a CPU, 2 and 8 images) beside 4.4 GiB of state: about 35 GiB for 12 images on a GPU.
 
 This recipe has not been run with this code, so what it reaches is not known; the published weights can be
-converted instead (launch.convert_torch), and `python -m launch.evaluate reconstruction` measures either.
+converted instead (eqjax.cli.convert), and `python -m eqjax.cli.evaluate reconstruction` measures either.
 
 Variants (`--config=configs/tokenizer_imagenet256.py:name`, several joined by commas):
   stage2  the second stage; needs --config.stage1_weights
-  strict  the strictly equivariant tokenizer: local norms, attention to neighbouring columns alone
+  strict  the strictly equivariant tokenizer: local norms, attention to neighboring columns alone
   bf16    products in bfloat16; parameters, norms' statistics and losses stay float32
   tiny    a few steps of a very small model on built-in photographs with PatchGAN: no data and no pretrained file
           needed; of either stage
@@ -41,7 +41,7 @@ def get_config(variant=None):
     )
     config.data.update(source="folder", height=256, width=256, resize=256)
     config.batch_size, config.total_steps = 96, 123_000
-    config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 100, 5000, 5000, 2500
+    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 100, 5000, 5000, 2500
     if args["stage2"]:
         config.freeze_encoder = True
         config.objective.semantic_weight = 0.0
@@ -67,7 +67,7 @@ def get_config(variant=None):
         config.data.update(source="photos", height=32, width=32)
         config.data.photo_classes = common.PHOTO_CLASSES
         config.batch_size, config.total_steps, config.eval_images = 8, 40, 16
-        config.log_every, config.eval_every, config.picture_every, config.checkpoint_every = 5, 20, 40, 20
+        config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 5, 20, 40, 20
         config.optimizer.update(learning_rate=2e-3, warmup_steps=5.0)
         config.discriminator_optimizer.learning_rate = 2e-3
     return config

@@ -2,8 +2,11 @@
 
 from eqjax import convert
 from eqjax.generator import Generator
+from eqjax.model import Model
 from eqjax.pretrained import load_pretrained
-from eqjax.sampling import Model, continue_photograph, panorama, sample_latents
+from eqjax.sampling.outpainting import outpaint
+from eqjax.sampling.panorama import panorama
+from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -12,7 +15,7 @@ __all__ = [
     "Generator",
     "Model",
     "Tokenizer",
-    "continue_photograph",
+    "outpaint",
     "convert",
     "load_pretrained",
     "panorama",

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from eqjax import atomic, sharding
+from eqjax import sharding
+from eqjax.io import atomic_write
 
 
 class ConfigMismatchError(ValueError):
@@ -125,7 +126,7 @@ class Checkpoints:
 
         Raises:
           ConfigMismatchError: the newest checkpoint belongs to another model, or holds other arrays, as another
-            optimiser or objective makes them; both sides are named, and every checkpoint stays.
+            optimizer or objective makes them; both sides are named, and every checkpoint stays.
           UnreadableError: there are checkpoints, and none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -246,7 +247,7 @@ class BestWeights:
         self.best = {"step": int(step), self._metric: float(value)}
         export(os.path.join(self._workdir, "best.safetensors"))
         if jax.process_index() == 0:
-            with atomic.replacing(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            with atomic_write(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 json.dump(self.best, file)
         return True
 

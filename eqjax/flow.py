@@ -35,24 +35,24 @@ _EPSILON = 1e-5
 _SHIFT = 3.0
 
 
-class Plan(NamedTuple):
+class SolverTable(NamedTuple):
     """A solver on a grid, as one row per evaluation of the velocity; float32 [M] each.
 
     With v the velocity at x and `before` that of the evaluation before, an evaluation does
-    x ← base + weight · v + previous · before, and base ← x where `lands` is 1.
+    x ← base + weight · v + previous_weight · before, and base ← x where `completes_step` is 1.
 
     Attributes:
       times: at which the velocity is evaluated, exactly these.
-      weight, previous, lands: as above.
+      weight, previous_weight, completes_step: as above.
     """
 
     times: np.ndarray
     weight: np.ndarray
-    previous: np.ndarray
-    lands: np.ndarray
+    previous_weight: np.ndarray
+    completes_step: np.ndarray
 
 
-def squeeze_time(uniform):
+def to_training_time(uniform):
     """Uniform numbers in [0, 1) to training times in [1e-5, 1)."""
     return uniform * (1 - _EPSILON) + _EPSILON
 
@@ -101,8 +101,8 @@ def time_points(num_steps, time_grid="uniform"):
     raise ValueError(f"time_grid={time_grid!r} is not one of {TIME_GRIDS}, nor an array of times.")
 
 
-def solver_plan(solver, num_steps, time_grid="uniform"):
-    """The `Plan` of a solver: N evaluations for N steps, with Heun 2N.
+def solver_table(solver, num_steps, time_grid="uniform"):
+    """The `SolverTable` of a solver: N evaluations for N steps, with Heun 2N.
 
     Args:
       solver: "euler" (as published), "heun" or "adams_bashforth".
@@ -115,24 +115,29 @@ def solver_plan(solver, num_steps, time_grid="uniform"):
         raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
     points = time_points(num_steps, time_grid)
     times, h = points[:-1], np.diff(points)
-    previous, lands = np.zeros(num_steps), np.ones(num_steps)
+    previous_weight, completes_step = np.zeros(num_steps), np.ones(num_steps)
     if solver == "heun":
-        pairs = dict(times=(times, points[1:]), weight=(h, h / 2), previous=(previous, h / 2), lands=(1 - lands, lands))
-        rows = [np.stack(pairs[name], axis=1).reshape(-1) for name in Plan._fields]
+        pairs = dict(
+            times=(times, points[1:]),
+            weight=(h, h / 2),
+            previous_weight=(previous_weight, h / 2),
+            completes_step=(1 - completes_step, completes_step),
+        )
+        rows = [np.stack(pairs[name], axis=1).reshape(-1) for name in SolverTable._fields]
     else:
         if solver == "adams_bashforth":
-            previous[1:] = -h[1:] * h[1:] / h[:-1] / 2
-        rows = times, h - previous, previous, lands
-    return Plan(*(np.asarray(row, np.float32) for row in rows))
+            previous_weight[1:] = -h[1:] * h[1:] / h[:-1] / 2
+        rows = times, h - previous_weight, previous_weight, completes_step
+    return SolverTable(*(np.asarray(row, np.float32) for row in rows))
 
 
-def integrate(velocity, noise, plan, prepare=lambda times: times, chunk=None):
+def integrate(velocity, noise, table, prepare=lambda times: times, chunk=None):
     """Integrates from t = 1 to t = 0.
 
     Args:
       velocity: function of (z, element) → [..., D].
       noise: z at t = 1, float32 [..., D].
-      plan: a `Plan` of M evaluations.
+      table: a `SolverTable` of M evaluations.
       prepare: function of times [n] → pytree whose leaves have a leading axis n, whose elements
         `velocity` is given: what depends on time and not on z, for many times at once.
       chunk: times that `prepare` is given at once, to bound its memory; None: all M. The numbers
@@ -144,28 +149,28 @@ def integrate(velocity, noise, plan, prepare=lambda times: times, chunk=None):
 
     def evaluate(carry, row):
         x, base, before = carry
-        element, plan = row
+        element, table = row
         v = velocity(x, element).astype(jnp.float32)
-        x = base + plan.weight * v + plan.previous * before
-        return (x, jnp.where(plan.lands > 0, x, base), v), None
+        x = base + table.weight * v + table.previous_weight * before
+        return (x, jnp.where(table.completes_step > 0, x, base), v), None
 
-    def run(carry, plan):
-        return jax.lax.scan(evaluate, carry, (prepare(plan.times), plan))[0], None
+    def run(carry, table):
+        return jax.lax.scan(evaluate, carry, (prepare(table.times), table))[0], None
 
     noise = noise.astype(jnp.float32)
     carry = noise, noise, jnp.zeros_like(noise)
-    plan = jax.tree.map(jnp.asarray, plan)
-    evaluations = plan.times.shape[0]
+    table = jax.tree.map(jnp.asarray, table)
+    evaluations = table.times.shape[0]
     parts = -(-evaluations // (chunk or evaluations))
     if parts == 1:
-        return run(carry, plan)[0][0]
+        return run(carry, table)[0][0]
     size = -(-evaluations // parts)
     # Rows of zeros at the end leave x where it landed.
-    padded = jax.tree.map(lambda a: jnp.pad(a, (0, parts * size - evaluations)).reshape(parts, size), plan)
+    padded = jax.tree.map(lambda a: jnp.pad(a, (0, parts * size - evaluations)).reshape(parts, size), table)
     return jax.lax.scan(run, carry, padded)[0][1]
 
 
-def guide(conditional, unconditional, scale):
+def classifier_free_guidance(conditional, unconditional, scale):
     """v_null + g · (v_class − v_null)."""
     return unconditional + scale * (conditional - unconditional)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from eqjax import atomic
+from eqjax.io import atomic_write
 
 
 def from_uint8(images):
@@ -21,7 +21,7 @@ def to_uint8(images):
 
 
 def grid(images, columns=None, gap=2):
-    """Puts images of one size into one picture, row by row, on white.
+    """Puts images of one size into one image, row by row, on white.
 
     Args:
       images: uint8 [N, H, W, 3].
@@ -44,7 +44,7 @@ def grid(images, columns=None, gap=2):
 
 def save_png(path, image):
     """Writes a uint8 image [H, W, 3] to `path`; the file appears whole or not at all."""
-    with atomic.replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(np.asarray(image)).save(temporary, format="PNG")
 
 

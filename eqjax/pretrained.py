@@ -12,9 +12,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from eqjax import atomic
 from eqjax.generator import Generator
-from eqjax.sampling.images import Model
+from eqjax.io import atomic_write
+from eqjax.model import Model
 from eqjax.tokenizer import Tokenizer
 
 PUBLISHED_LATENT_SCALE = 0.05493
@@ -64,9 +64,9 @@ def save(path, weights, dtype=np.float32):
         "latent_scale": weights.latent_scale,
         "class_names": weights.class_names,
         "notes": weights.notes,
-        **{name: module_config(module) for name, module in weights.modules.items()},
+        **{name: module_to_dict(module) for name, module in weights.modules.items()},
     }
-    with atomic.replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata={"eqjax": json.dumps(config)})
 
 
@@ -90,15 +90,15 @@ def load(path):
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
             f"{path} cannot be read as safetensors ({error}): truncated, or not a weights file of eqjax. "
-            "PyTorch files are converted with: python -m launch.convert_torch"
+            "PyTorch files are converted with: python -m eqjax.cli.convert"
         ) from error
     if not config or config.get("format") != _FORMAT:
         raise WeightsError(
             f"{path} is a safetensors file without an eqjax configuration of format {_FORMAT!r} "
             f"(found {config and config.get('format')!r}); files are written by eqjax.pretrained.save, the "
-            "training commands, and launch.convert_torch."
+            "training commands, and eqjax.cli.convert."
         )
-    modules = {name: make_module(name, config[name], path) for name in _MODULES if name in config}
+    modules = {name: build_module(name, config[name], path) for name in _MODULES if name in config}
     params = {name: _unflatten(tensors, name) for name in modules}
     for name, module in modules.items():
         _check_shapes(path, name, params[name], abstract_params(module))
@@ -124,7 +124,7 @@ def load_pretrained(source="photos", *more):
     """
     modules, params, scales, names = {}, {}, {}, None
     for item in (source, *more):
-        weights = load(find(item))
+        weights = load(resolve_path(item))
         modules |= weights.modules
         params |= weights.params
         scales |= dict.fromkeys(weights.modules, weights.latent_scale)
@@ -153,7 +153,7 @@ def load_pretrained(source="photos", *more):
     )
 
 
-def find(source):
+def resolve_path(source):
     """The path of a weights file: of a file, of a training run's workdir, or of a shipped model by its name.
 
     Raises:
@@ -178,7 +178,7 @@ def find(source):
     )
 
 
-def module_config(module):
+def module_to_dict(module):
     """The fields of a module as JSON values."""
     fields = {}
     for field in dataclasses.fields(module):
@@ -191,8 +191,8 @@ def module_config(module):
     return fields
 
 
-def make_module(name, fields, where="the configuration"):
-    """The module ("tokenizer" or "generator") with the given fields, the inverse of `module_config`.
+def build_module(name, fields, where="the configuration"):
+    """The module ("tokenizer" or "generator") with the given fields, the inverse of `module_to_dict`.
 
     Raises:
       WeightsError: a field that the module does not have.

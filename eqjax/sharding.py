@@ -1,11 +1,11 @@
-"""The device mesh, and how parameters, optimiser state and batches lie on it: rules as data.
+"""The device mesh, and how parameters, optimizer state and batches lie on it: rules as data.
 
     data    batches are split, parameters are copied
     fsdp    batches are split, and so are parameters, gathered where a layer needs them
     tensor  heads and hidden channels are split, batches are copied
 
 A parameter's path is looked up in a table (path → logical axes), and each logical axis in `MESH_AXES`.
-Averages and optimiser moments end in the path of their parameter, so the same rules place them.
+Averages and optimizer moments end in the path of their parameter, so the same rules place them.
 """
 
 import math
@@ -189,7 +189,7 @@ def check_batch(mesh, batch_size, accumulation_steps=1):
         # Parts that do not divide would be computed whole on every device.
         raise ValueError(
             f"batch_size={batch_size} in accumulation_steps={accumulation_steps} parts makes "
-            f"{batch_size / accumulation_steps:g} pictures a part, which do not divide among {devices} devices "
+            f"{batch_size / accumulation_steps:g} images a part, which do not divide among {devices} devices "
             f"(data × fsdp); set batch_size to a multiple of {multiple}, or fewer parts."
         )
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several GPU machines without a scheduler, reached by ssh; one process per GPU.
 #
-#   HOSTS="gpu1 gpu2" GPUS=8 launch/gpu_nodes.sh FOLDER -m launch.train_generator --config=… --workdir=/shared/runs/large
+#   HOSTS="gpu1 gpu2" GPUS=8 launch/gpu_nodes.sh FOLDER -m eqjax.cli.train_generator --config=… --workdir=/shared/runs/large
 #   DRY_RUN=1 HOSTS=… launch/gpu_nodes.sh …  prints the commands and ends
 #
 # FOLDER is the clone on all machines (make demo EXTRA=cuda12), the workdir a folder that all of them see. The

@@ -1,6 +1,6 @@
 r"""Starts a training command as several processes on this machine.
 
-    python -m launch.local --num_processes=2 -- -m launch.train_generator --config=… --workdir=…
+    python -m launch.local --num_processes=2 -- -m eqjax.cli.train_generator --config=… --workdir=…
 
 Each process gets COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID, and with --gpus one share of the
 GPUs (CUDA_VISIBLE_DEVICES). When one process fails the others are stopped; SIGTERM and SIGINT are
@@ -18,7 +18,7 @@ import time
 
 from absl import app, flags
 
-# As launch.runner has it, which would load JAX.
+# As eqjax.cli.runner has it, which would load JAX.
 _PREEMPTED = 75
 
 _COUNT = flags.DEFINE_integer("num_processes", 2, "Processes to start.", lower_bound=1)
@@ -80,7 +80,7 @@ def run(command, variables, grace):
 def main(argv):
     """Starts the processes."""
     if len(argv) < 2:
-        raise app.UsageError("give the command after --, as in: -- -m launch.train_generator --config=…")
+        raise app.UsageError("give the command after --, as in: -- -m eqjax.cli.train_generator --config=…")
     command = [sys.executable, *argv[1:]]
     try:
         variables = environments(_COUNT.value, _GPUS.value, _PORT.value or free_port())

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several GPU nodes under SLURM, one process per GPU; requeues itself when it is preempted.
 #
-#   sbatch --nodes=4 launch/slurm.sh -m launch.train_generator --config=configs/imagenet_generator.py --workdir=runs/large
+#   sbatch --nodes=4 launch/slurm.sh -m eqjax.cli.train_generator --config=configs/imagenet_generator.py --workdir=runs/large
 #   DRY_RUN=1 launch/slurm.sh …    prints the command and ends
 #
 #SBATCH --job-name=eqjax

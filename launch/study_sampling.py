@@ -1,6 +1,6 @@
 r"""The measurements of eqjax/sampling/README.md, to be repeated with other weights.
 
-python -m launch.study_sampling solvers      # error over evaluations, per solver and grid; pictures side by side
+python -m launch.study_sampling solvers      # error over evaluations, per solver and grid; images side by side
 python -m launch.study_sampling positions    # drift over 1000 columns, with and without bounded positions
 python -m launch.study_sampling streaming    # what decoding as it comes changes
 python -m launch.study_sampling length       # time per column and memory, each length in a process of its own
@@ -20,16 +20,17 @@ import numpy as np
 from PIL import Image
 
 from eqjax import flow, load_pretrained, panorama, pixels
+from eqjax.cli import runner
 from eqjax.data import photos
-from eqjax.sampling import autoregressive, sample_latents
-from eqjax.sampling.classes import Blend
+from eqjax.sampling import sampler
+from eqjax.sampling.class_schedule import Blend
+from eqjax.sampling.sampler import sample_latents
 from eqjax.sampling.streaming import StreamDecoder
-from eqjax.tokenizer.pieces import decode_images
-from launch import runner
+from eqjax.tokenizer.tiling import decode_images
 
 STUDIES = ("solvers", "positions", "streaming", "length")
 _WEIGHTS = flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs, in order.")
-_OUTPUT = flags.DEFINE_string("output", os.path.join("outputs", "study"), "Folder for pictures.")
+_OUTPUT = flags.DEFINE_string("output", os.path.join("outputs", "study"), "Folder for images.")
 _LENGTHS = flags.DEFINE_list("lengths", ["64", "256", "1024"], "Of the length study, columns.")
 _COLUMNS = flags.DEFINE_integer("columns", 1000, "Of the position study.")
 _TRAINED = flags.DEFINE_integer("trained_columns", 8, "Columns of the training crops, for bounded positions.")
@@ -72,7 +73,7 @@ def solvers(model):
 
 
 def positions(model):
-    """Mean and variance of latents and the flow's loss, over stretches of a long picture of every class."""
+    """Mean and variance of latents and the flow's loss, over stretches of a long image of every class."""
     generator, params, columns = model.generator, model.generator_params, _COLUMNS.value
     labels = jnp.arange(generator.num_classes)
     bound = _TRAINED.value + generator.max_rope_shift - 3
@@ -97,8 +98,8 @@ def column_losses(generator, params, labels, latents, limit, draws=8):
 
     @jax.jit
     def losses(params, latents):
-        conditions = autoregressive.make_conditions(generator, params, labels[:, None], False)
-        run = autoregressive.Run(generator, False, params, conditions, None, 1.0, limit)
+        conditions = sampler.make_conditions(generator, params, labels[:, None], False)
+        run = sampler.Sampler(generator, False, params, conditions, None, 1.0, limit)
         times = (jnp.arange(draws) + 0.5) / draws
 
         def column(state, latent):
@@ -106,16 +107,16 @@ def column_losses(generator, params, labels, latents, limit, draws=8):
             time = jnp.broadcast_to(times[:, None], (draws, latent.shape[0]))
             v = run.apply(flow.interpolate(latent, noise, time), time, state.context[None], method="velocity")
             loss = jnp.mean(jnp.square(v - flow.velocity_target(latent, noise)))
-            return autoregressive.advance(run, state, latent, Blend(0, 0.0)), loss
+            return sampler.decode_step(run, state, latent, Blend(0, 0.0)), loss
 
-        state = autoregressive.start(run, Blend(0, 0.0), latents.shape[1])
+        state = sampler.start(run, Blend(0, 0.0), latents.shape[1])
         return jax.lax.scan(column, state, jnp.moveaxis(latents, 1, 0))[1]
 
     return losses(params, latents)
 
 
 def streaming(model):
-    """Differences to decoding the whole, in grey levels of 255, and gradients at borders and elsewhere.
+    """Differences to decoding the whole, in gray levels of 255, and gradients at borders and elsewhere.
 
     Of long samples of every class, or of bands of photographs where there is a tokenizer alone.
     """
@@ -123,7 +124,7 @@ def streaming(model):
     rows = [["class", "mean difference", "max difference", "gradient at borders", "gradient elsewhere"]]
     for name, row in (_bands if model.generator is None else _samples)(model):
         scaled = row[None] / model.latent_scale
-        whole = decode_images(tokenizer, model.tokenizer_params, scaled, piece_columns=len(row))[0]
+        whole = decode_images(tokenizer, model.tokenizer_params, scaled, tile_columns=len(row))[0]
         decoder = StreamDecoder(tokenizer, model.tokenizer_params, model.latent_scale, min(16, len(row) // 4))
         strips = decoder.push(row, last=True)
         image = np.concatenate(strips, axis=1).astype(np.float32)
@@ -132,7 +133,7 @@ def streaming(model):
         # Neighbours of a border between columns that lie inside a window, for comparison.
         inside = [x for x in range(tokenizer.column_width, image.shape[1], tokenizer.column_width) if x not in borders]
         off = np.abs(image - (np.clip(np.asarray(whole), -1, 1) + 1) * 127.5)
-        # Not a number where the picture is one strip.
+        # Not a number where the image is one strip.
         at, elsewhere = (
             float(gradient[np.asarray(where, int) - 1].sum() / (len(where) or np.nan)) for where in (borders, inside)
         )

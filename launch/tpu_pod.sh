@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A TPU pod slice: the same command on every host of it, through gcloud.
 #
-#   launch/tpu_pod.sh NAME ZONE FOLDER -m launch.train_generator --config=… --workdir=/mnt/shared/runs/large
+#   launch/tpu_pod.sh NAME ZONE FOLDER -m eqjax.cli.train_generator --config=… --workdir=/mnt/shared/runs/large
 #   DRY_RUN=1 launch/tpu_pod.sh …  prints the command and ends
 #
 # FOLDER is the clone on the hosts, with its environment made by `make demo EXTRA=tpu`; the workdir must be a

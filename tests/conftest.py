@@ -6,12 +6,14 @@ import pathlib
 
 import pytest
 
+from tests import type_checking
+
 _TESTS = pathlib.Path(__file__).parent
 _CACHE = _TESTS.parent / ".cache" / "xla"
 
 # In the environment, before anything imports jax: programs that tests start inherit it too.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Test models are tiny: compiling them takes longer than running them, and three times as long when optimised.
+# Test models are tiny: compiling them takes longer than running them, and three times as long when optimized.
 _FLAGS = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
 # The older of two code generators, which jaxlib 0.11 no longer has, takes two thirds of the newer one's time.
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
@@ -24,13 +26,20 @@ if hasattr(os, "sched_setaffinity") and "PYTEST_XDIST_WORKER_COUNT" in os.enviro
     _CORES, _WORKERS = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     if len(_CORES) == _WORKERS:
         os.sched_setaffinity(0, {_CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))]})
+# Mixed dtypes and implicit broadcasting over ranks are errors, except where the code asks for them.
+_STRICT = os.environ.get("EQJAX_STRICT_TESTS") == "1"
+if _STRICT:
+    os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+    os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+if _STRICT:
+    type_checking.install()
 
 # Files in the order of what they take, slow tests and others.
 _LONGEST = (
-    "test_colabs test_tokenizer test_sharding test_runs test_operations test_panorama test_cache test_objective "
-    "test_tasks test_report test_judged"
+    "test_colabs test_tokenizer test_sharding test_runs test_operations test_panorama test_build test_objective "
+    "test_tasks test_report test_sample_metrics"
 ).split()
 
 

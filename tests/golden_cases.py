@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from eqjax import Generator, Tokenizer, convert
-from tests import golden_rule
+from tests import reference_weights
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -45,7 +45,7 @@ def tokenizer_case(name):
     """(tokenizer, parameters, arrays) of a recorded tokenizer."""
     meta = json.loads((GOLDEN / f"{name}.json").read_text())
     tokenizer = recorded_tokenizer(meta["ddconfig"], meta["semanticconfig"], meta["embed_dim"])
-    state = golden_rule.state_dict(meta["parameters"])
+    state = reference_weights.state_dict(meta["parameters"])
     return tokenizer, convert.tokenizer_params(state, tokenizer), np.load(GOLDEN / f"{name}.npz")
 
 
@@ -70,7 +70,7 @@ def generator_case(window_size=4):
         dropout_rate=0.0,
         label_dropout_rate=0.0,
     )
-    state = golden_rule.state_dict(meta["parameters"])
+    state = reference_weights.state_dict(meta["parameters"])
     return generator, convert.generator_params(state, generator), np.load(GOLDEN / "generator_tiny.npz")
 
 

@@ -67,7 +67,7 @@ def test_another_configuration(tmp_path, mesh):
 
 
 def test_other_arrays_under_the_same_model(tmp_path, mesh):
-    """A newer checkpoint of another optimiser or objective is no damage: refused, and every step stays."""
+    """A newer checkpoint of another optimizer or objective is no damage: refused, and every step stays."""
     write(tmp_path, mesh, steps=(1,))
     config = {**CONFIG, "optimizer": {"name": "muon", "learning_rate": 1.0}}
     more = {**state(mesh, 2), "half": jnp.zeros(5, jnp.bfloat16), "discriminator": {"kernel": jnp.ones(2)}}

@@ -21,8 +21,8 @@ def test_times():
     np.testing.assert_allclose(flow.time_points(2, "shifted"), [1.0, 0.75, 0.0])
     np.testing.assert_allclose(flow.time_points(3, "cosine"), [1.0, 0.75, 0.25, 0.0])
     np.testing.assert_array_equal(flow.time_points(2, [1, 0.3, 0]), [1, 0.3, 0])
-    assert flow.squeeze_time(jnp.zeros(())) == np.float32(1e-5)
-    assert flow.squeeze_time(jnp.ones(())) == 1.0
+    assert flow.to_training_time(jnp.zeros(())) == np.float32(1e-5)
+    assert flow.to_training_time(jnp.ones(())) == 1.0
 
 
 def test_plans_by_hand():
@@ -34,15 +34,15 @@ def test_plans_by_hand():
     }
     assert set(expected) == set(flow.SOLVERS)
     for solver, rows in expected.items():
-        for have, want in zip(flow.solver_plan(solver, 2), rows, strict=True):
+        for have, want in zip(flow.solver_table(solver, 2), rows, strict=True):
             np.testing.assert_allclose(have, want, err_msg=solver)
-    uneven = flow.solver_plan("adams_bashforth", 2, [1, 0.8, 0])
+    uneven = flow.solver_table("adams_bashforth", 2, [1, 0.8, 0])
     np.testing.assert_allclose(uneven.weight, [-0.2, -0.8 * 3], rtol=1e-6)  # r = 4
-    np.testing.assert_allclose(uneven.previous, [0, 0.8 * 2], rtol=1e-6)
+    np.testing.assert_allclose(uneven.previous_weight, [0, 0.8 * 2], rtol=1e-6)
 
 
 def solve(field, solver, steps, time_grid="uniform", chunk=None):
-    plan = flow.solver_plan(solver, steps, time_grid)
+    plan = flow.solver_table(solver, steps, time_grid)
     return jax.jit(lambda z: flow.integrate(field, z, plan, chunk=chunk))(jnp.ones(1))
 
 
@@ -72,7 +72,7 @@ def test_chunks_change_nothing(solver):
 
 def test_each_time_is_prepared_once_in_order():
     out = []
-    plan = flow.solver_plan("euler", 3)
+    plan = flow.solver_table("euler", 3)
     flow.integrate(lambda z, t: 0 * z, jnp.zeros(1), plan, prepare=lambda times: out.append(times) or times)
     np.testing.assert_allclose(out[0], [1, 2 / 3, 1 / 3], rtol=1e-6)
     # The velocity of a step is that of its own time: only the first step moves.
@@ -94,12 +94,12 @@ def test_each_time_is_prepared_once_in_order():
 )
 def test_bad_plans(change, message):
     with pytest.raises(ValueError, match=message):
-        flow.solver_plan(**{"solver": "euler", "num_steps": 4, **change})
+        flow.solver_table(**{"solver": "euler", "num_steps": 4, **change})
 
 
 def test_guidance():
-    assert flow.guide(3.0, 1.0, 2.5) == 6.0
-    assert flow.guide(3.0, 1.0, 0.0) == 1.0
+    assert flow.classifier_free_guidance(3.0, 1.0, 2.5) == 6.0
+    assert flow.classifier_free_guidance(3.0, 1.0, 0.0) == 1.0
     np.testing.assert_allclose(flow.guidance_scales(5.0, "linear", 4), [2.0, 3.0, 4.0, 5.0])
     np.testing.assert_allclose(flow.guidance_scales(5.0, "constant", 3), [5.0, 5.0, 5.0])
     np.testing.assert_allclose(flow.guidance_scales([1.0, 7.0], "linear", 2), [1.0, 7.0])

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from eqjax import Generator, Tokenizer, load_pretrained, pretrained
-from eqjax.tokenizer import pieces
-from tests.filled import fill
+from eqjax.tokenizer import tiling
+from tests.random_params import random_params
 
 TOKENIZER = Tokenizer(
     channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(), resolution=16, z_channels=2,
@@ -26,7 +26,7 @@ GENERATOR = Generator(
 @pytest.fixture(scope="module")
 def weights():
     modules = {"tokenizer": TOKENIZER, "generator": GENERATOR}
-    params = {name: fill(module) for name, module in modules.items()}
+    params = {name: random_params(module) for name, module in modules.items()}
     return pretrained.Weights(modules, params, 0.25, ("cat", "dog", "eel"), "made by a test")
 
 
@@ -74,9 +74,9 @@ def test_model(path):
     assert latents.shape == (2, 3, 4)
     as_floats = model.encode(np.asarray(images, np.float32) / 127.5 - 1)
     np.testing.assert_allclose(latents, as_floats, atol=1e-5)
-    unscaled = pieces._encode(model.tokenizer, model.tokenizer_params, images / 127.5 - 1)
+    unscaled = tiling._encode(model.tokenizer, model.tokenizer_params, images / 127.5 - 1)
     np.testing.assert_allclose(latents, 0.25 * unscaled, atol=1e-5)
-    decoded = pieces._decode(model.tokenizer, model.tokenizer_params, unscaled)
+    decoded = tiling._decode(model.tokenizer, model.tokenizer_params, unscaled)
     expected = np.round((np.clip(decoded, -1, 1) + 1) * 127.5)
     assert np.abs(np.asarray(model.decode(latents), np.float32) - expected).max() <= 1
     continued = model.sample([1, 2], num_columns=5, num_flow_steps=2, prefix=latents)
@@ -117,7 +117,7 @@ def test_halves_in_two_files(tmp_path, weights):
         alone.sample([0], num_columns=2)
     other = GENERATOR.clone(latent_dim=5)
     pretrained.save(
-        tmp_path / "other.safetensors", pretrained.Weights({"generator": other}, {"generator": fill(other)})
+        tmp_path / "other.safetensors", pretrained.Weights({"generator": other}, {"generator": random_params(other)})
     )
     with pytest.raises(pretrained.WeightsError, match="4 channels, the generator draws 5"):
         load_pretrained(tmp_path / "tokenizer.safetensors", tmp_path / "other.safetensors")
@@ -135,17 +135,17 @@ def test_what_is_no_weights_file(tmp_path, monkeypatch):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="run holds checkpoints .* but no model.safetensors.* to its end"):
         load_pretrained(tmp_path / "run")
-    # A folder of the name, of pictures perhaps, does not hide the shipped model.
+    # A folder of the name, of images perhaps, does not hide the shipped model.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    assert pathlib.Path(pretrained.find("photos")).is_relative_to(pathlib.Path(pretrained.__file__).parent)
+    assert pathlib.Path(pretrained.resolve_path("photos")).is_relative_to(pathlib.Path(pretrained.__file__).parent)
 
 
 def test_bad_files(tmp_path, path, weights):
     content = path.read_bytes()
     for name, data in {"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(pretrained.WeightsError, match=f"{name} cannot be read as safetensors.*convert_torch"):
+        with pytest.raises(pretrained.WeightsError, match=f"{name} cannot be read as safetensors.*cli.convert"):
             pretrained.load(tmp_path / name)
     safetensors.numpy.save_file({"x": np.zeros(3)}, tmp_path / "foreign")
     with pytest.raises(pretrained.WeightsError, match="without an eqjax configuration"):

@@ -93,7 +93,7 @@ def test_batches():
         (0, 1, "batch_size=0 and accumulation_steps=1 must be at least 1"),
         (8, 0, "accumulation_steps=0 must be at least 1"),
         (6, 1, "global batch of 6 does not divide among 4 devices .* multiple of 4"),
-        (8, 4, "in accumulation_steps=4 parts makes 2 pictures a part, .* 4 devices .* multiple of 16"),
+        (8, 4, "in accumulation_steps=4 parts makes 2 images a part, .* 4 devices .* multiple of 16"),
     ],
 )
 def test_batches_that_do_not_fit(batch_size, parts, message):
@@ -161,6 +161,6 @@ def test_result_does_not_depend_on_the_mesh():
 @pytest.mark.slow
 def test_result_does_not_depend_on_the_mesh_at_length():
     """In a process of its own, with eight devices: see tests/eight_devices.py."""
-    from tests import programs
+    from tests import subprocesses
 
-    programs.run("tests.eight_devices", devices=8)
+    subprocesses.run("tests.eight_device_meshes", devices=8)

@@ -41,8 +41,8 @@ def test_reconstruction(model):
     assert values["training"] > 27.0 - 1 and values["held-out"] > 28.4 - 1, values
 
 
-def test_samples_have_their_class_colours(model):
-    """Every panorama is nearest in mean colour and contrast to crops of its own photograph, most of the time."""
+def test_samples_have_their_class_colors(model):
+    """Every panorama is nearest in mean color and contrast to crops of its own photograph, most of the time."""
     images = np.asarray(
         model.sample(np.arange(len(PHOTO_CLASSES)), num_columns=24, guidance_scale=2.0, num_flow_steps=10), np.float32
     )
@@ -54,8 +54,8 @@ def test_samples_have_their_class_colours(model):
         return np.concatenate([pictures.mean((1, 2)), pictures.std((1, 2))], axis=-1)
 
     real = features(batch["image"])
-    centres = np.stack([real[batch["label"] == k].mean(0) for k in range(len(PHOTO_CLASSES))])
-    nearest = np.linalg.norm(features(images)[:, None] - centres[None], axis=-1).argmin(-1)
+    centers = np.stack([real[batch["label"] == k].mean(0) for k in range(len(PHOTO_CLASSES))])
+    nearest = np.linalg.norm(features(images)[:, None] - centers[None], axis=-1).argmin(-1)
     assert (nearest == np.arange(len(PHOTO_CLASSES))).mean() >= 0.6, nearest
 
 
@@ -68,6 +68,6 @@ def test_a_long_panorama_is_decoded_in_pieces_with_the_same_pixels(model):
 
 
 def test_sizes():
-    path = pretrained.find("photos")
+    path = pretrained.resolve_path("photos")
     weights = pretrained.load(path)
     assert "generator after" in weights.notes and "tokenizer after" in weights.notes

@@ -1,8 +1,6 @@
 """Reference names ↔ Flax trees, strictly and in both directions. Reference names occur here alone."""
 
-from eqjax.convert.config import infer_generator_config, infer_tokenizer_config
-from eqjax.convert.discriminator import discriminator_variables
-from eqjax.convert.files import (
+from eqjax.convert.checkpoint import (
     averaged_tokenizer_state_dict,
     full_tokenizer_state_dict,
     live_tokenizer_state_dict,
@@ -10,7 +8,9 @@ from eqjax.convert.files import (
     published_checkpoint,
     read_reference,
 )
-from eqjax.convert.nets import (
+from eqjax.convert.discriminator import discriminator_variables
+from eqjax.convert.infer import infer_generator_config, infer_tokenizer_config
+from eqjax.convert.networks import (
     dino_params,
     dinov2_params,
     frozen_shapes,
@@ -19,12 +19,7 @@ from eqjax.convert.nets import (
     unused_in_frozen,
 )
 from eqjax.convert.rules import ConversionError, check_shapes
-from eqjax.convert.weights import (
-    generator_params,
-    generator_state_dict,
-    tokenizer_params,
-    tokenizer_state_dict,
-)
+from eqjax.convert.weights import generator_params, generator_state_dict, tokenizer_params, tokenizer_state_dict
 
 __all__ = [
     "ConversionError",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from eqjax.convert.files import BESIDE_WEIGHTS
+from eqjax.convert.checkpoint import BESIDE_WEIGHTS
 from eqjax.convert.rules import ConversionError, export_arrays, import_arrays, make_rules
 
 

@@ -3,10 +3,10 @@
 from eqjax.data.config import check_config, default_config
 from eqjax.data.evaluation import EvalBatches, eval_batches
 from eqjax.data.folder import FolderSource
-from eqjax.data.latents import CacheError, LatentSource
 from eqjax.data.photos import PHOTOS, PhotoGrid, PhotoSource
 from eqjax.data.pipeline import BatchIterator, make_iterator, make_source
 from eqjax.data.tfds import TfdsSource
+from eqjax.latent_cache.format import CacheError, LatentSource
 
 __all__ = [
     "PHOTOS",

@@ -6,9 +6,9 @@ from ml_collections import config_dict
 SOURCES = ("photos", "folder", "tfds", "latents")
 
 _ROOTS = {
-    "folder": "the folder that holds root/class_name/picture.jpg",
+    "folder": "the folder that holds root/class_name/image.jpg",
     "tfds": "the folder of a prepared data set, such as tensorflow_datasets/imagenet2012",
-    "latents": "the folder that launch.cache_latents wrote",
+    "latents": "the folder that eqjax.cli.cache_latents wrote",
 }
 
 
@@ -18,14 +18,14 @@ def default_config() -> ml_collections.ConfigDict:
     Fields that belong to one source say so; the other source does not read them.
     """
     config = ml_collections.ConfigDict()
-    # "photos" (built in, no download), "folder" (root/class_name/picture.jpg), "tfds" (prepared by TensorFlow Datasets)
-    # or "latents" (made by launch.cache_latents).
+    # "photos" (built in, no download), "folder" (root/class_name/image.jpg), "tfds" (prepared by TensorFlow Datasets)
+    # or "latents" (made by eqjax.cli.cache_latents).
     config.source = "photos"
     # Class names in the order of their labels, "ant,bee" on a command line; None takes all (photos: photo_classes).
     config.classes = config_dict.placeholder(tuple)
     config.height = 64  # Of the crops, pixels.
     config.width = 64  # Of the crops, pixels.
-    config.flip = True  # Mirror training pictures left to right with probability one half.
+    config.flip = True  # Mirror training images left to right with probability one half.
     config.num_threads = 4  # Reading threads per process (per worker where there are workers); 0 reads only when asked.
     # Worker processes per process. Each takes seconds to start: for folders on machines with many cores.
     config.num_workers = 0
@@ -38,14 +38,14 @@ def default_config() -> ml_collections.ConfigDict:
     # Pixels that the shorter side is brought to before the crop; at least the shorter side of the crop.
     config.resize = 64
     # Largest tolerated share of undecodable files, in [0, 1); one file is tolerated unless it is 0.
-    config.max_bad_share = 0.01
+    config.max_corrupt_fraction = 0.01
     # TFDS.
     config.split = "train"  # For training.
     config.eval_split = "validation"  # For evaluation.
     # Photos.
     config.photo_classes = config_dict.placeholder(tuple)  # Which of them where `classes` is None; None takes all.
-    config.holdout = 0.2  # Fraction, in [0, 0.5], of each picture's width, at its right, that only evaluation sees.
-    config.min_scale = 0.25  # Smallest crop region, as a fraction in (0, 1] of the largest that fits in the picture.
+    config.holdout = 0.2  # Fraction, in [0, 0.5], of each image's width, at its right, that only evaluation sees.
+    config.min_scale = 0.25  # Smallest crop region, as a fraction in (0, 1] of the largest that fits in the image.
     config.max_scale = 1.0  # Largest crop region, likewise.
     return config
 
@@ -90,8 +90,8 @@ def _check_files(config: ml_collections.ConfigDict) -> None:
             f"resize={config.resize} must be at least {min(config.height, config.width)}, the shorter side of the "
             f"{config.height} × {config.width} crop."
         )
-    if not 0 <= config.max_bad_share < 1:
-        raise ValueError(f"max_bad_share={config.max_bad_share} must lie in [0, 1).")
+    if not 0 <= config.max_corrupt_fraction < 1:
+        raise ValueError(f"max_corrupt_fraction={config.max_corrupt_fraction} must lie in [0, 1).")
 
 
 def _check_photos(config: ml_collections.ConfigDict) -> None:

@@ -64,7 +64,7 @@ def eval_batches(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> EvalBatches:
-    """Makes this process's evaluation batches: held-out or centre crops, or what a cache of latents holds.
+    """Makes this process's evaluation batches: held-out or center crops, or what a cache of latents holds.
 
     Args:
         config: Data configuration, see `default_config`.

@@ -1,7 +1,7 @@
-"""Pictures in class folders as a Grain source; both layouts that ImageNet comes in.
+"""Images in class folders as a Grain source; both layouts that ImageNet comes in.
 
-Class folders lie in the root, `root/class_name/picture.jpg`, or, as code for latent diffusion lays ImageNet out
-(ILSVRC2012_train/data/n01440764/…), in its folder `data`: `root/data/class_name/picture.jpg`.
+Class folders lie in the root, `root/class_name/image.jpg`, or, as code for latent diffusion lays ImageNet out
+(ILSVRC2012_train/data/n01440764/…), in its folder `data`: `root/data/class_name/image.jpg`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,10 @@ import os
 
 import numpy as np
 
-from eqjax.data import pictures, transforms
+from eqjax.data import image_source, transforms
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
-_LAYOUTS = "expected root/class_name/picture.jpg, or root/data/class_name/picture.jpg"
+_LAYOUTS = "expected root/class_name/image.jpg, or root/data/class_name/image.jpg"
 
 
 def read_class_file(path: str) -> tuple[str, ...]:
@@ -36,8 +36,8 @@ def _folders(root: str) -> list[str]:
     return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _pictures(folder: str) -> list[str]:
-    """Returns the sorted names of the picture files directly in a folder."""
+def _images(folder: str) -> list[str]:
+    """Returns the sorted names of the image files directly in a folder."""
     return sorted(
         entry.name
         for entry in os.scandir(folder)
@@ -56,11 +56,11 @@ def find_class_root(root: str) -> str:
         raise FileNotFoundError(f"root={root!r} is not a folder; {_LAYOUTS}.")
     found = _folders(root)
     if not found:
-        lies = "it holds pictures itself, " if _pictures(root) else ""
+        lies = "it holds images itself, " if _images(root) else ""
         raise ValueError(f"{root!r} has no class folders: {lies}{_LAYOUTS}.")
     inner = os.path.join(root, "data")
-    # A class that is called "data" holds pictures.
-    return inner if found == ["data"] and _folders(inner) and not _pictures(inner) else root
+    # A class that is called "data" holds images.
+    return inner if found == ["data"] and _folders(inner) and not _images(inner) else root
 
 
 def _list_classes(root: str, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -78,24 +78,24 @@ def _list_classes(root: str, classes: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _list_pictures(folder: str) -> list[str]:
-    names = _pictures(folder)
+def _list_images(folder: str) -> list[str]:
+    names = _images(folder)
     if names:
         return names
     inner = _folders(folder)
     if inner:
         raise ValueError(
-            f"Class folder {folder!r} has no pictures but folders ({', '.join(inner[:3])}, …): root lies too high. "
+            f"Class folder {folder!r} has no images but folders ({', '.join(inner[:3])}, …): root lies too high. "
             f"Give one split's own folder; {_LAYOUTS}."
         )
     raise ValueError(
-        f"Class folder {folder!r} has no pictures ({', '.join(EXTENSIONS)}). Add some, remove the folder, "
+        f"Class folder {folder!r} has no images ({', '.join(EXTENSIONS)}). Add some, remove the folder, "
         "or leave it out of `classes`."
     )
 
 
-class FolderSource(pictures.PictureSource):
-    """Grain source of the pictures in class folders, sorted by class and then by file name.
+class FolderSource(image_source.ImageSource):
+    """Grain source of the images in class folders, sorted by class and then by file name.
 
     Record i is {"image": [H, W, 3] uint8, "label": int}. A file that cannot be decoded is replaced by the nearest good
     record of its class (i + 1, i - 1, i + 2, …), or, where its class has none, by the nearest good record of all.
@@ -105,7 +105,7 @@ class FolderSource(pictures.PictureSource):
         self,
         root: str,
         classes: Sequence[str] | None = None,
-        max_bad_share: float = 0.01,
+        max_corrupt_fraction: float = 0.01,
         fit: transforms.ResizeShorterSide | None = None,
         draft: bool = False,
     ):
@@ -114,22 +114,22 @@ class FolderSource(pictures.PictureSource):
         Args:
             root: Folder of class folders, or the one above their folder `data`.
             classes: Names of class folders in the order of their labels; all, sorted, when None.
-            max_bad_share: Largest tolerated share of undecodable files, in [0, 1).
-            fit: Size that pictures are resized to as they are decoded; the file's own when None.
-            draft: Whether large JPEGs may be halved while they are decoded; see `pictures.decode`.
+            max_corrupt_fraction: Largest tolerated share of undecodable files, in [0, 1).
+            fit: Size that images are resized to as they are decoded; the file's own when None.
+            draft: Whether large JPEGs may be halved while they are decoded; see `image_source.decode`.
 
         Raises:
             FileNotFoundError: If `root` is not a folder.
-            ValueError: If there are no classes, a listed class has no folder, a class has no pictures, or the share
+            ValueError: If there are no classes, a listed class has no folder, a class has no images, or the share
                 is out of range.
         """
-        super().__init__(max_bad_share, fit, draft)
+        super().__init__(max_corrupt_fraction, fit, draft)
         self.root = find_class_root(os.fspath(root))
         self.class_names = _list_classes(self.root, classes)
         self._names: list[str] = []
         self._starts = [0]  # Class c holds the records from _starts[c] up to, not including, _starts[c + 1].
         for name in self.class_names:
-            self._names.extend(_list_pictures(os.path.join(self.root, name)))
+            self._names.extend(_list_images(os.path.join(self.root, name)))
             self._starts.append(len(self._names))
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class FolderSource(pictures.PictureSource):
         return self.path(index), self._label(index)
 
     def _substitutes(self, index: int) -> Iterator[int]:
-        """Yields the neighbours from near to far: those of the class first, then all."""
+        """Yields the neighbors from near to far: those of the class first, then all."""
         label = self._label(index)
-        yield from pictures.nearest(index, self._starts[label], self._starts[label + 1])
-        yield from pictures.nearest(index, 0, len(self))
+        yield from image_source.nearest(index, self._starts[label], self._starts[label + 1])
+        yield from image_source.nearest(index, 0, len(self))

@@ -1,7 +1,7 @@
 """Twelve photographs that come with scikit-image and scikit-learn: a data set that needs no download.
 
-Each picture is one class. Its right-most part is held out: training crops come from the left part, evaluation crops
-from the right part, so the two never share a pixel column. The pictures are read with Pillow from the installed
+Each image is one class. Its right-most part is held out: training crops come from the left part, evaluation crops
+from the right part, so the two never share a pixel column. The images are read with Pillow from the installed
 packages' folders; neither package is imported. They take 13 MB decoded and are decoded once per process.
 """
 
@@ -19,12 +19,12 @@ from eqjax.data import transforms
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """Where a picture lies in an installed package, and which part of it is used.
+    """Where a image lies in an installed package, and which part of it is used.
 
     Attributes:
         package: Import name of the package that ships it.
         path: Path inside the package's folder.
-        box: (left, top, right, bottom) in pixels of the part used; None for the whole picture.
+        box: (left, top, right, bottom) in pixels of the part used; None for the whole image.
     """
 
     package: str
@@ -34,8 +34,8 @@ class Photo:
 
 _PIP_NAMES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
-# Textures (brick to tissue) look alike in both parts of the picture; scenes (coffee to flower) are told apart by
-# colour. Pictures of people and of text that the packages also ship are left out: mirroring spoils text, and
+# Textures (brick to tissue) look alike in both parts of the image; scenes (coffee to flower) are told apart by
+# color. Images of people and of text that the packages also ship are left out: mirroring spoils text, and
 # generated faces serve no purpose here.
 PHOTOS: dict[str, Photo] = {
     "brick": Photo("skimage", "data/brick.png"),
@@ -74,14 +74,14 @@ def load_photo(name: str) -> np.ndarray:
         name: A key of PHOTOS.
 
     Raises:
-        ModuleNotFoundError: If the package that ships the picture is not installed.
-        FileNotFoundError: If the package is installed without the picture.
+        ModuleNotFoundError: If the package that ships the image is not installed.
+        FileNotFoundError: If the package is installed without the image.
     """
     photo = PHOTOS[name]
     path = os.path.join(_package_folder(photo.package), photo.path)
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"{path} is missing: this build of {_PIP_NAMES[photo.package]} comes without the picture. "
+            f"{path} is missing: this build of {_PIP_NAMES[photo.package]} comes without the image. "
             f"Install the published one: pip install --force-reinstall {_PIP_NAMES[photo.package]}"
         )
     with Image.open(path) as picture:
@@ -95,7 +95,7 @@ def load_photo(name: str) -> np.ndarray:
 class PhotoSource:
     """Grain source of the photographs' training parts, or of their held-out parts.
 
-    Record i is the whole part of picture i modulo the number of classes; crops are drawn from it by a later
+    Record i is the whole part of image i modulo the number of classes; crops are drawn from it by a later
     transform. So an epoch is as long as one says, and every class has the same share of it.
     """
 
@@ -110,7 +110,7 @@ class PhotoSource:
 
         Args:
             train: True for the left parts, False for the held-out right parts.
-            holdout: Fraction, in [0, 0.5], of each picture's width that is held out at the right.
+            holdout: Fraction, in [0, 0.5], of each image's width that is held out at the right.
             epoch_length: Number of records; 100 per class when None. Best a multiple of the number of classes.
             classes: Names from PHOTOS, in the order of their labels; all, in the order of PHOTOS, when None.
 
@@ -127,7 +127,7 @@ class PhotoSource:
             )
         if not 0 <= holdout <= 0.5:
             raise ValueError(
-                f"holdout={holdout} must lie in [0, 0.5]: the fraction of each picture's width kept for evaluation."
+                f"holdout={holdout} must lie in [0, 0.5]: the fraction of each image's width kept for evaluation."
             )
         if not train and holdout == 0:
             raise ValueError(

@@ -1,6 +1,6 @@
 """From a configuration to batches: deterministic, sharded by process, resumable on any number of processes and workers.
 
-A stream of records is numbered once for all processes: record n of the stream (its picture, crop and flip) is a
+A stream of records is numbered once for all processes: record n of the stream (its image, crop and flip) is a
 function of the seed and n alone. Batch k holds records k·B … k·B + B − 1; process p of P takes every P-th of them,
 starting at p. The state is the number of the next record, so it means the same on every process and may be restored
 on another number of processes, workers or threads, and even with another batch size.
@@ -17,22 +17,23 @@ import ml_collections
 import numpy as np
 
 from eqjax.data import config as data_config
-from eqjax.data import folder, latents, photos, pictures, tfds, transforms
+from eqjax.data import folder, image_source, photos, tfds, transforms
+from eqjax.latent_cache.format import LatentSource, PickVariant
 
 Batch = dict[str, np.ndarray]
-Source = photos.PhotoSource | pictures.PictureSource | latents.LatentSource
+Source = photos.PhotoSource | image_source.ImageSource | LatentSource
 
 
 def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source:
-    """Makes the source of whole pictures that a configuration names.
+    """Makes the source of whole images that a configuration names.
 
     Args:
         config: Data configuration, see `default_config`.
-        train: True for the training pictures; False for the photographs' held-out parts, or for the pictures under
+        train: True for the training images; False for the photographs' held-out parts, or for the images under
             `eval_root`.
 
     Returns:
-        A Grain random-access source of {"image": [H, W, 3] uint8, "label": int}, with `class_names`; pictures of files
+        A Grain random-access source of {"image": [H, W, 3] uint8, "label": int}, with `class_names`; images of files
         have their shorter side resized already. From cached latents {"latents": [L, D], "label": int}.
 
     Raises:
@@ -46,11 +47,13 @@ def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source
         logging.info("eval_root is not set: evaluating on the training data under %s.", config.root)
     root = config.root if train else config.eval_root or config.root
     if config.source == "latents":
-        return latents.LatentSource(root)
+        return LatentSource(root)
     classes = folder.read_class_file(config.class_file) if config.class_file else data_config.class_names(config)
     fit = transforms.ResizeShorterSide(config.resize, config.height, config.width)
     # Evaluation decodes in full: its numbers are compared with those of other programs.
-    options = dict(classes=classes, max_bad_share=config.max_bad_share, fit=fit, draft=config.draft and train)
+    options = dict(
+        classes=classes, max_corrupt_fraction=config.max_corrupt_fraction, fit=fit, draft=config.draft and train
+    )
     if config.source == "tfds":
         return tfds.TfdsSource(root, config.split if train else config.eval_split, **options)
     return folder.FolderSource(root, **options)
@@ -61,7 +64,7 @@ def _int32_label(record: transforms.Record) -> transforms.Record:
 
 
 def random_crop(config: ml_collections.ConfigDict) -> transforms.RandomScaleCrop | transforms.RandomCrop:
-    """Returns the random crop of training pictures, (record, rng) → record of height × width pixels."""
+    """Returns the random crop of training images, (record, rng) → record of height × width pixels."""
     if config.source == "photos":
         return transforms.RandomScaleCrop(config.height, config.width, config.min_scale, config.max_scale)
     return transforms.RandomCrop(config.height, config.width)
@@ -70,9 +73,9 @@ def random_crop(config: ml_collections.ConfigDict) -> transforms.RandomScaleCrop
 def _train_dataset(config: ml_collections.ConfigDict, source: Source, seed: int) -> grain.MapDataset:
     """Shuffled, randomly cropped and flipped records, endlessly, every epoch in another order with other crops."""
     if config.source == "latents":
-        # Numbers of pictures: which of a picture's records is read, chance decides.
+        # Numbers of images: which of a image's records is read, chance decides.
         dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-        dataset = dataset.random_map(latents.PickVariant(source, config.flip))
+        dataset = dataset.random_map(PickVariant(source, config.flip))
     else:
         dataset = grain.MapDataset.source(source).seed(seed).shuffle().random_map(random_crop(config))
         if config.flip:
@@ -88,8 +91,8 @@ def eval_dataset(config: ml_collections.ConfigDict, source: Source) -> grain.Map
         source: The source of `make_source(config, train=False)`.
 
     Returns:
-        A data set of {"image": [height, width, 3] uint8, "label": int32}: the grid of photograph crops, or centre
-        crops of pictures; from cached latents {"latents": [L, D], "label": int32}, first variants.
+        A data set of {"image": [height, width, 3] uint8, "label": int32}: the grid of photograph crops, or center
+        crops of images; from cached latents {"latents": [L, D], "label": int32}, first variants.
     """
     if config.source == "photos":
         grid = photos.PhotoGrid(source, config.height, config.width, config.min_scale, config.max_scale)
@@ -166,9 +169,9 @@ class BatchIterator(Iterator[Batch]):
         )
 
     @property
-    def num_bad(self) -> int | None:
-        """Number of undecodable pictures met so far; None where worker processes count theirs, or without files."""
-        return None if self._num_workers else getattr(self.source, "num_bad", None)
+    def num_corrupt(self) -> int | None:
+        """Number of undecodable images met so far; None where worker processes count theirs, or without files."""
+        return None if self._num_workers else getattr(self.source, "num_corrupt", None)
 
     def __next__(self) -> Batch:
         return next(self._open_iterator())

@@ -4,7 +4,7 @@ They must lie in a format with random access (ArrayRecord). Preparing one needs 
 
     tfds build imagenet2012 --file_format=array_record
 
-Pictures are handed over as they are stored and decoded as those of folders are.
+Images are handed over as they are stored and decoded as those of folders are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ import io
 import os
 import re
 
-from eqjax.data import pictures, transforms
+from eqjax.data import image_source, transforms
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _INFO = "dataset_info.json"
@@ -53,10 +53,10 @@ def _open_builder(folder: str, split: str):
     return tfds, builder
 
 
-class TfdsSource(pictures.PictureSource):
+class TfdsSource(image_source.ImageSource):
     """Grain source of one split of a prepared image-classification data set.
 
-    Record i is {"image": [H, W, 3] uint8, "label": int}. A picture that cannot be decoded is replaced by the nearest
+    Record i is {"image": [H, W, 3] uint8, "label": int}. A image that cannot be decoded is replaced by the nearest
     good record (i + 1, i - 1, i + 2, …) with its own label. Worker processes open the files anew.
     """
 
@@ -65,7 +65,7 @@ class TfdsSource(pictures.PictureSource):
         root: str,
         split: str = "train",
         classes: Sequence[str] | None = None,
-        max_bad_share: float = 0.01,
+        max_corrupt_fraction: float = 0.01,
         fit: transforms.ResizeShorterSide | None = None,
         draft: bool = False,
     ):
@@ -75,25 +75,25 @@ class TfdsSource(pictures.PictureSource):
             root: Folder of the data set, or of one version of it.
             split: Name of the split; slices such as "train[:90%]" are allowed.
             classes: All class names in the order that labels are wanted in; the data set's order when None.
-            max_bad_share: Largest tolerated share of undecodable pictures, in [0, 1).
-            fit: Size that pictures are resized to as they are decoded; their own when None.
-            draft: Whether large JPEGs may be halved while they are decoded; see `pictures.decode`.
+            max_corrupt_fraction: Largest tolerated share of undecodable images, in [0, 1).
+            fit: Size that images are resized to as they are decoded; their own when None.
+            draft: Whether large JPEGs may be halved while they are decoded; see `image_source.decode`.
 
         Raises:
             FileNotFoundError: If `root` holds no prepared data set.
-            ValueError: If its format has no random access, the split is unknown, it has no picture or no label, or
+            ValueError: If its format has no random access, the split is unknown, it has no image or no label, or
                 `classes` are not its classes.
         """
-        super().__init__(max_bad_share, fit, draft)
+        super().__init__(max_corrupt_fraction, fit, draft)
         self.root, self.split = find_version(os.fspath(root)), split
         tfds, builder = _open_builder(self.root, split)
         features = builder.info.features
-        kinds = {"picture": tfds.features.Image, "label": tfds.features.ClassLabel}
+        kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
         keys = {what: [k for k in features if isinstance(features[k], kind)] for what, kind in kinds.items()}
         for what, found in keys.items():
             if len(found) != 1:
                 raise ValueError(f"{self.root} must have one {what} per record; it has the features {dict(features)}.")
-        self._image_key, self._label_key = keys["picture"][0], keys["label"][0]
+        self._image_key, self._label_key = keys["image"][0], keys["label"][0]
         stored = tuple(features[self._label_key].names)
         self.class_names = stored if classes is None else tuple(classes)
         if len(stored) != len(self.class_names) or set(stored) != set(self.class_names):
@@ -108,7 +108,7 @@ class TfdsSource(pictures.PictureSource):
         self._length = len(self._records)
 
     def _open_records(self, tfds, builder):
-        # Pictures stay the bytes that are stored, for the decoder that all sources share.
+        # Images stay the bytes that are stored, for the decoder that all sources share.
         return builder.as_data_source(self.split, decoders={self._image_key: tfds.decode.SkipDecoding()})
 
     def __getstate__(self) -> dict[str, object]:
@@ -130,4 +130,4 @@ class TfdsSource(pictures.PictureSource):
         return io.BytesIO(record[self._image_key]), self._labels[int(record[self._label_key])]
 
     def _substitutes(self, index: int) -> Iterator[int]:
-        yield from pictures.nearest(index, 0, len(self))
+        yield from image_source.nearest(index, 0, len(self))

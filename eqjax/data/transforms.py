@@ -1,10 +1,10 @@
-"""Crops, resizes and flips of uint8 pictures, as plain functions and as Grain transforms.
+"""Crops, resizes and flips of uint8 images, as plain functions and as Grain transforms.
 
 The functions take and return numpy arrays [H, W, 3] uint8; a box is (left, top, right, bottom) in pixels of the
-picture it cuts, right and bottom exclusive. The transform classes act on records {"image": [H, W, 3] uint8, "label":
+image it cuts, right and bottom exclusive. The transform classes act on records {"image": [H, W, 3] uint8, "label":
 int} and are picklable, so that Grain can send them to worker processes.
 
-Every resize is Pillow's BILINEAR, which widens its filter when it shrinks a picture (antialiasing). A region is cut
+Every resize is Pillow's BILINEAR, which widens its filter when it shrinks a image (antialiasing). A region is cut
 out before it is resized, so no pixel outside a box ever reaches the result.
 """
 
@@ -14,16 +14,17 @@ import math
 import numpy as np
 from PIL import Image
 
-Record = dict[str, object]
+from eqjax.typing import Record
+
 Box = tuple[int, int, int, int]
 
-# A region is enlarged at most this much where the picture is large enough to allow it: beyond, crops are blurred by
+# A region is enlarged at most this much where the image is large enough to allow it: beyond, crops are blurred by
 # the resize.
 MAX_UPSAMPLING = 1.3
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes a picture [H, W, 3] uint8 to [height, width, 3] uint8, bilinear and antialiased."""
+    """Resizes a image [H, W, 3] uint8 to [height, width, 3] uint8, bilinear and antialiased."""
     if image.shape[:2] == (height, width):
         return image
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -31,13 +32,13 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def crop(image: np.ndarray, box: Box) -> np.ndarray:
-    """Cuts a box out of a picture [H, W, 3] uint8; the result is a view [bottom - top, right - left, 3]."""
+    """Cuts a box out of a image [H, W, 3] uint8; the result is a view [bottom - top, right - left, 3]."""
     left, top, right, bottom = box
     return image[top:bottom, left:right]
 
 
 def shorter_side_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Returns the (height, width) in pixels of a picture whose shorter side is brought to `size`, its aspect kept.
+    """Returns the (height, width) in pixels of a image whose shorter side is brought to `size`, its aspect kept.
 
     The longer side is truncated to an integer, as torchvision's Resize does, so that crops fall on the same pixels.
     """
@@ -47,42 +48,40 @@ def shorter_side_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def region_height_bounds(
-    picture_height: int, picture_width: int, height: int, width: int, min_scale: float, max_scale: float
+    image_height: int, image_width: int, height: int, width: int, min_scale: float, max_scale: float
 ) -> tuple[float, float]:
     """Returns the smallest and largest height, in pixels, of a region to be cut out and resized to height × width.
 
     Args:
-        picture_height: Height of the picture, pixels.
-        picture_width: Width of the picture, pixels.
+        image_height: Height of the image, pixels.
+        image_width: Width of the image, pixels.
         height: Height of the result, pixels; with `width` it gives the aspect of the region.
         width: Width of the result, pixels.
         min_scale: Smallest region as a fraction, in (0, 1], of the largest region of that aspect that fits in the
-            picture.
+            image.
         max_scale: Largest region, likewise.
 
     Returns:
-        (low, high), 0 < low <= high <= picture_height. Regions that would be enlarged more than MAX_UPSAMPLING times
-        are ruled out unless the picture is too small to hold a larger one.
+        (low, high), 0 < low <= high <= image_height. Regions that would be enlarged more than MAX_UPSAMPLING times
+        are ruled out unless the image is too small to hold a larger one.
     """
-    largest = min(picture_height, picture_width * height / width)
+    largest = min(image_height, image_width * height / width)
     sharp = min(largest, height / MAX_UPSAMPLING)
     return max(min_scale * largest, sharp), max(max_scale * largest, sharp)
 
 
-def _region_size(
-    region_height: float, picture_height: int, picture_width: int, height: int, width: int
-) -> tuple[int, int]:
-    """Rounds a region of aspect width / height to whole pixels inside the picture: (height, width)."""
+def _region_size(region_height: float, image_height: int, image_width: int, height: int, width: int) -> tuple[int, int]:
+    """Rounds a region of aspect width / height to whole pixels inside the image: (height, width)."""
     region_width = region_height * width / height
     return (
-        min(max(round(region_height), 1), picture_height),
-        min(max(round(region_width), 1), picture_width),
+        min(max(round(region_height), 1), image_height),
+        min(max(round(region_width), 1), image_width),
     )
 
 
 def random_region(
-    picture_height: int,
-    picture_width: int,
+    image_height: int,
+    image_width: int,
     height: int,
     width: int,
     min_scale: float,
@@ -94,11 +93,11 @@ def random_region(
     Log-uniform gives every octave of scale the same share of crops; a uniform draw would spend most on the largest.
     Arguments as in `region_height_bounds`, and `rng`, the generator drawn from.
     """
-    low, high = region_height_bounds(picture_height, picture_width, height, width, min_scale, max_scale)
+    low, high = region_height_bounds(image_height, image_width, height, width, min_scale, max_scale)
     drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
-    region_height, region_width = _region_size(drawn, picture_height, picture_width, height, width)
-    top = int(rng.integers(0, picture_height - region_height + 1))
-    left = int(rng.integers(0, picture_width - region_width + 1))
+    region_height, region_width = _region_size(drawn, image_height, image_width, height, width)
+    top = int(rng.integers(0, image_height - region_height + 1))
+    left = int(rng.integers(0, image_width - region_width + 1))
     return left, top, left + region_width, top + region_height
 
 
@@ -111,8 +110,8 @@ def _spread(length: int, size: int, most: int) -> list[int]:
 
 
 def region_grid(
-    picture_height: int,
-    picture_width: int,
+    image_height: int,
+    image_width: int,
     height: int,
     width: int,
     min_scale: float,
@@ -123,15 +122,15 @@ def region_grid(
     """Returns a fixed list of regions of aspect width / height at several scales, for evaluation.
 
     Scales are spaced geometrically between the bounds of `region_height_bounds`. At each scale the regions do not
-    overlap and are spread evenly over the picture, at most `max_per_side` along either side. Boxes that would repeat
-    (a picture too small for several scales) are listed once.
+    overlap and are spread evenly over the image, at most `max_per_side` along either side. Boxes that would repeat
+    (a image too small for several scales) are listed once.
     """
-    low, high = region_height_bounds(picture_height, picture_width, height, width, min_scale, max_scale)
+    low, high = region_height_bounds(image_height, image_width, height, width, min_scale, max_scale)
     boxes = []
     for region_height in np.geomspace(high, low, num_scales):
-        rows, columns = _region_size(float(region_height), picture_height, picture_width, height, width)
-        for top in _spread(picture_height, rows, max_per_side):
-            for left in _spread(picture_width, columns, max_per_side):
+        rows, columns = _region_size(float(region_height), image_height, image_width, height, width)
+        for top in _spread(image_height, rows, max_per_side):
+            for left in _spread(image_width, columns, max_per_side):
                 boxes.append((left, top, left + columns, top + rows))
     return list(dict.fromkeys(boxes))
 
@@ -145,7 +144,7 @@ class ResizeShorterSide:
     width: int
 
     def size(self, rows: int, columns: int) -> tuple[int, int]:
-        """Returns the (height, width) in pixels that a picture of rows × columns is brought to."""
+        """Returns the (height, width) in pixels that a image of rows × columns is brought to."""
         rows, columns = shorter_side_size(rows, columns, self.shorter_side)
         enlarge = max(self.height / rows, self.width / columns)
         if enlarge > 1:
@@ -197,7 +196,7 @@ class RandomScaleCrop:
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip:
-    """Mirrors the picture left to right with probability one half."""
+    """Mirrors the image left to right with probability one half."""
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         if rng.random() < 0.5:

@@ -2,7 +2,7 @@
 
 from eqjax.evaluation.features import Extractor, Features, Network, compare
 from eqjax.evaluation.generation import Samples, Settings, generate
-from eqjax.evaluation.images import ImageSet
+from eqjax.evaluation.image_sets import ImageSet
 from eqjax.evaluation.reconstruction import evaluate_reconstruction
 from eqjax.evaluation.statistics import Statistics, StatisticsError
 

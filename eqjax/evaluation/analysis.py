@@ -9,8 +9,8 @@ import os
 import jax
 import numpy as np
 
-from eqjax import atomic
 from eqjax.evaluation import equivariance, plots, report, tasks
+from eqjax.io import atomic_write
 
 MAX_SHIFT = 32
 
@@ -80,7 +80,7 @@ _TABLE = {
     "psnr": "PSNR, dB",
     "shift_error_column": "shift by a column",
     "shift_error_half": "by half a column",
-    "shift_error_unrelated": "unrelated pictures",
+    "shift_error_unrelated": "unrelated images",
     "footprint": "own pixels",
     "cosine": "cosine",
     "cosine_inner": "cosine, full windows",
@@ -112,7 +112,7 @@ def draw(output, results):
     """
     report.write_json(os.path.join(output, "results.json"), results)
     table = _table(results)
-    with atomic.replacing(os.path.join(output, "table.md")) as temporary, open(temporary, "w") as file:
+    with atomic_write(os.path.join(output, "table.md")) as temporary, open(temporary, "w") as file:
         file.write(table)
     _draw_shifts(output, results)
     _draw_footprints(output, results)
@@ -164,7 +164,7 @@ def _draw_shifts(output, results):
         table |= {"shift": shifts} | {f"{style}, column {k}": errors[:, k] for k in range(errors.shape[1])}
     plots.write_csv(os.path.join(output, "shifts.csv"), table)
     texts = dict(x_label="shift, pixels", y_label="error over the latents' RMS")
-    plots.lines(os.path.join(output, "shifts.png"), series, title="Latents of shifted pictures", **texts)
+    plots.lines(os.path.join(output, "shifts.png"), series, title="Latents of shifted images", **texts)
 
 
 def _draw_footprints(output, results):

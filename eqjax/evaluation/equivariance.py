@@ -1,6 +1,6 @@
-"""What a tokenizer does when the picture moves, and which pixels a column governs.
+"""What a tokenizer does when the image moves, and which pixels a column governs.
 
-An error under shifts says nothing alone: latents that ignore the picture do not move at all. `shift_errors`
+An error under shifts says nothing alone: latents that ignore the image do not move at all. `shift_errors`
 therefore returns the PSNR of the reconstructions with it.
 """
 
@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqjax import pixels
-from eqjax.tokenizer.pieces import decode_images, encode_images
+from eqjax.tokenizer.tiling import decode_images, encode_images
 
 
 @dataclasses.dataclass(frozen=True)
 class ShiftErrors:
-    """How far latents are from where a shift of the picture should have put them.
+    """How far latents are from where a shift of the image should have put them.
 
     Attributes:
       shifts: pixels, [S].
       errors: [S, L]; root mean square over images and channels, over that of all latents; NaN where a
-        column's partner lies outside the picture.
-      unrelated: the same error between different pictures: what an encoder without any equivariance gives.
-      psnr: of the reconstructions of the same pictures, dB.
+        column's partner lies outside the image.
+      unrelated: the same error between different images: what an encoder without any equivariance gives.
+      psnr: of the reconstructions of the same images, dB.
     """
 
     shifts: np.ndarray
@@ -34,9 +34,9 @@ class ShiftErrors:
 def shift_errors(model, images, shifts, width):
     """Compares latents of shifted crops with shifted latents.
 
-    Crop s is cut s pixels further right out of wider pictures, so that real content enters at its border.
+    Crop s is cut s pixels further right out of wider images, so that real content enters at its border.
     Its column k is compared with column k + s / column width of the crop at 0; between columns (s no
-    multiple of the column width) with the straight line between the two neighbours, which even a perfectly
+    multiple of the column width) with the straight line between the two neighbors, which even a perfectly
     equivariant tokenizer need not follow.
 
     Args:
@@ -49,12 +49,12 @@ def shift_errors(model, images, shifts, width):
       `ShiftErrors`.
 
     Raises:
-      ValueError: pictures that are too narrow, or only one of them.
+      ValueError: images that are too narrow, or only one of them.
     """
     shifts = np.asarray(shifts)
     if images.shape[2] < width + shifts.max() or shifts.min() < 0 or len(images) < 2:
         raise ValueError(
-            f"shifts of {shifts.min()} … {shifts.max()} pixels of crops {width} wide need at least 2 pictures of "
+            f"shifts of {shifts.min()} … {shifts.max()} pixels of crops {width} wide need at least 2 images of "
             f"{width + shifts.max()} pixels; these are {images.shape[0]} of {images.shape[2]}."
         )
 
@@ -82,7 +82,7 @@ def shift_errors(model, images, shifts, width):
 def footprints(model, images):
     """Which pixels every column's latent governs.
 
-    Each column in turn is replaced by that of the next picture, and the decoded pictures are compared.
+    Each column in turn is replaced by that of the next image, and the decoded images are compared.
 
     Args:
       model: an `eqjax.Model` with a tokenizer.
@@ -92,10 +92,10 @@ def footprints(model, images):
       float64 [L, H, W]: mean square change of the pixel, over its sum over all pixels.
 
     Raises:
-      ValueError: only one picture.
+      ValueError: only one image.
     """
     if len(images) < 2:
-        raise ValueError("footprints exchange columns between pictures: give at least 2.")
+        raise ValueError("footprints exchange columns between images: give at least 2.")
     tokenizer, params = model.tokenizer, model.tokenizer_params
     latents = encode_images(tokenizer, params, pixels.from_uint8(images))
     before = decode_images(tokenizer, params, latents)
@@ -109,7 +109,7 @@ def footprints(model, images):
 
 
 def footprint_shares(maps, column_width, reach=(0, 1, 2)):
-    """Share of a column's effect inside its own pixels and those of its neighbours.
+    """Share of a column's effect inside its own pixels and those of its neighbors.
 
     Args:
       maps: [L, H, W] of `footprints`.
@@ -117,13 +117,13 @@ def footprint_shares(maps, column_width, reach=(0, 1, 2)):
       reach: columns to either side.
 
     Returns:
-      {reach: share in [0, 1]}, averaged over columns that have such neighbours on both sides (the middle
+      {reach: share in [0, 1]}, averaged over columns that have such neighbors on both sides (the middle
       one where none has).
     """
     rows = maps.sum(1)  # [L, W]
     count, result = len(rows), {}
     for r in reach:
-        centres = range(r, count - r) if count > 2 * r else [count // 2]
-        shares = [rows[k, max(k - r, 0) * column_width : (k + r + 1) * column_width].sum() for k in centres]
+        centers = range(r, count - r) if count > 2 * r else [count // 2]
+        shares = [rows[k, max(k - r, 0) * column_width : (k + r + 1) * column_width].sum() for k in centers]
         result[r] = float(np.mean(shares))
     return result

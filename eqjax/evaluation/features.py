@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from eqjax import sharding
-from eqjax.evaluation import fid, metrics, statistics
-from eqjax.evaluation.parallel import Countdown, RowMap
+from eqjax.evaluation import feature_metrics, fid, statistics
+from eqjax.evaluation.parallel import BatchedShardMap, ProgressLogger
 
 SPLITS = 10
 KEEP_SEED = 2020
@@ -70,7 +70,7 @@ class Extractor:
 
     def __init__(self, network, mesh=None, rows_per_device=32):
         self.network = network
-        self._map = RowMap(network.apply, network.params, mesh or sharding.make_mesh(), rows_per_device)
+        self._map = BatchedShardMap(network.apply, network.params, mesh or sharding.make_mesh(), rows_per_device)
 
     @property
     def batch_size(self):
@@ -87,7 +87,7 @@ class Extractor:
         Args:
           batches: yields uint8 [n, H, W, 3] in file order; n of any size.
           num_images: how many they are in all.
-          keep: pooled features of so many images are kept; of which, says `kept_images`.
+          keep: pooled features of so many images are kept; of which, says `stored_images`.
           folder: for the file of kept features, which is removed when nothing refers to it any more; None:
             the system's temporary folder.
           what: for the log.
@@ -99,14 +99,14 @@ class Extractor:
           ValueError: images that are not uint8, of mixed sizes, or another number of them.
         """
         pass_ = _Pass(self.network, num_images, keep, folder)
-        countdown = Countdown(what, num_images)
+        countdown = ProgressLogger(what, num_images)
         for images in _rebatch(batches, self.batch_size):
             pass_.update(images.shape[1:3], self(images))
             countdown.update(len(images))
         return pass_.result(countdown.seconds)
 
 
-def kept_images(num_images, keep):
+def stored_images(num_images, keep):
     """Numbers of the images whose pooled features are kept, ascending: all, or `keep` of them, uniformly.
 
     Files are sorted by class, so that the first ones would be of a few classes only. The choice follows from the
@@ -122,12 +122,12 @@ class _Pass:
 
     def __init__(self, network, num_images, keep, folder):
         self._network, self._expected, self._seen = network, num_images, 0
-        self._which, self._folder, self._kept = kept_images(num_images, keep), folder, None
+        self._which, self._folder, self._kept = stored_images(num_images, keep), folder, None
         self._pool = self._spatial = self._size = None
         enough = num_images >= SPLITS
         self._scores = {
-            "": metrics.InceptionScore(num_images, SPLITS) if enough else None,
-            "_file_order": metrics.InceptionScore(num_images, SPLITS, shuffle_seed=None) if enough else None,
+            "": feature_metrics.InceptionScore(num_images, SPLITS) if enough else None,
+            "_file_order": feature_metrics.InceptionScore(num_images, SPLITS, shuffle_seed=None) if enough else None,
         }
 
     def update(self, size, features):
@@ -194,7 +194,7 @@ def check_images(images):
     """Checks that images are uint8 [N, H, W, 3].
 
     Raises:
-      ValueError: they are not; NaNs are named first, as they would become arbitrary colours.
+      ValueError: they are not; NaNs are named first, as they would become arbitrary colors.
     """
     if np.issubdtype(images.dtype, np.floating):
         wrong = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
@@ -214,7 +214,7 @@ def compare(reference, found, *, subsets=100, subset_size=1000, seed=2020, k=3):
       reference: `statistics.Statistics`.
       found: `Features` of the evaluated images.
       subsets, subset_size, seed: of KID; subset_size is lowered to the number of images if there are fewer.
-      k: neighbours of precision and recall.
+      k: neighbors of precision and recall.
 
     Returns:
       {"fid", "sfid", "inception_score", …}; "kid", "precision" and "recall" where both sides kept features.
@@ -223,8 +223,8 @@ def compare(reference, found, *, subsets=100, subset_size=1000, seed=2020, k=3):
     ours, theirs = found.statistics.features, reference.features
     if ours is not None and theirs is not None and min(len(ours), len(theirs)) > k:
         size = min(subset_size, len(ours), len(theirs))
-        mean, deviation = metrics.kid(ours, theirs, subsets=subsets, subset_size=size, seed=seed)
-        precision, recall = metrics.precision_recall(theirs, ours, k=k)
+        mean, deviation = feature_metrics.kid(ours, theirs, subsets=subsets, subset_size=size, seed=seed)
+        precision, recall = feature_metrics.precision_recall(theirs, ours, k=k)
         result |= {"kid": mean, "kid_std": deviation, "kid_subset_size": size, "kid_subsets": subsets}
         result |= {"precision": precision, "recall": recall, "precision_recall_k": k}
     return result

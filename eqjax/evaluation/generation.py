@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import atomic, pixels, pretrained, sharding
-from eqjax.evaluation.images import ImageSet, write_npz
-from eqjax.evaluation.metrics import SHUFFLE_SEED
-from eqjax.evaluation.parallel import Countdown, RowMap
-from eqjax.sampling import sample_latents
-from eqjax.tokenizer.pieces import decode_images
+from eqjax import pixels, pretrained, sharding
+from eqjax.evaluation.feature_metrics import SHUFFLE_SEED
+from eqjax.evaluation.image_sets import ImageSet, write_npz
+from eqjax.evaluation.parallel import BatchedShardMap, ProgressLogger
+from eqjax.io import atomic_write
+from eqjax.sampling.sampler import sample_latents
+from eqjax.tokenizer.tiling import decode_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def check(model, settings, num_images):
     """
     if num_images < 1:
         raise ValueError(f"num_images={num_images} must be at least 1.")
-    model.need("tokenizer"), model.need("generator")
+    model.require("tokenizer"), model.require("generator")
     labels, key = jax.ShapeDtypeStruct((1,), jnp.int32), jax.random.key(0)
     jax.eval_shape(
         lambda model, labels: _sample(model, settings, labels, settings.guidance_scale, key=key), model, labels
@@ -115,10 +116,10 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
         return samples
     # Seed and guidance are arguments of the compiled program, so that a sweep finds it in the cache.
     params = model, jax.random.key_data(jax.random.key(settings.seed)), np.float32(settings.guidance_scale)
-    draw = RowMap(_draw(settings), params, mesh or sharding.make_mesh(), rows_per_device)
+    draw = BatchedShardMap(_draw(settings), params, mesh or sharding.make_mesh(), rows_per_device)
     if done:
         logging.info("%s holds images 0 … %d; going on from there.", folder, done - 1)
-    countdown = Countdown("images", num_images, done)
+    countdown = ProgressLogger("images", num_images, done)
     labels = labels_of(num_images, num_classes)
     for first in range(done, num_images, draw.batch_size):
         indices = np.arange(first, min(first + draw.batch_size, num_images))
@@ -134,7 +135,7 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
 
 
 def _draw(settings):
-    """What `RowMap` maps: ((model, a key's data, guidance), indices, labels) → (uint8 images, finite [b])."""
+    """What `BatchedShardMap` maps: ((model, a key's data, guidance), indices, labels) → (uint8 images, finite [b])."""
     guided = settings.guidance_scale != 1
 
     def draw(params, indices, labels):
@@ -185,7 +186,7 @@ class Samples:
         """Writes images `first` … as one shard, whole or not at all; on process 0."""
         if jax.process_index() == 0:
             name = f"{first:08d}-{first + len(images) - 1:08d}.npy"
-            with atomic.replacing(os.path.join(self._shards, name)) as temporary, open(temporary, "wb") as file:
+            with atomic_write(os.path.join(self._shards, name)) as temporary, open(temporary, "wb") as file:
                 np.save(file, images)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
@@ -271,7 +272,7 @@ def _shard(path, count):
 
 def fingerprint(model):
     """Sixteen hexadecimal digits that change with any weight and any field of the modules."""
-    modules = [pretrained.module_config(module) for module in (model.tokenizer, model.generator) if module is not None]
+    modules = [pretrained.module_to_dict(module) for module in (model.tokenizer, model.generator) if module is not None]
     digest = hashlib.sha256(json.dumps([modules, model.latent_scale], sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         digest.update(jax.tree_util.keystr(path).encode())
@@ -299,5 +300,5 @@ def _check_settings(folder, settings):
                 f"{folder} holds images of another run; give another folder, or the same settings.\n" + "\n".join(lines)
             )
     elif jax.process_index() == 0:
-        with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             json.dump(settings, file, indent=2)

@@ -10,7 +10,7 @@ import numpy as np
 from eqjax import sharding
 
 
-class RowMap:
+class BatchedShardMap:
     """Applies `fn(params, *arrays)` to rows (arrays [n, …], n ≤ batch_size), giving a tree of arrays [n, …].
 
     Every device runs the same program on `rows_per_device` rows and nothing is exchanged, so a row's result
@@ -57,7 +57,7 @@ class RowMap:
         return jax.tree.map(lambda array: array[:count], sharding.gather(out))
 
 
-class Countdown:
+class ProgressLogger:
     """Log lines of progress with the rate and the time left, on process 0, at most one every few seconds."""
 
     def __init__(self, what, total, done=0, every=10.0):

@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 
-from eqjax import atomic
+from eqjax.io import atomic_write
 
 
 def write_csv(path, columns):
     """Writes {name: values of equal length} as a CSV file, whole or not at all."""
-    with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
@@ -41,7 +41,7 @@ def maps(path, panels, *, title, x_label="", y_label="", limits=None):
       path: PNG file.
       panels: {name: [rows, columns]}.
       title, x_label, y_label: texts.
-      limits: (lowest, highest) value of the colours; None: of each panel.
+      limits: (lowest, highest) value of the colors; None: of each panel.
     """
     figure, axes = _figure(len(panels))
     low, high = limits or (None, None)
@@ -74,5 +74,5 @@ def _figure(count):
 def _save(figure, path):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(buffer.getvalue())

@@ -1,6 +1,6 @@
-"""How much of a picture a tokenizer keeps: PSNR, SSIM, LPIPS, and the FID of reconstructions (rFID).
+"""How much of a image a tokenizer keeps: PSNR, SSIM, LPIPS, and the FID of reconstructions (rFID).
 
-Pictures are encoded to the posterior's mean, decoded, and rounded to 8 bits before anything is measured.
+Images are encoded to the posterior's mean, decoded, and rounded to 8 bits before anything is measured.
 """
 
 import jax
@@ -9,8 +9,8 @@ import numpy as np
 
 from eqjax import pixels, sharding
 from eqjax.evaluation import statistics
-from eqjax.evaluation.parallel import Countdown, RowMap
-from eqjax.tokenizer.pieces import decode_images, encode_images
+from eqjax.evaluation.parallel import BatchedShardMap, ProgressLogger
+from eqjax.tokenizer.tiling import decode_images, encode_images
 
 _WINDOW, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
@@ -20,16 +20,16 @@ def ssim(images, reconstructions):
     """Structural similarity per image, for images in [-1, 1]: [B, H, W, 3] → [B].
 
     Gaussian window of 11 pixels and σ 1.5, each channel by itself, averaged over all places where the
-    window lies inside the picture.
+    window lies inside the image.
 
     Raises:
-      ValueError: pictures smaller than the window.
+      ValueError: images smaller than the window.
 
     Source: Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al., 2004),
     section III.
     """
     if min(images.shape[1:3]) < _WINDOW:
-        raise ValueError(f"SSIM needs pictures of at least {_WINDOW} × {_WINDOW} pixels, not {images.shape[1:3]}.")
+        raise ValueError(f"SSIM needs images of at least {_WINDOW} × {_WINDOW} pixels, not {images.shape[1:3]}.")
     offsets = jnp.arange(_WINDOW) - _WINDOW // 2
     weights = jnp.exp(-0.5 * jnp.square(offsets / _SIGMA))
     weights /= weights.sum()
@@ -73,15 +73,15 @@ def evaluate_reconstruction(
     Raises:
       ValueError: no tokenizer, or images that do not fit it; statistics of another protocol.
     """
-    model.need("tokenizer")
+    model.require("tokenizer")
     extra = None if lpips is None else lpips[0]
-    measure = RowMap(
+    measure = BatchedShardMap(
         _measure(None if lpips is None else lpips[1]),
         (model, extra),
         mesh or sharding.make_mesh(),
         rows_per_device,
     )
-    values, countdown = [], Countdown("reconstructions", images.count)
+    values, countdown = [], ProgressLogger("reconstructions", images.count)
 
     def reconstructions():
         for batch in images.batches():
@@ -110,7 +110,7 @@ def evaluate_reconstruction(
 
 
 def _measure(lpips):
-    """The traced function of `RowMap`: uint8 images → (uint8 reconstructions, {name: [b]})."""
+    """The traced function of `BatchedShardMap`: uint8 images → (uint8 reconstructions, {name: [b]})."""
 
     def measure(params, images):
         model, lpips_params = params

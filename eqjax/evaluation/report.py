@@ -9,9 +9,9 @@ import shutil
 from absl import logging
 import jax
 
-from eqjax import atomic
 from eqjax.evaluation import features, fid, generation, statistics
 from eqjax.evaluation.generation import fingerprint, generate
+from eqjax.io import atomic_write
 
 _COLUMNS = ("fid", "sfid", "inception_score", "kid", "precision", "recall")
 _COLUMNS += ("rfid", "rsfid", "psnr", "ssim", "lpips")
@@ -74,7 +74,7 @@ def evaluate_generation(
       reference_name: for the protocol.
       png, npz: also write the images so.
       keep: pooled features of so many images are kept for KID, precision and recall (see
-        `features.kept_images`); they are computed where the reference kept some too.
+        `features.stored_images`); they are computed where the reference kept some too.
 
     Returns:
       {"metrics": {name: number}, "protocol": {name: JSON value}}.
@@ -98,7 +98,7 @@ def evaluate_generation(
             protocol |= {"reference": reference_name, "reference_count": reference.count}
             if keep and reference.features is None:
                 logging.info(
-                    "No KID, precision and recall: %s holds no features, as ADM's files do not. launch.make_statistics "
+                    "No KID, precision and recall: %s holds no features, as ADM's files do not. eqjax.cli.make_statistics "
                     "writes them, from the images.",
                     reference_name or "the reference",
                 )
@@ -135,7 +135,7 @@ def save(folder, results):
     text = table(results)
     if jax.process_index() == 0:
         write_json(os.path.join(folder, "results.json"), results, indent=2)
-        with atomic.replacing(os.path.join(folder, "table.md")) as temporary:
+        with atomic_write(os.path.join(folder, "table.md")) as temporary:
             with open(temporary, "w", encoding="utf-8") as file:
                 file.write(text)
     return text
@@ -158,7 +158,7 @@ def earlier(folder):
         error = "no list of metrics with protocols"
     except (ValueError, TypeError, KeyError) as found:
         error = repr(found)
-    raise ValueError(f"{path} was not written by launch.evaluate, or was changed ({error}): give another --output.")
+    raise ValueError(f"{path} was not written by eqjax.cli.evaluate, or was changed ({error}): give another --output.")
 
 
 def _identity(result):
@@ -177,7 +177,7 @@ def json_values(values):
 
 def write_json(path, values, indent=None):
     """Writes `json_values`, whole or not at all."""
-    with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(json_values(values), file, indent=indent, allow_nan=False)
         file.write("\n")
 

@@ -19,8 +19,8 @@ import zlib
 from absl import logging
 import numpy as np
 
-from eqjax import atomic
 from eqjax.evaluation import fid
+from eqjax.io import atomic_write
 
 _FORMAT = "eqjax-statistics-1"
 # Of a protocol: what must agree for two sets of statistics to be comparable.
@@ -63,7 +63,7 @@ def save(path, statistics):
     if statistics.features is not None:
         arrays["features"] = statistics.features
     header = {"format": _FORMAT, "count": statistics.count, "protocol": statistics.protocol}
-    with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, protocol=json.dumps(header), **arrays)
 
 
@@ -77,7 +77,7 @@ def load(path):
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no statistics file at {path}; launch.make_statistics computes one from images.")
+        raise FileNotFoundError(f"no statistics file at {path}; eqjax.cli.make_statistics computes one from images.")
     wanted = ("mu", "sigma", "mu_s", "sigma_s", "features", "protocol")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -88,7 +88,7 @@ def load(path):
             f"{path} cannot be read as npz ({error}): truncated, damaged, or of another kind."
         ) from error
     if "mu" not in arrays or "sigma" not in arrays:
-        hint = " It holds images: compute statistics with launch.make_statistics." if "arr_0" in names else ""
+        hint = " It holds images: compute statistics with eqjax.cli.make_statistics." if "arr_0" in names else ""
         raise StatisticsError(f"{path} holds the arrays {names}; a statistics file needs mu and sigma.{hint}")
     if ("mu_s" in arrays) != ("sigma_s" in arrays):
         raise StatisticsError(f"{path} holds one of mu_s and sigma_s and not the other; found {names}.")
@@ -100,7 +100,7 @@ def load(path):
         logging.warning(
             "%s keeps the features of the first %d of its %d images, which are of few classes where files are sorted: "
             "they are left out, and with them KID, precision and recall. FID is right. Files that "
-            "launch.make_statistics writes now keep a uniform choice.",
+            "eqjax.cli.make_statistics writes now keep a uniform choice.",
             path,
             len(arrays.pop("features")),
             header["count"],
@@ -151,7 +151,7 @@ def _check_finite(path, arrays):
         if wrong:
             raise StatisticsError(
                 f"{path}: {wrong} of {array.size} values of {name} are NaN or infinite; make the file anew with "
-                "launch.make_statistics."
+                "eqjax.cli.make_statistics."
             )
 
 
@@ -179,7 +179,7 @@ def check_comparable(reference, protocol, sizes):
         if size != sizes[name]:
             raise StatisticsError(
                 f"the reference statistics are of {size} {name} features, this network gives {sizes[name]}: they "
-                "were made with another network or layer; make them with launch.make_statistics."
+                "were made with another network or layer; make them with eqjax.cli.make_statistics."
             )
     differences = [
         f"  {key}: reference {reference.protocol[key]!r}, here {protocol[key]!r}"
@@ -189,7 +189,7 @@ def check_comparable(reference, protocol, sizes):
     if differences:
         raise StatisticsError(
             "the reference statistics were made under another protocol; distances to them would mean nothing. Make "
-            "them anew from images treated alike, with launch.make_statistics.\n" + "\n".join(differences)
+            "them anew from images treated alike, with eqjax.cli.make_statistics.\n" + "\n".join(differences)
         )
 
 

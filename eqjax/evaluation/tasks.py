@@ -23,7 +23,7 @@ from eqjax.generator import column_weights
 
 
 @flax.struct.dataclass
-class Estimate:
+class MeanAndStderr:
     """A mean over batches, with its standard error.
 
     Attributes:
@@ -35,15 +35,15 @@ class Estimate:
 
 
 def estimate(samples):
-    """Samples [n, …] → their `Estimate`; the error of one sample is NaN."""
+    """Samples [n, …] → their `MeanAndStderr`; the error of one sample is NaN."""
     samples = np.asarray(samples, np.float64)
     n = len(samples)
     error = samples.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full(samples.shape[1:], np.nan)
-    return Estimate(samples.mean(0), error)
+    return MeanAndStderr(samples.mean(0), error)
 
 
 def column_losses(generator, params, batches, key):
-    """Loss of every column, without dropout: `Estimate` of [L].
+    """Loss of every column, without dropout: `MeanAndStderr` of [L].
 
     Args:
       generator, params: module and parameters.
@@ -63,7 +63,7 @@ def gradient_cosines(generator, params, batches, key):
       as `column_losses`; at least two batches.
 
     Returns:
-      (conflict, ceiling): `Estimate`s of [L, L], within a batch and between one batch and the next. The
+      (conflict, ceiling): `MeanAndStderr`s of [L, L], within a batch and between one batch and the next. The
       diagonal of the second is the ceiling; that of the first is 1.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 
 from eqjax import flow, sharding
 from eqjax.generator.flow_head import FlowHead
-from eqjax.generator.layers import Ring, layer_norm, remat_policy, stacked_blocks, window_mask, xavier
+from eqjax.generator.layers import KVCache, layer_norm, remat_policy, stacked_blocks, window_mask, xavier
 from eqjax.generator.rope import rope_angles
 
 _normal = nn.initializers.normal(0.02)
@@ -203,8 +203,8 @@ class Generator(nn.Module):
         options = dict(time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic)
         return jnp.mean(self._square_errors(latents, labels, **options), axis=(0, 1, 3))
 
-    def picture_losses(self, latents, labels, *, deterministic=False):
-        """As `column_losses`, of every picture: [B, L]."""
+    def per_image_losses(self, latents, labels, *, deterministic=False):
+        """As `column_losses`, of every image: [B, L]."""
         return jnp.mean(self._square_errors(latents, labels, deterministic=deterministic), axis=(0, 3))
 
     def _square_errors(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
@@ -220,7 +220,7 @@ class Generator(nn.Module):
         time = jax.random.uniform(self.make_rng("flow"), rows) if time is None else jnp.reshape(time, rows)
         shape = (*rows, self.latent_dim)
         noise = jax.random.normal(self.make_rng("flow"), shape) if noise is None else jnp.reshape(noise, shape)
-        time = flow.squeeze_time(sharding.constrain(time, None, "batch", None))
+        time = flow.to_training_time(sharding.constrain(time, None, "batch", None))
         noise = sharding.constrain(noise, None, "batch", None, None)
         velocity = self.velocity(flow.interpolate(latents, noise, time), time, context)  # [M, B, L, D]
         return jnp.square(velocity - flow.velocity_target(latents, noise))
@@ -234,36 +234,36 @@ class Generator(nn.Module):
         return Condition(keys, values, self.output_norm(tokens[:, -1]))
 
     @nn.nowrap
-    def empty_ring(self, batch, columns):
-        """A `Ring` before the first column, with the slots that `columns` columns need."""
+    def init_cache(self, batch, columns):
+        """A `KVCache` before the first column, with the slots that `columns` columns need."""
         slots = columns if self.window_size is None else min(self.window_size, columns)
         shape = (self.depth, batch, slots, self.num_heads, self.head_dim)
-        return Ring(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        return KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
-    def next_context(self, latent, column, ring, condition, max_position=None):
+    def decode_step(self, latent, column, cache, condition, max_position=None):
         """Takes in one column and gives the context of the next.
 
         Args:
           latent: [B, D], scaled, of column number `column`.
           column: integer; columns 0 … column − 1 have been taken in.
-          ring: their `Ring`.
+          cache: their `KVCache`.
           condition: of the batch's labels.
           max_position: queries of cross-attention, whose keys have no position, are rotated by this
             position at most; None: by their own, as published.
 
         Returns:
-          Context of column + 1, [B, E]; the ring with this column.
+          Context of column + 1, [B, E]; the cache with this column.
         """
         x = self.input_norm(self.latent_proj(jnp.asarray(latent, self.dtype)))[:, None]  # [B, 1, E]
         angles = rope_angles(column[None], self.head_dim)
         cross_angles = angles
         if max_position is not None:
             cross_angles = rope_angles(jnp.minimum(column, max_position)[None], self.head_dim)
-        slots = ring.keys.shape[2]
+        slots = cache.keys.shape[2]
         mask = jnp.arange(slots) <= column  # Slots not yet written hold nothing.
         keys_values = condition.keys, condition.values
-        x, ring = self.blocks.column(x, ring, keys_values, angles, cross_angles, column % slots, mask)
-        return self.output_norm(x[:, 0]), ring
+        x, cache = self.blocks.column(x, cache, keys_values, angles, cross_angles, column % slots, mask)
+        return self.output_norm(x[:, 0]), cache
 
     def flow_modulations(self, time, context):
         """`Modulations` of times [...] under contexts [..., E] that broadcast against each other."""

@@ -1,6 +1,6 @@
 """The transformer block of the generator: windowed causal self-attention, cross-attention, MLP.
 
-Letters: B batch, L columns, T condition tokens, E width, H heads, R ring slots.
+Letters: B batch, L columns, T condition tokens, E width, H heads, R cache slots.
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.2; pre-norm transformer blocks:
 arXiv 1706.03762.
@@ -35,7 +35,7 @@ def window_mask(length, window):
 
 
 @flax.struct.dataclass
-class Ring:
+class KVCache:
     """Keys and values of the last columns, in slots column mod R, per layer.
 
     Attributes:
@@ -66,7 +66,7 @@ class Block(nn.Module):
     """One layer. Condition tokens pass its MLP alone, so they depend on the class and nothing else.
 
     `condition` is that path, and gives the keys and values that columns attend to; `columns` takes
-    all columns of a sequence at once, `column` one column after those held in a ring.
+    all columns of a sequence at once, `column` one column after those held in a cache.
     """
 
     width: int
@@ -110,16 +110,16 @@ class Block(nn.Module):
         x = x + drop(self.cross_out(self._cross(x, keys_values, angles, drop)))
         return self._mlp(x, deterministic), None
 
-    def column(self, x, ring, keys_values, angles, cross_angles, slot, mask):
-        """The column at ring slot `slot`: [B, 1, E] → [B, 1, E], and the layer's ring with it inside."""
+    def column(self, x, cache, keys_values, angles, cross_angles, slot, mask):
+        """The column at cache slot `slot`: [B, 1, E] → [B, 1, E], and the layer's cache with it inside."""
         query, key, value = self._self_projections(x, angles)
-        ring = Ring(
-            jax.lax.dynamic_update_slice_in_dim(ring.keys, key, slot, axis=1),
-            jax.lax.dynamic_update_slice_in_dim(ring.values, value, slot, axis=1),
+        cache = KVCache(
+            jax.lax.dynamic_update_slice_in_dim(cache.keys, key, slot, axis=1),
+            jax.lax.dynamic_update_slice_in_dim(cache.values, value, slot, axis=1),
         )
-        x = x + self.self_out(attend(query, ring.keys, ring.values, mask))
+        x = x + self.self_out(attend(query, cache.keys, cache.values, mask))
         x = x + self.cross_out(self._cross(x, keys_values, cross_angles))
-        return self._mlp(x, True), ring
+        return self._mlp(x, True), cache
 
     def _self_projections(self, x, angles):
         query, key, value = jnp.moveaxis(self.self_qkv(self.self_norm(x)), -3, 0)

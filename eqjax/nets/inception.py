@@ -1,7 +1,7 @@
 """Inception v3 as FID uses it: the network of 2015-12-05 with 1008 outputs.
 
 It differs from the usual Inception v3: average pooling leaves padding out of the count, the last block
-pools by maximum, and pictures are resized as TensorFlow 1 did.
+pools by maximum, and images are resized as TensorFlow 1 did.
 
 Source: Szegedy et al., arXiv 1512.00567. FID: arXiv 1706.08500. sFID: arXiv 2103.03841.
 """
@@ -36,7 +36,7 @@ class InceptionFeatures:
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, normalisation by recorded statistics, ReLU."""
+    """Convolution without bias, normalization by recorded statistics, ReLU."""
 
     features: int
     kernel: tuple[int, int] = (1, 1)
@@ -185,7 +185,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Pictures [B, 299, 299, 3] in about [-1, 1] → `InceptionFeatures`."""
+        """Images [B, 299, 299, 3] in about [-1, 1] → `InceptionFeatures`."""
         conv = lambda name, *fields: ConvNorm(*fields, dtype=self.dtype, name=name)  # noqa: E731
         x = conv("conv_1a_3x3", 32, (3, 3), 2, "VALID")(x)  # [B, 149, 149, 32]
         x = conv("conv_2a_3x3", 32, (3, 3), 1, "VALID")(x)  # [B, 147, 147, 32]
@@ -217,11 +217,11 @@ FID_INCEPTION = Inception()
 
 
 def inception_features(params, images, module=FID_INCEPTION):
-    """Features of pictures of any size, resized to 299×299 as TensorFlow 1 does.
+    """Features of images of any size, resized to 299×299 as TensorFlow 1 does.
 
     Args:
       params: of `module`, from `eqjax.nets.load("inception")`.
-      images: [B, H, W, 3], uint8 or numbers in 0 … 255. Published figures are of 8-bit pictures: round
+      images: [B, H, W, 3], uint8 or numbers in 0 … 255. Published figures are of 8-bit images: round
         before, never truncate.
       module: an `Inception`.
 

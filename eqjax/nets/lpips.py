@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, by the features of VGG16.
+"""LPIPS: how different two images look, by the features of VGG16.
 
 Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric,
 arXiv 1801.03924.
@@ -11,13 +11,13 @@ import numpy as np
 
 from eqjax.nets.vgg import VGG16
 
-# What its authors subtract from, and divide by, pictures in [-1, 1].
+# What its authors subtract from, and divide by, images in [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 class LPIPS(nn.Module):
-    """Weighted squared differences of VGG16's features, each normalised over its channels.
+    """Weighted squared differences of VGG16's features, each normalized over its channels.
 
     Attributes:
       widths: of the convolutions, see `VGG16`.
@@ -29,14 +29,14 @@ class LPIPS(nn.Module):
 
     @nn.compact
     def __call__(self, x, y):
-        """Pictures [B, H, W, 3] in [-1, 1], both sides at least 16 → distances, float32 [B]."""
+        """Images [B, H, W, 3] in [-1, 1], both sides at least 16 → distances, float32 [B]."""
         if x.shape != y.shape or min(x.shape[1:3]) < 2 ** (len(self.widths) - 1):
             raise ValueError(
-                f"LPIPS compares pictures of equal shapes with sides of at least {2 ** (len(self.widths) - 1)} pixels, "
+                f"LPIPS compares images of equal shapes with sides of at least {2 ** (len(self.widths) - 1)} pixels, "
                 f"got {x.shape} and {y.shape}."
             )
         vgg = VGG16(self.widths, self.dtype, name="vgg")
-        # Two passes: where only one of the pictures is differentiated, only its pass is run backwards.
+        # Two passes: where only one of the images is differentiated, only its pass is run backwards.
         distance = jnp.zeros(len(x), jnp.float32)
         for i, (a, b) in enumerate(zip(vgg((x - _SHIFT) / _SCALE), vgg((y - _SHIFT) / _SCALE), strict=True)):
             difference = jnp.square(_normalize(a) - _normalize(b))  # [B, h, w, C]
@@ -45,15 +45,15 @@ class LPIPS(nn.Module):
 
     def init_params(self, key):
         """New parameters (float32)."""
-        picture = jnp.zeros((1, 16, 16, 3))
-        return self.init(key, picture, picture)["params"]
+        image = jnp.zeros((1, 16, 16, 3))
+        return self.init(key, image, image)["params"]
 
 
 VGG_LPIPS = LPIPS()
 
 
 def lpips(params, x, y, module=VGG_LPIPS):
-    """LPIPS of pairs of pictures; gradients flow to the pictures and not to the parameters.
+    """LPIPS of pairs of images; gradients flow to the images and not to the parameters.
 
     Args:
       params: of `module`, from `eqjax.nets.load("lpips")`.
@@ -64,7 +64,7 @@ def lpips(params, x, y, module=VGG_LPIPS):
       float32 [B].
 
     Raises:
-      ValueError: shapes that differ, or pictures too small for the network.
+      ValueError: shapes that differ, or images too small for the network.
     """
     return module.apply({"params": jax.lax.stop_gradient(params)}, x, y)
 

@@ -1,14 +1,14 @@
 """Resizing as other frameworks do it, to the last digit: every method is a matrix per axis.
 
-A frozen network has seen pictures resized in one way, and published numbers depend on it. Output
-pixel o of an axis is row o of a matrix [out, in] times the input pixels, so that pictures are resized
+A frozen network has seen images resized in one way, and published numbers depend on it. Output
+pixel o of an axis is row o of a matrix [out, in] times the input pixels, so that images are resized
 by two products, which differentiate and run anywhere.
 
 Methods:
-  bicubic: PyTorch's, a = −0.75, pixel centres at half integers, no antialiasing, edges repeated.
+  bicubic: PyTorch's, a = −0.75, pixel centers at half integers, no antialiasing, edges repeated.
   bicubic_antialias: PyTorch's with antialias=True, a = −0.5; the kernel widens when shrinking.
   area: PyTorch's, which is adaptive average pooling.
-  bilinear_tf1: TensorFlow 1's, without half-pixel centres.
+  bilinear_tf1: TensorFlow 1's, without half-pixel centers.
 
 Source: cubic convolution: Keys, IEEE Trans. ASSP 29(6), 1981.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 
 def resize(images, size, method):
-    """Resizes pictures or feature maps; differentiable, always in float32.
+    """Resizes images or feature maps; differentiable, always in float32.
 
     Args:
       images: [B, H, W, C].
@@ -52,9 +52,9 @@ def interpolation_matrix(size, out, method):
 
 
 def _bicubic(size, out):
-    centres = (np.arange(out) + 0.5) * (size / out) - 0.5
-    taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)
-    weights = _cubic(centres[:, None] - taps, -0.75)
+    centers = (np.arange(out) + 0.5) * (size / out) - 0.5
+    taps = np.floor(centers).astype(int)[:, None] + np.arange(-1, 3)
+    weights = _cubic(centers[:, None] - taps, -0.75)
     return _scatter(np.clip(taps, 0, size - 1), weights, size)
 
 

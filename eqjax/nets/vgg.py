@@ -20,7 +20,7 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Normalised pictures [B, H, W, 3] → five maps, [B, H, W, 64] … [B, H/16, W/16, 512]."""
+        """Normalised images [B, H, W, 3] → five maps, [B, H, W, 64] … [B, H/16, W/16, 512]."""
         features, layer = [], 0
         for stage, widths in enumerate(self.widths):
             if stage:

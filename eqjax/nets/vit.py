@@ -1,6 +1,6 @@
 """One vision transformer that serves DINO S/16 (a critic's eyes) and DINOv2 B/14 (a semantic target).
 
-Letters: B pictures, N patches, C width, h and w rows and columns of patches.
+Letters: B images, N patches, C width, h and w rows and columns of patches.
 
 Source: ViT: arXiv 2010.11929. DINO: arXiv 2104.14294. DINOv2: arXiv 2304.07193.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from eqjax.nets.resize import resize
 
-# Mean and deviation of ImageNet's pictures in [0, 1].
+# Mean and deviation of ImageNet's images in [0, 1].
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -74,15 +74,15 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Normalised pictures [B, H, W, 3], sides divisible by `patch_size`, → float32 tokens.
+        """Normalised images [B, H, W, 3], sides divisible by `patch_size`, → float32 tokens.
 
         Returns:
           With `readouts`, a tuple of [B, N, C]: patch tokens plus the class token. Otherwise
-          normalised patch tokens [B, h, w, C].
+          normalized patch tokens [B, h, w, C].
         """
         p = self.patch_size
         if x.shape[1] % p or x.shape[2] % p:
-            raise ValueError(f"pictures of {x.shape[1]}×{x.shape[2]} pixels do not divide into patches of {p}×{p}.")
+            raise ValueError(f"images of {x.shape[1]}×{x.shape[2]} pixels do not divide into patches of {p}×{p}.")
         b, h, w = len(x), x.shape[1] // p, x.shape[2] // p
         # A product, as the gradient of a convolution of stride p spends p² times the work on zeros.
         x = x.reshape(b, h, p, w, p, 3).swapaxes(2, 3)  # [B, h, w, p, p, 3]
@@ -129,7 +129,7 @@ def dino_features(params, images, module=DINO_S16):
 
 
 def dino_resize(images, side=224):
-    """Pictures [B, H, W, 3] → [B, side, side, 3]: by area where they are higher, else bicubic."""
+    """Images [B, H, W, 3] → [B, side, side, 3]: by area where they are higher, else bicubic."""
     if images.shape[1:3] == (side, side):
         return images
     return resize(images, (side, side), "area" if images.shape[1] > side else "bicubic")

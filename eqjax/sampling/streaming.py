@@ -3,7 +3,7 @@
 Windows have one width, so that decoding compiles once; what lies left of the next window is final.
 
 - `halo`: the tokenizer's operations are local. A window is a strip with the columns that decide it on
-  either side, and the strips are the whole picture's pixels.
+  either side, and the strips are the whole image's pixels.
 - `overlap`: the tokenizer sees the whole window, as the published one does. Windows of the training
   width overlap, and pixels go linearly from one window to the next over the overlap.
 """
@@ -23,7 +23,7 @@ def _decode(tokenizer, params, latents):
 
 
 class StreamDecoder:
-    """Scaled latents in, strips of pixels out: of one picture, or of a batch of pictures side by side.
+    """Scaled latents in, strips of pixels out: of one image, or of a batch of images side by side.
 
     Attributes:
       window: columns decoded at once.
@@ -40,7 +40,7 @@ class StreamDecoder:
         self._scale, self._width, self._strip = latent_scale, tokenizer.column_width, strip_columns
         self._halo = tokenizer.halo_columns
         if self._halo is None:
-            self.window = max(2, tokenizer.resolution // tokenizer.column_width)  # Training pictures are square.
+            self.window = max(2, tokenizer.resolution // tokenizer.column_width)  # Training images are square.
             self._strip = self.window - self.window // 2
         else:
             self.window = strip_columns + 2 * self._halo
@@ -66,7 +66,7 @@ class StreamDecoder:
             if self.received < first + self.window or (last and self.received == first + self.window):
                 break
             strips.append(self._decode_strip(first, self.emitted + self._strip))
-        # Windows at the end are moved inside: the picture's border stays a border.
+        # Windows at the end are moved inside: the image's border stays a border.
         while last and self.emitted < self.received:
             first = max(min(self._first(), self.received - self.window), 0)
             reaches_end = first + self.window >= self.received

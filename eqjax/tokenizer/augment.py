@@ -1,7 +1,7 @@
-"""Differentiable augmentation: what a discriminator sees is shifted, recoloured and partly covered.
+"""Differentiable augmentation: what a discriminator sees is shifted, recolored and partly covered.
 
-Real pictures and reconstructions go through the same operations, so the discriminator cannot learn the few
-training pictures by heart, and gradients reach the reconstruction through them.
+Real images and reconstructions go through the same operations, so the discriminator cannot learn the few
+training images by heart, and gradients reach the reconstruction through them.
 
     translate → brightness → saturation → contrast → cutout
 
@@ -11,7 +11,7 @@ Source: Differentiable Augmentation for Data-Efficient GAN Training, arXiv 2006.
 import jax
 import jax.numpy as jnp
 
-NUM_NUMBERS = 7
+NUM_UNIFORMS = 7
 TRANSLATION = 0.125  # Largest shift, as a share of height and width.
 CUTOUT = 0.2  # Height and width of the covered square, as a share of theirs.
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from eqjax.tokenizer.encoder import from_columns, mid
 from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, Up, depth_to_space, make_norm
-from eqjax.tokenizer.stages import Stages
+from eqjax.tokenizer.levels import LevelStack
 
 
 class Decoder(nn.Module):
     """Column features to images, and the feature map that the semantic head reads."""
 
-    stages: Stages
+    levels: LevelStack
     norm: str = "group"
     dtype: jnp.dtype = jnp.float32
 
@@ -24,15 +24,15 @@ class Decoder(nn.Module):
     def __call__(self, columns):
         """[B, L, z·h] → images [B, H, W, 3] (not clipped), semantic map [B, h, L, C]."""
         kind = dict(norm=self.norm, dtype=self.dtype)
-        levels = self.stages.levels
+        levels = self.levels.levels
         x = Conv(columns.shape[-1], (3,), dtype=self.dtype, name="columns")(columns)
-        x = from_columns(x, self.stages.height)  # [B, h, L, z]
+        x = from_columns(x, self.levels.height)  # [B, h, L, z]
         x = Conv(levels[-1].width, dtype=self.dtype, name="conv_in")(x)
-        x = mid(x, self.stages, kind)
+        x = mid(x, self.levels, kind)
         semantic_map = None
         for i in reversed(range(len(levels))):
             level = levels[i]
-            for j in range(self.stages.num_res_blocks + 1):
+            for j in range(self.levels.num_res_blocks + 1):
                 x = ResBlock(level.width, **kind, name=f"level{i}_block{j}")(x)
                 if level.attends:
                     x = AttentionBlock(level.window, **kind, name=f"level{i}_attention{j}")(x)
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
                 # is exactly where the encoder halved them between levels i − 1 and i.
                 x = Up(levels[i - 1].down, dtype=self.dtype, name=f"level{i}_up")(x)
         x = nn.silu(make_norm(self.norm, x.shape[-1], self.dtype, "norm_out")(x))
-        patch = self.stages.patch_size
+        patch = self.levels.patch_size
         x = Conv(3 * patch**2, dtype=self.dtype, name="conv_out")(x)
         images = depth_to_space(x, (patch, patch))
         return images.astype(jnp.float32), semantic_map

@@ -1,4 +1,4 @@
-"""Discriminators: real pictures or reconstructions → logits.
+"""Discriminators: real images or reconstructions → logits.
 
 `FeatureDiscriminator` judges the readouts of a frozen vision transformer, by one small head per readout;
 `PatchDiscriminator` judges overlapping patches of pixels and needs no pretrained network. Both normalise by the
@@ -21,7 +21,7 @@ from eqjax.tokenizer.layers import torch_bias_init, torch_kernel_init
 
 
 class BatchStatistics(nn.Module):
-    """Affine normalisation over images and positions of a batch, in groups of images.
+    """Affine normalization over images and positions of a batch, in groups of images.
 
     Attributes:
       group_size: images per group, at most; None: the whole batch is one group.
@@ -154,7 +154,7 @@ class PatchDiscriminator(nn.Module):
 
     Attributes:
       channels: width after the first layer; doubles with every layer, up to eight times.
-      num_layers: layers that halve the picture.
+      num_layers: layers that halve the image.
       dtype: compute dtype; parameters, statistics and logits are float32.
     """
 

@@ -25,7 +25,7 @@ def torch_kernel_init(key, shape, dtype=jnp.float32):
 
 
 def torch_bias_init(fan_in):
-    """Returns an initialiser, uniform in ±1/sqrt(fan_in): PyTorch's default for biases."""
+    """Returns an initializer, uniform in ±1/sqrt(fan_in): PyTorch's default for biases."""
     bound = 1 / math.sqrt(fan_in)
 
     def init(key, shape, dtype=jnp.float32):
@@ -63,9 +63,9 @@ class Conv(nn.Module):
 
 
 def make_norm(kind, channels, dtype, name):
-    """The normalisation layer called `kind`: statistics in float32, affine.
+    """The normalization layer called `kind`: statistics in float32, affine.
 
-    "group" is the published one: GroupNorm over the whole picture, 32 groups. Widths that 32 does not
+    "group" is the published one: GroupNorm over the whole image, 32 groups. Widths that 32 does not
     divide, which the published one cannot have, get groups of 4 channels: a group of one would lose
     the mean of its channel. "pixel" (root mean square over channels) and "layer" (mean and variance
     over channels) see one position alone, which keeps the tokenizer local.
@@ -100,7 +100,7 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """norm → single-head attention over positions → projection, plus the input.
 
-    Fields: window, in feature columns to either side; None attends to the whole picture.
+    Fields: window, in feature columns to either side; None attends to the whole image.
     """
 
     window: int | None = None

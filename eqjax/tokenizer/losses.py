@@ -1,4 +1,4 @@
-"""Losses of adversarial training, on logits: large where the discriminator believes in a real picture.
+"""Losses of adversarial training, on logits: large where the discriminator believes in a real image.
 
 Source: hinge loss, arXiv 1705.02894; adaptive weight, arXiv 2012.09841, section 3.1.
 """

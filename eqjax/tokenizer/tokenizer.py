@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from eqjax.tokenizer.decoder import Decoder, SemanticConfig, SemanticHead
 from eqjax.tokenizer.encoder import Encoder
 from eqjax.tokenizer.layers import NORMS, Conv
+from eqjax.tokenizer.levels import LevelStack
 from eqjax.tokenizer.posterior import Posterior
-from eqjax.tokenizer.stages import Stages
 
 # Top-level parameters that decide the latents; the others decide what they decode to.
 ENCODER_PARTS = ("encoder", "quant", "linear_encode")
@@ -49,7 +49,7 @@ class Tokenizer(nn.Module):
       embed_dim: latent size D.
       square_downsamples: how many of the downsamplings halve columns too; the others halve rows.
       semantic: a `SemanticConfig` or a mapping of its fields; None: no semantic head.
-      norm: "group" as published (statistics of the whole picture), or one of the local norms
+      norm: "group" as published (statistics of the whole image), or one of the local norms
         "pixel" and "layer".
       attention_window: attention reaches this many latent columns to either side; None: all, as
         published. With a local norm and a window every operation is local: the tokenizer is then
@@ -91,10 +91,10 @@ class Tokenizer(nn.Module):
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r} is not one of {NORMS}.")
         self._check_ranges()
-        if self.resolution % self.stages.stride[0]:
+        if self.resolution % self.levels.stride[0]:
             raise ValueError(
                 f"resolution={self.resolution} is not a multiple of the row stride "
-                f"{self.stages.stride[0]} of {len(self.channel_multipliers)} levels on patches of "
+                f"{self.levels.stride[0]} of {len(self.channel_multipliers)} levels on patches of "
                 f"{self.patch_size}."
             )
         if self.attention_window is not None and self.attention_window < 0:
@@ -102,7 +102,7 @@ class Tokenizer(nn.Module):
         heights = [self.resolution // (self.patch_size * 2**i) for i in range(len(self.channel_multipliers))]
         if unknown := [height for height in self.attention_resolutions if height not in heights]:
             raise ValueError(f"attention_resolutions {unknown} are not among the levels' heights {heights}.")
-        for level in self.stages.levels[:-1]:
+        for level in self.levels.levels[:-1]:
             if level.width % math.prod(level.down):
                 raise ValueError(
                     f"a level of channels · multiplier = {level.width} channels cannot be halved by {level.down}: its "
@@ -122,10 +122,10 @@ class Tokenizer(nn.Module):
 
     def setup(self):
         kind = dict(norm=self.norm, dtype=self.dtype)
-        self.encoder = Encoder(self.stages, self.z_channels, **kind)
+        self.encoder = Encoder(self.levels, self.z_channels, **kind)
         self.quant = Conv(self.embed_dim, (3,), dtype=self.dtype)
-        self.post_quant = Conv(self.z_channels * self.stages.height, (3,), dtype=self.dtype)
-        self.decoder = Decoder(self.stages, **kind)
+        self.post_quant = Conv(self.z_channels * self.levels.height, (3,), dtype=self.dtype)
+        self.decoder = Decoder(self.levels, **kind)
         if self.semantic is not None:
             self.semantic_head = SemanticHead(self.semantic, **kind)
         if self.linear_path:
@@ -134,9 +134,9 @@ class Tokenizer(nn.Module):
             self.linear_decode = nn.Dense(pixels, use_bias=False, dtype=self.dtype)
 
     @property
-    def stages(self):
-        """The resolution levels, a `Stages`."""
-        return Stages(
+    def levels(self):
+        """The resolution levels, a `LevelStack`."""
+        return LevelStack(
             self.channels,
             self.channel_multipliers,
             self.num_res_blocks,
@@ -150,7 +150,7 @@ class Tokenizer(nn.Module):
     @property
     def column_width(self):
         """Pixels per column: image widths are multiples of it."""
-        return self.stages.stride[1]
+        return self.levels.stride[1]
 
     @property
     def halo_columns(self):
@@ -159,7 +159,7 @@ class Tokenizer(nn.Module):
         Encoding (or decoding) a piece with this many columns around it, and dropping them from the
         result, equals the same piece of the whole. None where every column depends on all.
         """
-        return None if self.norm == "group" else self.stages.halo_columns()
+        return None if self.norm == "group" else self.levels.halo_columns()
 
     @nn.nowrap
     def init_params(self, key):
@@ -235,7 +235,7 @@ class Tokenizer(nn.Module):
             raise ValueError(f"images have shape {tuple(shape)}; expected [batch, height, width, 3].")
         if shape[1] != self.resolution:
             raise ValueError(
-                f"image height {shape[1]} does not fit this tokenizer, which encodes pictures "
+                f"image height {shape[1]} does not fit this tokenizer, which encodes images "
                 f"{self.resolution} pixels high; resize them to that height."
             )
         if shape[2] < width or shape[2] % width:

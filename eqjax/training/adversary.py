@@ -22,7 +22,7 @@ def default_config():
     config = ml_collections.ConfigDict()
     config.kind = "dino"  # "dino" (heads on frozen DINO features) or "patch" (PatchGAN, needs no pretrained file).
     config.channels = 64  # Of PatchGAN's first layer.
-    config.num_layers = 3  # Of PatchGAN: layers that halve the picture.
+    config.num_layers = 3  # Of PatchGAN: layers that halve the image.
     return config
 
 
@@ -162,7 +162,7 @@ def make_objective(config, tokenizer):
     objective = Objective(
         tokenizer,
         kl_weight=terms.kl_weight,
-        squared_weight=terms.squared_weight,
+        l2_weight=terms.l2_weight,
         perceptual_weight=terms.perceptual_weight,
         semantic_weight=terms.semantic_weight,
         adversarial_weight=terms.adversarial_weight,

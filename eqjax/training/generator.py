@@ -20,36 +20,38 @@ import optax
 from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import make_source
-from eqjax.evaluation import Extractor, Settings, inception, report, statistics
+from eqjax.evaluation import Extractor, Settings, networks, report, statistics
 from eqjax.generator import LOGICAL_AXES, column_weights, mean_loss
-from eqjax.sampling import Model
-from eqjax.training import diagnosis, latents, loop, optim, settings
+from eqjax.latent_cache import check
+from eqjax.model import Model
+from eqjax.training import loop, nan_report, optim
+from eqjax.training.config import check_config, common_config, module_fields, resolve
 from eqjax.training.state import TrainState, ema_update, stream
 
 
 def default_config():
     """The full configuration of a generator's training: published L size and recipe on ImageNet."""
-    config = settings.default_config()
+    config = common_config()
     config.stage = "generator"
-    config.generator = settings.module_fields(pretrained.Generator())
+    config.generator = module_fields(pretrained.Generator())
     config.tokenizer_weights = config_dict.placeholder(str)  # A name, file or workdir; see load_pretrained.
     # Numbers of the columns whose loss is trained, (0, 1, 2, 3), for zero-shot transfer to the others; None: all.
     config.loss_columns = config_dict.placeholder(tuple)
     config.accumulation_steps = 1  # Parts that a batch is taken in, one after another, to save memory.
-    config.eval_images = 256  # Held-out pictures for the loss; at most what there is.
-    config.sample_columns = 16  # Of the pictures drawn during training.
+    config.eval_images = 256  # Held-out images for the loss; at most what there is.
+    config.sample_columns = 16  # Of the images drawn during training.
     config.sample_guidance = 3.0
     config.sample_flow_steps = 50
-    config.metrics = ml_collections.ConfigDict()  # FID and its family of pictures drawn during training.
+    config.metrics = ml_collections.ConfigDict()  # FID and its family of images drawn during training.
     config.metrics.every = 0  # Steps, a multiple of eval_every; 0: none.
     config.metrics.num_images = 10_000
-    config.metrics.reference = config_dict.placeholder(str)  # A statistics file; see launch.make_statistics.
+    config.metrics.reference = config_dict.placeholder(str)  # A statistics file; see eqjax.cli.make_statistics.
     config.metrics.guidance_scale = 1.0
     config.metrics.num_flow_steps = 50
     config.metrics.nets_folder = config_dict.placeholder(str)  # Where Inception's weights lie.
     config.data = default_data_config()
     config.optimizer = optim.default_config()
-    config.optimizer.update(dict(learning_rate=1e-4, weight_decay=0.02, clip_norm=3.0, ema_decay=0.9999))
+    config.optimizer.update(dict(learning_rate=1e-4, weight_decay=0.02, grad_clip_norm=3.0, ema_decay=0.9999))
     return config
 
 
@@ -68,8 +70,8 @@ def train_and_evaluate(config, workdir):
     Raises:
       ValueError: an unknown or impossible field; a tokenizer that does not fit.
     """
-    settings.check_config(config, default_config())
-    config = settings.resolve(config)
+    check_config(config, default_config())
+    config = resolve(config)
     return loop.train(config, workdir, make_stage(config, workdir))
 
 
@@ -77,11 +79,11 @@ def load_tokenizer(config):
     """The frozen tokenizer's `Weights`, checked against data and generator.
 
     Raises:
-      ValueError: no tokenizer in the file, or another latent size or picture height.
+      ValueError: no tokenizer in the file, or another latent size or image height.
     """
     if not config.tokenizer_weights:
         raise ValueError("set tokenizer_weights: a shipped model's name, a weights file, or a tokenizer run's workdir.")
-    path = pretrained.find(config.tokenizer_weights)
+    path = pretrained.resolve_path(config.tokenizer_weights)
     weights = pretrained.load(path)
     if "tokenizer" not in weights.modules:
         raise ValueError(f"{path} holds no tokenizer; give tokenizer_weights a file written by tokenizer training.")
@@ -98,17 +100,17 @@ def load_tokenizer(config):
 
 
 def make_stage(config, workdir=None):
-    """The `loop.Stage` of a generator configuration; `workdir` is where `config.metrics` draws its pictures."""
-    generator = pretrained.make_module("generator", dict(config.generator))
+    """The `loop.Stage` of a generator configuration; `workdir` is where `config.metrics` draws its images."""
+    generator = pretrained.build_module("generator", dict(config.generator))
     weights = load_tokenizer(config)
     names = _check_data(config, generator.num_classes, weights)
     tokenizer = weights.modules["tokenizer"]
-    scale = latents.latent_scale(weights)
+    scale = check.latent_scale(weights)
     # Frozen parameters are arguments of every program that uses them, never its constants.
     frozen = weights.params["tokenizer"]
-    encoder = {} if config.data.source == "latents" else latents.encoding_params(frozen)
+    encoder = {} if config.data.source == "latents" else check.encoding_params(frozen)
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    encode = latents.make_encode(tokenizer, scale)
+    encode = check.make_encode(tokenizer, scale)
     steps = make_steps(generator, optimizer, encode, config)
     # Its parameters are not made yet: their shapes.
     model = Model(tokenizer, frozen, generator, pretrained.abstract_params(generator), scale, names)
@@ -123,7 +125,7 @@ def make_stage(config, workdir=None):
         latents, labels = encode(frozen, batch, stream(key, "posterior"))
         rngs = {name: stream(key, name) for name in ("flow", "rope")}
         return generator.apply(
-            {"params": params}, latents, labels, deterministic=True, method="picture_losses", rngs=rngs
+            {"params": params}, latents, labels, deterministic=True, method="per_image_losses", rngs=rngs
         )
 
     open_evaluation = functools.partial(loop.held_out, config)
@@ -145,7 +147,7 @@ def make_stage(config, workdir=None):
     def model_of(state):
         return model.replace(generator_params=sharding.local(state.ema_params))
 
-    def pictures(state, batch):
+    def show_images(state, batch):
         del batch
         images = model_of(state).sample(
             list(range(min(16, generator.num_classes))),
@@ -171,12 +173,12 @@ def make_stage(config, workdir=None):
     def diagnose(state, batch, key):
         params, batch = sharding.gather(state.params), sharding.gather(batch)
         rows = functools.partial(jax.jit(encode), encoder)
-        return diagnosis.first_bad_module(generator, params, rows, batch, key, config.accumulation_steps)
+        return nan_report.first_nonfinite_module(generator, params, rows, batch, key, config.accumulation_steps)
 
     step, plain_step = (jax.tree_util.Partial(step, encoder) for step in steps)
     return loop.Stage(
-        init, step, evaluate, pictures, export, LOGICAL_AXES, diagnose, plain_step,
-        tokenizer=latents.tokenizer_hash(frozen), open_evaluation=open_evaluation,
+        init, step, evaluate, show_images, export, LOGICAL_AXES, diagnose, plain_step,
+        tokenizer=check.tokenizer_hash(frozen), open_evaluation=open_evaluation,
     )  # fmt: skip
 
 
@@ -195,7 +197,7 @@ def _check_data(config, num_classes, weights):
         )
     if config.data.source == "latents":
         evaluation = make_source(config.data, train=not config.eval_every)  # Where it is wanted.
-        latents.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
+        check.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
     if config.loss_columns is not None:
         column_weights(config.data.width // weights.modules["tokenizer"].column_width, config.loss_columns)
     return tuple(source.class_names)
@@ -207,14 +209,14 @@ def _make_sample_metrics(config, model, workdir):
     if not config.eval_every or metrics.every % config.eval_every:
         raise ValueError(f"metrics.every={metrics.every} must be a multiple of eval_every={config.eval_every}.")
     if not metrics.reference:
-        raise ValueError("set metrics.reference: a statistics file, written by launch.make_statistics or ADM's.")
+        raise ValueError("set metrics.reference: a statistics file, written by eqjax.cli.make_statistics or ADM's.")
     protocol = Settings(
         num_columns=config.data.width // model.tokenizer.column_width,
         guidance_scale=metrics.guidance_scale,
         num_flow_steps=metrics.num_flow_steps,
     )
     reference = statistics.load(metrics.reference)
-    extractor = Extractor(inception.inception(metrics.nets_folder))
+    extractor = Extractor(networks.inception(metrics.nets_folder))
     compared = dict(extractor=extractor, reference=reference)
     report.check_generation(model, protocol, metrics.num_images, **compared)
     return report.periodic_evaluation(
@@ -237,7 +239,7 @@ def make_steps(generator, optimizer, encode, config):
             def compute(_, batch, key):
                 return jax.value_and_grad(loss_fn, has_aux=True)(state.params, frozen, batch, key), None
 
-            ((loss, columns), grads), _ = optim.accumulated(compute, batch, key, config.accumulation_steps)
+            ((loss, columns), grads), _ = optim.accumulate_gradients(compute, batch, key, config.accumulation_steps)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             ema_params = ema_update(state.ema_params, params, optim.ema_decay(config.optimizer, state.step + 1))

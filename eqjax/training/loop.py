@@ -1,4 +1,4 @@
-"""The loop both stages share: data → step → logs, pictures, checkpoints."""
+"""The loop both stages share: data → step → logs, images, checkpoints."""
 
 from collections.abc import Callable
 import contextlib
@@ -11,12 +11,19 @@ from absl import logging
 import jax
 import ml_collections
 
-from eqjax import hardware, sharding
+from eqjax import sharding
 from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
 from eqjax.data import eval_batches, make_iterator
-from eqjax.training import flops
-from eqjax.training.guard import Preempted, StepWatch, StopSignal, WorkdirLock, not_finite, skip_bad_updates
-from eqjax.training.metrics import MetricWriter, Progress
+from eqjax.perf import chips, flops
+from eqjax.training.fault_tolerance import (
+    Preempted,
+    StepWatch,
+    StopSignal,
+    WorkdirLock,
+    not_finite,
+    skip_nonfinite_updates,
+)
+from eqjax.training.logging import MetricWriter, Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Stage:
         loss and the gradients' norms among them. A `jax.tree_util.Partial` brings frozen arrays as
         arguments, which would otherwise become constants of the compiled program.
       evaluate: state → {name: number}, on held-out data.
-      pictures: (state, batch) → {name: uint8 picture}; the batch is numpy, the same everywhere.
+      images: (state, batch) → {name: uint8 image}; the batch is numpy, the same everywhere.
       export: (state, path) → None, writes the averaged weights.
       rules: how the state is split over a mesh, as `sharding.spec_for` takes them.
       diagnose: (state before the step, batch, key) → text: what is the first that is not finite; or None.
@@ -47,7 +54,7 @@ class Stage:
     init: Callable
     step: Callable
     evaluate: Callable
-    pictures: Callable
+    images: Callable
     export: Callable
     rules: tuple = ()
     diagnose: Callable | None = None
@@ -94,7 +101,7 @@ def train(config, workdir, stage):
             stage.open_evaluation(mesh)
         writer = stack.enter_context(MetricWriter(workdir, config.wandb_project))
         stop = stack.enter_context(StopSignal())
-        watch = StepWatch(config.max_skipped)
+        watch = StepWatch(config.max_consecutive_nonfinite)
         # Shapes alone: a state beside the one that is read would take twice the memory.
         restored = checkpoints.restore(abstract_state(stage, mesh, root))
         if restored is None:
@@ -102,7 +109,11 @@ def train(config, workdir, stage):
         else:
             state, position = restored
             _check_tokenizer(workdir, position.pop("tokenizer", None), stage.tokenizer)
-            watch = StepWatch(config.max_skipped, position.pop("skipped", 0), position.pop("skipped_in_a_row", 0))
+            watch = StepWatch(
+                config.max_consecutive_nonfinite,
+                position.pop("nonfinite_steps", 0),
+                position.pop("consecutive_nonfinite", 0),
+            )
             data.set_state(position)
             logging.info("Resuming %s at step %d.", workdir, state.step)
         writer.config(config)  # Only now: a run that is refused leaves the configuration of the one before it.
@@ -144,7 +155,7 @@ def abstract_state(stage, mesh, root):
 
 def initial_state(stage, mesh, root):
     """The state before the first step, made where it is to lie."""
-    # Every random array is a long program to the CPU compiler: optimising the initialiser of a small
+    # Every random array is a long program to the CPU compiler: optimizing the initializer of a small
     # model took a minute and a half, for something that runs once.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(stage, mesh, root))
@@ -170,7 +181,7 @@ def compile_step(stage, mesh, state, root):
     shardings = sharding.state_shardings(state, mesh, stage.rules)
 
     def run(step, state, batch):
-        return skip_bad_updates(step)(state, batch, jax.random.fold_in(root, state.step))
+        return skip_nonfinite_updates(step)(state, batch, jax.random.fold_in(root, state.step))
 
     return _OnMesh(mesh, step, jax.jit(run, donate_argnums=1, out_shardings=(shardings, sharding.replicated(mesh))))
 
@@ -259,7 +270,7 @@ class _Run:
             batch = sharding.shard_batch(next(self.data), self.mesh)
             if rate_of is None:
                 with progress.paused():  # For compiling.
-                    rate_of = _utilisation(self.stage, self.mesh, state, batch)
+                    rate_of = _utilization(self.stage, self.mesh, state, batch)
                     state, metrics = step_fn(state, batch)
             else:
                 state, metrics = step_fn(state, batch)
@@ -271,9 +282,9 @@ class _Run:
             if self._due(step, config.log_every):
                 values = jax.device_get(metrics)
                 values.pop("finite")
-                values["skipped"] = self.watch.skipped
-                if self.data.num_bad is not None:
-                    values["bad_pictures"] = self.data.num_bad
+                values["nonfinite_steps"] = self.watch.nonfinite_steps
+                if self.data.num_corrupt is not None:
+                    values["corrupt_images"] = self.data.num_corrupt
                 rate = progress.update(step, values)
                 self.writer.scalars(step, {**values, "images_per_second": rate, **rate_of(rate / config.batch_size)})
             with progress.paused():
@@ -286,7 +297,7 @@ class _Run:
         return state
 
     def _beside(self, step, state, batch):
-        """Evaluation, pictures and checkpoints, where they are due."""
+        """Evaluation, images and checkpoints, where they are due."""
         config, results, save = self.config, {}, self._due(step, self.config.checkpoint_every)
         if save and not config.keep_best:  # Otherwise the step is saved with what it measured.
             self._save(step, state)
@@ -301,9 +312,9 @@ class _Run:
                 raise
         if save:
             self._save(step, state, results)
-        if self._due(step, config.picture_every):
-            for name, picture in self.stage.pictures(state, sharding.gather(batch)).items():
-                self.writer.picture(step, name, picture)
+        if self._due(step, config.image_every):
+            for name, image in self.stage.images(state, sharding.gather(batch)).items():
+                self.writer.image(step, name, image)
 
     def _evaluate(self, step, state):
         """Measures, logs, and keeps the best weights; returns what was measured in one number each."""
@@ -317,7 +328,7 @@ class _Run:
         return numbers
 
     def _save(self, step, state, results=None):
-        counts = {"skipped": self.watch.skipped, "skipped_in_a_row": self.watch.in_a_row}
+        counts = {"nonfinite_steps": self.watch.nonfinite_steps, "consecutive_nonfinite": self.watch.in_a_row}
         beside = {**self.data.get_state(), **counts, "tokenizer": self.stage.tokenizer}
         self.checkpoints.save(step, state, beside, results or None)
 
@@ -336,7 +347,7 @@ class _Run:
         count = self.watch.in_a_row
         raise FloatingPointError(
             f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of {count} steps in a row, "
-            f"from step {step - count + 1} on, were skipped. First offending module: {where}. The last good state is "
+            f"from step {step - count + 1} on, were nonfinite_steps. First offending module: {where}. The last good state is "
             f"kept as checkpoint {int(state.step)}; resume with a lower learning rate, with gradient clipping, or in "
             "float32."
         )
@@ -347,7 +358,7 @@ class _Run:
     def _waits(self, step):
         """Whether something at this step looks at the state, so that the step must have been a good one."""
         config = self.config
-        every = (config.log_every, config.eval_every, config.checkpoint_every, config.picture_every)
+        every = (config.log_every, config.eval_every, config.checkpoint_every, config.image_every)
         return self.stop.received or any(self._due(step, number) for number in every)
 
     def _due(self, step, every):
@@ -358,9 +369,9 @@ def _is_number(value):
     return jax.numpy.ndim(value) == 0
 
 
-def _utilisation(stage, mesh, state, batch):
+def _utilization(stage, mesh, state, batch):
     """A function of steps per second that gives the share of the devices' peak, {} where the peak is unknown."""
-    peak = hardware.peak_flops(mesh.devices.flat[0].device_kind)
+    peak = chips.peak_flops(mesh.devices.flat[0].device_kind)
     if not peak:
         return lambda steps_per_second: {}
     needed = flops.count(stage.plain_step or stage.step, state, batch, jax.random.key(0))

@@ -24,7 +24,7 @@ import ml_collections
 
 from eqjax import pixels
 from eqjax.tokenizer import Tokenizer, losses
-from eqjax.tokenizer.augment import NUM_NUMBERS, diff_augment
+from eqjax.tokenizer.augment import NUM_UNIFORMS, diff_augment
 from eqjax.tokenizer.posterior import posterior_noise
 from eqjax.training.state import stream
 
@@ -33,7 +33,7 @@ def default_config():
     """The objective's part of a configuration, as published."""
     config = ml_collections.ConfigDict()
     config.kl_weight = 0.01
-    config.squared_weight = 0.0  # Of the squared error, beside L1; not published, useful where there is no LPIPS.
+    config.l2_weight = 0.0  # Of the squared error, beside L1; not published, useful where there is no LPIPS.
     config.perceptual_weight = 1.0  # Of LPIPS; 0 needs no VGG weights. Likewise below.
     config.semantic_weight = 5.0
     config.semantic_start = 20001  # The semantic term is on from this many updates on.
@@ -44,29 +44,29 @@ def default_config():
 
 
 @flax.struct.dataclass
-class Draws:
+class RandomDraws:
     """The random numbers of one pass over a batch.
 
     Attributes:
       noise: what is added to the posterior's mean, [B, L, D].
-      real_numbers, fake_numbers: of the augmentation of pictures and of reconstructions, [B, 7].
+      real_uniforms, fake_uniforms: of the augmentation of images and of reconstructions, [B, 7].
       real_key, fake_key: of how the discriminator looks at them; None: the way without chance.
     """
 
     noise: jax.Array
-    real_numbers: jax.Array
-    fake_numbers: jax.Array
+    real_uniforms: jax.Array
+    fake_uniforms: jax.Array
     real_key: jax.Array | None = None
     fake_key: jax.Array | None = None
 
 
 def draw(key, tokenizer, shape):
-    """`Draws` for images of a shape [B, H, W, 3]."""
+    """`RandomDraws` for images of a shape [B, H, W, 3]."""
     columns = shape[2] // tokenizer.column_width
-    return Draws(
+    return RandomDraws(
         posterior_noise(stream(key, "posterior"), (shape[0], columns, tokenizer.embed_dim), tokenizer.posterior_std),
-        jax.random.uniform(stream(key, "augment_real"), (shape[0], NUM_NUMBERS)),
-        jax.random.uniform(stream(key, "augment_fake"), (shape[0], NUM_NUMBERS)),
+        jax.random.uniform(stream(key, "augment_real"), (shape[0], NUM_UNIFORMS)),
+        jax.random.uniform(stream(key, "augment_fake"), (shape[0], NUM_UNIFORMS)),
         stream(key, "view_real"),
         stream(key, "view_fake"),
     )
@@ -78,7 +78,7 @@ class Objective:
 
     Attributes:
       tokenizer: the module.
-      kl_weight, squared_weight, perceptual_weight, semantic_weight, adversarial_weight: as in `default_config`.
+      kl_weight, l2_weight, perceptual_weight, semantic_weight, adversarial_weight: as in `default_config`.
       lpips: (frozen, x, y) → distance [B].
       semantic_targets: (frozen, images) → [B, h, w, C].
       judge: (frozen, discriminator, images, key) → (logits, spectral vectors); images come augmented.
@@ -87,7 +87,7 @@ class Objective:
 
     tokenizer: Tokenizer
     kl_weight: float = 0.01
-    squared_weight: float = 0.0
+    l2_weight: float = 0.0
     perceptual_weight: float = 0.0
     semantic_weight: float = 0.0
     adversarial_weight: float = 0.0
@@ -120,7 +120,7 @@ class Objective:
           discriminator: {"params", "spectral"}, or None without one.
           frozen: parameters of the frozen networks.
           images: [B, H, W, 3] in [-1, 1].
-          draws: `Draws`.
+          draws: `RandomDraws`.
           switches: {"semantic", "adversarial"}: whether these terms are on, traced booleans or True.
 
         Returns:
@@ -163,16 +163,16 @@ class Objective:
         Args:
           discriminator, frozen, images: as in `tokenizer_grads`.
           fakes: reconstructions, [B, H, W, 3].
-          draws: `Draws`, its own.
+          draws: `RandomDraws`, its own.
 
         Returns:
-          gradients, {term: scalar}, spectral vectors after both passes, pictures first.
+          gradients, {term: scalar}, spectral vectors after both passes, images first.
         """
 
         def loss(params):
             variables = {**discriminator, "params": params}
-            real, variables["spectral"] = self._judge(frozen, variables, images, draws.real_numbers, draws.real_key)
-            fake, variables["spectral"] = self._judge(frozen, variables, fakes, draws.fake_numbers, draws.fake_key)
+            real, variables["spectral"] = self._judge(frozen, variables, images, draws.real_uniforms, draws.real_key)
+            fake, variables["spectral"] = self._judge(frozen, variables, fakes, draws.fake_uniforms, draws.fake_key)
             value = self.discriminator_loss(real, fake)
             terms = {"disc_loss": value, "logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}
             return value, (terms, variables["spectral"])
@@ -186,7 +186,7 @@ class Objective:
     def _nll(self, fakes, frozen, images):
         """Reconstruction loss: summed over values, divided by the batch; and its terms per value."""
         l1 = jnp.abs(images - fakes)
-        rec, terms = jnp.mean(l1 + self.squared_weight * jnp.square(l1)), {"l1": jnp.mean(l1)}
+        rec, terms = jnp.mean(l1 + self.l2_weight * jnp.square(l1)), {"l1": jnp.mean(l1)}
         if self.lpips is not None:
             terms["lpips"] = jnp.mean(self.lpips(frozen, images, fakes))
             rec += self.perceptual_weight * terms["lpips"]
@@ -211,7 +211,7 @@ class Objective:
         """Gradient of the unweighted adversarial term at the reconstructions, the term, the spectral vectors."""
 
         def loss(fakes):
-            logits, spectral = self._judge(frozen, discriminator, fakes, draws.fake_numbers, draws.fake_key)
+            logits, spectral = self._judge(frozen, discriminator, fakes, draws.fake_uniforms, draws.fake_key)
             return losses.generator_loss(logits), spectral
 
         def compute():

@@ -10,24 +10,22 @@ from eqjax import sharding
 
 
 def default_config():
-    """The optimiser's part of a configuration: Adam at a constant rate after a warm-up."""
+    """The optimizer's part of a configuration: Adam at a constant rate after a warm-up."""
     config = ml_collections.ConfigDict()
     config.name = "adamw"  # or "muon": orthogonalised updates of kernels, AdamW elsewhere; for the tokenizer.
     config.learning_rate = 1e-4  # After the warm-up.
-    config.rate_batch_size = 0  # The batch size that learning_rate is meant for, others scale it; 0: for any.
+    config.lr_reference_batch_size = 0  # The batch size that learning_rate is meant for, others scale it; 0: for any.
     config.warmup_steps = 0.0  # Steps of linear warm-up from 0; may be a fraction.
-    config.warmup_epochs = 0.0  # The same in passes over the training pictures, in place of warmup_steps; 0: steps.
-    config.schedule = (
-        "constant"  # "constant", "cosine" (to end_factor at total_steps) or "step" (× step_factor every step_every).
-    )
-    config.end_factor = 0.0  # Of the cosine, as a share of learning_rate.
-    config.step_every = 30000  # Steps between the drops of the step schedule, counted after the warm-up.
-    config.step_factor = 0.2
+    config.warmup_epochs = 0.0  # The same in passes over the training images, in place of warmup_steps; 0: steps.
+    config.schedule = "constant"  # "constant", "cosine" (to final_lr_ratio at total_steps) or "step" (× decay_rate every decay_every).
+    config.final_lr_ratio = 0.0  # Of the cosine, as a share of learning_rate.
+    config.decay_every = 30000  # Steps between the drops of the step schedule, counted after the warm-up.
+    config.decay_rate = 0.2
     config.b1 = 0.9
     config.b2 = 0.95
     config.eps = 1e-8
-    config.weight_decay = 0.0  # On the parameters that `decays` names; 0 is Adam.
-    config.clip_norm = 0.0  # Global gradient norm is clipped to this; 0 leaves it.
+    config.weight_decay = 0.0  # On the parameters that `weight_decay_mask` names; 0 is Adam.
+    config.grad_clip_norm = 0.0  # Global gradient norm is clipped to this; 0 leaves it.
     config.ema_decay = 0.9999
     config.ema_warmup = False  # Decay min(ema_decay, (1 + n) / (10 + n)) at update n, as the tokenizer's is.
     return config
@@ -58,15 +56,15 @@ def make_schedule(config, total_steps):
         rate = base * jnp.minimum(1.0, step / max(warmup, 1e-12)) if warmup else jnp.asarray(base)
         if config.schedule == "cosine":
             share = jnp.clip(after / max(total_steps - warmup, 1), 0, 1)
-            rate *= config.end_factor + (1 - config.end_factor) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+            rate *= config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + jnp.cos(jnp.pi * share))
         elif config.schedule == "step":
-            rate *= config.step_factor ** jnp.floor(after / config.step_every)
+            rate *= config.decay_rate ** jnp.floor(after / config.decay_every)
         return rate
 
     return schedule
 
 
-def decays(params):
+def weight_decay_mask(params):
     """Which parameters weight decay applies to: a tree of booleans.
 
     All but biases, norms' scales, and the whole flow head. Names tell them apart, as stacked
@@ -82,7 +80,7 @@ def decays(params):
     return jax.tree_util.tree_map_with_path(decay, params)
 
 
-def kernel_matrices(params):
+def muon_dimension_numbers(params):
     """Which axes of a tokenizer's kernels are input and output, for Muon; None elsewhere."""
 
     def axes(path, leaf):
@@ -99,7 +97,7 @@ def make_optimizer(config, total_steps, matrices=None):
     Args:
       config: as `default_config`.
       total_steps: updates of the whole run, for the schedule.
-      matrices: for Muon, a function like `kernel_matrices`.
+      matrices: for Muon, a function like `muon_dimension_numbers`.
 
     Returns:
       An optax transformation, and the schedule that it follows.
@@ -112,7 +110,12 @@ def make_optimizer(config, total_steps, matrices=None):
     schedule = make_schedule(config, total_steps)
     if config.name == "adamw":
         optimizer = optax.adamw(
-            schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decays
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=weight_decay_mask,
         )
     elif config.name == "muon" and matrices is not None:
         optimizer = optax.contrib.muon(
@@ -125,11 +128,11 @@ def make_optimizer(config, total_steps, matrices=None):
         )
     else:
         raise ValueError(f"optimizer.name={config.name!r} is neither 'adamw' nor, for the tokenizer, 'muon'.")
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm else optax.identity()
     return optax.chain(clip, optimizer), schedule
 
 
-def accumulated(compute, batch, key, parts, carry=None):
+def accumulate_gradients(compute, batch, key, parts, carry=None):
     """Means over equal parts of a batch, worked through one after another: the whole batch's in less memory.
 
     Args:

@@ -14,7 +14,7 @@ class TrainState:
       step: number of updates done, int32 [].
       params: parameters, float32.
       ema_params: their moving average, float32; sampling and evaluation use it.
-      opt_state: the optimiser's state.
+      opt_state: the optimizer's state.
     """
 
     step: jax.Array

@@ -19,16 +19,17 @@ from eqjax import pixels, pretrained, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import make_iterator, make_source
 from eqjax.tokenizer import ENCODER_PARTS
-from eqjax.training import adversary, diagnosis, loop, objective, optim, settings
+from eqjax.training import adversary, loop, nan_report, objective, optim
+from eqjax.training.config import check_config, common_config, module_fields, resolve
 from eqjax.training.state import ema_update, stream
 from eqjax.training.updates import TokenizerState, Updates
 
 
 def default_config():
     """The full configuration of a tokenizer's training, published sizes, weights and rates."""
-    config = settings.default_config()
+    config = common_config()
     config.stage = "tokenizer"
-    config.tokenizer = settings.module_fields(pretrained.Tokenizer())
+    config.tokenizer = module_fields(pretrained.Tokenizer())
     config.objective = objective.default_config()
     config.discriminator = adversary.default_config()
     config.freeze_encoder = False  # Stage 2: only the decoder's side is trained; needs stage1_weights.
@@ -36,7 +37,7 @@ def default_config():
         str
     )  # A name, file or workdir whose averaged weights to start from.
     config.accumulation_steps = 1  # Parts that a batch is worked through in, for memory.
-    config.eval_images = 256  # Held-out pictures for PSNR; at most what there is.
+    config.eval_images = 256  # Held-out images for PSNR; at most what there is.
     config.data = default_data_config()
     config.optimizer = optim.default_config()
     config.optimizer.update(dict(learning_rate=1.92e-4, warmup_steps=3000.0, schedule="step", b1=0.5, b2=0.9))
@@ -59,8 +60,8 @@ def train_and_evaluate(config, workdir):
     Raises:
       ValueError: an unknown or impossible field.
     """
-    settings.check_config(config, default_config())
-    config = settings.resolve(config)
+    check_config(config, default_config())
+    config = resolve(config)
     return loop.train(config, workdir, make_stage(config))
 
 
@@ -71,10 +72,10 @@ def make_stage(config):
       ValueError: fields that do not fit together; stage 2 without stage 1, or with one of another architecture.
       FileNotFoundError: the file of a frozen network is missing.
     """
-    tokenizer = pretrained.make_module("tokenizer", dict(config.tokenizer))
+    tokenizer = pretrained.build_module("tokenizer", dict(config.tokenizer))
     stage1 = load_stage1(config, tokenizer)
     terms, discriminator, frozen = adversary.make_objective(config, tokenizer)
-    optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps, optim.kernel_matrices)
+    optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps, optim.muon_dimension_numbers)
     discriminator_optimizer, _ = optim.make_optimizer(config.discriminator_optimizer, config.total_steps)
     updates = Updates(
         terms,
@@ -121,7 +122,7 @@ def make_stage(config):
     def diagnose(state, batch, key):
         on_mesh = sharding.put(frozen, sharding.replicated(sharding.mesh_of(state)))
         fixed, images = tuple(split(state.params)[1]), jax.jit(pixels.from_uint8)(batch["image"])
-        return diagnosis.first_bad_term(updates, fixed, on_mesh, state, images, key)
+        return nan_report.first_nonfinite_term(updates, fixed, on_mesh, state, images, key)
 
     # Latents of a frozen encoder are those of stage 1, and so is their scale: generators of either fit both.
     scale = stage1.latent_scale if config.freeze_encoder else None
@@ -135,7 +136,7 @@ def make_stage(config):
 
 
 def make_results(config, tokenizer, latent_scale=None):
-    """What a run shows and leaves: the functions of a `loop.Stage` around evaluation, pictures and export.
+    """What a run shows and leaves: the functions of a `loop.Stage` around evaluation, images and export.
 
     Without a `latent_scale` it is measured at the export.
     """
@@ -156,7 +157,7 @@ def make_results(config, tokenizer, latent_scale=None):
             values.append(sharding.gather(psnr)[sharding.gather(batch["mask"])])
         return {"eval_psnr": float(np.mean(np.concatenate(values)))}
 
-    def pictures(state, batch):
+    def show_images(state, batch):
         images = np.asarray(batch["image"])[:8]
         _, out = reconstruct(sharding.local(state.ema_params), images)
         pairs = np.concatenate([images, np.asarray(out)], axis=1)  # Each above its reconstruction.
@@ -179,7 +180,7 @@ def make_results(config, tokenizer, latent_scale=None):
         )
         pretrained.save(path, weights)
 
-    return dict(evaluate=evaluate, pictures=pictures, export=export, open_evaluation=open_evaluation)
+    return dict(evaluate=evaluate, images=show_images, export=export, open_evaluation=open_evaluation)
 
 
 def load_stage1(config, tokenizer):
@@ -195,7 +196,7 @@ def load_stage1(config, tokenizer):
                 "of its first stage, or to a weights file."
             )
         return None
-    path = pretrained.find(config.stage1_weights)
+    path = pretrained.resolve_path(config.stage1_weights)
     weights = pretrained.load(path)
     if "tokenizer" not in weights.modules:
         raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
@@ -208,7 +209,7 @@ def load_stage1(config, tokenizer):
 
 def _architecture(tokenizer):
     """The fields of a tokenizer that decide what its parameters are and mean."""
-    fields = pretrained.module_config(tokenizer)
+    fields = pretrained.module_to_dict(tokenizer)
     del fields["dtype"]
     if tokenizer.semantic is not None:
         # Converted files state the widths through another common factor.

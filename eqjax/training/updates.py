@@ -45,14 +45,14 @@ class Updates:
         """Updates the parameters that are not in `fixed`.
 
         Returns:
-          trainable parameters, optimiser state, spectral vectors, {term: scalar}.
+          trainable parameters, optimizer state, spectral vectors, {term: scalar}.
         """
         grads, terms, spectral = self.tokenizer_grads(state, fixed, frozen, images, key)
         trained, opt_state = self.tokenizer_update(state, fixed, grads)
         return trained, opt_state, spectral, terms | {"grad_norm": optax.tree.norm(grads)}
 
     def tokenizer_update(self, state, fixed, grads):
-        """Trainable parameters and optimiser state after an update with `grads`."""
+        """Trainable parameters and optimizer state after an update with `grads`."""
         trainable = {name: part for name, part in state.params.items() if name not in fixed}
         updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
         return optax.apply_updates(trainable, updates), opt_state
@@ -73,7 +73,7 @@ class Updates:
             return (grads, terms), spectral
 
         spectral = state.discriminator and state.discriminator["spectral"]
-        (grads, terms), spectral = optim.accumulated(
+        (grads, terms), spectral = optim.accumulate_gradients(
             part, images, stream(key, "tokenizer"), self.accumulation_steps, spectral
         )
         return grads, terms, spectral
@@ -95,7 +95,9 @@ class Updates:
             return (grads, terms), spectral
 
         def compute():
-            return optim.accumulated(part, images, stream(key, "discriminator"), self.accumulation_steps, spectral)
+            return optim.accumulate_gradients(
+                part, images, stream(key, "discriminator"), self.accumulation_steps, spectral
+            )
 
         (grads, terms), spectral = objective.only_if(_reached(state.step, self.adversarial_start), compute, spectral)
         # Gradients of zero, before the start, still count as updates of Adam, as in the reference.

@@ -126,5 +126,5 @@ def test_notebook_runs(name, tmp_path):
     client = nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources)
     client.execute(env=environment)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    pictures = [output for output in outputs if re.search(r"image/(png|gif)", " ".join(output.get("data", {})))]
-    assert len(pictures) >= 3, "a notebook is there to show something"
+    images = [output for output in outputs if re.search(r"image/(png|gif)", " ".join(output.get("data", {})))]
+    assert len(images) >= 3, "a notebook is there to show something"

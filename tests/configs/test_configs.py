@@ -8,7 +8,8 @@ import pytest
 
 from configs.common import parse_variant
 from eqjax import data, pretrained
-from eqjax.training import generator, optim, settings, tokenizer
+from eqjax.training import generator, optim, tokenizer
+from eqjax.training.config import check_config
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
@@ -29,14 +30,14 @@ def test_every_file_is_listed():
 def test_shapes(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
     stage = {"tokenizer": tokenizer, "generator": generator}[config.stage]
-    settings.check_config(config, stage.default_config())
+    check_config(config, stage.default_config())
     if config.data.source == "folder":
         config.data.root = "the user's"
     data.check_config(config.data)
     optim.make_schedule(config.optimizer, config.total_steps)
-    module = pretrained.make_module(config.stage, dict(config[config.stage]))
+    module = pretrained.build_module(config.stage, dict(config[config.stage]))
     params = pretrained.abstract_params(module)
-    matrices = optim.kernel_matrices if config.stage == "tokenizer" else None
+    matrices = optim.muon_dimension_numbers if config.stage == "tokenizer" else None
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps, matrices)
     jax.eval_shape(optimizer.init, params)
     if config.stage == "tokenizer":
@@ -65,7 +66,7 @@ PAIRS = {
 @pytest.mark.parametrize(("second", "first"), PAIRS.items())
 def test_tiny_stages_fit_each_other(second, first):
     configs = [importlib.import_module(f"configs.{name}").get_config("tiny") for name in (first, second)]
-    module = pretrained.make_module("tokenizer", dict(configs[0].tokenizer))
+    module = pretrained.build_module("tokenizer", dict(configs[0].tokenizer))
     data, model = configs[1].data, configs[1].generator
     assert (model.latent_dim, data.height, data.width % module.column_width) == (module.embed_dim, module.resolution, 0)
     assert data.photo_classes == configs[0].data.photo_classes and len(data.photo_classes) == model.num_classes
@@ -84,28 +85,28 @@ def test_ranges():
         wrong = config.copy_and_resolve_references()
         wrong[name] = value
         with pytest.raises(ValueError, match=message):
-            settings.check_config(wrong, generator.default_config())
+            check_config(wrong, generator.default_config())
 
 
 def test_demo_model_is_small():
     sizes = 0
     for name in ("photos_tokenizer", "photos_generator"):
         config = importlib.import_module(f"configs.{name}").get_config()
-        params = pretrained.abstract_params(pretrained.make_module(config.stage, dict(config[config.stage])))
+        params = pretrained.abstract_params(pretrained.build_module(config.stage, dict(config[config.stage])))
         sizes += sum(leaf.size for leaf in jax.tree.leaves(params))
     assert 2 * sizes < 10e6  # Bytes in half precision.
 
 
 def test_defaults_are_the_published_full_size():
     config = tokenizer.default_config()
-    module = pretrained.make_module("tokenizer", dict(config.tokenizer))
+    module = pretrained.build_module("tokenizer", dict(config.tokenizer))
     assert (module.resolution, module.column_width, module.embed_dim) == (256, 16, 256)
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
         for name, tree in pretrained.abstract_params(module).items()
     }
     assert (round(counts["encoder"], 1), round(counts["decoder"], 1)) == (86.1, 121.5)
-    large = pretrained.make_module("generator", dict(generator.default_config().generator))
+    large = pretrained.build_module("generator", dict(generator.default_config().generator))
     count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.abstract_params(large))) / 1e6
     assert round(count, 1) == 644.5
 
@@ -114,13 +115,18 @@ def test_published_generators():
     """Sizes in millions of parameters, and the recipe at a batch of 2048."""
     for size, millions in (("S", 127.3), ("B", 295.6), ("L", 644.5), ("H", 1203.2)):
         config = importlib.import_module("configs.imagenet_generator").get_config(f"size={size}")
-        params = pretrained.abstract_params(pretrained.make_module("generator", dict(config.generator)))
+        params = pretrained.abstract_params(pretrained.build_module("generator", dict(config.generator)))
         assert round(sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6, 1) == millions
     places = importlib.import_module("configs.places_generator").get_config()
     assert (places.generator.width, places.generator.num_classes, places.sample_guidance) == (1024, 30, 7.0)
     recipe = config.optimizer
-    assert (config.total_epochs, recipe.warmup_epochs, recipe.clip_norm, recipe.ema_decay) == (1200, 100, 3.0, 0.9999)
-    assert recipe.learning_rate * config.batch_size / recipe.rate_batch_size == pytest.approx(8e-4)
+    assert (config.total_epochs, recipe.warmup_epochs, recipe.grad_clip_norm, recipe.ema_decay) == (
+        1200,
+        100,
+        3.0,
+        0.9999,
+    )
+    assert recipe.learning_rate * config.batch_size / recipe.lr_reference_batch_size == pytest.approx(8e-4)
 
 
 def test_variants_are_strict():
@@ -136,7 +142,7 @@ def test_variants_are_strict():
         importlib.import_module("configs.imagenet_generator").get_config("size=XL")
     config = importlib.import_module("configs.imagenet_generator").get_config("remat=some")
     with pytest.raises(ValueError, match="remat='some' is not one of .*projections"):
-        pretrained.make_module("generator", dict(config.generator))
+        pretrained.build_module("generator", dict(config.generator))
 
 
 @pytest.mark.parametrize(
@@ -151,4 +157,4 @@ def test_values_that_make_no_sense(fields, message):
     config = importlib.import_module("configs.photos_generator").get_config()
     config.update(fields)
     with pytest.raises(ValueError, match=message):
-        settings.check_config(config, generator.default_config())
+        check_config(config, generator.default_config())

@@ -10,7 +10,7 @@ from eqjax.data import default_config, make_iterator, photos
 
 @pytest.fixture(name="striped")
 def _striped(monkeypatch):
-    """Replaces the photographs by pictures that are 10 left of the boundary at 80 % of the width, and 200 right."""
+    """Replaces the photographs by images that are 10 left of the boundary at 80 % of the width, and 200 right."""
 
     def load(name):
         image = np.full((90, 200 if name == "brick" else 155, 3), 10, np.uint8)
@@ -20,7 +20,7 @@ def _striped(monkeypatch):
     monkeypatch.setattr(photos, "load_photo", load)
 
 
-def test_every_photograph_is_there_in_colour():
+def test_every_photograph_is_there_in_color():
     for name in photos.PHOTOS:
         image = photos.load_photo(name)
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and min(image.shape[:2]) >= 300, name
@@ -33,7 +33,7 @@ def test_retina_has_no_black_border():
     assert image[..., 0].min() > 20 and image.shape == (960, 960, 3)
 
 
-def test_parts_make_up_the_picture():
+def test_parts_make_up_the_image():
     for holdout in (0.2, 0.13):
         left = photos.PhotoSource(train=True, holdout=holdout)[8]
         right = photos.PhotoSource(train=False, holdout=holdout)[8]
@@ -94,7 +94,7 @@ def test_missing_package_names_the_command(monkeypatch):
         photos.load_photo.__wrapped__("flower")
 
 
-def test_missing_picture_is_named(monkeypatch):
+def test_missing_image_is_named(monkeypatch):
     monkeypatch.setitem(photos.PHOTOS, "cat", photos.Photo("skimage", "data/no_such_cat.png"))
     with pytest.raises(FileNotFoundError, match="no_such_cat.png is missing"):
         photos.load_photo.__wrapped__("cat")

@@ -19,7 +19,7 @@ def _config():
 
 @pytest.fixture(name="folder_config")
 def _folder_config(tmp_path):
-    """Two classes of five noise pictures each, 24 × 18 pixels."""
+    """Two classes of five noise images each, 24 × 18 pixels."""
     rng = np.random.default_rng(0)
     for name in ("ant", "bee"):
         (tmp_path / name).mkdir()
@@ -154,11 +154,11 @@ def test_closed_iterator_says_so(config):
 def test_broken_files_are_replaced_up_to_the_bound(folder_config, num_threads):
     folder_config.num_threads = num_threads
     root = pathlib.Path(folder_config.root)
-    (root / "ant" / "0.png").write_bytes(b"no picture")
+    (root / "ant" / "0.png").write_bytes(b"no image")
     batches, _ = _take(folder_config, 3, batch_size=10)
-    assert sorted(batches[0]["label"]) == [0] * 5 + [1] * 5  # The neighbour has the same class.
-    (root / "bee" / "3.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="2 of 10 pictures .*0.png, .*3.png"):
+    assert sorted(batches[0]["label"]) == [0] * 5 + [1] * 5  # The neighbor has the same class.
+    (root / "bee" / "3.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="2 of 10 images .*0.png, .*3.png"):
         _take(folder_config, 3, batch_size=10)
 
 
@@ -220,10 +220,10 @@ def test_eval_root_is_read_for_evaluation_only(folder_config, tmp_path_factory):
         ({"holdout": 0.8}, "holdout=0.8"),
         ({"source": "folder"}, "needs root"),
         ({"source": "tfds"}, "needs root, .* a prepared data set"),
-        ({"source": "latents"}, "needs root, .* launch.cache_latents"),
+        ({"source": "latents"}, "needs root, .* eqjax.cli.cache_latents"),
         ({"source": "folder", "root": "x", "class_file": "y"}, "not both"),
         ({"source": "folder", "root": "x", "resize": 4}, "resize=4 must be at least 8"),
-        ({"source": "folder", "root": "x", "max_bad_share": 2.0}, "max_bad_share=2.0"),
+        ({"source": "folder", "root": "x", "max_corrupt_fraction": 2.0}, "max_corrupt_fraction=2.0"),
     ],
 )
 def test_bad_fields_are_named(config, fields, message):

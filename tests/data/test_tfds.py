@@ -22,7 +22,7 @@ def _jpeg(value):
 
 
 def write_dataset(folder, splits, file_format="array_record"):
-    """Writes {split: [(encoded picture, label)]} the way TFDS prepares it; no TensorFlow is involved."""
+    """Writes {split: [(encoded image, label)]} the way TFDS prepares it; no TensorFlow is involved."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -38,9 +38,9 @@ def write_dataset(folder, splits, file_format="array_record"):
     infos = []
     for split, records in splits.items():
         writer = ArrayRecordWriter(str(folder / f"toy-{split}.array_record-00000-of-00001"), "group_size:1")
-        for i, (picture, label) in enumerate(records):
+        for i, (image, label) in enumerate(records):
             example = tf_example_pb2.Example()
-            example.features.feature["image"].bytes_list.value.append(picture)
+            example.features.feature["image"].bytes_list.value.append(image)
             example.features.feature["label"].int64_list.value.append(label)
             example.features.feature["file_name"].bytes_list.value.append(f"{i}.jpg".encode())
             writer.write(example.SerializeToString())
@@ -61,7 +61,7 @@ def write_dataset(folder, splits, file_format="array_record"):
 def _root(tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds") / "toy"
     train = [(_jpeg(value), label) for value, label in ((10, 0), (110, 1), (210, 2), (20, 0))]
-    train[1] = (train[1][0][:100], 1)  # A broken picture.
+    train[1] = (train[1][0][:100], 1)  # A broken image.
     write_dataset(root / "1.9.0", {"train": train[:1]})
     write_dataset(root / "1.10.0", {"train": train, "validation": [(_jpeg(150), 2)]})
     return root
@@ -76,7 +76,7 @@ def test_records_of_the_newest_version(root):
     assert source.root.endswith("1.10.0") and source.class_names == NAMES and len(source) == 4
     assert _value(source[0]) == (10, 0) and _value(source[3]) == (20, 0)
     assert source[0]["image"].shape == (16, 20, 3) and source[0]["image"].dtype == np.uint8
-    assert _value(source[1]) == (210, 2) and source.num_bad == 1  # The neighbour, with its own label.
+    assert _value(source[1]) == (210, 2) and source.num_corrupt == 1  # The neighbor, with its own label.
     assert "tensorflow" not in sys.modules
 
 

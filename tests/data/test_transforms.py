@@ -7,14 +7,14 @@ from eqjax.data import transforms
 
 
 def _columns(height, width):
-    """A picture whose red channel is its column number."""
+    """A image whose red channel is its column number."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = np.arange(width)
     return image
 
 
 @pytest.mark.parametrize(
-    "picture, size, expected",
+    "image, size, expected",
     [
         ((375, 500), 256, (256, 341)),  # 256 · 500 / 375 = 341.33
         ((500, 375), 256, (341, 256)),
@@ -28,12 +28,12 @@ def test_shorter_side_by_hand(picture, size, expected):
     assert transforms.ResizeShorterSide(size, size, size).size(*picture) == expected
 
 
-def test_wide_crop_enlarges_a_narrow_picture():
+def test_wide_crop_enlarges_a_narrow_image():
     assert transforms.ResizeShorterSide(32, 32, 100).size(40, 80) == (50, 100)
 
 
 def test_resize_is_antialiased():
-    """A checkerboard of single pixels becomes grey; sampling without antialiasing would keep black or white."""
+    """A checkerboard of single pixels becomes gray; sampling without antialiasing would keep black or white."""
     board = np.repeat((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=2)
     assert np.abs(transforms.resize(board, 8, 8).astype(int) - 127).max() < 16
 
@@ -50,7 +50,7 @@ def test_region_bounds_by_hand():
     assert transforms.region_height_bounds(400, 300, 64, 128, 0.5, 1.0) == (75, 150)
     # 0.25 of 120 pixels would be enlarged more than 1.3 times: the bound takes over.
     assert transforms.region_height_bounds(120, 200, 64, 64, 0.25, 1.0) == (64 / 1.3, 120)
-    # The picture is smaller than the bound: the whole of it is the only choice.
+    # The image is smaller than the bound: the whole of it is the only choice.
     assert transforms.region_height_bounds(40, 90, 64, 64, 0.25, 0.5) == (40, 40)
 
 

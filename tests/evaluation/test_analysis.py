@@ -51,8 +51,8 @@ def test_table_plots_and_their_data(tmp_path):
     assert "2.000 ± 0.000 | 1.000 ± 0.000 |" in lines[3]
     names = {"shifts": 32, "footprints": PIXELS, "losses": COLUMNS, "cosines": COLUMNS * (COLUMNS - 1) // 2}
     for name, rows in names.items():
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert np.asarray(picture.convert("L")).std() > 5  # Something is drawn.
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert np.asarray(image.convert("L")).std() > 5  # Something is drawn.
         with open(tmp_path / f"{name}.csv", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
         assert len(table) == rows

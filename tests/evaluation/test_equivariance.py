@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from eqjax.evaluation import equivariance
-from tests.evaluation import tiny
+from tests.evaluation import tiny_models
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.model()
+    return tiny_models.model()
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def test_footprints_are_local_in_a_strict_tokenizer(model, images):
     maps = equivariance.footprints(model, images[:, :, : 4 * 48])
     assert maps.shape == (48, 16, 192)
     np.testing.assert_allclose(maps.sum((1, 2)), 1)
-    halo, centre = model.tokenizer.halo_columns, 24
+    halo, center = model.tokenizer.halo_columns, 24
     outside = np.ones(192, bool)
-    outside[4 * (centre - halo) : 4 * (centre + halo + 1)] = False
-    assert maps[centre][:, outside].max() == 0
+    outside[4 * (center - halo) : 4 * (center + halo + 1)] = False
+    assert maps[center][:, outside].max() == 0
     shares = equivariance.footprint_shares(maps, 4, reach=(0, 1, halo))
     assert shares[0] < shares[1] <= shares[halo] == pytest.approx(1)
 
@@ -48,7 +48,7 @@ def test_footprint_shares_of_a_known_map():
 
 
 def test_what_is_refused(model, images):
-    with pytest.raises(ValueError, match="need at least 2 pictures of 208 pixels; these are 3 of 204"):
+    with pytest.raises(ValueError, match="need at least 2 images of 208 pixels; these are 3 of 204"):
         equivariance.shift_errors(model, images, [16], 192)
     with pytest.raises(ValueError, match="give at least 2"):
         equivariance.footprints(model, images[:1])

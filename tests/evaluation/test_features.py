@@ -5,135 +5,135 @@ from PIL import Image
 import pytest
 
 from eqjax import data
-from eqjax.evaluation import Extractor, compare, images
-from eqjax.evaluation.features import kept_images
+from eqjax.evaluation import Extractor, compare, image_sets
+from eqjax.evaluation.features import stored_images
 from eqjax.evaluation.statistics import StatisticsError
-from tests.evaluation import tiny
+from tests.evaluation import tiny_models
 
 
 @pytest.fixture(scope="module")
 def extractor():
-    return Extractor(tiny.network(), rows_per_device=2)
+    return Extractor(tiny_models.network(), rows_per_device=2)
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), np.uint8)
 
 
-def test_a_pass_equals_numpy_in_any_batches(extractor, pictures):
-    pool = np.concatenate([extractor(pictures[i : i + 8])["pool"] for i in range(0, 30, 8)])
+def test_a_pass_equals_numpy_in_any_batches(extractor, images):
+    pool = np.concatenate([extractor(images[i : i + 8])["pool"] for i in range(0, 30, 8)])
     for sizes in ([30], [1, 13, 16]):
-        batches = np.split(pictures, np.cumsum(sizes)[:-1])
+        batches = np.split(images, np.cumsum(sizes)[:-1])
         found = extractor.collect(iter(batches), 30, keep=20).statistics
         np.testing.assert_allclose(found.mean, pool.mean(0), rtol=1e-6)
         np.testing.assert_allclose(found.covariance, np.cov(pool.astype(np.float64), rowvar=False), rtol=1e-6)
-        np.testing.assert_array_equal(found.features, pool[kept_images(30, 20)])
+        np.testing.assert_array_equal(found.features, pool[stored_images(30, 20)])
         assert found.count == 30 and found.protocol["image_size"] == [16, 16] and found.spatial_mean.shape == (4,)
 
 
 def test_kept_images_are_of_all_classes_of_sorted_files():
-    kept = kept_images(50_000, 10_000)
+    kept = stored_images(50_000, 10_000)
     assert len(set(kept)) == 10_000 and (np.diff(kept) > 0).all()
     per_class = np.bincount(kept // 50, minlength=1000)  # Fifty images per class, class after class.
     assert (per_class > 0).all() and per_class.max() < 30
-    np.testing.assert_array_equal(kept, kept_images(50_000, 10_000))
-    np.testing.assert_array_equal(kept_images(30, 50), np.arange(30))
-    assert len(kept_images(30, 0)) == 0
+    np.testing.assert_array_equal(kept, stored_images(50_000, 10_000))
+    np.testing.assert_array_equal(stored_images(30, 50), np.arange(30))
+    assert len(stored_images(30, 0)) == 0
 
 
-def test_the_protocol_says_which_features_were_kept(extractor, pictures):
+def test_the_protocol_says_which_features_were_kept(extractor, images):
     for keep, rule in ((30, None), (0, None), (20, "of 20 images, uniformly by RandomState(2020)")):
-        assert extractor.collect(iter([pictures]), 30, keep=keep).statistics.protocol.get("features") == rule
+        assert extractor.collect(iter([images]), 30, keep=keep).statistics.protocol.get("features") == rule
 
 
-def test_the_same_images_have_distance_zero(extractor, pictures):
-    found = extractor.collect(iter([pictures]), 30, keep=30)
+def test_the_same_images_have_distance_zero(extractor, images):
+    found = extractor.collect(iter([images]), 30, keep=30)
     result = compare(found.statistics, found, subset_size=10, subsets=2)
     assert result["fid"] == pytest.approx(0, abs=1e-6) and result["precision"] == result["recall"] == 1
-    few = extractor.collect(iter([pictures[:5]]), 5)
+    few = extractor.collect(iter([images[:5]]), 5)
     assert "inception_score" not in compare(found.statistics, few)  # Ten parts need ten images.
 
 
-def test_images_that_are_refused(extractor, pictures):
-    wrong = pictures.astype(np.float32)
+def test_images_that_are_refused(extractor, images):
+    wrong = images.astype(np.float32)
     wrong[3, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match=r"images \[3\] of a batch of 30 hold NaN"):
         extractor.collect(iter([wrong]), 30)
     with pytest.raises(ValueError, match="images are float32 .* eqjax.pixels.to_uint8"):
-        extractor.collect(iter([pictures / np.float32(255)]), 30)
+        extractor.collect(iter([images / np.float32(255)]), 30)
     with pytest.raises(ValueError, match="mixed sizes: 16 × 16 first, then 16 × 8"):
-        extractor.collect(iter([pictures[:20], pictures[20:, :, :8]]), 30)
+        extractor.collect(iter([images[:20], images[20:, :, :8]]), 30)
     for count in (29, 31):
         with pytest.raises(ValueError, match=f"30 images arrived, {count} were expected|more logits arrived"):
-            extractor.collect(iter([pictures]), count)
+            extractor.collect(iter([images]), count)
 
 
-def test_sources_of_images(tmp_path, pictures):
-    for name, picture in (("b/2.png", pictures[1]), ("a/1.png", pictures[0])):
+def test_sources_of_images(tmp_path, images):
+    for name, image in (("b/2.png", images[1]), ("a/1.png", images[0])):
         (tmp_path / "set" / name).parent.mkdir(parents=True)
-        Image.fromarray(picture).save(tmp_path / "set" / name)
-    found = images.from_path(tmp_path / "set")
-    np.testing.assert_array_equal(np.concatenate(list(found.batches())), pictures[:2])
-    Image.fromarray(pictures[2, :8]).save(tmp_path / "set" / "c.png")
+        Image.fromarray(image).save(tmp_path / "set" / name)
+    found = image_sets.from_path(tmp_path / "set")
+    np.testing.assert_array_equal(np.concatenate(list(found.batches())), images[:2])
+    Image.fromarray(images[2, :8]).save(tmp_path / "set" / "c.png")
     with pytest.raises(ValueError, match="mixed sizes: .*1.png is 16 × 16, .*c.png is 8 × 16"):
-        list(images.from_path(tmp_path / "set").batches())
+        list(image_sets.from_path(tmp_path / "set").batches())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures"):
-        images.from_path(tmp_path / "empty")
+    with pytest.raises(ValueError, match="no images"):
+        image_sets.from_path(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no folder and no npz"):
-        images.from_path(tmp_path / "absent")
+        image_sets.from_path(tmp_path / "absent")
     config = data.default_config()
     config.update(height=16, width=32)
-    photos = images.from_data(config, num_images=13, batch_size=5)
+    photos = image_sets.from_data(config, num_images=13, batch_size=5)
     assert photos.source == "photos, evaluation crops"
     config.update(source="folder", root=str(tmp_path / "set"), resize=16, classes=("a", "b"))
-    assert images.from_data(config).source == f"folder {tmp_path / 'set'}, shorter side 16, evaluation crops"
+    assert image_sets.from_data(config).source == f"folder {tmp_path / 'set'}, shorter side 16, evaluation crops"
     assert [batch.shape for batch in photos.batches()] == [(5, 16, 32, 3), (5, 16, 32, 3), (3, 16, 32, 3)]
 
 
-def test_a_broken_picture_is_named(tmp_path, pictures):
-    Image.fromarray(pictures[0]).save(tmp_path / "1.png")
+def test_a_broken_image_is_named(tmp_path, images):
+    Image.fromarray(images[0]).save(tmp_path / "1.png")
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
-    (tmp_path / "3.jpg").write_text("no picture")
+    (tmp_path / "3.jpg").write_text("no image")
     for name in ("2.png", "3.jpg"):
         with pytest.raises(ValueError, match=f"{name} cannot be decoded .*: repair or remove it"):
-            list(images.from_folder(tmp_path).batches())
+            list(image_sets.from_folder(tmp_path).batches())
         (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_an_npz_with_a_damaged_byte(tmp_path, pictures, save):
-    save(tmp_path / "s.npz", pictures)
+def test_an_npz_with_a_damaged_byte(tmp_path, images, save):
+    save(tmp_path / "s.npz", images)
     whole = (tmp_path / "s.npz").read_bytes()
     for place in (len(whole) // 2, 60, 150):  # Among the images, in the zip's header, in the array's.
         (tmp_path / "s.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
-            found = list(images.from_path(tmp_path / "s.npz").batches())
+            found = list(image_sets.from_path(tmp_path / "s.npz").batches())
         except StatisticsError as error:
             assert "s.npz" in str(error)
         else:
             assert place != len(whole) // 2 and len(np.concatenate(found)) == 30
 
 
-def test_an_npz_without_images(tmp_path, pictures):
+def test_an_npz_without_images(tmp_path, images):
     np.savez(tmp_path / "two.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(StatisticsError, match=r"holds the arrays \['mu', 'sigma'\]; images are expected in arr_0"):
-        images.from_path(tmp_path / "two.npz")
+        image_sets.from_path(tmp_path / "two.npz")
     np.savez(tmp_path / "flat.npz", np.zeros((3, 4)))
     with pytest.raises(StatisticsError, match=r"arr_0.npy in .* is float64 \(3, 4\); images are uint8"):
-        images.from_path(tmp_path / "flat.npz")
+        image_sets.from_path(tmp_path / "flat.npz")
     np.savez(tmp_path / "objects.npz", np.array([object()]))
     with pytest.raises(StatisticsError, match="is object"):
-        images.from_path(tmp_path / "objects.npz")
+        image_sets.from_path(tmp_path / "objects.npz")
     (tmp_path / "text.npz").write_text("no zip")
     with pytest.raises(StatisticsError, match="text.npz cannot be read as npz"):
-        images.from_path(tmp_path / "text.npz")
+        image_sets.from_path(tmp_path / "text.npz")
     np.savez(tmp_path / "none.npz", np.zeros((0, 4, 4, 3), np.uint8))
     with pytest.raises(StatisticsError, match=r"arr_0.npy in .*none.npz is empty, \(0, 4, 4, 3\)"):
-        images.from_path(tmp_path / "none.npz")
+        image_sets.from_path(tmp_path / "none.npz")
     nan = np.full((2, 4, 4, 3), np.nan, np.float32)
     np.savez(tmp_path / "nan.npz", nan)
-    found = images.from_path(tmp_path / "nan.npz")
+    found = image_sets.from_path(tmp_path / "nan.npz")
     with pytest.raises(ValueError, match=r"images \[0, 1\] of a batch of 2 hold NaN"):
-        Extractor(tiny.network()).collect(found.batches(), found.count)
+        Extractor(tiny_models.network()).collect(found.batches(), found.count)

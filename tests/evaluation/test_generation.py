@@ -15,9 +15,9 @@ from PIL import Image
 import pytest
 
 from eqjax import sharding
-from eqjax.evaluation import Extractor, Settings, compare, generate, images, metrics
+from eqjax.evaluation import Extractor, Settings, compare, feature_metrics, generate, image_sets
 from eqjax.evaluation.generation import Samples, fingerprint
-from tests.evaluation import tiny
+from tests.evaluation import tiny_models
 
 SETTINGS = Settings(num_columns=4, guidance_scale=2.0, num_flow_steps=3, seed=7)
 COUNT = 24
@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.model()
+    return tiny_models.model()
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +35,24 @@ def whole(model, tmp_path_factory):
     return generate(model, SETTINGS, COUNT, tmp_path_factory.mktemp("whole"), rows_per_device=2)
 
 
-def pictures(samples):
+def images(samples):
     return np.concatenate(list(samples.batches()))
 
 
 def test_one_device_and_other_batches_give_the_same_images_and_metrics(model, whole, tmp_path):
     one = sharding.make_mesh(jax.devices()[:1])
     alone = generate(model, SETTINGS, COUNT, tmp_path / "one", mesh=one, rows_per_device=2)
-    assert pictures(whole).std() > 10
-    np.testing.assert_array_equal(pictures(alone), pictures(whole))
+    assert images(whole).std() > 10
+    np.testing.assert_array_equal(images(alone), images(whole))
     # Other products of matrices are rounded otherwise, so that a value at a half may go to the other side.
     other = generate(model, SETTINGS, COUNT, tmp_path / "other", mesh=one, rows_per_device=24)
-    difference = np.abs(pictures(other).astype(int) - pictures(whole))
+    difference = np.abs(images(other).astype(int) - images(whole))
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
-    network, results = tiny.network(), []
+    network, results = tiny_models.network(), []
     for mesh, rows in ((one, 7), (sharding.make_mesh(), 2)):
         extractor = Extractor(network, mesh, rows)
         found = extractor.collect(whole.batches(), COUNT, keep=COUNT)
-        reference = extractor.collect(iter([pictures(whole)[:, ::-1]]), COUNT, keep=COUNT).statistics
+        reference = extractor.collect(iter([images(whole)[:, ::-1]]), COUNT, keep=COUNT).statistics
         results.append(compare(reference, found, subset_size=12, subsets=3))
     assert set(results[0]) >= {"fid", "sfid", "inception_score", "inception_score_file_order", "kid", "precision"}
     assert results[1] == pytest.approx(results[0], rel=1e-6)
@@ -61,9 +61,9 @@ def test_one_device_and_other_batches_give_the_same_images_and_metrics(model, wh
 def test_images_depend_on_seed_class_and_number(model, whole, tmp_path):
     other = generate(model, dataclasses.replace(SETTINGS, seed=8), 8, tmp_path / "seed", rows_per_device=2)
     stronger = generate(model, dataclasses.replace(SETTINGS, guidance_scale=5.0), 8, tmp_path / "g", rows_per_device=2)
-    drawn = pictures(whole)
-    assert (pictures(other) != drawn[:8]).mean() > 0.5
-    assert 0.01 < (pictures(stronger) != drawn[:8]).mean()
+    drawn = images(whole)
+    assert (images(other) != drawn[:8]).mean() > 0.5
+    assert 0.01 < (images(stronger) != drawn[:8]).mean()
     assert len({image.tobytes() for image in drawn}) == COUNT
     np.testing.assert_array_equal(np.bincount(whole.labels), [8, 8, 8])
 
@@ -79,7 +79,7 @@ def slow(self, first, images):
     print("shard", flush=True)
     time.sleep(0.5)
 Samples.write = slow
-generate(tiny.model(), test_generation.SETTINGS, test_generation.COUNT, sys.argv[1], rows_per_device=2)
+generate(tiny_models.model(), test_generation.SETTINGS, test_generation.COUNT, sys.argv[1], rows_per_device=2)
 """
 
 
@@ -93,30 +93,30 @@ def test_killed_and_resumed_equals_uninterrupted(model, whole, tmp_path):
     before = {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in os.listdir(tmp_path / "shards")}
     (tmp_path / "shards" / "tmpxyz.tmp").write_bytes(b"half a shard")
     resumed = generate(model, SETTINGS, COUNT, tmp_path, rows_per_device=2)
-    np.testing.assert_array_equal(pictures(resumed), pictures(whole))
+    np.testing.assert_array_equal(images(resumed), images(whole))
     assert {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in before} == before
 
 
 def test_more_and_fewer_images_of_the_same_run(model, whole, tmp_path):
     generate(model, SETTINGS, 5, tmp_path, rows_per_device=2)
-    np.testing.assert_array_equal(pictures(generate(model, SETTINGS, 3, tmp_path)), pictures(whole)[:3])
+    np.testing.assert_array_equal(images(generate(model, SETTINGS, 3, tmp_path)), images(whole)[:3])
     longer = generate(model, SETTINGS, 9, tmp_path, rows_per_device=2)
-    np.testing.assert_array_equal(pictures(longer), pictures(whole)[:9])
+    np.testing.assert_array_equal(images(longer), images(whole)[:9])
 
 
 def test_png_and_npz(whole):
     whole.write_png()
     names = sorted(os.listdir(os.path.join(whole.folder, "png")))
     assert len(names) == COUNT and names[4] == "00000004_0001.png"
-    np.testing.assert_array_equal(Image.open(os.path.join(whole.folder, "png", names[4])), pictures(whole)[4])
-    order = np.random.RandomState(metrics.SHUFFLE_SEED).permutation(COUNT)
+    np.testing.assert_array_equal(Image.open(os.path.join(whole.folder, "png", names[4])), images(whole)[4])
+    order = np.random.RandomState(feature_metrics.SHUFFLE_SEED).permutation(COUNT)
     with np.load(whole.write_npz()) as file:
-        np.testing.assert_array_equal(file["arr_0"], pictures(whole)[order])
+        np.testing.assert_array_equal(file["arr_0"], images(whole)[order])
         np.testing.assert_array_equal(file["arr_1"], order % 3)
-    read = images.from_npz(os.path.join(whole.folder, "samples.npz"))
-    np.testing.assert_array_equal(np.concatenate(list(read.batches())), pictures(whole)[order])
-    folder = images.from_path(os.path.join(whole.folder, "png"))
-    np.testing.assert_array_equal(np.concatenate(list(folder.batches())), pictures(whole))
+    read = image_sets.from_npz(os.path.join(whole.folder, "samples.npz"))
+    np.testing.assert_array_equal(np.concatenate(list(read.batches())), images(whole)[order])
+    folder = image_sets.from_path(os.path.join(whole.folder, "png"))
+    np.testing.assert_array_equal(np.concatenate(list(folder.batches())), images(whole))
 
 
 def test_an_npz_that_is_interrupted_does_not_appear(tmp_path):
@@ -126,7 +126,7 @@ def test_an_npz_that_is_interrupted_does_not_appear(tmp_path):
         return np.zeros((4, 4, 3), np.uint8)
 
     with pytest.raises(KeyboardInterrupt):
-        images.write_npz(tmp_path / "s.npz", 5, row, np.zeros(5), batch=1)
+        image_sets.write_npz(tmp_path / "s.npz", 5, row, np.zeros(5), batch=1)
     assert os.listdir(tmp_path) == []
 
 
@@ -185,7 +185,7 @@ def test_folders_of_older_runs_are_gone_on_with(model, whole, tmp_path):
     old = {name: value for name, value in written.items() if name not in ("solver", "time_grid", "max_position")}
     folder = shutil.copytree(whole.folder, tmp_path / "old")
     (folder / "settings.json").write_text(json.dumps({**old, "more": {}}))
-    np.testing.assert_array_equal(pictures(generate(model, SETTINGS, COUNT, folder)), pictures(whole))
+    np.testing.assert_array_equal(images(generate(model, SETTINGS, COUNT, folder)), images(whole))
     (folder / "settings.json").write_text(json.dumps({**old, "more": {"solver": "heun"}}))
     with pytest.raises(ValueError, match="solver: there 'heun', now 'euler'"):
         generate(model, SETTINGS, COUNT, folder)

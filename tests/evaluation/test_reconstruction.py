@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity
 from eqjax import pixels
 from eqjax.evaluation import Extractor, ImageSet, StatisticsError, evaluate_reconstruction
 from eqjax.evaluation.reconstruction import ssim
-from tests.evaluation import tiny
+from tests.evaluation import tiny_models
 
 
 def test_ssim_equals_scikit_image():
@@ -29,7 +29,7 @@ def test_a_pass_over_a_set():
     images = np.random.default_rng(0).integers(0, 256, (11, 16, 24, 3), np.uint8)
     images[:, :8] = 100
     source = ImageSet(11, "random", lambda: iter([images[:6], images[6:]]))
-    model, extractor = tiny.model(), Extractor(tiny.network(), rows_per_device=2)
+    model, extractor = tiny_models.model(), Extractor(tiny_models.network(), rows_per_device=2)
     lpips = np.float32(3), lambda scale, x, y: scale * jnp.abs(x - y).mean((1, 2, 3))
     result = evaluate_reconstruction(model, source, extractor=extractor, lpips=lpips, rows_per_device=1)
     out = np.asarray(model.decode(model.encode(images)))
@@ -37,7 +37,7 @@ def test_a_pass_over_a_set():
     assert result["count"] == 11 and set(result) == {"count", "psnr", "ssim", "lpips", "rfid", "rsfid"}
     assert result["psnr"] == pytest.approx(float(pixels.psnr(x, y).mean()), rel=1e-5)
     assert result["ssim"] == pytest.approx(float(ssim(x, y).mean()), rel=1e-4)
-    # Other batches may round values next to a half to the other of two grey levels: 1e-6 for each.
+    # Other batches may round values next to a half to the other of two gray levels: 1e-6 for each.
     assert result["lpips"] == pytest.approx(float(3 * jnp.abs(x - y).mean()), rel=1e-4)
     assert result["rfid"] > 0
     reference = extractor.collect(source.batches(), 11).statistics

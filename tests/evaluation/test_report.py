@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from eqjax import pretrained
-from eqjax.evaluation import Extractor, Settings, StatisticsError, images, report, statistics
-from tests.evaluation import tiny
+from eqjax.evaluation import Extractor, Settings, StatisticsError, image_sets, report, statistics
+from tests.evaluation import tiny_models
 from tests.evaluation.test_generation import ROOT
 
 SETTINGS = Settings(num_columns=4, num_flow_steps=2)
@@ -20,13 +20,13 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def extractor():
-    return Extractor(tiny.network(), rows_per_device=2)
+    return Extractor(tiny_models.network(), rows_per_device=2)
 
 
 @pytest.fixture(scope="module")
 def reference(extractor):
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-    return extractor.collect(iter([pictures]), 20, keep=20).statistics
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    return extractor.collect(iter([images]), 20, keep=20).statistics
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def results(extractor, reference, tmp_path_factory):
     options = dict(extractor=extractor, reference=reference, reference_name="noise.npz", rows_per_device=2, keep=COUNT)
     root = tmp_path_factory.mktemp("sweep")
     sweep = [(g, dataclasses.replace(SETTINGS, guidance_scale=g)) for g in (2.0, 3.0)]
-    return root, [report.evaluate_generation(tiny.model(), s, COUNT, root / str(g), **options) for g, s in sweep]
+    return root, [report.evaluate_generation(tiny_models.model(), s, COUNT, root / str(g), **options) for g, s in sweep]
 
 
 def test_a_sweep_with_its_protocol(results):
@@ -91,7 +91,7 @@ def test_a_reference_without_features_says_what_is_missing(extractor, reference,
     settings = dataclasses.replace(SETTINGS, guidance_scale=2.0)
     with caplog.at_level("INFO"):
         again = report.evaluate_generation(
-            tiny.model(), settings, COUNT, root / "2.0", extractor=extractor, reference=without, keep=COUNT
+            tiny_models.model(), settings, COUNT, root / "2.0", extractor=extractor, reference=without, keep=COUNT
         )
     assert "No KID, precision and recall: the reference holds no features" in caplog.text
     assert set(first["metrics"]) - set(again["metrics"]) >= {"kid", "precision", "recall"}
@@ -100,7 +100,7 @@ def test_a_reference_without_features_says_what_is_missing(extractor, reference,
 def test_another_protocol_is_refused_before_anything_is_drawn(extractor, reference, tmp_path):
     other = dataclasses.replace(reference, protocol={**reference.protocol, "network": "other"})
     with pytest.raises(StatisticsError, match="network: reference 'other', here 'tiny'"):
-        report.evaluate_generation(tiny.model(), SETTINGS, 4, tmp_path, extractor=extractor, reference=other)
+        report.evaluate_generation(tiny_models.model(), SETTINGS, 4, tmp_path, extractor=extractor, reference=other)
     assert os.listdir(tmp_path) == []
 
 
@@ -109,14 +109,14 @@ def test_periodic_evaluation_leaves_nothing_behind(extractor, reference, results
     evaluate = report.periodic_evaluation(
         settings, COUNT, tmp_path, extractor=extractor, reference=reference, rows_per_device=2, keep=COUNT
     )
-    assert evaluate(3, tiny.model()) == pytest.approx(results[1][0]["metrics"])
+    assert evaluate(3, tiny_models.model()) == pytest.approx(results[1][0]["metrics"])
     assert os.listdir(tmp_path) == []
 
 
 def test_statistics_of_an_npz_of_images(tmp_path, extractor, reference):
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-    np.savez(tmp_path / "images.npz", pictures)
-    source = images.from_path(tmp_path / "images.npz")
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images)
+    source = image_sets.from_path(tmp_path / "images.npz")
     report.write_statistics(tmp_path / "s.npz", extractor, source, keep=50)
     written = statistics.load(tmp_path / "s.npz")
     np.testing.assert_allclose(written.covariance, reference.covariance, rtol=1e-6)
@@ -129,17 +129,17 @@ def command(module, *arguments):
 
 
 def test_the_commands(tmp_path):
-    model = tiny.model()
+    model = tiny_models.model()
     modules = {"tokenizer": model.tokenizer, "generator": model.generator}
     params = {"tokenizer": model.tokenizer_params, "generator": model.generator_params}
     pretrained.save(tmp_path / "m.safetensors", pretrained.Weights(modules, params, 1.0))
     options = [f"--weights={tmp_path / 'm.safetensors'}", "--num_flow_steps=2", "--batch_per_device=2"]
     options += ["--num_images=6", f"--output={tmp_path / 'out'}"]
-    done = command("launch.evaluate", "generation", *options, "--network=none", "--guidance=1,2", "--npz")
+    done = command("eqjax.cli.evaluate", "generation", *options, "--network=none", "--guidance=1,2", "--npz")
     assert done.returncode == 0, done.stderr
     assert "images: 6/6" in done.stderr and "left" in done.stderr
     with np.load(tmp_path / "out" / "guidance_2" / "samples.npz") as file:
         assert file["arr_0"].shape == (6, 16, 16, 3) and sorted(file["arr_1"]) == [0, 0, 1, 1, 2, 2]
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
-    done = command("launch.evaluate", "generation", *options, f"--nets_folder={tmp_path}")
+    done = command("eqjax.cli.evaluate", "generation", *options, f"--nets_folder={tmp_path}")
     assert done.returncode == 1 and "pt_inception-2015-12-05" in done.stderr and "Traceback" not in done.stderr

@@ -49,7 +49,7 @@ def test_files_of_others(tmp_path, stats):
 
 
 def test_files_that_are_not_statistics(tmp_path, stats):
-    with pytest.raises(FileNotFoundError, match="launch.make_statistics computes one"):
+    with pytest.raises(FileNotFoundError, match="eqjax.cli.make_statistics computes one"):
         statistics.load(tmp_path / "absent.npz")
     np.savez(tmp_path / "images.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(StatisticsError, match=r"holds the arrays \['arr_0'\]; .* needs mu and sigma. It holds images"):

@@ -8,7 +8,7 @@ import pytest
 from eqjax import Generator
 from eqjax.evaluation import tasks
 from eqjax.generator import mean_loss
-from tests.evaluation import tiny
+from tests.evaluation import tiny_models
 
 COLUMNS = 4
 
@@ -38,7 +38,7 @@ def batches():
 
 
 def test_the_loss_is_the_mean_of_the_columns(generator, batches):
-    params, (latents, labels) = tiny.fill(generator, 0), batches[0]
+    params, (latents, labels) = tiny_models.random_params(generator, 0), batches[0]
     rng = np.random.default_rng(1)
     given = dict(time=rng.uniform(size=96).astype("f4"), noise=rng.normal(size=(96, 3)).astype("f4"), rope_shift=1)
 
@@ -64,7 +64,7 @@ def test_the_mean_over_some_columns():
 
 
 def test_losses_and_cosines_of_batches(generator, batches):
-    params = tiny.fill(generator, 0)
+    params = tiny_models.random_params(generator, 0)
     losses = tasks.column_losses(generator, params, batches, jax.random.key(0))
     assert losses.mean.shape == losses.error.shape == (COLUMNS,) and (losses.error > 0).all()
     conflict, ceiling = tasks.gradient_cosines(generator, params, batches, jax.random.key(0))
@@ -118,7 +118,7 @@ def test_only_the_columns_asked_for_are_trained(generator):
     params = tasks.train(generator, latents, labels, columns=[0, 1], **options)
     losses = tasks.column_losses(generator, params, batches, key).mean
     assert losses[2:].mean() > 3 * losses[:2].mean(), losses
-    fresh = tasks.column_losses(generator, tiny.fill(generator, 0), batches, key).mean
+    fresh = tasks.column_losses(generator, tiny_models.random_params(generator, 0), batches, key).mean
     assert losses[:2].mean() < 0.5 * fresh[:2].mean(), (losses, fresh)
 
 

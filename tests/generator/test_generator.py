@@ -10,7 +10,7 @@ import pytest
 from eqjax import Generator
 from eqjax.generator.layers import window_mask
 from eqjax.generator.rope import rope_angles, rotate
-from tests.filled import fill
+from tests.random_params import random_params
 
 FIELDS = dict(
     width=16, depth=2, num_heads=2, latent_dim=4, num_classes=3, num_cond_tokens=2, max_rope_shift=8, flow_width=8,
@@ -21,7 +21,7 @@ FIELDS = dict(
 @functools.cache
 def make(**fields):
     generator = Generator(**{**FIELDS, **fields})
-    return generator, fill(generator)  # Fresh output layers would be zero, and hide what they depend on.
+    return generator, random_params(generator)  # Fresh output layers would be zero, and hide what they depend on.
 
 
 def test_window_mask_by_hand():

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from launch import local, runner
-from tests import programs
+from eqjax.cli import runner
+from launch import local
+from tests import subprocesses
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -59,8 +60,8 @@ def test_gpus_are_shared_out():
 
 def test_local_starter_trains_with_two_processes_until_told_to_stop(tmp_path):
     run, options = tmp_path / "run", dict(total_steps=4000, mesh="data:2", delay=0.01, checkpoint_every=100_000)
-    process = programs.start("launch.local", "--", "-m", "tests.training.toy", run, json.dumps(options))
-    programs.wait_for_step(run, 2, process)
+    process = subprocesses.start("launch.local", "--", "-m", "tests.training.toy_trainer", run, json.dumps(options))
+    subprocesses.wait_for_step(run, 2, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == runner.EXIT_PREEMPTED, output[-3000:]
@@ -88,7 +89,7 @@ def local_run(*arguments):
 
 
 def test_local_starter_says_what_it_would_do():
-    out = local_run("--dry_run", "--num_processes=2", "--port=7", "--", "-m", "launch.train_generator").stdout
+    out = local_run("--dry_run", "--num_processes=2", "--port=7", "--", "-m", "eqjax.cli.train_generator").stdout
     assert "COORDINATOR_ADDRESS=localhost:7 NUM_PROCESSES=2 PROCESS_ID=1" in out.splitlines()[1]
     assert local_run("--dry_run").returncode == 1
 
@@ -107,7 +108,7 @@ def dry(script, *arguments, **variables):
 
 
 def test_scripts_say_what_they_would_run():
-    command = ("-m", "launch.train_generator", "--config=a b")
+    command = ("-m", "eqjax.cli.train_generator", "--config=a b")
     out = dry("slurm.sh", *command, SLURM_SUBMIT_DIR=str(ROOT)).stdout
     assert "COORDINATOR_ADDRESS=localhost:29500 srun" in out and r"--config=a\ b" in out
     out = dry("tpu_pod.sh", "pod", "zone", "/home/me/eqjax", *command).stdout

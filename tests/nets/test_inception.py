@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eqjax import convert, nets
-from tests import frozen_cases
+from tests import frozen_network_cases
 from tests.golden_cases import relative_error
 
 
@@ -21,13 +21,13 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def outputs():
-    """(features, output of mixed_6d's 1×1 convolution) of the recorded pictures."""
-    _, params, arrays = frozen_cases.inception_case()
+    """(features, output of mixed_6d's 1×1 convolution) of the recorded images."""
+    _, params, arrays = frozen_network_cases.inception_case()
     return jax.jit(lambda params, images: nets.inception_features(params, images, Watched()))(params, arrays["images"])
 
 
 def test_features_against_recorded_arrays(outputs):
-    features, arrays = outputs[0], frozen_cases.inception_case()[2]
+    features, arrays = outputs[0], frozen_network_cases.inception_case()[2]
     assert relative_error(features.middle, arrays["features/768"]) < 1e-5
     assert relative_error(features.pool, arrays["features/2048"]) < 1e-5
     assert relative_error(features.logits, arrays["features/logits_unbiased"]) < 1e-5
@@ -41,7 +41,7 @@ def test_spatial_features_are_seven_channels_flattened_as_height_width_channel(o
         np.testing.assert_array_equal(features.spatial[:, place], convolution[:, row, column, channel])
 
 
-def test_pictures_are_resized_and_scaled_for_the_network():
+def test_images_are_resized_and_scaled_for_the_network():
     pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
 
     class Identity:
@@ -69,7 +69,7 @@ def test_outputs_are_float32_whatever_is_computed_in():
 
 def abstract_state():
     """{reference name: shape} of the whole published file, counters included."""
-    state = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in frozen_cases.inception_state().items()}
+    state = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in frozen_network_cases.inception_state().items()}
     return state | {"Mixed_6a.branch3x3.bn.num_batches_tracked": jax.ShapeDtypeStruct((), np.int64)}
 
 

@@ -7,15 +7,15 @@ import pytest
 
 from eqjax import convert, nets
 from eqjax.nets.lpips import _normalize
-from tests import frozen_cases, published_files
+from tests import frozen_network_cases, published_checkpoints
 from tests.golden_cases import relative_error
 
 
 @pytest.fixture(scope="module")
 def values_and_gradients():
-    """LPIPS of the recorded pair, and its gradients to parameters and pictures."""
-    _, params = frozen_cases.lpips_case()
-    _, arrays = frozen_cases.objective()
+    """LPIPS of the recorded pair, and its gradients to parameters and images."""
+    _, params = frozen_network_cases.lpips_case()
+    _, arrays = frozen_network_cases.objective()
 
     def total(params, x, y):
         value = nets.lpips(params, x, y)
@@ -26,11 +26,11 @@ def values_and_gradients():
 
 
 def test_values(values_and_gradients):
-    _, arrays = frozen_cases.objective()
+    _, arrays = frozen_network_cases.objective()
     assert relative_error(values_and_gradients[1], arrays["lpips/value"]) < 1e-5
 
 
-def test_gradients_flow_to_the_pictures_alone(values_and_gradients):
+def test_gradients_flow_to_the_images_alone(values_and_gradients):
     of_params, of_x, of_y = values_and_gradients[0]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_params))
     assert np.isfinite(of_x).all() and np.all(np.any(of_x, axis=(1, 2, 3)))
@@ -51,7 +51,7 @@ def test_where_no_feature_responds_the_gradient_is_finite():
     assert np.isfinite(out).all() and np.isfinite(backwards(jnp.ones_like(out))[0]).all()
 
 
-def test_distance_is_of_each_picture_and_zero_to_itself(small):
+def test_distance_is_of_each_image_and_zero_to_itself(small):
     module, params = small
     x = np.random.default_rng(0).uniform(-1, 1, (3, 16, 32, 3)).astype(np.float32)
     y = x * np.array([1, 0.5, 1], np.float32)[:, None, None, None]
@@ -69,14 +69,14 @@ def test_bfloat16_convolutions_with_float32_distances(small):
 
 
 @pytest.mark.parametrize("shapes", [((1, 8, 32, 3), (1, 8, 32, 3)), ((1, 32, 32, 3), (2, 32, 32, 3))])
-def test_pictures_that_cannot_be_compared_are_refused(small, shapes):
+def test_images_that_cannot_be_compared_are_refused(small, shapes):
     module, params = small
     with pytest.raises(ValueError, match="equal shapes with sides of at least 16 pixels"):
         nets.lpips(params, *map(jnp.zeros, shapes), module)
 
 
 def test_every_published_array_converts():
-    manifests = published_files.read_json("frozen_manifests.json.gz")
+    manifests = published_checkpoints.read_json("frozen_manifests.json.gz")
     shapes = manifests["vgg16_torchvision"] | manifests["lpips_lins"] | {"classifier.0.weight": (4096, 25088)}
     state = {name: jax.ShapeDtypeStruct(tuple(shape), np.float32) for name, shape in shapes.items()}
     module = nets.LPIPS()
@@ -86,7 +86,7 @@ def test_every_published_array_converts():
 
 
 def test_one_error_lists_all_that_differs():
-    state = frozen_cases.lpips_state()
+    state = frozen_network_cases.lpips_state()
     state["features.30.weight"] = np.zeros(3)
     state["features.0.weight"] = np.zeros((64, 1, 3, 3))
     del state["lin3.model.1.weight"]

@@ -6,21 +6,21 @@ import pytest
 from eqjax import nets
 from eqjax.nets.resize import interpolation_matrix
 from eqjax.nets.vit import resample_positions
-from tests import frozen_cases
+from tests import frozen_network_cases
 from tests.golden_cases import relative_error
 
 METHODS = ("area", "bicubic", "bicubic_antialias", "bilinear_tf1")
 
 
 @pytest.mark.parametrize("method", ["bicubic", "area"])
-def test_pictures_against_recorded_arrays(method):
-    arrays = frozen_cases.objective()[1]
+def test_images_against_recorded_arrays(method):
+    arrays = frozen_network_cases.objective()[1]
     out = nets.resize(arrays["resize/image"], (28, 35), method)
     assert relative_error(out, arrays[f"resize/{method}_28x35"]) < 1e-6
 
 
 def test_positions_against_recorded_arrays():
-    arrays = frozen_cases.objective()[1]
+    arrays = frozen_network_cases.objective()[1]
     out = resample_positions(arrays["resize/pos_embed"][0], (16, 16))
     assert relative_error(out, arrays["resize/pos_embed_16"][0]) < 1e-6
 
@@ -46,8 +46,8 @@ def test_hand_written_matrices():
 
 
 def test_rows_and_columns_are_not_mixed_up():
-    picture = np.arange(24, dtype=np.uint8).reshape(1, 4, 6, 1)
-    out = nets.resize(picture, (2, 3), "area")
+    image = np.arange(24, dtype=np.uint8).reshape(1, 4, 6, 1)
+    out = nets.resize(image, (2, 3), "area")
     np.testing.assert_allclose(out[0, :, :, 0], [[3.5, 5.5, 7.5], [15.5, 17.5, 19.5]])
 
 

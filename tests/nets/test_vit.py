@@ -7,33 +7,33 @@ import pytest
 
 from eqjax import convert, nets
 from eqjax.nets.vit import resample_positions
-from tests import frozen_cases, golden_rule, published_files
+from tests import frozen_network_cases, published_checkpoints, reference_weights
 from tests.golden_cases import relative_error
 
 
 @pytest.fixture(scope="module")
 def dino():
-    """(readouts, gradients of their sums of squares to parameters and pictures)."""
-    module, params = frozen_cases.dino_case()
+    """(readouts, gradients of their sums of squares to parameters and images)."""
+    module, params = frozen_network_cases.dino_case()
 
     def total(params, images):
         features = nets.dino_features(params, images, module)
         return sum(jnp.sum(jnp.square(f)) for f in features), features
 
-    images = golden_rule.image("disc", (2, 224, 224, 3))
+    images = reference_weights.image("disc", (2, 224, 224, 3))
     gradients, features = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, images)
     return features, gradients
 
 
 def test_dino_readouts(dino):
-    arrays = frozen_cases.objective()[1]
+    arrays = frozen_network_cases.objective()[1]
     assert [f.shape for f in dino[0]] == [(2, 196, 64)] * 5
     for i, features in enumerate(dino[0]):
         recorded = arrays[f"disc/features_{i}"]  # Every 8th channel, every 14th position of [B, C, N].
         assert relative_error(features.transpose(0, 2, 1)[:, ::8, ::14], recorded) < 1e-5
 
 
-def test_gradients_flow_to_the_pictures_alone(dino):
+def test_gradients_flow_to_the_images_alone(dino):
     of_params, of_images = dino[1]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_params))
     assert np.isfinite(of_images).all() and np.all(np.any(of_images, axis=(1, 2, 3)))
@@ -79,15 +79,15 @@ def test_bfloat16_products_with_float32_tokens(small):
 
 @pytest.fixture(scope="module")
 def dinov2():
-    module, params = frozen_cases.dinov2_case()
+    module, params = frozen_network_cases.dinov2_case()
     return params, jax.jit(lambda params, images: nets.dinov2_targets(params, images, module))
 
 
 def test_dinov2_targets(dinov2):
     params, targets = dinov2
-    out = targets(params, golden_rule.image("obj", (2, 256, 256, 3)))
+    out = targets(params, reference_weights.image("obj", (2, 256, 256, 3)))
     assert out.shape == (2, 16, 16, 64)
-    recorded = frozen_cases.objective()[1]["dinov2/features"]  # Every 16th patch.
+    recorded = frozen_network_cases.objective()[1]["dinov2/features"]  # Every 16th patch.
     assert relative_error(out.reshape(2, 256, 64)[:, ::16], recorded) < 1e-5
 
 
@@ -110,7 +110,7 @@ def test_sides_that_16_does_not_divide_are_refused(small):
         nets.dinov2_targets(small[1], jnp.zeros((1, 48, 40, 3)), small[0])
 
 
-def test_pictures_that_do_not_divide_into_patches_are_refused(small):
+def test_images_that_do_not_divide_into_patches_are_refused(small):
     module, params = small
     with pytest.raises(ValueError, match="8×10 pixels do not divide into patches of 4×4"):
         module.apply({"params": params}, jnp.zeros((1, 8, 10, 3)))
@@ -128,8 +128,8 @@ def test_positions_of_the_own_square_are_untouched_and_the_class_keeps_its_own()
 
 
 def test_key_biases_are_zeroed_and_no_others():
-    _, params = frozen_cases.dino_case()
-    bias, state = params["blocks"]["qkv"]["bias"], frozen_cases.dino_state()
+    _, params = frozen_network_cases.dino_case()
+    bias, state = params["blocks"]["qkv"]["bias"], frozen_network_cases.dino_state()
     assert bias.shape == (12, 3, 2, 32) and not bias[:, 1].any()
     recorded = state["blocks.7.attn.qkv.bias"].reshape(3, 2, 32)
     np.testing.assert_array_equal(bias[7, [0, 2]], recorded[[0, 2]])
@@ -143,7 +143,7 @@ def test_key_biases_are_zeroed_and_no_others():
     ],
 )
 def test_every_published_array_converts(name, module, params_of):
-    shapes = published_files.read_json("frozen_manifests.json.gz")[name]
+    shapes = published_checkpoints.read_json("frozen_manifests.json.gz")[name]
     state = {key: jax.ShapeDtypeStruct(tuple(shape), np.float32) for key, shape in shapes.items()}
     params = jax.eval_shape(lambda state: params_of(state, module), state)
     expected = jax.eval_shape(module.init_params, jax.random.key(0))
@@ -154,4 +154,4 @@ def test_every_published_array_converts(name, module, params_of):
 
 def test_weights_of_the_other_network_are_refused():
     with pytest.raises(convert.ConversionError, match="unknown in the source"):
-        convert.dino_params(frozen_cases.dinov2_state(), nets.DINO_S16)
+        convert.dino_params(frozen_network_cases.dinov2_state(), nets.DINO_S16)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from eqjax import flow, sample_latents, sharding
-from eqjax.sampling import ClassSchedule, autoregressive
+from eqjax.sampling import sampler
+from eqjax.sampling.class_schedule import ClassSchedule
 from tests.golden_cases import relative_error
-from tests.sampling import reference
-from tests.sampling.models import model
+from tests.sampling import uncached_sampler
+from tests.sampling.small_models import model
 
 L, SHAPE = 9, (2, 9, 4)
 LABELS = np.array([[0, 2], [1, 3]])
@@ -40,7 +41,7 @@ def adams_bashforth(velocity, z, points):
 )
 def test_all_options_equal_recomputing(solver, grid, given, solve, monkeypatch):
     """A class schedule, guidance per column, bounded positions, a solver and a grid, modulations in chunks."""
-    monkeypatch.setattr(autoregressive, "MODULATION_BYTES", 4 * 5 * 8 * 4 * 2)  # Two evaluations at once.
+    monkeypatch.setattr(sampler, "MODULATION_BYTES", 4 * 5 * 8 * 4 * 2)  # Two evaluations at once.
     m = model(True)
     noise, prefix = (np.asarray(jax.random.normal(jax.random.key(i), SHAPE)) for i in (0, 1))
     prefix = prefix[:, :given]
@@ -52,7 +53,7 @@ def test_all_options_equal_recomputing(solver, grid, given, solve, monkeypatch):
     )  # fmt: skip
     points = flow.time_points(3, grid)
     for row in range(2):
-        expected = reference.sample(
+        expected = uncached_sampler.sample(
             m.generator, m.generator_params, LABELS[row], np.stack([SHARES, 1 - SHARES], 1), 0.8 * noise[row], scales,
             lambda velocity, z: solve(velocity, z, points), prefix[row], max_position=2,
         )  # fmt: skip
@@ -108,7 +109,7 @@ def test_temperature_scales_the_noise():
 
 
 def sample_noise(seed):
-    return np.stack([autoregressive.column_noise(keys(seed), k, (1, 4))[0] for k in range(6)])
+    return np.stack([sampler.column_noise(keys(seed), k, (1, 4))[0] for k in range(6)])
 
 
 def test_same_samples_on_one_and_four_devices():
@@ -132,7 +133,7 @@ def test_same_images_on_one_and_four_devices():
 
 def test_compute_params_keep_what_is_computed_in_float32():
     generator = model(True).generator.clone(dtype=jnp.bfloat16)
-    cast = autoregressive.compute_params(generator, model(True).generator_params)
+    cast = sampler.compute_params(generator, model(True).generator_params)
     kinds = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(cast)}
     kept = {name for name, dtype in kinds.items() if dtype == jnp.float32}
     assert all("norm" in name or "embedding" in name or "cond_positions" in name for name in kept) and kept
@@ -154,7 +155,7 @@ def test_compute_params_keep_what_is_computed_in_float32():
         (dict(key=keys(1, 2)), r"key has shape \(2,\); expected one key, or one per row, \[3\]"),
         (dict(class_columns=(3, 3)), "for each of the 1 classes"),
         (dict(labels=[[0, 1]] * 3), "class_columns=None must say for each of the 2 classes"),
-        (dict(labels=[[0, 1]] * 3, class_columns=(3, 2)), "covers columns 0 … 4, and the picture has 6 columns"),
+        (dict(labels=[[0, 1]] * 3, class_columns=(3, 2)), "covers columns 0 … 4, and the image has 6 columns"),
         (dict(labels=[[0, 1]] * 3, class_columns=(None, 3)), "only the last may be open"),
         (dict(labels=[[0, 1]] * 3, class_columns=(0, 6)), "needs at least 1"),
         (dict(labels=[[0, 9]] * 3, class_columns=(3, 3)), r"labels \[9\] are outside 0 … 3"),

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from eqjax import continue_photograph, panorama, pixels, sample_latents
-from eqjax.sampling import autoregressive, streaming
-from eqjax.tokenizer import pieces
-from tests.sampling.models import model
+from eqjax import outpaint, panorama, pixels, sample_latents
+from eqjax.sampling import sampler, streaming
+from eqjax.tokenizer import tiling
+from tests.sampling.small_models import model
 
 OPTIONS = dict(guidance_scale=3.0, num_flow_steps=2, solver="adams_bashforth", max_position=7)
 
@@ -19,7 +19,7 @@ def joined(strips):
     return np.concatenate(list(strips), axis=-2)
 
 
-def test_strips_are_the_whole_picture():
+def test_strips_are_the_whole_image():
     m = model(True)
     classes = [("cat", 20), ("eel", 30), (1, None)]
     whole = m.sample(classes, num_columns=90, seeds=[3], guidance_schedule="constant", transition=4, **OPTIONS)[0]
@@ -34,7 +34,7 @@ def test_decoding_as_it_comes_equals_the_whole_in_floats(columns, monkeypatch):
     m = model(True)
     monkeypatch.setattr(streaming.pixels, "to_uint8", lambda x: x)
     latents = np.asarray(jax.random.normal(jax.random.key(0), (columns, 4)))
-    whole = pieces.decode_images(m.tokenizer, m.tokenizer_params, latents[None] / m.latent_scale, piece_columns=999)[0]
+    whole = tiling.decode_images(m.tokenizer, m.tokenizer_params, latents[None] / m.latent_scale, tile_columns=999)[0]
     decoder = streaming.StreamDecoder(m.tokenizer, m.tokenizer_params, m.latent_scale, 8)
     cuts = [0, 3, 25, 26, columns]
     parts = [latents[a:b] for a, b in itertools.pairwise(cuts)]
@@ -87,7 +87,7 @@ def test_save_and_go_on(strict, seeds, tmp_path):
     assert path.stat().st_size < 60_000 and not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_prefix_begins_the_picture():
+def test_a_prefix_begins_the_image():
     m = model(True)
     prefix = jax.random.normal(jax.random.key(1), (1, 6, 4))
     whole = m.sample(1, num_columns=20, seeds=[2], prefix=prefix, guidance_schedule="constant", **OPTIONS)[0]
@@ -144,7 +144,7 @@ def test_numbers_of_numpy_can_be_saved():
     ("change", "message"),
     [
         (dict(labels="cow"), r"classes \['cow'\] are not among this model's: \['cat', 'dog', 'eel'\]"),
-        (dict(labels=[("cat", 3)]), "covers columns 0 … 2, and the picture has no end"),
+        (dict(labels=[("cat", 3)]), "covers columns 0 … 2, and the image has no end"),
         (dict(labels=[("cat", 0), ("dog", None)]), "needs at least 1"),
         (dict(labels=["cat", "dog"]), r"a class schedule is a list of \(label, columns\)"),
         (dict(strip_columns=0), "strip_columns=0 must be ≥ 1"),
@@ -178,32 +178,32 @@ def photograph():
 def test_photographs_go_on_on_both_sides(photograph):
     m = model(True)
     kwargs = dict(seed=3, guidance_scale=2.0, num_flow_steps=2)
-    out = continue_photograph(m, photograph, "dog", left=4, right=5, **kwargs)
+    out = outpaint(m, photograph, "dog", left=4, right=5, **kwargs)
     assert out.shape == (16, 24 + 2 * 9, 3)
     np.testing.assert_array_equal(out[:, 10:30], photograph[:, 2:-2])  # But for one column at each border.
-    right = continue_photograph(m, photograph, "dog", right=5, **kwargs)
+    right = outpaint(m, photograph, "dog", right=5, **kwargs)
     np.testing.assert_array_equal(right[:, :22], photograph[:, :22])
     np.testing.assert_array_equal(right[:, 24:], out[:, 32:])
     # To the left is to the right in the mirror, with the next seed.
-    mirrored = continue_photograph(m, photograph[:, ::-1], "dog", right=4, **dict(kwargs, seed=4))
+    mirrored = outpaint(m, photograph[:, ::-1], "dog", right=4, **dict(kwargs, seed=4))
     np.testing.assert_array_equal(out[:, :8], mirrored[:, 24:][:, ::-1])
-    rebuilt = continue_photograph(m, photograph, "dog", right=5, keep_pixels=False, **kwargs)
+    rebuilt = outpaint(m, photograph, "dog", right=5, keep_pixels=False, **kwargs)
     np.testing.assert_array_equal(rebuilt[:, 24:], right[:, 24:])
     assert (rebuilt[:, :22] != photograph[:, :22]).any()
     floats = np.asarray(pixels.from_uint8(photograph))
-    np.testing.assert_array_equal(continue_photograph(m, floats, "dog", right=5, **kwargs), right)
+    np.testing.assert_array_equal(outpaint(m, floats, "dog", right=5, **kwargs), right)
 
 
 def test_classes_and_guidance_along_a_continuation(photograph, monkeypatch):
-    monkeypatch.setattr(autoregressive, "STRIP_COLUMNS", 2)
+    monkeypatch.setattr(sampler, "CHUNK_COLUMNS", 2)
     m, given, drawn = model(True), 12, []
     scales, kwargs = np.array([1.5, 2.0, 4.0, 3.0, 0.5]), dict(num_flow_steps=2, transition=2)
-    out = continue_photograph(
+    out = outpaint(
         m, photograph, [("dog", 2), ("eel", None)], left=4, right=5, seed=3, guidance_scale=scales,
         progress=drawn.append, **kwargs,
     )  # fmt: skip
     assert drawn == [2, 2, 2, 2, 1]  # First to the left, then to the right.
-    # Two columns of the first class, then the way to the second one, counted from the picture on both sides.
+    # Two columns of the first class, then the way to the second one, counted from the image on both sides.
     for columns, seed, picture, side in ((5, 3, photograph, out[:, 32:]), (4, 4, photograph[:, ::-1], out[:, 7::-1])):
         guidance = np.array([9.0] * given + list(scales[:columns]))
         latents = sample_latents(
@@ -223,7 +223,7 @@ def test_classes_and_guidance_along_a_continuation(photograph, monkeypatch):
         (np.full((16, 24, 3), 255.0), {}, "float64 values from 255 to 255; expected uint8, or floats"),
         (np.full((16, 24, 3), np.nan), {}, "float64 values from nan to nan"),
         (None, dict(guidance_scale=np.ones(2)), r"shape \(2,\); expected a number, or one for each .* \[3\]"),
-        (None, dict(label=[("cat", 2)]), "covers columns 0 … 1, and the picture has 3 columns"),
+        (None, dict(label=[("cat", 2)]), "covers columns 0 … 1, and the image has 3 columns"),
         (None, dict(label=["cat", "dog"]), r"a class schedule is a list of \(label, columns\)"),
         (None, dict(label="cow"), r"classes \['cow'\] are not among"),
         (None, dict(label=9), r"labels \[9\] are outside 0 … 3"),
@@ -232,21 +232,21 @@ def test_classes_and_guidance_along_a_continuation(photograph, monkeypatch):
 def test_bad_photographs(photograph, image, change, message):
     image = photograph if image is None else image
     with pytest.raises(ValueError, match=message) as raised:
-        continue_photograph(model(True), image, **{"label": 0, "left": 2, "right": 3, **change})
+        outpaint(model(True), image, **{"label": 0, "left": 2, "right": 3, **change})
     assert "--resize" not in str(raised.value)
 
 
 def test_photographs_of_other_sizes(photograph):
     m = model(True)
     with pytest.raises(ValueError, match="image height 32 does not fit .* resize=True"):
-        continue_photograph(m, np.zeros((32, 64, 3), np.uint8), 0, right=2)
-    out = continue_photograph(m, np.zeros((32, 66, 3), np.uint8), 0, right=2, resize=True, num_flow_steps=2)
+        outpaint(m, np.zeros((32, 64, 3), np.uint8), 0, right=2)
+    out = outpaint(m, np.zeros((32, 66, 3), np.uint8), 0, right=2, resize=True, num_flow_steps=2)
     assert out.shape == (16, 32 + 4, 3)
     ramp = np.linspace(-1, 1, 32 * 66 * 3).reshape(32, 66, 3)
     kwargs = dict(right=2, resize=True, num_flow_steps=2)
-    expected = continue_photograph(m, np.asarray(pixels.to_uint8(ramp)), 0, **kwargs)
-    np.testing.assert_array_equal(continue_photograph(m, ramp, 0, **kwargs), expected)
+    expected = outpaint(m, np.asarray(pixels.to_uint8(ramp)), 0, **kwargs)
+    np.testing.assert_array_equal(outpaint(m, ramp, 0, **kwargs), expected)
     with pytest.raises(ValueError, match="less than a column of 2"):
-        continue_photograph(m, np.zeros((160, 8, 3), np.uint8), 0, right=2, resize=True)
+        outpaint(m, np.zeros((160, 8, 3), np.uint8), 0, right=2, resize=True)
     with pytest.raises(ValueError, match="left=0 and right=0"):
-        continue_photograph(m, photograph, 0)
+        outpaint(m, photograph, 0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from eqjax import Tokenizer
-from eqjax.tokenizer import pieces
-from tests.filled import fill
+from eqjax.tokenizer import tiling
+from tests.random_params import random_params
 
 FIELDS = dict(
     channels=8,
@@ -24,7 +24,7 @@ STRICT = dict(norm="pixel", attention_window=1)
 
 def make(**fields):
     tokenizer = Tokenizer(**{**FIELDS, **fields})
-    return tokenizer, fill(tokenizer, gain=1.5)
+    return tokenizer, random_params(tokenizer, gain=1.5)
 
 
 @pytest.fixture(
@@ -50,23 +50,23 @@ def worst(out, reference):
 def test_whole_column_shift(strict, images):
     tokenizer, params = strict
     halo, width = tokenizer.halo_columns, tokenizer.column_width
-    latents = pieces._encode(tokenizer, params, images)
-    shifted = pieces._encode(tokenizer, params, jnp.roll(images, 3 * width, axis=2))
+    latents = tiling._encode(tokenizer, params, images)
+    shifted = tiling._encode(tokenizer, params, jnp.roll(images, 3 * width, axis=2))
     inside = slice(halo + 3, -halo)
     assert worst(shifted[:, inside], jnp.roll(latents, 3, axis=1)[:, inside]) < 1e-5
-    decoded = pieces._decode(tokenizer, params, latents)
-    moved = pieces._decode(tokenizer, params, jnp.roll(latents, 3, axis=1))
+    decoded = tiling._decode(tokenizer, params, latents)
+    moved = tiling._decode(tokenizer, params, jnp.roll(latents, 3, axis=1))
     inside = slice((halo + 3) * width, -halo * width)
     assert worst(moved[:, :, inside], jnp.roll(decoded, 3 * width, axis=2)[:, :, inside]) < 1e-5
 
 
 def test_pieces_equal_the_whole(strict, images):
     tokenizer, params = strict
-    whole = pieces._encode(tokenizer, params, images)
-    parts = pieces.encode_images(tokenizer, params, images, piece_columns=5)
+    whole = tiling._encode(tokenizer, params, images)
+    parts = tiling.encode_images(tokenizer, params, images, tile_columns=5)
     assert worst(parts, whole) < 1e-5
-    parts = pieces.decode_images(tokenizer, params, whole, piece_columns=5)
-    assert worst(parts, pieces._decode(tokenizer, params, whole)) < 1e-5
+    parts = tiling.decode_images(tokenizer, params, whole, tile_columns=5)
+    assert worst(parts, tiling._decode(tokenizer, params, whole)) < 1e-5
 
 
 def test_pieces_have_one_shape(strict, images):
@@ -78,7 +78,7 @@ def test_pieces_have_one_shape(strict, images):
         return images[:, :, first * 4 : last * 4]
 
     columns = images.shape[2] // 4
-    joined = pieces._in_pieces(apply, columns, tokenizer.halo_columns, 5, axis=2, scale=4)
+    joined = tiling._in_tiles(apply, columns, tokenizer.halo_columns, 5, axis=2, scale=4)
     assert seen == {5 + 2 * tokenizer.halo_columns}
     assert (joined == images).all()
 
@@ -86,21 +86,21 @@ def test_pieces_have_one_shape(strict, images):
 def test_halo_bounds_the_influence(strict, images):
     tokenizer, params = strict
     halo, columns = tokenizer.halo_columns, images.shape[2] // 4
-    centre = columns // 2
+    center = columns // 2
 
     def influence(fn, x, changed, axis):
         difference = jnp.abs(fn(x) - fn(changed))
         return np.flatnonzero(difference.max(axis=tuple(i for i in range(difference.ndim) if i != axis)))
 
-    changed = images.at[:, :, 4 * centre : 4 * centre + 4].add(0.5)
-    touched = influence(lambda x: pieces._encode(tokenizer, params, x), images, changed, axis=1)
-    assert abs(touched - centre).max() <= halo
-    assert abs(touched - centre).max() >= halo // 2  # A halo of everything would be no statement.
-    latents = pieces._encode(tokenizer, params, images)
-    changed = latents.at[:, centre].add(0.5)
-    touched = influence(lambda z: pieces._decode(tokenizer, params, z), latents, changed, axis=2) // 4
-    assert abs(touched - centre).max() <= halo
-    assert abs(touched - centre).max() >= halo // 2
+    changed = images.at[:, :, 4 * center : 4 * center + 4].add(0.5)
+    touched = influence(lambda x: tiling._encode(tokenizer, params, x), images, changed, axis=1)
+    assert abs(touched - center).max() <= halo
+    assert abs(touched - center).max() >= halo // 2  # A halo of everything would be no statement.
+    latents = tiling._encode(tokenizer, params, images)
+    changed = latents.at[:, center].add(0.5)
+    touched = influence(lambda z: tiling._decode(tokenizer, params, z), latents, changed, axis=2) // 4
+    assert abs(touched - center).max() <= halo
+    assert abs(touched - center).max() >= halo // 2
 
 
 def test_published_style_mixes_all_columns():
@@ -108,24 +108,24 @@ def test_published_style_mixes_all_columns():
     assert tokenizer.halo_columns is None
     assert make(norm="pixel")[0].halo_columns is None  # Global attention alone is enough.
     images = jax.random.uniform(jax.random.key(2), (1, 16, 160, 3), minval=-1.0)
-    before = pieces._encode(tokenizer, params, images)
-    after = pieces._encode(tokenizer, params, images.at[:, :, :4].set(1.0))
+    before = tiling._encode(tokenizer, params, images)
+    after = tiling._encode(tokenizer, params, images.at[:, :, :4].set(1.0))
     assert float(jnp.abs(after - before)[:, -1].max()) > 1e-4
     # So it is never cut into pieces.
-    np.testing.assert_array_equal(pieces.encode_images(tokenizer, params, images, piece_columns=5), before)
+    np.testing.assert_array_equal(tiling.encode_images(tokenizer, params, images, tile_columns=5), before)
 
 
 def test_linear_path_adds_a_linear_code():
-    """With the networks silenced, latents and pictures are those of two matrices, column by column."""
+    """With the networks silenced, latents and images are those of two matrices, column by column."""
     tokenizer, params = make(**STRICT, linear_path=True)
     silent = {
         name: part if name.startswith("linear") else jax.tree.map(jnp.zeros_like, part) for name, part in params.items()
     }
     images = jax.random.uniform(jax.random.key(0), (2, 16, 12, 3), minval=-1.0)
-    latents = pieces._encode(tokenizer, silent, images)
+    latents = tiling._encode(tokenizer, silent, images)
     columns = np.stack([np.asarray(images[:, :, 4 * k : 4 * k + 4]).reshape(2, -1) for k in range(3)], axis=1)
     np.testing.assert_allclose(latents, columns @ np.asarray(params["linear_encode"]["kernel"]), rtol=1e-4, atol=1e-5)
-    decoded = pieces._decode(tokenizer, silent, latents)
+    decoded = tiling._decode(tokenizer, silent, latents)
     expected = np.asarray(latents) @ np.asarray(params["linear_decode"]["kernel"])
     for k in range(3):
         column = expected[:, k].reshape(2, 16, 4, 3)

@@ -12,7 +12,7 @@ from eqjax.tokenizer.layers import depth_to_space, space_to_depth
 
 
 def test_space_to_depth_by_hand():
-    # Two channels of a 2 × 4 picture: tens are channel 1.
+    # Two channels of a 2 × 4 image: tens are channel 1.
     channel = jnp.arange(8).reshape(2, 4)
     x = jnp.stack([channel, channel + 10], axis=-1)[None]
     out = space_to_depth(x, (2, 2))

@@ -6,15 +6,16 @@ import pytest
 
 from configs import photos_generator, photos_tokenizer
 from eqjax import sharding
-from eqjax.training import generator, latents, loop, tokenizer
+from eqjax.latent_cache import check
+from eqjax.training import generator, loop, tokenizer
 from eqjax.training.state import TrainState
-from tests.filled import fill
-from tests.training import judged
+from tests.random_params import random_params
+from tests.training import sample_metrics_run
 
 
 @pytest.fixture(name="weights", scope="module")
 def _weights(tmp_path_factory):
-    return judged.write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors")
+    return sample_metrics_run.write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors")
 
 
 @pytest.fixture(name="config")
@@ -60,9 +61,9 @@ def test_fillers_do_not_count(config, monkeypatch):
     rows = np.random.default_rng(0).standard_normal((8, 4, 8)).astype(np.float32)
     batches = [{"latents": rows, "label": np.arange(8, dtype=np.int32), "mask": np.arange(8) < 5}]
     monkeypatch.setattr(loop, "held_out", lambda config, mesh: batches)
-    monkeypatch.setattr(latents, "make_encode", lambda *_: lambda _, batch, key: (batch["latents"], batch["label"]))
+    monkeypatch.setattr(check, "make_encode", lambda *_: lambda _, batch, key: (batch["latents"], batch["label"]))
     stage = generator.make_stage(config)
-    params = fill(generator.pretrained.make_module("generator", dict(config.generator)))
+    params = random_params(generator.pretrained.build_module("generator", dict(config.generator)))
     state = jax.device_put(
         TrainState(np.int32(1), params, params, ()), sharding.replicated(sharding.make_mesh(jax.devices()[:1]))
     )

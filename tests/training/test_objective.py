@@ -13,12 +13,12 @@ from eqjax.tokenizer import losses
 from eqjax.tokenizer.augment import diff_augment
 from eqjax.tokenizer.discriminator import FeatureDiscriminator
 from eqjax.training.adversary import FeatureJudge
-from eqjax.training.objective import Draws, Objective
-from tests import frozen_cases
+from eqjax.training.objective import Objective, RandomDraws
+from tests import frozen_network_cases
 from tests.golden_cases import recorded_tokenizer, relative_error
-from tests.golden_rule import image, state_dict
+from tests.reference_weights import image, state_dict
 
-META, RECORDED = frozen_cases.objective()
+META, RECORDED = frozen_network_cases.objective()
 HEAD_LAYERS = {"0.0": "conv_in", "1.fn.0": "conv", "2": "conv_out"}
 
 
@@ -27,9 +27,9 @@ def case():
     """(objective, trainable parameters, discriminator's variables, frozen parameters)."""
     tokenizer = recorded_tokenizer(META["tokenizer"], META["semantic"], META["embed_dim"])
     networks = {
-        "lpips": frozen_cases.lpips_case(),
-        "dino": frozen_cases.dino_case(),
-        "dinov2": frozen_cases.dinov2_case(),
+        "lpips": frozen_network_cases.lpips_case(),
+        "dino": frozen_network_cases.dino_case(),
+        "dinov2": frozen_network_cases.dinov2_case(),
     }
     modules = {name: module for name, (module, _) in networks.items()}
     heads = FeatureDiscriminator(META["disc"]["embed"], 5, META["disc"]["kernel"])
@@ -55,7 +55,7 @@ def passes():
     images = image("obj", (2, 256, 256, 3))
     numbers = RECORDED["objective/rand01"][:, :, 0, 0].T
     noise = RECORDED["objective/noise"] * RECORDED["objective/noise_scale"][:, None, None]
-    draws = Draws(jnp.asarray(noise), jnp.asarray(numbers), jnp.asarray(numbers))
+    draws = RandomDraws(jnp.asarray(noise), jnp.asarray(numbers), jnp.asarray(numbers))
 
     @jax.jit
     def run(params, discriminator, frozen):
@@ -70,7 +70,7 @@ def passes():
 
 def test_augmentation():
     out = diff_augment(RECORDED["diffaug/image"], RECORDED["diffaug/rand01"][:, :, 0, 0].T)
-    # Means over pictures: jaxlib 0.7 adds up in another order, and is 1.3e-6 away.
+    # Means over images: jaxlib 0.7 adds up in another order, and is 1.3e-6 away.
     assert relative_error(out, RECORDED["diffaug/out"]) < (1e-6 if jax.__version_info__ >= (0, 8) else 2e-6)
 
 
@@ -137,7 +137,7 @@ def test_discriminator_gradients():
 def test_switched_off_terms_are_zero_and_cost_nothing():
     objective, params, discriminator, frozen = case()
     objective = dataclasses.replace(objective, lpips=None)
-    images, draws = jnp.zeros((1, 256, 16, 3)), Draws(jnp.zeros((1, 1, 16)), jnp.zeros((1, 7)), jnp.zeros((1, 7)))
+    images, draws = jnp.zeros((1, 256, 16, 3)), RandomDraws(jnp.zeros((1, 1, 16)), jnp.zeros((1, 7)), jnp.zeros((1, 7)))
 
     def run(on):
         switches = {"semantic": on, "adversarial": on}

@@ -1,4 +1,4 @@
-"""Schedules and averages by closed forms; the optimiser against recorded steps."""
+"""Schedules and averages by closed forms; the optimizer against recorded steps."""
 
 import json
 
@@ -30,9 +30,9 @@ def test_schedules():
     np.testing.assert_allclose(rates(config, [0, 50, 100, 900]), [0, 1, 2, 2], rtol=1e-6)
     config = make(learning_rate=2.0, warmup_steps=2.5)
     np.testing.assert_allclose(rates(config, [1, 2, 3]), [0.8, 1.6, 2.0], rtol=1e-6)
-    config = make(learning_rate=1.0, warmup_steps=100.0, schedule="cosine", end_factor=0.1)
+    config = make(learning_rate=1.0, warmup_steps=100.0, schedule="cosine", final_lr_ratio=0.1)
     np.testing.assert_allclose(rates(config, [100, 550, 1000]), [1, 0.55, 0.1], rtol=1e-5)
-    config = make(learning_rate=1.0, warmup_steps=10.0, schedule="step", step_every=100, step_factor=0.2)
+    config = make(learning_rate=1.0, warmup_steps=10.0, schedule="step", decay_every=100, decay_rate=0.2)
     np.testing.assert_allclose(rates(config, [5, 10, 109, 110, 210]), [0.5, 1, 1, 0.2, 0.04], rtol=1e-5)
     with pytest.raises(ValueError, match="optimizer.schedule='linear' is not one of"):
         optim.make_schedule(make(schedule="linear"), 10)
@@ -56,7 +56,7 @@ def test_streams_differ():
 
 def test_what_decays():
     generator, params, _ = generator_case()
-    mask = optim.decays(params)
+    mask = optim.weight_decay_mask(params)
     reference = convert.generator_state_dict(
         jax.tree.map(lambda p, m: np.full(p.shape, m, np.float32), params, mask), generator
     )
@@ -67,7 +67,7 @@ def test_what_decays():
 
 def test_muon_orthogonalises_kernels():
     params = {"conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}}
-    optimizer, _ = optim.make_optimizer(make(name="muon", learning_rate=1.0), 10, optim.kernel_matrices)
+    optimizer, _ = optim.make_optimizer(make(name="muon", learning_rate=1.0), 10, optim.muon_dimension_numbers)
     gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     values = np.linalg.svd(np.asarray(updates["conv"]["kernel"]).reshape(36, 8), compute_uv=False)
@@ -77,7 +77,7 @@ def test_muon_orthogonalises_kernels():
 
 def test_optimizer_names():
     with pytest.raises(ValueError, match="optimizer.name='sgd' is neither"):
-        optim.make_optimizer(make(name="sgd"), 10, optim.kernel_matrices)
+        optim.make_optimizer(make(name="sgd"), 10, optim.muon_dimension_numbers)
     with pytest.raises(ValueError, match="optimizer.name='muon' is neither"):
         optim.make_optimizer(make(name="muon"), 10)
 
@@ -86,7 +86,7 @@ def test_recorded_steps():
     """Three steps of AdamW with clipping and averaging; the second loss is multiplied by 10."""
     generator, params, arrays = generator_case()
     clip = json.loads((GOLDEN / "generator_tiny.json").read_text())["config"]["clip"]
-    config = make(weight_decay=0.02, clip_norm=clip)
+    config = make(weight_decay=0.02, grad_clip_norm=clip)
     optimizer, _ = optim.make_optimizer(make(**{**config, "learning_rate": 1.0}), 10)
 
     def gradient(params, factor):

@@ -13,7 +13,7 @@ from configs import photos_generator, photos_tokenizer
 from eqjax import load_pretrained, pretrained
 from eqjax.checkpoints import ConfigMismatchError
 from eqjax.training import generator, tokenizer
-from tests.training import judged
+from tests.training import sample_metrics_run
 
 
 def tokenizer_config(steps):
@@ -23,7 +23,7 @@ def tokenizer_config(steps):
     config.checkpoint_every = 20
     config.log_every = 1
     # Muon, which the configuration names, takes twice the time to compile.
-    config.optimizer.update(name="adamw", clip_norm=0.0)
+    config.optimizer.update(name="adamw", grad_clip_norm=0.0)
     config.optimizer.update(schedule="constant", warmup_steps=0.0, learning_rate=2e-3)
     return config
 
@@ -56,10 +56,12 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     states = {"tokenizer": tokenizer.train_and_evaluate(tokenizer_config(40), str(root / "tokenizer"))}
     config = generator_config(root / "tokenizer", 40)
-    reference = judged.write_reference(root / "reference.npz")
-    config.metrics.update(every=20, num_images=judged.COUNT, reference=str(reference), **judged.SETTINGS)
+    reference = sample_metrics_run.write_reference(root / "reference.npz")
+    config.metrics.update(
+        every=20, num_images=sample_metrics_run.COUNT, reference=str(reference), **sample_metrics_run.SETTINGS
+    )
     config.keep_checkpoints, config.keep_best = 1, "fid:max"
-    with judged.tiny_inception():
+    with sample_metrics_run.tiny_inception():
         states["generator"] = generator.train_and_evaluate(config, str(root / "generator"))
     return root, states
 
@@ -77,9 +79,9 @@ def test_generator_learns(runs):
 
 def test_folder_holds_everything(runs):
     root, states = runs
-    for stage, picture in (("tokenizer", "reconstructions"), ("generator", "samples")):
+    for stage, image in (("tokenizer", "reconstructions"), ("generator", "samples")):
         names = {str(p.relative_to(root / stage)) for p in (root / stage).rglob("*")}
-        assert {"metrics.jsonl", "model.safetensors", "config.json", f"images/{picture}_0000040.png"} <= names
+        assert {"metrics.jsonl", "model.safetensors", "config.json", f"images/{image}_0000040.png"} <= names
         assert "checkpoints/40" in names
         assert any("events.out.tfevents" in name for name in names)
     assert metrics(root / "tokenizer", "eval_psnr")[40] > 5
@@ -105,10 +107,10 @@ def test_latent_scale_is_measured(runs):
 
 def test_best_by_fid_stays(runs):
     root = runs[0]
-    fid = judged.logged(root / "generator", "fid")
+    fid = sample_metrics_run.logged(root / "generator", "fid")
     best = json.loads((root / "generator" / "best.json").read_text())
     assert list(fid) == [20, 40] and best == {"step": max(fid, key=fid.get), "fid": max(fid.values())}
-    again = judged.measure(root / "generator" / "best.safetensors", root / "reference.npz")
+    again = sample_metrics_run.measure(root / "generator" / "best.safetensors", root / "reference.npz")
     assert best["fid"] == pytest.approx(again, rel=1e-5)
     kept = {int(p.name) for p in (root / "generator" / "checkpoints").iterdir() if p.name.isdigit()}
     assert kept == {best["step"], 40} and not (root / "generator" / "evaluation").exists()

@@ -10,15 +10,16 @@ import pytest
 
 from configs import tokenizer_imagenet256
 from eqjax import convert, pretrained, sharding
-from eqjax.training import adversary, loop, objective, settings, tokenizer
-from tests import frozen_files, published_files
-from tests.filled import fill
+from eqjax.training import adversary, loop, objective, tokenizer
+from eqjax.training.config import check_config
+from tests import frozen_network_files, published_checkpoints
+from tests.random_params import random_params
 
 
 def make_config(variant="tiny", **overrides):
     config = tokenizer_imagenet256.get_config(variant)
     config.data.classes = ("brick", "coffee")
-    config.update(log_every=1, checkpoint_every=30, picture_every=0)
+    config.update(log_every=1, checkpoint_every=30, image_every=0)
     config.update(overrides)
     return config
 
@@ -41,7 +42,7 @@ def stages(tmp_path_factory):
     """Stage 1 (its discriminator on from step 20 of 40) and stage 2 after it: folders and final states."""
     root = tmp_path_factory.mktemp("stages")
     first = tokenizer.train_and_evaluate(make_config(), str(root / "stage1"))
-    config = make_config("tiny,stage2", total_steps=25, stage1_weights=str(root / "stage1"), picture_every=25)
+    config = make_config("tiny,stage2", total_steps=25, stage1_weights=str(root / "stage1"), image_every=25)
     return root, first, tokenizer.train_and_evaluate(config, str(root / "stage2"))
 
 
@@ -95,7 +96,7 @@ def test_second_stage_trains_the_decoder_alone(stages):
 def test_second_stage_does_not_differentiate_the_encoder():
     config = make_config("tiny,stage2", stage1_weights=None, freeze_encoder=False)
     config.objective.adversarial_weight = 0.0
-    module = pretrained.make_module("tokenizer", dict(config.tokenizer))
+    module = pretrained.build_module("tokenizer", dict(config.tokenizer))
     terms, _, _ = adversary.make_objective(config, module)
     images, switches = jnp.zeros((2, 32, 32, 3)), {"semantic": False, "adversarial": False}
     draws = objective.draw(jax.random.key(0), module, images.shape)
@@ -118,10 +119,10 @@ def test_second_stage_does_not_differentiate_the_encoder():
 @pytest.mark.slow
 def test_devices_do_not_matter(tmp_path, monkeypatch):
     """One step on 1 and on 4 devices: group statistics, augmentation, posterior, adaptive weight, power iterations."""
-    frozen_files.narrow(monkeypatch)
+    frozen_network_files.narrow(monkeypatch)
     monkeypatch.setenv("EQJAX_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 500)
-    frozen_files.write("dino", tmp_path)
+    frozen_network_files.write("dino", tmp_path)
     config = make_config(batch_size=8)
     config.objective.update(adversarial_start=0, adversarial_weight=0.5)
     config.discriminator.kind = "dino"
@@ -175,9 +176,9 @@ def test_parts_of_a_batch_add_up():
 
 def test_what_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setenv("EQJAX_WEIGHTS", str(tmp_path))
-    module = pretrained.make_module("tokenizer", dict(make_config().tokenizer))
+    module = pretrained.build_module("tokenizer", dict(make_config().tokenizer))
     stage1 = tmp_path / "stage1.safetensors"
-    pretrained.save(stage1, pretrained.Weights({"tokenizer": module}, {"tokenizer": fill(module)}, 1.0))
+    pretrained.save(stage1, pretrained.Weights({"tokenizer": module}, {"tokenizer": random_params(module)}, 1.0))
     cases = [
         (make_config("tiny,stage2"), ValueError, "freeze_encoder=True.*set stage1_weights"),
     ]
@@ -206,15 +207,15 @@ def test_what_does_not_fit(tmp_path, monkeypatch):
 
 
 def test_second_stage_takes_the_converted_published_tokenizer(monkeypatch):
-    shapes = published_files.read_json("manifests.json.gz")["tokenizer"]
+    shapes = published_checkpoints.read_json("manifests.json.gz")["tokenizer"]
     structs = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     fields = convert.infer_tokenizer_config(structs)
-    converted = pretrained.make_module("tokenizer", fields)
+    converted = pretrained.build_module("tokenizer", fields)
     weights = pretrained.Weights({"tokenizer": converted}, {}, 1.0)
     monkeypatch.setattr(pretrained, "load", lambda path: weights)
     config = tokenizer_imagenet256.get_config("stage2")
     config.stage1_weights = "photos"  # Not read: see above.
-    module = pretrained.make_module("tokenizer", dict(config.tokenizer))
+    module = pretrained.build_module("tokenizer", dict(config.tokenizer))
     assert tokenizer.load_stage1(config, module) is weights
     narrower = module.clone(semantic={**dict(config.tokenizer.semantic), "channel_multipliers": (8, 10)})
     with pytest.raises(ValueError, match=r"(?s)semantic: stage 1 .*'widths': \(768, 768\).*this run .*\(640, 768\)"):
@@ -223,12 +224,14 @@ def test_second_stage_takes_the_converted_published_tokenizer(monkeypatch):
 
 def test_default_is_the_published_recipe():
     config = tokenizer_imagenet256.get_config()
-    settings.check_config(config, tokenizer.default_config())
+    check_config(config, tokenizer.default_config())
     terms, both = config.objective, (config.optimizer, config.discriminator_optimizer)
     assert (terms.kl_weight, terms.perceptual_weight, terms.semantic_weight) == (0.01, 1.0, 5.0)
     assert (terms.semantic_start, terms.adversarial_start, terms.adversarial_weight) == (20001, 5001, 0.5)
     assert (config.batch_size, config.discriminator.kind, terms.discriminator_loss) == (96, "dino", "hinge")
-    assert all((o.learning_rate, o.b1, o.b2, o.weight_decay, o.clip_norm) == (1.92e-4, 0.5, 0.9, 0, 0) for o in both)
+    assert all(
+        (o.learning_rate, o.b1, o.b2, o.weight_decay, o.grad_clip_norm) == (1.92e-4, 0.5, 0.9, 0, 0) for o in both
+    )
     assert (both[0].schedule, both[0].warmup_steps, both[1].schedule, both[1].warmup_steps) == (
         "step",
         3000,

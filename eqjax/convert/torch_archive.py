@@ -1,0 +1,217 @@
+"""PyTorch checkpoint files without PyTorch: read without executing anything, and written.
+
+A file of torch.save is a pickle that names tensors, and the raw bytes of their storages: today as
+entries of a zip archive, before PyTorch 1.6 one after another ("legacy").
+"""
+
+import contextlib
+import functools
+import io
+import mmap
+import os
+import struct
+import zipfile
+
+import numpy as np
+
+from eqjax.convert.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe, unpickle
+from eqjax.io import atomic_write
+
+__all__ = ["AGAIN", "CheckpointFileError", "Inert", "load", "save", "state_dict"]
+
+_LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+_ZIP_START = b"PK\x03\x04"
+# torch.save does not compress, and weights hardly can be: what expands more than this is a bomb.
+_MAX_EXPANSION = 16
+_BIG_ENDIAN = "was written on a big-endian machine; load and save it again on a little-endian one."
+
+
+def load(path):
+    """Reads a file of torch.save (zip or legacy) and executes nothing.
+
+    Arrays are read-only views of the mapped file, so that parts nobody looks at (the optimizer's
+    state, say) take no memory.
+
+    Args:
+      path: file name.
+
+    Returns:
+      What was saved: tensors as numpy arrays (bfloat16 by ml_dtypes), mappings as dicts, objects of
+      unknown classes as `Inert`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      CheckpointFileError: another kind of file, truncated or damaged. Tensors that could not be
+        built without calling an unknown function are `Inert`; `state_dict` refuses them.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        reason = "a directory" if os.path.isdir(path) else "no such file"
+        raise FileNotFoundError(f"no PyTorch checkpoint at {path}: {reason}.")
+    if os.path.getsize(path) == 0:
+        raise CheckpointFileError(f"{path} is empty. {AGAIN}")
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    head = mapped[:512]
+    with _explained(path):
+        if head.startswith(_ZIP_START):
+            return _load_zip(path, mapped)
+        if head.startswith(_LEGACY_START):
+            return _load_legacy(path, mapped)
+    raise CheckpointFileError(f"{path} is not a PyTorch checkpoint: {_kind_of(head)}.")
+
+
+def state_dict(value, where):
+    """Checks that `value`, a part of what `load` gave, maps names to arrays, and returns it as a dict.
+
+    Args:
+      value: the part.
+      where: what to call it in messages: file and key.
+
+    Raises:
+      CheckpointFileError: it is no mapping, or holds something other than arrays; where an unknown
+        global stands in its place, the message names it.
+    """
+    if not isinstance(value, dict):
+        raise CheckpointFileError(f"{where} should map parameter names to tensors, and is {describe(value)}.")
+    for name, array in value.items():
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            raise CheckpointFileError(f"{where}: {name!r} should be a tensor, and is {describe(array)}.")
+    return dict(value)
+
+
+def save(path, tree):
+    """Writes a file that torch.load(weights_only=True) opens, whole or not at all.
+
+    Args:
+      path: file name.
+      tree: nested dicts, lists and tuples of numpy arrays, strings, numbers and None. An array that
+        occurs twice (the same object) is stored once.
+
+    Raises:
+      TypeError: a value of another type, or an array of a dtype that PyTorch does not have.
+    """
+    path = os.fspath(path)
+    writer = Writer()
+    writer.write(tree)
+    with atomic_write(path) as temporary:
+        with open(temporary, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            entries = {"data.pkl": writer.pickle(), "byteorder": b"little"}
+            entries |= {f"data/{key}": array for key, array in enumerate(writer.arrays)}
+            for name, content in (entries | {"version": b"3\n"}).items():
+                _write_entry(file, archive, f"archive/{name}", content)
+
+
+@contextlib.contextmanager
+def _explained(path):
+    """Turns whatever a damaged file provokes into one clear error."""
+    try:
+        yield
+    except CheckpointFileError:
+        raise
+    except Exception as error:  # A damaged pickle can raise nearly anything.
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointFileError(f"{path} is damaged or truncated ({reason}). {AGAIN}") from error
+
+
+def _kind_of(head):
+    kinds = {
+        b"\x89PNG": "a PNG image",
+        b"\xff\xd8\xff": "a JPEG image",
+        b"\x1f\x8b": "gzip-compressed; decompress it first",
+        b"\x89HDF": "an HDF5 file",
+        b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
+        b"\x80": "a pickle that torch.save did not write",
+    }
+    for start, kind in kinds.items():
+        if head.startswith(start):
+            return kind
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        return "a safetensors file; those are read with the safetensors package"
+    if all(byte in b"\t\n\r" or byte >= 32 for byte in head):
+        return "text, perhaps an error page saved in place of a download"
+    return "unknown contents"
+
+
+# --- The two layouts -------------------------------------------------------------------------------
+
+
+def _load_zip(path, mapped):
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise CheckpointFileError(
+            f"{path} begins as a PyTorch file and has no directory at its end: truncated. {AGAIN}"
+        ) from error
+    with archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise CheckpointFileError(f"{path} is a zip archive that torch.save did not write (an .npz, perhaps).")
+        root = pickles[0][: -len("data.pkl")]
+        if root + "constants.pkl" in entries:
+            raise CheckpointFileError(f"{path} is a TorchScript program, no checkpoint; save its state_dict().")
+        packed = sum(info.file_size for info in entries.values() if info.compress_type != zipfile.ZIP_STORED)
+        if packed > _MAX_EXPANSION * len(mapped):
+            raise CheckpointFileError(
+                f"{path} would expand from {len(mapped)} to {packed} bytes, as no checkpoint does; refused."
+            )
+
+        @functools.cache
+        def read(name):
+            if root + name not in entries:
+                raise CheckpointFileError(f"{path} lacks its entry {root + name}: damaged. {AGAIN}")
+            return _zip_entry(archive, entries[root + name], mapped)
+
+        if root + "byteorder" in entries and read("byteorder").tobytes() != b"little":
+            raise CheckpointFileError(f"{path} {_BIG_ENDIAN}")
+        data = io.BytesIO(read("data.pkl").tobytes())
+        return unpickle(path, data, lambda key, _: read(f"data/{key}"))
+
+
+def _zip_entry(archive, info, mapped):
+    """The bytes of an entry, uint8; a view of the mapped file where it is not compressed."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(info) as file:
+            return np.frombuffer(file.read(info.file_size), np.uint8)
+    # The local header repeats the name and has an extra field of its own length.
+    name_length, extra_length = struct.unpack_from("<HH", mapped, info.header_offset + 26)
+    start = info.header_offset + 30 + name_length + extra_length
+    if start + info.file_size > len(mapped):
+        raise CheckpointFileError(f"{archive.filename} ends within its entry {info.filename}: damaged. {AGAIN}")
+    return np.frombuffer(mapped, np.uint8, info.file_size, start)
+
+
+def _load_legacy(path, mapped):
+    """Four pickles (magic number, version, system, object), a fifth with storage names, then storages."""
+    for _ in range(2):
+        unpickle(path, mapped)
+    if unpickle(path, mapped).get("little_endian") is False:
+        raise CheckpointFileError(f"{path} {_BIG_ENDIAN}")
+    # The sizes of storages are known from the object, which stands before them: read it twice.
+    start, itemsizes = mapped.tell(), {}
+    unpickle(path, mapped, lambda key, itemsize: itemsizes.setdefault(key, itemsize) and None)
+    storages = {}
+    for key in unpickle(path, mapped):
+        if key not in itemsizes:
+            raise CheckpointFileError(f"{path}: storage {key} is of an unknown type, so what follows cannot be found.")
+        position = mapped.tell()
+        size = int.from_bytes(mapped[position : position + 8], "little", signed=True) * itemsizes[key]
+        if size < 0 or position + 8 + size > len(mapped):
+            raise CheckpointFileError(f"{path} ends within storage {key}: truncated. {AGAIN}")
+        storages[key] = np.frombuffer(mapped, np.uint8, size, position + 8)
+        mapped.seek(position + 8 + size)
+    mapped.seek(start)
+    return unpickle(path, mapped, lambda key, _: storages[key])
+
+
+def _write_entry(file, archive, name, content):
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    # PyTorch begins every entry at a multiple of 64 bytes, with an extra field of padding before it.
+    padding = -(file.tell() + 30 + len(name) + 4) % 64
+    info.extra = b"FB" + struct.pack("<H", padding) + bytes(padding)
+    if isinstance(content, np.ndarray):
+        content = np.ascontiguousarray(content).reshape(-1).view(np.uint8).data
+    info.file_size = len(content)
+    with archive.open(info, "w") as entry:
+        entry.write(content)

@@ -1,0 +1,58 @@
+"""Writes files whole or not at all."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import tempfile
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yields the name of a temporary file that replaces `path` when the block succeeds.
+
+    If the block raises, `path` keeps its content and the temporary file is removed. Missing folders
+    are created.
+
+    Args:
+      path: the file to write.
+
+    Yields:
+      The temporary file's name, in the folder of `path`, so that renaming it never copies.
+    """
+    path = os.fspath(path)
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f"{os.path.basename(path)}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)  # Temporary files are private to their owner.
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], values: Any, *, sort_keys: bool = False) -> None:
+    """Writes `values` as indented JSON with a final newline; see `atomic_write`.
+
+    Raises:
+      ValueError: a number is NaN or infinite, which JSON cannot hold.
+      TypeError: a value has no JSON form.
+    """
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, sort_keys=sort_keys, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not JSON.
+    """
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

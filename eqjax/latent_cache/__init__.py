@@ -1,0 +1,1 @@
+"""Latent caches: the file format, building one, and checking that it fits a run."""

@@ -1,0 +1,1 @@
+"""Performance: chips, operation counts, and what a step costs on machines that are not here."""

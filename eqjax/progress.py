@@ -1,0 +1,50 @@
+"""Reports how far a long job is: log lines with the rate and the time left."""
+
+import time
+
+from absl import logging
+import jax
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a duration as h:mm:ss.
+
+    Example:
+      >>> format_duration(3725.9)
+      '1:02:05'
+    """
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class ProgressLogger:
+    """Logs count, rate and time left on process 0, at most once every few seconds."""
+
+    def __init__(self, what: str, total: int, done: int = 0, every: float = 10.0) -> None:
+        """Starts the clock.
+
+        Args:
+          what: name of the items, in plural.
+          total: number of items.
+          done: items that were done before; they do not count in the rate.
+          every: least number of seconds between two lines.
+        """
+        self._what, self._total, self._done, self._every = what, total, done, every
+        self._start, self._first = time.monotonic(), done
+        self._last = self._start
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the logger was made."""
+        return time.monotonic() - self._start
+
+    def update(self, count: int) -> None:
+        """Counts `count` more items, and logs if a line is due."""
+        self._done += count
+        now = time.monotonic()
+        if jax.process_index() or (now - self._last < self._every and self._done < self._total):
+            return
+        self._last = now
+        rate = (self._done - self._first) / max(now - self._start, 1e-9)
+        left = format_duration((self._total - self._done) / rate)
+        logging.info("%s: %d/%d, %.1f per second, %s left", self._what, self._done, self._total, rate, left)

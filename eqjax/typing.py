@@ -1,0 +1,21 @@
+"""Names for types that annotations share. Array shapes are written in the style of jaxtyping."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+from jaxtyping import Key
+import numpy as np
+
+# An array on a device or on the host; functions that take one convert it themselves.
+AnyArray: TypeAlias = jax.Array | np.ndarray
+# A scalar of the host, or an array with no axes (a traced one, say).
+Scalar: TypeAlias = float | int | np.number | jax.Array | np.ndarray
+# One typed random key, as jax.random.key makes it.
+PRNGKey: TypeAlias = Key[jax.Array, ""]
+# A tree of parameters (or gradients, moments, EMA weights): nested dicts with arrays as leaves.
+Params: TypeAlias = Mapping[str, Any]
+# What jax.jit accepts: containers with arrays as leaves.
+Tree: TypeAlias = Any
+# One example of a data set: names to arrays, such as {"image": uint8 [H, W, 3], "label": int}.
+Record: TypeAlias = dict[str, object]

@@ -1,0 +1,203 @@
+"""The sampling command: images, panoramas that go on, photographs, GIFs, and its errors."""
+
+import weakref
+
+from absl import flags
+import numpy as np
+from PIL import Image
+import pytest
+
+from eqjax import load_pretrained, panorama, pretrained
+from eqjax.cli import sample
+from tests.sampling.small_models import model
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    m = model(True)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    modules = {"tokenizer": m.tokenizer, "generator": m.generator}
+    params = {"tokenizer": m.tokenizer_params, "generator": m.generator_params}
+    pretrained.save(path, pretrained.Weights(modules, params, m.latent_scale, m.class_names))
+    return str(path)
+
+
+@pytest.fixture(name="command")
+def _command(weights, tmp_path):
+    def command(*, written="out.png", **options):
+        output = tmp_path / "out.png"
+        defaults = dict(weights=weights, output=output, num_flow_steps=2, solver="adams_bashforth")
+        values = flags.FlagValues()
+        sample.define_flags(values)
+        values(["sample", *(f"--{name}={value}" for name, value in {**defaults, **options}.items())])
+        sample.run(values)
+        return np.asarray(Image.open(tmp_path / written))
+
+    return command
+
+
+def test_photographs_stand_upright(tmp_path):
+    image, exif = np.zeros((16, 32, 3), np.uint8), Image.Exif()
+    image[:, :16] = 255
+    exif[0x0112] = 6  # To be turned clockwise by a quarter.
+    Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(sample.read_photograph(tmp_path / "turned.png"), np.rot90(image, -1))
+
+
+@pytest.mark.parametrize(
+    ("classes", "columns", "expected"),
+    [
+        ("cat:20,dog:20", None, 40),
+        ("cat:20,dog:20", 30, 30),
+        ("cat:5,dog", None, 16),
+        ("cat:20,dog", 21, 21),
+        ("cat", None, 16),
+        ("cat:20,dog", None, "--columns is missing: dog begins at column 20"),
+        ("cat:20,dog:5,eel", 20, "ends before dog .from column 20., eel .from column 25. of --classes"),
+    ],
+)
+def test_columns_of_a_panorama(classes, columns, expected):
+    pairs = [sample.parse_class(text) for text in classes.split(",")]
+    if isinstance(expected, int):
+        assert sample.count_columns(pairs, columns) == expected
+        return
+    with pytest.raises(ValueError, match=expected):
+        sample.count_columns(pairs, columns)
+
+
+def test_grid_of_classes_and_seeds(command):
+    out = command(classes="cat,2", seeds="0,5", columns=4)
+    assert out.shape == (2 * 16 + 2, 2 * 8 + 2, 3)
+    np.testing.assert_array_equal(out, command(classes="cat,2", seeds="0,5", columns=4))
+
+
+def test_panorama_with_classes_and_gif(command, tmp_path):
+    out = command(classes="cat:20,dog", transition=4, columns=50, gif=True, gif_pixels=6)
+    assert out.shape == (16, 100, 3)
+    with Image.open(tmp_path / "out.gif") as gif:
+        assert (gif.size, gif.n_frames) == ((64, 16), (100 - 64) // 6 + 1)
+
+
+def test_gif_moves_along_and_holds_one_frame(tmp_path, monkeypatch):
+    image = np.zeros((16, 90, 3), np.uint8)
+    image[:, :, 0] = 2 * np.arange(90)
+    image[8:, :, 1] = 200
+    frames, made, most = [], Image.fromarray, []
+
+    def counted(*args):
+        frame = made(*args)
+        frames.append(weakref.ref(frame))
+        most.append(sum(ref() is not None for ref in frames))
+        return frame
+
+    monkeypatch.setattr(sample.Image, "fromarray", counted)
+    sample.write_gif(tmp_path / "a.gif", image, 64, 5)
+    assert len(most) == 6 and max(most) <= 2
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert (gif.n_frames, gif.info["loop"], gif.info["duration"]) == (6, 0, 40)
+        for i in range(6):
+            gif.seek(i)
+            frame = np.asarray(gif.convert("RGB")).astype(int)
+            assert np.abs(frame - image[:, 5 * i : 5 * i + 64]).max() <= 4  # 128 colors.
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.mode == "P"
+
+
+def test_a_panorama_goes_on(command, tmp_path):
+    options = dict(classes="cat", columns=32, state=tmp_path / "state.npz")
+    parts = [command(**options, written="out-000000.png"), command(**options, written="out-000032.png")]
+    once = command(classes="cat", columns=64, state=tmp_path / "other.npz", written="out-000000.png")
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), once)
+    assert not (tmp_path / "out.png").exists()
+    # Nothing but the state is needed, and what is given must agree with it.
+    state = tmp_path / "state.npz"
+    before = state.read_bytes()
+    for change, sides in (
+        (dict(classes="dog"), "--classes: saved cat, given dog"),
+        (dict(classes="cat:5,dog"), "--classes: saved cat, given cat:5,dog"),
+        (dict(classes=9), "--classes: saved cat, given 9"),
+        (dict(guidance=3), r"--guidance: saved \[2.0\], given \[3.0\]"),
+        (dict(guidance_schedule="linear"), r"--guidance: saved \[2.0\], given"),
+        (dict(solver="heun"), "--solver: saved adams_bashforth, given heun"),
+        (dict(num_flow_steps=3), "--num_flow_steps: saved 2, given 3"),
+        (dict(seeds="0,1"), r"--seeds: saved \[0\], given \[0, 1\]"),
+        (dict(temperature=0.5), "--temperature: saved 1.0, given 0.5"),
+        (dict(transition=2), "--transition: saved 0, given 2"),
+        (dict(max_position=2), "--max_position: saved None, given 2"),
+    ):
+        with pytest.raises(ValueError, match=f"panorama of other settings(.|\n)*{sides}"):
+            command(state=state, **change)
+    with pytest.raises(ValueError, match=r"classes \['cow'\] are not among"):
+        command(classes="cow", state=state)
+    # A image that cannot be written costs nothing: the state stays, and the same command draws it again.
+    (tmp_path / "out-000064.png").mkdir()
+    with pytest.raises(OSError, match="out-000064.png"):
+        command(state=state)
+    assert state.read_bytes() == before
+    (tmp_path / "out-000064.png").rmdir()
+    assert command(state=state, guidance=2, written="out-000064.png").shape == (16, 32, 3)
+
+
+def test_a_panorama_of_several_seeds_with_linear_guidance_goes_on(command, tmp_path):
+    options = dict(classes="cat:20,dog", seeds="0,5", state=tmp_path / "state.npz", guidance_schedule="linear")
+    assert command(**options, columns=32, written="out-000000.png").shape == (2 * 16 + 2, 64, 3)
+    assert command(**options, written="out-000032.png").shape == (2 * 16 + 2, 32, 3)
+
+
+def test_a_panorama_with_an_end_ends(weights, command, tmp_path):
+    strips = panorama(load_pretrained(weights), "cat", num_columns=20, num_flow_steps=2, guidance_scale=2.0)
+    strips.save(tmp_path / "state.npz")
+    options = dict(state=tmp_path / "state.npz", solver="euler", columns=30)
+    assert command(**options, written="out-000000.png").shape == (16, 40, 3)
+    with pytest.raises(ValueError, match="its 20 columns are all drawn"):
+        command(**options)
+
+
+def test_photograph(command, tmp_path):
+    picture = tmp_path / "photo.png"
+    Image.fromarray(np.full((32, 50, 3), 90, np.uint8)).save(picture)
+    out = command(classes="cat", photograph=picture, left=2, right=3, resize=True)
+    assert out.shape == (16, 24 + 10, 3) and (out[:, 6:26] == 90).all()
+    # Seeds, classes and guidance along the way: one continuation below another.
+    both = command(classes="cat:1,dog", photograph=picture, right=3, resize=True, seeds="0,3", guidance="2,3,4")
+    assert both.shape == (2 * 16 + 2, 24 + 6, 3) and (both[:16, :22] == 90).all()
+    assert (both[:16] != both[18:]).any() and (both[:16] != out[:, 4:]).any()
+    with pytest.raises(ValueError, match=r"image height 32 does not fit .*\(--resize\)"):
+        command(classes="cat", photograph=picture, right=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(classes="cat:x"), "'cat:x' is neither name nor name:columns"),
+        (dict(classes="cow"), r"classes \['cow'\] are not among"),
+        (dict(classes="cat:3", columns=5), "covers columns 0 … 2, and the image has 5 columns"),
+        (dict(classes="cat:3,dog:0"), "needs at least 1"),
+        (dict(classes="cat", num_flow_steps=0), "num_flow_steps=0 must be ≥ 1"),
+        ({}, "--classes is missing"),
+        (dict(classes=""), "--classes is missing"),
+        (dict(state="none.npz"), "--classes is missing"),
+        (dict(classes="cat", seeds=""), "--seeds is empty"),
+        (dict(classes="cat", seeds="0,a"), "--seeds=0,a: each must be an integer"),
+        (dict(classes="cat", seeds=2**40), "--seeds=1099511627776: each must be an integer of 32 bits"),
+        (dict(classes="cat", guidance="x"), "--guidance=x: each must be a number"),
+        (dict(classes="cat", guidance=""), "--guidance is empty"),
+        (dict(classes="cat", left=2), "--left cannot be used here: without --photograph"),
+        (dict(classes="cat", transition=2), "--transition cannot be used here: it needs --classes one after another"),
+        (
+            dict(classes="cat", photograph="a.png", state="s.npz"),
+            "--state cannot be used here: a photograph goes on by",
+        ),
+        (dict(classes="cat", photograph="a.png", panorama=True, columns=3), "--columns, --panorama cannot be used"),
+        (dict(classes="cat", output="."), "--output=. is a folder"),
+    ],
+)
+def test_errors(command, options, message):
+    with pytest.raises(ValueError, match=message):
+        command(**options)
+
+
+def test_classes_beyond_a_photographs_continuation(command, tmp_path):
+    Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=r"--left=2 --right=3 ends before dog \(from column 3\)"):
+        command(classes="cat:3,dog", photograph=tmp_path / "photo.png", left=2, right=3)

@@ -1,0 +1,44 @@
+"""Weights that follow from a name and a shape, with which recorded files and arrays were made."""
+
+import zlib
+
+import numpy as np
+
+
+def weight(name, shape, salt=""):
+    """The float32 parameter called `name`: Gaussian, seeded by the CRC of salt and name.
+
+    Matrices and kernels have deviation 1/sqrt(fan-in); gains lie around 1, biases around 0.
+    """
+    noise = np.random.default_rng(zlib.crc32((salt + name).encode())).standard_normal(tuple(shape))
+    if noise.ndim >= 2:
+        noise = noise / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith("running_var"):
+        noise = 1 + 0.1 * np.abs(noise)
+    else:
+        noise = 0.1 * noise + name.endswith("weight")
+    return np.asarray(noise, np.float32)
+
+
+def state_dict(shapes, salt=""):
+    """{name: weight} for a {name: shape} table."""
+    return {name: weight(name, shape, salt) for name, shape in shapes.items()}
+
+
+def image(tag, shape):
+    """Smooth images with a little noise, float32 [B, H, W, C] in [-1, 1], seeded by the CRC of the tag."""
+    rng = np.random.default_rng(zlib.crc32(tag.encode()))
+    batch, height, width, channels = shape
+    y, x = np.mgrid[:height, :width] / 16
+    out = np.zeros(shape)
+    for b in range(batch):
+        for c in range(channels):
+            for _ in range(4):
+                fx, fy, phase, amplitude = (rng.uniform(*r) for r in ((-2, 2), (-2, 2), (0, 6.28), (0.1, 0.4)))
+                out[b, :, :, c] += amplitude * np.sin(fx * x + fy * y + phase)
+    return np.clip(out + 0.05 * rng.standard_normal(shape), -1, 1).astype(np.float32)
+
+
+def data(tag, shape):
+    """Standard normal float32 numbers, seeded by the CRC of the tag."""
+    return np.random.default_rng(zlib.crc32(tag.encode())).standard_normal(shape).astype(np.float32)

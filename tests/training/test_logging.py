@@ -1,0 +1,69 @@
+"""Where logs go besides files: Weights & Biases, with a stand-in for its package."""
+
+import json
+import sys
+import types
+
+import ml_collections
+import numpy as np
+import pytest
+
+from eqjax.training.logging import MetricWriter
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """Records what is called; runs are named one, two, …"""
+    fake = types.ModuleType("wandb")
+    fake.calls, fake.started = [], []
+
+    class Run:
+        def __init__(self, **options):
+            fake.started.append(options)
+            self.id = options["id"] or f"run{len(fake.started)}"
+            self.config = types.SimpleNamespace(update=lambda values, **_: fake.calls.append(("config", values)))
+
+        def log(self, values, step):
+            fake.calls.append((step, values))
+
+        def finish(self):
+            fake.calls.append("finished")
+
+    fake.init, fake.Image = Run, lambda image: image.shape
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_a_continued_run_stays_one(wandb, tmp_path):
+    for _ in range(2):
+        with MetricWriter(tmp_path / "cats", "project") as writer:
+            writer.config(ml_collections.ConfigDict({"seed": 3}))
+            writer.scalars(1, {"loss": 2.0, "column": np.array([0.5, 1.5])})
+            writer.picture(1, "samples", np.zeros((4, 6, 3), np.uint8))
+    assert [(options["project"], options["name"], options["id"]) for options in wandb.started] == [
+        ("project", "cats", None),
+        ("project", "cats", "run1"),
+    ]
+    scalars = {"loss": 2.0, "column/00": 0.5, "column/01": 1.5}
+    assert wandb.calls == 2 * [("config", {"seed": 3}), (1, scalars), (1, {"samples": (4, 6, 3)}), "finished"]
+    first = json.loads((tmp_path / "cats" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {name: first[name] for name in scalars} == scalars
+
+
+def test_every_line_is_json(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(1, {"loss": np.nan, "column": np.array([np.inf, 1.5]), "nonfinite_steps": 3})
+
+    def refuse(name):
+        raise ValueError(name)
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert (line["loss"], line["column/00"], line["column/01"], line["nonfinite_steps"]) == (None, None, 1.5, 3)
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ModuleNotFoundError, match="wandb_project='p' needs the package wandb: pip install wandb"):
+        MetricWriter(tmp_path, "p")
+    with MetricWriter(tmp_path) as writer:  # Nobody else needs it.
+        writer.scalars(1, {"loss": 1.0})

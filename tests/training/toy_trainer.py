@@ -1,0 +1,102 @@
+"""A stage that compiles in a moment, for tests of the loop; as a program, for tests that kill it.
+
+    python -m tests.training.toy_trainer WORKDIR '{"total_steps": 40, "delay": 0.01}'
+
+Writes RESULT (an option) with the final weights and the losses' steps. Exits as eqjax.cli.runner does.
+"""
+
+import dataclasses
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eqjax import sharding
+from eqjax.data import default_config as default_data_config
+from eqjax.training import loop, optim
+from eqjax.training.config import common_config
+from eqjax.training.state import stream
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class State:
+    """Nothing but `step` is known to the loop."""
+
+    step: jax.Array
+    weights: dict
+    moments: tuple
+
+
+def config(total_steps=6, **fields):
+    config = common_config()
+    config.stage = "toy"
+    config.data = default_data_config()
+    config.data.update(height=16, width=16, classes=("brick", "coffee"), num_threads=1)
+    config.optimizer = optim.default_config()
+    config.update(batch_size=8, total_steps=total_steps, log_every=1, image_every=0, eval_every=0)
+    config.update({"checkpoint_every": 2, **fields})
+    return config
+
+
+def stage(config, bad_steps=(), evaluate=lambda state: {}):
+    """Linear regression of pooled pixels on labels, noise on top; steps in `bad_steps` have no finite loss."""
+    optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps)
+
+    def init(key):
+        weights = {"layer": {"kernel": 0.01 * jax.random.normal(key, (768, 8)), "bias": jnp.zeros(8)}}
+        return State(jnp.zeros((), jnp.int32), weights, optimizer.init(weights))
+
+    def step(target, state, batch, key):
+        x = batch["image"].reshape(len(batch["image"]), -1) / 255 - 0.5
+
+        def loss_fn(weights):
+            y = x @ weights["layer"]["kernel"] + weights["layer"]["bias"]
+            noise = 0.01 * jax.random.normal(stream(key, "noise"), y.shape)
+            return jnp.mean(jnp.square(y + noise - target[batch["label"]]))
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.weights)
+        bad = jnp.isin(state.step + 1, jnp.array([0, *bad_steps]))
+        loss, grads = jax.tree.map(lambda v: jnp.where(bad, jnp.nan, v), (loss, grads))
+        updates, moments = optimizer.update(grads, state.moments, state.weights)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
+        return State(state.step + 1, optax.apply_updates(state.weights, updates), moments), metrics
+
+    def export(state, path):
+        del state, path
+
+    step = jax.tree_util.Partial(step, np.eye(2, 8, dtype=np.float32))
+    return loop.Stage(init, step, evaluate, lambda s, b: {}, export, (), lambda s, b, k: "layer/kernel")
+
+
+def main(workdir, options):
+    """Trains under the options: fields of the configuration, `delay` (seconds per step), `result` (a file)."""
+    delay, result = options.pop("delay", 0), options.pop("result", None)
+    ours = config(**options)
+    if delay:
+        make = loop.make_iterator
+
+        def slow(*args, **kwargs):
+            data = make(*args, **kwargs)
+            original = type(data).__next__
+            type(data).__next__ = lambda self: (time.sleep(delay), original(self))[1]
+            return data
+
+        loop.make_iterator = slow
+    state = loop.train(ours, workdir, stage(ours))
+    if result:
+        leaves = jax.tree.leaves(sharding.gather(state))
+        if jax.process_index() == 0:
+            np.savez(result, *leaves, processes=jax.process_count(), devices=jax.device_count())
+
+
+if __name__ == "__main__":
+    from absl import app, flags
+
+    from eqjax.cli import runner
+
+    flags.FLAGS.set_default("compilation_cache", "")  # The tests' own.
+    app.run(lambda argv: runner.finish(lambda: main(argv[1], json.loads(argv[2]))))
