@@ -16,7 +16,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/panorama.ipynb)
 #
-# The generator sees a few columns back, and no column is special to it, so a image never has to stop. Here are strips
+# The generator sees a few columns back, and no column is special to it, so an image never has to stop. Here are strips
 # without end, classes that change on the way, a panorama that is put aside and taken up again, and a photograph that
 # goes on.
 #

@@ -66,7 +66,7 @@ model = eqjax.load_pretrained("photos")
 model.class_names
 
 # %% [markdown]
-# A image is drawn column by column; a column is 16 pixels wide. Here are eight columns of every class.
+# An image is drawn column by column; a column is 16 pixels wide. Here are eight columns of every class.
 
 # %%
 FAST = dict(solver="adams_bashforth", time_grid="cosine", num_flow_steps=16, guidance_schedule="constant")
@@ -75,7 +75,7 @@ images = model.sample(model.class_names, num_columns=8, guidance_scale=2.0, seed
 show(pixels.grid(images, columns=4))
 
 # %% [markdown]
-# **Seeds.** With `seeds`, a image depends on its own seed and class alone, so a image that you like can be drawn
+# **Seeds.** With `seeds`, an image depends on its own seed and class alone, so an image that you like can be drawn
 # again in any company. Eight seeds of one class:
 
 # %%

@@ -16,7 +16,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/token_meaning.ipynb)
 #
-# A image is a row of tokens, one vector per column of 16 pixels. What does one of them say, and where? We replace
+# An image is a row of tokens, one vector per column of 16 pixels. What does one of them say, and where? We replace
 # random tokens by a photograph's, one by one, and then measure which pixels a token governs.
 #
 # On Colab this cell fetches eqjax; where it is installed already it does nothing.

@@ -38,7 +38,7 @@ def get_config(variant=None):
         flow_depth=3,
         dropout_rate=0.05,
     )
-    # Crops of 8 columns, up to the largest that a image holds.
+    # Crops of 8 columns, up to the largest that an image holds.
     config.data.update(source="photos", height=64, width=128, min_scale=0.5, max_scale=1.0)
     config.data.photo_classes = common.PHOTO_CLASSES
     config.batch_size, config.total_steps = 32, 1700

@@ -13,7 +13,7 @@ steps and then multiplied by 0.2 every 30000, semantic term from step 20001, adv
 number of steps is not published; four drops leave nothing to learn with. In the second stage encoder and latents stay
 as they are, and decoder and discriminator go on without the semantic term.
 
-What a step of the first stage takes with everything on, from its program: 2128 GFLOP a image, 89 % of it encoder
+What a step of the first stage takes with everything on, from its program: 2128 GFLOP an image, 89 % of it encoder
 and decoder (154 and 319 forward), 5.7 % LPIPS, 2.2 % DINOv2, 1.8 % DINO; in float32 2.5 GiB of intermediate values a
 image (compiled for a CPU, 2 and 8 images) beside 4.4 GiB of state: about 35 GiB for 12 images on a GPU.
 

@@ -40,7 +40,7 @@ def define_flags(values=flags.FLAGS):
     """Defines the command's flags."""
     flags.DEFINE_string("config", "S", "Published size, configuration file, or model.", flag_values=values)
     flags.DEFINE_integer("batch", 1, "Images at once.", 1, flag_values=values)
-    flags.DEFINE_integer("columns", 16, "Columns of a image.", 1, flag_values=values)
+    flags.DEFINE_integer("columns", 16, "Columns of an image.", 1, flag_values=values)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.", flag_values=values)
     flags.DEFINE_float("guidance", 7.0, "Guidance scale; 1 takes half the work.", 0.0, flag_values=values)
     flags.DEFINE_integer("num_flow_steps", 100, "Solver steps per column.", 1, flag_values=values)

@@ -49,7 +49,7 @@ def define_flags(values=flags.FLAGS):
         1,
         flag_values=values,
     )
-    flags.DEFINE_list("seeds", ["0"], "A image per class and seed.", flag_values=values)
+    flags.DEFINE_list("seeds", ["0"], "An image per class and seed.", flag_values=values)
     flags.DEFINE_list("guidance", ["2.0"], "Guidance scale, or one for every column.", flag_values=values)
     flags.DEFINE_enum(
         "guidance_schedule", "constant", flow.SCHEDULES, "How one scale goes over columns.", flag_values=values
@@ -68,7 +68,7 @@ def define_flags(values=flags.FLAGS):
     flags.DEFINE_string(
         "state", None, "File where a panorama's state is kept (.npz); goes on from it if there.", flag_values=values
     )
-    flags.DEFINE_string("photograph", None, "A image to continue, by --left and --right columns.", flag_values=values)
+    flags.DEFINE_string("photograph", None, "An image to continue, by --left and --right columns.", flag_values=values)
     flags.DEFINE_integer("left", 0, "Columns to the left of the photograph.", flag_values=values)
     flags.DEFINE_integer("right", 0, "Columns to the right of the photograph.", flag_values=values)
     flags.DEFINE_bool(
@@ -243,7 +243,7 @@ def open_panorama(model, pairs, args, options):
         return strips, args.columns or COLUMNS
     columns = args.columns or COLUMNS if args.state else count_columns(pairs, args.columns)
     guidance = panorama_guidance(args, columns)
-    # Only a image without end can be gone on from.
+    # Only an image without end can be gone on from.
     end = None if args.state else columns
     return panorama(model, pairs, num_columns=end, guidance_scale=guidance, **options), columns
 
@@ -282,7 +282,7 @@ def draw_photographs(model, photograph, pairs, args, options):
 
 
 def read_photograph(path):
-    """A image file as uint8 [H, W, 3], upright as viewers show it (training images stay as they are stored)."""
+    """An image file as uint8 [H, W, 3], upright as viewers show it (training images stay as they are stored)."""
     with Image.open(path) as picture:
         return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 

@@ -13,14 +13,14 @@ from eqjax.data import transforms
 
 
 def decode(file: str | BinaryIO, fit: transforms.ResizeShorterSide | None = None, draft: bool = False) -> np.ndarray:
-    """Reads a image file as [H, W, 3] uint8 RGB, and resizes it, bilinear and antialiased.
+    """Reads an image file as [H, W, 3] uint8 RGB, and resizes it, bilinear and antialiased.
 
     Grey images are repeated, transparency is dropped, EXIF rotation is not applied.
 
     Args:
         file: Path, or an open binary file.
         fit: The size wanted; the file's own when None. Resizing here saves a copy of the whole image.
-        draft: Lets the JPEG decoder halve a image (once or more) that stays at least as large as wanted, before
+        draft: Lets the JPEG decoder halve an image (once or more) that stays at least as large as wanted, before
             the resize. Without effect on other images.
     """
     with Image.open(file) as image:

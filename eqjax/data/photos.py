@@ -19,7 +19,7 @@ from eqjax.data import transforms
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """Where a image lies in an installed package, and which part of it is used.
+    """Where an image lies in an installed package, and which part of it is used.
 
     Attributes:
         package: Import name of the package that ships it.

@@ -73,7 +73,7 @@ def random_crop(config: ml_collections.ConfigDict) -> transforms.RandomScaleCrop
 def _train_dataset(config: ml_collections.ConfigDict, source: Source, seed: int) -> grain.MapDataset:
     """Shuffled, randomly cropped and flipped records, endlessly, every epoch in another order with other crops."""
     if config.source == "latents":
-        # Numbers of images: which of a image's records is read, chance decides.
+        # Numbers of images: which of an image's records is read, chance decides.
         dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()
         dataset = dataset.random_map(PickVariant(source, config.flip))
     else:

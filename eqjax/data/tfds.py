@@ -56,7 +56,7 @@ def _open_builder(folder: str, split: str):
 class TfdsSource(image_source.ImageSource):
     """Grain source of one split of a prepared image-classification data set.
 
-    Record i is {"image": [H, W, 3] uint8, "label": int}. A image that cannot be decoded is replaced by the nearest
+    Record i is {"image": [H, W, 3] uint8, "label": int}. An image that cannot be decoded is replaced by the nearest
     good record (i + 1, i - 1, i + 2, …) with its own label. Worker processes open the files anew.
     """
 

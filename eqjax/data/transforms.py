@@ -4,7 +4,7 @@ The functions take and return numpy arrays [H, W, 3] uint8; a box is (left, top,
 image it cuts, right and bottom exclusive. The transform classes act on records {"image": [H, W, 3] uint8, "label":
 int} and are picklable, so that Grain can send them to worker processes.
 
-Every resize is Pillow's BILINEAR, which widens its filter when it shrinks a image (antialiasing). A region is cut
+Every resize is Pillow's BILINEAR, which widens its filter when it shrinks an image (antialiasing). A region is cut
 out before it is resized, so no pixel outside a box ever reaches the result.
 """
 
@@ -24,7 +24,7 @@ MAX_UPSAMPLING = 1.3
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes a image [H, W, 3] uint8 to [height, width, 3] uint8, bilinear and antialiased."""
+    """Resizes an image [H, W, 3] uint8 to [height, width, 3] uint8, bilinear and antialiased."""
     if image.shape[:2] == (height, width):
         return image
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -32,13 +32,13 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def crop(image: np.ndarray, box: Box) -> np.ndarray:
-    """Cuts a box out of a image [H, W, 3] uint8; the result is a view [bottom - top, right - left, 3]."""
+    """Cuts a box out of an image [H, W, 3] uint8; the result is a view [bottom - top, right - left, 3]."""
     left, top, right, bottom = box
     return image[top:bottom, left:right]
 
 
 def shorter_side_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Returns the (height, width) in pixels of a image whose shorter side is brought to `size`, its aspect kept.
+    """Returns the (height, width) in pixels of an image whose shorter side is brought to `size`, its aspect kept.
 
     The longer side is truncated to an integer, as torchvision's Resize does, so that crops fall on the same pixels.
     """
@@ -123,7 +123,7 @@ def region_grid(
 
     Scales are spaced geometrically between the bounds of `region_height_bounds`. At each scale the regions do not
     overlap and are spread evenly over the image, at most `max_per_side` along either side. Boxes that would repeat
-    (a image too small for several scales) are listed once.
+    (an image too small for several scales) are listed once.
     """
     low, high = region_height_bounds(image_height, image_width, height, width, min_scale, max_scale)
     boxes = []
@@ -144,7 +144,7 @@ class ResizeShorterSide:
     width: int
 
     def size(self, rows: int, columns: int) -> tuple[int, int]:
-        """Returns the (height, width) in pixels that a image of rows × columns is brought to."""
+        """Returns the (height, width) in pixels that an image of rows × columns is brought to."""
         rows, columns = shorter_side_size(rows, columns, self.shorter_side)
         enlarge = max(self.height / rows, self.width / columns)
         if enlarge > 1:

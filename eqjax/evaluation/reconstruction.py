@@ -1,4 +1,4 @@
-"""How much of a image a tokenizer keeps: PSNR, SSIM, LPIPS, and the FID of reconstructions (rFID).
+"""How much of an image a tokenizer keeps: PSNR, SSIM, LPIPS, and the FID of reconstructions (rFID).
 
 Images are encoded to the posterior's mean, decoded, and rounded to 8 bits before anything is measured.
 """

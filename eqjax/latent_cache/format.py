@@ -201,7 +201,7 @@ class LatentSource:
         return self.read(int(index), 0)
 
     def read(self, image: int, variant: int) -> Record:
-        """Returns one variant, in [0, plan.variants), of a image.
+        """Returns one variant, in [0, plan.variants), of an image.
 
         Raises:
             CacheError: If the record is damaged; names the shard.
@@ -227,7 +227,7 @@ class LatentSource:
 
 @dataclasses.dataclass(frozen=True)
 class PickVariant:
-    """Grain transform: the number of a image → a random variant of it, mirrored ones only where `flip` is set."""
+    """Grain transform: the number of an image → a random variant of it, mirrored ones only where `flip` is set."""
 
     source: LatentSource
     flip: bool

@@ -1,4 +1,4 @@
-"""Classes that change along a image: which class a column belongs to, and soft transitions.
+"""Classes that change along an image: which class a column belongs to, and soft transitions.
 
 A schedule is a row of segments. With a transition of n columns, the first n columns of a segment
 see a blend of two classes: the keys and values of the condition tokens go linearly from the old
@@ -56,7 +56,7 @@ class ClassSchedule:
             )
 
     def check_length(self, num_columns):
-        """Compares with a image of `num_columns` columns (None: without end).
+        """Compares with an image of `num_columns` columns (None: without end).
 
         Raises:
           ValueError: the schedule ends before the image does.

@@ -27,7 +27,7 @@ def fit_image(image, tokenizer):
     kept = resized // tokenizer.column_width * tokenizer.column_width
     if not kept:
         raise ValueError(
-            f"a image of {width} × {height} pixels is {resized} wide at a height of {tokenizer.resolution}: less "
+            f"an image of {width} × {height} pixels is {resized} wide at a height of {tokenizer.resolution}: less "
             f"than a column of {tokenizer.column_width}."
         )
     out = Image.fromarray(np.asarray(image)).resize((resized, tokenizer.resolution), Image.Resampling.LANCZOS)
@@ -50,7 +50,7 @@ def outpaint(
     transition=0,
     **options,
 ):
-    """Continues a image by columns on either side.
+    """Continues an image by columns on either side.
 
     The image is encoded, its columns are the prefix, and what follows is decoded together with
     it; to the left, all of that is done in the mirror. What differs from column to column is counted
@@ -62,7 +62,7 @@ def outpaint(
       label: class of the continuation, an integer or a name; or [(class, columns), …], the last
         columns None: to the end. The image itself counts as the first class.
       right, left: columns to add.
-      resize: bring a image of another size to the model's height, and cut it to whole columns.
+      resize: bring an image of another size to the model's height, and cut it to whole columns.
       keep_pixels: show the image itself between its continuations; over one column at a border
         with a continuation it goes softly into its reconstruction, so that no edge shows. Otherwise its
         reconstruction.
@@ -78,7 +78,7 @@ def outpaint(
       uint8 [H, W + (left + right) · column_width, 3], with seeds [B, …].
 
     Raises:
-      ValueError: a image of another height or a width between columns, or of other values; nothing
+      ValueError: an image of another height or a width between columns, or of other values; nothing
         to add; as `eqjax.sample_latents`.
     """
     tokenizer, generator = model.require("tokenizer"), model.require("generator")

@@ -63,7 +63,7 @@ def panorama(
     strip_columns=16,
     state=None,
 ):
-    """A image of any length, strip by strip.
+    """An image of any length, strip by strip.
 
         for strip in eqjax.panorama(model, "flower", guidance_scale=2.0): ...
 

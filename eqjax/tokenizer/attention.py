@@ -6,7 +6,7 @@ Source: scaled dot-product attention, arXiv 1706.03762, section 3.2.1.
 import jax
 import jax.numpy as jnp
 
-# Queries of one block. A image of up to this many positions is one block; a wider one is
+# Queries of one block. An image of up to this many positions is one block; a wider one is
 # processed block by block, so that the score matrix is never larger than this times its keys.
 MAX_BLOCK_POSITIONS = 1024
 

@@ -129,7 +129,7 @@ def test_a_panorama_goes_on(command, tmp_path):
             command(state=state, **change)
     with pytest.raises(ValueError, match=r"classes \['cow'\] are not among"):
         command(classes="cow", state=state)
-    # A image that cannot be written costs nothing: the state stays, and the same command draws it again.
+    # An image that cannot be written costs nothing: the state stays, and the same command draws it again.
     (tmp_path / "out-000064.png").mkdir()
     with pytest.raises(OSError, match="out-000064.png"):
         command(state=state)

@@ -18,7 +18,7 @@ def _write(path, value, size=(20, 16)):
 
 
 def _break(path):
-    """Cuts a image file in half, as an interrupted copy does."""
+    """Cuts an image file in half, as an interrupted copy does."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 

@@ -7,7 +7,7 @@ from eqjax.data import transforms
 
 
 def _columns(height, width):
-    """A image whose red channel is its column number."""
+    """An image whose red channel is its column number."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = np.arange(width)
     return image
