@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import flow, pretrained, sharding
+from eqjax import flow, pretrained, published, sharding
 from eqjax.cli import runner
 from eqjax.generator import LOGICAL_AXES
 from eqjax.io import atomic_write
@@ -152,7 +152,7 @@ def training_rows(args):
         return
 
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    encode = make_encode(tokenizer, pretrained.PUBLISHED_LATENT_SCALE)
+    encode = make_encode(tokenizer, published.LATENT_SCALE)
     steps = generator_training.make_steps(generator, optimizer, encode, config)
     step, plain_step = (jax.tree_util.Partial(step, models.random_params(tokenizer)) for step in steps)
     means = random.standard_normal((args.batch, args.columns, generator.latent_dim), np.float32)

@@ -17,7 +17,7 @@ from ml_collections import config_dict
 import numpy as np
 import optax
 
-from eqjax import pixels, pretrained, sharding
+from eqjax import pixels, pretrained, published, sharding
 from eqjax.data import default_config as default_data_config
 from eqjax.data import make_source
 from eqjax.evaluation import Extractor, Settings, networks, report, statistics
@@ -95,7 +95,7 @@ def load_tokenizer(config):
         if have != want:
             raise ValueError(f"{name}={have} does not fit the tokenizer of {path}, which needs {want}.")
     if weights.latent_scale is None:
-        logging.warning("%s states no latent scale; taking the published %s.", path, pretrained.PUBLISHED_LATENT_SCALE)
+        logging.warning("%s states no latent scale; taking the published %s.", path, published.LATENT_SCALE)
     return weights
 
 

@@ -100,7 +100,7 @@ def test_what_a_plan_refuses():
 def test_the_frozen_encoder_counts_where_images_are_read():
     config = photos_generator.get_config()
     params = pretrained.load(pretrained.resolve_path("photos")).params["tokenizer"]
-    encoder = sum(leaf.nbytes for name in ("encoder", "quant", "linear_encode") if name in params
+    encoder = sum(leaf.nbytes for name in ("encoder", "quant") if name in params
                   for leaf in jax.tree.leaves(params[name]))  # fmt: skip
     assert 0 < step_plan.encoder_bytes(config) == encoder < sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     config.data.source = "latents"
