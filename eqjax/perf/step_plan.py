@@ -165,7 +165,7 @@ def plan_step(config: ml_collections.ConfigDict, num_chips: int, num_columns: in
         num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         memory={
             "parameters": _local_bytes(state.params),
-            "EMA parameters": _local_bytes(state.ema_params),
+            "EMA weights": _local_bytes(state.ema_params),
             "frozen encoder": encoder_bytes(config),
             "optimizer state": _local_bytes(state.opt_state),
             "batch": _local_bytes(batch),
@@ -201,7 +201,7 @@ def estimate(plan: StepPlan, chip_name: str, encoder_flops: float = 0.0) -> Esti
     chip = find_chip(chip_name)
     work = (plan.flops + encoder_flops * plan.batch_size) / plan.num_chips
     moved = 2 * sum(
-        plan.memory[part] for part in ("parameters", "EMA parameters", "optimizer state", "activations and gradients")
+        plan.memory[part] for part in ("parameters", "EMA weights", "optimizer state", "activations and gradients")
     )
     terms = {
         "compute": work * (chip.float32_slowdown if plan.float32 else 1) / chip.peak_flops,
@@ -237,7 +237,7 @@ def format_plan(plan: StepPlan, estimates: Sequence[Estimate]) -> str:
             item.chip,
             f"{100 * item.memory_fraction:.0f} %",
             " … ".join(f"{1e3 * seconds:.1f}" for seconds in item.seconds),
-            " … ".join(f"{100 * fraction:.0f}" for fraction in reversed(item.utilization)) + " %",
+            " … ".join(f"{100 * fraction:.0f}" for fraction in item.utilization) + " %",
             item.bound,
         )
         for item in estimates
