@@ -13,9 +13,6 @@ on training crops and 28.4 dB on held-out ones (eval_psnr; 28.2 after 1500 steps
 
 Variants (`--config=configs/photos_tokenizer.py:name`):
   stage2           the second stage; needs --config.stage1_weights
-  linear           a linear path beside the networks, squared error beside L1, more posterior noise: reconstructs far
-                   better, but in a trial of 500 steps the small generator did not learn to predict the details, and
-                   its samples were noisy and had seams
   gan              PatchGAN in the first stage already, after 500 steps, for comparison
   tiny             a few steps of a very small model: whether everything runs
   quick            the part of `make train-demo`: about 5 minutes on 2 CPU cores
@@ -31,7 +28,7 @@ ADVERSARIAL_WEIGHT = 0.2
 
 def get_config(variant=None):
     """The configuration; see the text above for variants."""
-    args = common.parse_variant(variant, tiny=False, quick=False, stage2=False, gan=False, linear=False, style="strict")
+    args = common.parse_variant(variant, tiny=False, quick=False, stage2=False, gan=False, style="strict")
     if args["style"] not in ("strict", "published"):
         raise ValueError(f"style={args['style']!r} is neither 'strict' nor 'published'.")
     config = tokenizer_config()
@@ -68,10 +65,6 @@ def get_config(variant=None):
         grad_clip_norm=3000.0,
         ema_decay=0.995,
     )
-    if args["linear"]:
-        config.tokenizer.update(channels=64, linear_path=True, posterior_std=0.5)
-        config.objective.l2_weight = 8.0
-        config.total_steps = 1500
     if args["gan"] or args["stage2"]:
         config.objective.update(adversarial_weight=ADVERSARIAL_WEIGHT, adversarial_start=500)
         config.discriminator.update(kind="patch", channels=32, num_layers=2)

@@ -126,12 +126,11 @@ def train_on(count, shape, steps=3):
         return generator_training.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
     step = jax.tree_util.Partial(step, {"std": np.float32(0.1)})
-    stage = loop.Stage(init, step, None, None, None, LOGICAL_AXES)
     mesh, root = sharding.make_mesh(jax.devices()[:count], shape), jax.random.key(0)
-    state = loop.initial_state(stage, mesh, root)
+    state = loop.initial_state(init, LOGICAL_AXES, mesh, root)
     whole = max(jax.tree.leaves(state), key=lambda leaf: leaf.size)
     split = whole.size / whole.addressable_shards[0].data.size
-    step_fn, losses = loop.compile_step(stage, mesh, state, root), []
+    step_fn, losses = loop.compile_step(step, LOGICAL_AXES, mesh, state, root), []
     for i in range(steps):
         rows = np.random.default_rng(i)
         batch = {"latents": rows.normal(size=(8, 6, 8)).astype(np.float32), "label": np.arange(8, dtype=np.int32) % 3}

@@ -142,7 +142,6 @@ def tokenizer_module_config() -> ml_collections.ConfigDict:
     config.norm = "group"  # Or a local norm, such as "pixel".
     config.attention_window = _optional()  # Reach of attention to either side, latent columns; None: all.
     config.patch_size = 1  # Side of the patches on which the first level works, pixels.
-    config.linear_path = False  # Adds a linear map from pixels to latents and back.
     config.posterior_std = 2.5  # Bound of the posterior's standard deviation.
     config.dtype = "float32"  # Of computation.
     return config

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eqjax import pixels, pretrained, sharding
+from eqjax import pixels, pretrained, published, sharding
 from eqjax.data import make_source
 from eqjax.evaluation import Extractor, Settings, networks, report, statistics
 from eqjax.generator import LOGICAL_AXES, column_weights, mean_loss
@@ -67,7 +67,7 @@ def load_tokenizer(config):
         if have != want:
             raise ValueError(f"{name}={have} does not fit the tokenizer of {path}, which needs {want}.")
     if weights.latent_scale is None:
-        logging.warning("%s states no latent scale; taking the published %s.", path, pretrained.PUBLISHED_LATENT_SCALE)
+        logging.warning("%s states no latent scale; taking the published %s.", path, published.LATENT_SCALE)
     return weights
 
 

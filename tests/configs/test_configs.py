@@ -14,7 +14,7 @@ from eqjax.training.config import check_config
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
 VARIANTS = {
-    "photos_tokenizer": [None, "tiny", "quick", "style=published", "tiny,style=published", "gan", "stage2", "linear"],
+    "photos_tokenizer": [None, "tiny", "quick", "style=published", "tiny,style=published", "gan", "stage2"],
     "tokenizer_imagenet256": [None, "stage2", "strict", "bf16", "tiny", "tiny,stage2", "tiny,strict"],
     "photos_generator": [None, "tiny", "quick"],
     "imagenet_generator": ["size=S", "size=B", None, "size=H,precision=bfloat16,remat=full", "tiny"],
