@@ -2,6 +2,7 @@
 
 import os
 import runpy
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 
 from eqjax import Generator, Model, Tokenizer, load_pretrained, pretrained
 from eqjax.published import GENERATOR_SIZES
-from eqjax.training import generator as generator_training
+from eqjax.training.config import generator_config
 from eqjax.typing import Params
 
 
@@ -28,7 +29,7 @@ def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer,
     if config in GENERATOR_SIZES:
         tokenizer, generator = Tokenizer(), Generator(**GENERATOR_SIZES[config])
     else:
-        fields = read_config(config)
+        fields: Any = read_config(config)
         if "generator" not in fields:
             raise ValueError(f"--config={config} holds no generator; give a generator's config.")
         if fields.tokenizer_weights:
@@ -46,7 +47,7 @@ def read_config(config: str) -> ml_collections.ConfigDict:
       ValueError: `config` is neither a size nor a file.
     """
     if config in GENERATOR_SIZES:
-        fields = generator_training.default_config()
+        fields: Any = generator_config()
         fields.generator.update(GENERATOR_SIZES[config])
         return fields
     path, _, variant = config.partition(":")

@@ -147,7 +147,7 @@ def plan_step(config: ml_collections.ConfigDict, num_chips: int, num_columns: in
     """
     if "generator" not in config:
         raise ValueError(
-            f"--config is of stage {config.get('stage')!r}, but only a generator's step is planned; give a "
+            f"--config has trainer={config.get('trainer')!r}, but only a generator's step is planned; give a "
             "configuration such as configs/imagenet_generator.py."
         )
     devices = jax.devices()
