@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import pixels, pretrained
+from eqjax import pixels, pretrained, published
 from eqjax.latent_cache.format import CacheError
 from eqjax.tokenizer import ENCODER_PARTS
 from eqjax.tokenizer.posterior import Posterior
@@ -111,7 +111,7 @@ def check_caches(train, evaluation, weights, config, where):
 
 def latent_scale(weights):
     """What a run multiplies latents by: what the tokenizer's file states, else the published number."""
-    return pretrained.PUBLISHED_LATENT_SCALE if weights.latent_scale is None else weights.latent_scale
+    return published.LATENT_SCALE if weights.latent_scale is None else weights.latent_scale
 
 
 def encoding_params(params):

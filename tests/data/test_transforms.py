@@ -23,9 +23,9 @@ def _columns(height, width):
         ((427, 640), 64, (64, 95)),  # 95.93 truncated
     ],
 )
-def test_shorter_side_by_hand(picture, size, expected):
-    assert transforms.shorter_side_size(*picture, size) == expected
-    assert transforms.ResizeShorterSide(size, size, size).size(*picture) == expected
+def test_shorter_side_by_hand(image, size, expected):
+    assert transforms.shorter_side_size(*image, size) == expected
+    assert transforms.ResizeShorterSide(size, size, size).size(*image) == expected
 
 
 def test_wide_crop_enlarges_a_narrow_image():
