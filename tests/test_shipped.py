@@ -36,7 +36,7 @@ def test_reconstruction(model):
     values = {}
     for name, images in (("training", seen), ("held-out", held_out)):
         out = model.decode(model.encode(images))
-        values[name] = float(np.mean(pixels.psnr(pixels.from_uint8(images), pixels.from_uint8(out))))
+        values[name] = float(np.mean(image_metrics.psnr(pixels.from_uint8(images), pixels.from_uint8(out))))
     # The card's figures (over more crops) less one decibel.
     assert values["training"] > 27.0 - 1 and values["held-out"] > 28.4 - 1, values
 
