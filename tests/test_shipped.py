@@ -7,6 +7,7 @@ import pytest
 from configs.common import PHOTO_CLASSES
 from eqjax import load_pretrained, pixels, pretrained
 from eqjax.data import default_config, eval_batches, make_iterator
+from eqjax.evaluation import image_metrics
 
 
 @pytest.fixture(scope="module")

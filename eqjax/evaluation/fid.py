@@ -19,123 +19,123 @@ import numpy as np
 
 
 class Moments:
-  """Mean and covariance of features that arrive in batches, in two float64 arrays whatever the number of images.
+    """Mean and covariance of features that arrive in batches, in two float64 arrays whatever the number of images.
 
-  Attributes:
-    count: number of feature vectors seen so far.
+    Attributes:
+      count: number of feature vectors seen so far.
 
-  Example:
-    >>> moments = Moments(2)
-    >>> moments.update(np.array([[0.0, 1.0], [2.0, 1.0]]))
-    >>> mean, covariance = moments.result()
-    >>> mean.tolist(), covariance.tolist()
-    ([1.0, 1.0], [[2.0, 0.0], [0.0, 0.0]])
-  """
-
-  def __init__(self, size: int) -> None:
-    """Makes empty sums for feature vectors of `size` entries."""
-    self.count = 0
-    self._sum = np.zeros(size)
-    self._scatter = np.zeros((size, size))
-    self._shift: np.ndarray | None = None
-
-  def update(self, features: np.ndarray) -> None:
-    """Adds features [N, size] of any float dtype.
-
-    Raises:
-      ValueError: features of another size, or not finite.
+    Example:
+      >>> moments = Moments(2)
+      >>> moments.update(np.array([[0.0, 1.0], [2.0, 1.0]]))
+      >>> mean, covariance = moments.result()
+      >>> mean.tolist(), covariance.tolist()
+      ([1.0, 1.0], [[2.0, 0.0], [0.0, 0.0]])
     """
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or features.shape[1] != len(self._sum):
-      raise ValueError(f"features have shape {features.shape}; these moments take [N, {len(self._sum)}].")
-    if not np.isfinite(features).all():
-      raise ValueError(f"features of {int((~np.isfinite(features)).any(1).sum())} images are not finite.")
-    if not len(features):
-      return
-    if self._shift is None:
-      # Near the mean: sums of squares about it lose no digits when the mean is large.
-      self._shift = features.mean(0)
-    features = features - self._shift
-    self.count += len(features)
-    self._sum += features.sum(0)
-    self._scatter += features.T @ features
 
-  def result(self) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray, "D D"]]:
-    """Returns the mean and the unbiased covariance, float64.
+    def __init__(self, size: int) -> None:
+        """Makes empty sums for feature vectors of `size` entries."""
+        self.count = 0
+        self._sum = np.zeros(size)
+        self._scatter = np.zeros((size, size))
+        self._shift: np.ndarray | None = None
 
-    Raises:
-      ValueError: fewer than two feature vectors were added.
-    """
-    if self.count < 2 or self._shift is None:
-      raise ValueError(f"a covariance needs at least 2 images, there are {self.count}.")
-    mean = self._sum / self.count
-    covariance = (self._scatter - self.count * np.outer(mean, mean)) / (self.count - 1)
-    return mean + self._shift, covariance
+    def update(self, features: np.ndarray) -> None:
+        """Adds features [N, size] of any float dtype.
+
+        Raises:
+          ValueError: features of another size, or not finite.
+        """
+        features = np.asarray(features, np.float64)
+        if features.ndim != 2 or features.shape[1] != len(self._sum):
+            raise ValueError(f"features have shape {features.shape}; these moments take [N, {len(self._sum)}].")
+        if not np.isfinite(features).all():
+            raise ValueError(f"features of {int((~np.isfinite(features)).any(1).sum())} images are not finite.")
+        if not len(features):
+            return
+        if self._shift is None:
+            # Near the mean: sums of squares about it lose no digits when the mean is large.
+            self._shift = features.mean(0)
+        features = features - self._shift
+        self.count += len(features)
+        self._sum += features.sum(0)
+        self._scatter += features.T @ features
+
+    def result(self) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray, "D D"]]:
+        """Returns the mean and the unbiased covariance, float64.
+
+        Raises:
+          ValueError: fewer than two feature vectors were added.
+        """
+        if self.count < 2 or self._shift is None:
+            raise ValueError(f"a covariance needs at least 2 images, there are {self.count}.")
+        mean = self._sum / self.count
+        covariance = (self._scatter - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return mean + self._shift, covariance
 
 
 def warn_if_few(count: int, size: int, name: str | os.PathLike[str]) -> None:
-  """Logs a warning if `count` images are too few for a covariance of `size` features to have full rank.
+    """Logs a warning if `count` images are too few for a covariance of `size` features to have full rank.
 
-  Args:
-    count: number of images.
-    size: number of features.
-    name: what the images are, to begin the message with.
-  """
-  if count <= size:
-    logging.warning(
-      "%s: %d images give a covariance of rank %d at most, for %d features: the distance is biased upwards. "
-      "Use more than %d images (50 000 to compare with published values).",
-      name,
-      count,
-      max(count - 1, 0),
-      size,
-      size,
-    )
+    Args:
+      count: number of images.
+      size: number of features.
+      name: what the images are, to begin the message with.
+    """
+    if count <= size:
+        logging.warning(
+            "%s: %d images give a covariance of rank %d at most, for %d features: the distance is biased upwards. "
+            "Use more than %d images (50 000 to compare with published values).",
+            name,
+            count,
+            max(count - 1, 0),
+            size,
+            size,
+        )
 
 
 def frechet_distance(
-  mean_1: Float[np.ndarray, "..."],
-  covariance_1: Float[np.ndarray, "..."],
-  mean_2: Float[np.ndarray, "..."],
-  covariance_2: Float[np.ndarray, "..."],
+    mean_1: Float[np.ndarray, "..."],
+    covariance_1: Float[np.ndarray, "..."],
+    mean_2: Float[np.ndarray, "..."],
+    covariance_2: Float[np.ndarray, "..."],
 ) -> float:
-  """Returns the squared Fréchet distance between two Gaussians; of pooled Inception features it is FID.
+    """Returns the squared Fréchet distance between two Gaussians; of pooled Inception features it is FID.
 
-  Computed in float64.
+    Computed in float64.
 
-  Args:
-    mean_1: mean of the first Gaussian, [D].
-    covariance_1: its covariance, symmetric [D, D].
-    mean_2: mean of the second Gaussian, [D].
-    covariance_2: its covariance, symmetric [D, D].
+    Args:
+      mean_1: mean of the first Gaussian, [D].
+      covariance_1: its covariance, symmetric [D, D].
+      mean_2: mean of the second Gaussian, [D].
+      covariance_2: its covariance, symmetric [D, D].
 
-  Raises:
-    ValueError: sizes that differ, or values that are not finite.
+    Raises:
+      ValueError: sizes that differ, or values that are not finite.
 
-  Example:
-    >>> frechet_distance(np.zeros(2), np.eye(2), np.array([3.0, 4.0]), np.eye(2))
-    25.0
-  """
-  if mean_1.shape != mean_2.shape or covariance_1.shape != covariance_2.shape:
-    raise ValueError(
-      f"statistics of {mean_1.size} and of {mean_2.size} features cannot be compared: "
-      "they come from different networks or layers."
-    )
-  arrays = [np.asarray(array, np.float64) for array in (mean_1, covariance_1, mean_2, covariance_2)]
-  if not all(np.isfinite(array).all() for array in arrays):
-    raise ValueError("means or covariances are not finite; were there NaNs among the images?")
-  mean_1, covariance_1, mean_2, covariance_2 = arrays
-  root = _square_root(covariance_1)
-  eigenvalues = np.linalg.eigvalsh(root @ covariance_2 @ root)
-  # The square root turns a zero eigenvalue's rounding error of 1e-16 into 1e-8, so eigenvalues within rounding of
-  # zero count as zero (the bound is that of np.linalg.matrix_rank).
-  rounding = len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues.max(initial=0)
-  cross = np.sqrt(np.where(eigenvalues > rounding, eigenvalues, 0)).sum()
-  difference = mean_1 - mean_2
-  return float(difference @ difference + np.trace(covariance_1) + np.trace(covariance_2) - 2 * cross)
+    Example:
+      >>> frechet_distance(np.zeros(2), np.eye(2), np.array([3.0, 4.0]), np.eye(2))
+      25.0
+    """
+    if mean_1.shape != mean_2.shape or covariance_1.shape != covariance_2.shape:
+        raise ValueError(
+            f"statistics of {mean_1.size} and of {mean_2.size} features cannot be compared: "
+            "they come from different networks or layers."
+        )
+    arrays = [np.asarray(array, np.float64) for array in (mean_1, covariance_1, mean_2, covariance_2)]
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("means or covariances are not finite; were there NaNs among the images?")
+    mean_1, covariance_1, mean_2, covariance_2 = arrays
+    root = _square_root(covariance_1)
+    eigenvalues = np.linalg.eigvalsh(root @ covariance_2 @ root)
+    # The square root turns a zero eigenvalue's rounding error of 1e-16 into 1e-8, so eigenvalues within rounding of
+    # zero count as zero (the bound is that of np.linalg.matrix_rank).
+    rounding = len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues.max(initial=0)
+    cross = np.sqrt(np.where(eigenvalues > rounding, eigenvalues, 0)).sum()
+    difference = mean_1 - mean_2
+    return float(difference @ difference + np.trace(covariance_1) + np.trace(covariance_2) - 2 * cross)
 
 
 def _square_root(matrix: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
-  """Returns the symmetric root of a covariance; eigenvalues that rounding made negative count as 0."""
-  values, vectors = np.linalg.eigh(matrix)
-  return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    """Returns the symmetric root of a covariance; eigenvalues that rounding made negative count as 0."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T

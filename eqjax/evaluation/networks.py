@@ -25,9 +25,7 @@ def inception(folder: str | os.PathLike[str] | None = None) -> FeatureNetwork:
     return inception_network(module, params)
 
 
-def inception_network(
-    module: nets.Inception, params: Params, name: str = "pt_inception-2015-12-05"
-) -> FeatureNetwork:
+def inception_network(module: nets.Inception, params: Params, name: str = "pt_inception-2015-12-05") -> FeatureNetwork:
     """Returns a `FeatureNetwork` of an Inception module with any weights.
 
     Args:

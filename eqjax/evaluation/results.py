@@ -49,9 +49,8 @@ def save(folder: str | os.PathLike[str], results: Sequence[Result]) -> str:
     text = table(kept + new)
     if jax.process_index() == 0:
         write_json(os.path.join(folder, "results.json"), kept + new)
-        with atomic_write(os.path.join(folder, "table.md")) as temporary:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
+        with atomic_write(os.path.join(folder, "table.md")) as path, open(path, "w", encoding="utf-8") as file:
+            file.write(text)
     return text
 
 
@@ -104,7 +103,10 @@ def table(results: Sequence[Result]) -> str:
     differing = [name for name in names if len({json.dumps(p.get(name)) for p in protocols}) > 1]
     metrics = [name for name in _METRICS if any(name in result["metrics"] for result in results)]
     rows = [
-        [*(_protocol_cell(r["protocol"], name) for name in differing), *(_metric_cell(r["metrics"], n) for n in metrics)]
+        [
+            *(_protocol_cell(r["protocol"], name) for name in differing),
+            *(_metric_cell(r["metrics"], n) for n in metrics),
+        ]
         for r in results
     ]
     text = markdown_table(differing + metrics, rows) if differing + metrics else "No metrics were requested."

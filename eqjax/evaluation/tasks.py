@@ -57,9 +57,7 @@ def mean_and_stderr(samples: Sequence[Float[AnyArray, "..."]] | Float[AnyArray, 
     return MeanAndStderr(samples.mean(0), stderr)
 
 
-def column_losses(
-    generator: Generator, params: Params, batches: Iterable[LatentBatch], key: PRNGKey
-) -> MeanAndStderr:
+def column_losses(generator: Generator, params: Params, batches: Iterable[LatentBatch], key: PRNGKey) -> MeanAndStderr:
     """Returns the loss of every column, [L], without dropout.
 
     Args:
