@@ -210,7 +210,7 @@ def _plot_footprints(output: str | os.PathLike[str], results: MeasuresByKind) ->
         title="Fraction of the change, log10",
         x_label="pixel",
         y_label="column that is replaced",
-        limits=(min(panel.min() for panel in panels.values()), max(panel.max() for panel in panels.values())),
+        limits=(float(min(map(np.min, panels.values()))), float(max(map(np.max, panels.values())))),
     )
 
 
@@ -252,5 +252,5 @@ def _plot_cosines(output: str | os.PathLike[str], results: MeasuresByKind) -> No
         title="Cosine between gradients of columns",
         x_label="column",
         y_label="column",
-        limits=(0, max(largest, 0.01)),
+        limits=(0.0, max(float(largest), 0.01)),
     )
