@@ -85,7 +85,7 @@ def test_batches():
     np.testing.assert_array_equal(sharding.gather(batch)["x"], np.arange(8).reshape(4, 2))
     with pytest.raises(ValueError, match="batch of 3 does not divide among 2 devices .* multiple of 2"):
         sharding.shard_batch({"x": np.zeros((3, 2))}, mesh)
-    assert sharding.batch_share(mesh) == (0, 1)
+    assert sharding.batch_shard(mesh) == (0, 1)
 
 
 @pytest.mark.parametrize(
