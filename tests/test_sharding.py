@@ -94,7 +94,7 @@ def test_batches():
         (0, 1, "batch_size=0 and accumulation_steps=1 must be at least 1"),
         (8, 0, "accumulation_steps=0 must be at least 1"),
         (6, 1, "global batch of 6 does not divide among 4 devices .* multiple of 4"),
-        (8, 4, "in accumulation_steps=4 parts makes 2 images a part, .* 4 devices .* multiple of 16"),
+        (8, 4, "in accumulation_steps=4 microbatches makes 2 images per microbatch, .* 4 devices .* multiple of 16"),
     ],
 )
 def test_batches_that_do_not_fit(batch_size, parts, message):

@@ -9,7 +9,7 @@ import optax
 import optax.contrib
 
 from eqjax import sharding
-from eqjax.typing import Config, Params, PRNGKey, Scalar, Tree
+from eqjax.typing import AnyArray, Config, Params, PRNGKey, Scalar, Tree
 
 SCHEDULES = ("constant", "cosine", "step")
 
@@ -184,7 +184,7 @@ def accumulate_gradients(
             "batch_size to a multiple."
         )
 
-    def split(x: jax.Array) -> jax.Array:
+    def split(x: AnyArray) -> jax.Array:
         # Strided, so that each microbatch is spread over the devices as the whole batch is.
         x = x.reshape(size // num_microbatches, num_microbatches, *x.shape[1:])
         return sharding.constrain(jnp.moveaxis(x, 1, 0), None, "batch", *[None] * (x.ndim - 2))
