@@ -2,6 +2,7 @@
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,7 +30,7 @@ def test_show_at_scale_1_keeps_the_pixels():
 def test_an_animation_displays_all_frames_as_a_gif():
     frames = [Image.fromarray(np.full((4, 6, 3), value, np.uint8)) for value in (0, 100, 200)]
     bundle = notebook.animate(frames, milliseconds=[100, 200, 300])._repr_mimebundle_()
-    gif = Image.open(io.BytesIO(base64.b64decode(bundle["image/gif"])))
+    gif: Any = Image.open(io.BytesIO(base64.b64decode(bundle["image/gif"])))
     assert (gif.format, gif.n_frames, gif.size) == ("GIF", 3, (6, 4))
     assert gif.info["loop"] == 0
 
