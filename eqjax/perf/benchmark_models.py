@@ -2,12 +2,10 @@
 
 import os
 import runpy
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-import ml_collections
 import numpy as np
 
 from eqjax import pretrained
@@ -16,7 +14,7 @@ from eqjax.model import Model
 from eqjax.published import GENERATOR_SIZES
 from eqjax.tokenizer import Tokenizer
 from eqjax.training.config import generator_config
-from eqjax.typing import Params
+from eqjax.typing import Config, Params
 
 
 def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer, Generator]:
@@ -32,7 +30,7 @@ def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer,
     if config in GENERATOR_SIZES:
         tokenizer, generator = Tokenizer(), Generator(**GENERATOR_SIZES[config])
     else:
-        fields: Any = read_config(config)
+        fields = read_config(config)
         if "generator" not in fields:
             raise ValueError(f"--config={config} holds no generator; give a generator's config.")
         if fields.tokenizer_weights:
@@ -43,14 +41,14 @@ def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer,
     return tokenizer.clone(dtype=jnp.dtype(dtype)), generator.clone(dtype=jnp.dtype(dtype))
 
 
-def read_config(config: str) -> ml_collections.ConfigDict:
+def read_config(config: str) -> Config:
     """Returns the training config of "path.py:variant", or of a published size.
 
     Raises:
       ValueError: `config` is neither a size nor a file.
     """
     if config in GENERATOR_SIZES:
-        fields: Any = generator_config()
+        fields = generator_config()
         fields.generator.update(GENERATOR_SIZES[config])
         return fields
     path, _, variant = config.partition(":")
