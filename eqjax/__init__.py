@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eqjax import convert
+    from eqjax import convert, pixels
     from eqjax.generator import Generator
     from eqjax.model import Model
     from eqjax.pretrained import load_pretrained
@@ -23,6 +23,7 @@ __all__ = [
     "load_pretrained",
     "outpaint",
     "panorama",
+    "pixels",
     "sample_latents",
 ]
 
@@ -39,8 +40,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "convert":
-        return importlib.import_module("eqjax.convert")
+    if name in ("convert", "pixels"):
+        return importlib.import_module(f"eqjax.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'eqjax' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

@@ -44,10 +44,10 @@ def find(name: str) -> str:
     if not os.path.isfile(path):
         shipped = path.removeprefix("configs/").removesuffix(".py")
         if shipped not in names():
-            nearest = difflib.get_close_matches(shipped, names(), 1, 0)
+            nearest = difflib.get_close_matches(shipped, names(), 1, 0)[0]
             raise FileNotFoundError(
-                f"there is no file {path}, and no shipped configuration of this name; the nearest is "
-                f"{', '.join(nearest)} of {', '.join(names())}."
+                f"there is no file {path}, and no shipped configuration of this name; the nearest of "
+                f"{', '.join(names())} is {nearest}."
             )
         path = str(folder() / f"{shipped}.py")
     return path + colon + variant

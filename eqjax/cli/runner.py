@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
-import inspect
 import logging as python_logging
 import os
 import re
@@ -28,7 +27,7 @@ EXIT_PREEMPTED = 75
 
 # Errors whose message says what is wrong and what to do; a traceback would hide it.
 _EXPLAINED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
-_CACHE = os.path.join("~", ".cache", "eqjax", "xla")
+_CACHE_VARIABLE, _CACHE = "JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "eqjax", "xla")
 _GROUP, _WIDTH, _INDENT = "group: ", 100, 29
 
 
@@ -75,9 +74,12 @@ def flag_group(values: flags.FlagValues, title: str) -> Iterator[None]:
             values.register_flag_by_module(_GROUP + title, values[name])
 
 
-def define_config(values: flags.FlagValues, text: str = "Configuration: a shipped name or a file, with :variant.") -> None:
+def define_config(
+    values: flags.FlagValues, text: str = "Configuration: a shipped name or a file, with :variant."
+) -> None:
     """Defines a required --config: a shipped configuration or a file, whose fields are flags --config.name=value."""
-    config_flags.DEFINE_config_file("config", None, text, flag_values=values, required=True)
+    config_flags.DEFINE_config_file("config", None, text, flag_values=values)
+    flags.mark_flag_as_required("config", flag_values=values)
 
 
 def run(command: Command, arguments: Sequence[str]) -> None:
@@ -103,7 +105,7 @@ def run(command: Command, arguments: Sequence[str]) -> None:
         lambda: work(args, words) if command.words else work(args),
         uses_jax=command.uses_jax,
         joins=command.joins,
-        cache=args.compilation_cache if command.uses_jax else "",
+        cache=args.compilation_cache if command.uses_jax else None,
     )
 
 
@@ -135,18 +137,21 @@ def parse(command: Command, arguments: Sequence[str]) -> tuple[flags.FlagValues,
         except flags.UnrecognizedFlagError as error:
             nearest = difflib.get_close_matches(error.flagname, list(values), 1, 0)[0]
             raise flags.Error(f"unknown flag --{error.flagname}; the nearest is --{nearest}.") from error
+        except flags.IllegalFlagValueError as error:
+            missing = [name for name in values if f"Flag --{name} must have a value" in str(error)]
+            raise flags.Error(f"--{missing[0]} is missing." if missing else str(error)) from error
     if words and not command.words:
         raise ValueError(f"unknown arguments {' '.join(words)}; flags are given as --name=value.")
     return values, words
 
 
-def finish(work: Callable[[], object], *, uses_jax: bool = True, joins: bool = True, cache: str = _CACHE) -> None:
+def finish(work: Callable[[], object], *, uses_jax: bool = True, joins: bool = True, cache: str | None = None) -> None:
     """Sets up logging and JAX, and does the work; returns if it succeeds.
 
     Args:
       work: the function to call.
       uses_jax, joins: as the attributes of `Command`.
-      cache: folder of compiled programs; "" for none.
+      cache: folder of compiled programs; "" for none, None for JAX_COMPILATION_CACHE_DIR or ~/.cache/eqjax/xla.
 
     Raises:
       SystemExit: with `EXIT_PREEMPTED`, or with 1 after one message.
@@ -171,7 +176,7 @@ def finish(work: Callable[[], object], *, uses_jax: bool = True, joins: bool = T
         raise
 
 
-def set_up(*, uses_jax: bool = True, joins: bool = True, cache: str = _CACHE) -> None:
+def set_up(*, uses_jax: bool = True, joins: bool = True, cache: str | None = None) -> None:
     """Sets up logging to the terminal, connects the processes and sets JAX's folder of compiled programs.
 
     Args:
@@ -188,8 +193,10 @@ def set_up(*, uses_jax: bool = True, joins: bool = True, cache: str = _CACHE) ->
 
     if joins:
         processes.join_processes()
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    if cache is None and not os.environ.get(_CACHE_VARIABLE):
+        cache = _CACHE
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache) or None)
     if joins:
         logging.info("Devices: %s", jax.devices())
 
@@ -220,7 +227,7 @@ def _define(command: Command) -> flags.FlagValues:
     if command.uses_jax:
         with flag_group(values, "Output"):
             flags.DEFINE_string(
-                "compilation_cache", _CACHE, 'Folder of compiled programs; "" for none.', flag_values=values
+                "compilation_cache", None, f'Folder of compiled programs, {_CACHE}; "" for none.', flag_values=values
             )
     return values
 
@@ -268,7 +275,7 @@ def check_fields(argv: Sequence[str]) -> None:
         except (AttributeError, LookupError, TypeError) as error:
             nearest = difflib.get_close_matches(field, _field_names(config), 1, 0)[0]
             raise ValueError(
-                f"--config.{field}: {os.path.basename(values[-1])} has no such field; the nearest is "
+                f"--config.{field}: {os.path.basename(values[-1]).partition(':')[0]} has no such field; the nearest is "
                 f"--config.{nearest}."
             ) from error
 
@@ -289,12 +296,19 @@ def help_text(command: Command) -> str:
     with _as_sys_argv([f"eqjax {command.name}"]):
         values = _define(command)
     lines = [f"usage: eqjax {command.name} {f'{command.words} ' if command.words else ''}[--flag=value …]", ""]
-    lines += _head(inspect.getdoc(command.load()) or "")
-    for title, members in values.flags_by_module_dict().items():
-        if title.startswith(_GROUP):
-            lines += ["", f"{title.removeprefix(_GROUP)}:"]
-            for flag in members:
-                lines += _flag_lines(flag)
+    lines += _head(command.load().__doc__ or "")
+    groups = {
+        title.removeprefix(_GROUP): members
+        for title, members in values.flags_by_module_dict().items()
+        if title.startswith(_GROUP)
+    }
+    grouped = {flag.name for members in groups.values() for flag in members}
+    if others := [values[name] for name in values if name not in grouped]:
+        groups = {"Flags": others, **groups}
+    for title, members in groups.items():
+        lines += ["", f"{title}:"]
+        for flag in members:
+            lines += _flag_lines(flag)
     return "\n".join(lines)
 
 
