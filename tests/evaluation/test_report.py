@@ -123,8 +123,8 @@ def test_statistics_of_an_npz_of_images(tmp_path, extractor, reference):
     assert written.count == 20 and written.protocol == reference.protocol and written.features.shape == (20, 5)
 
 
-def command(module, *arguments):
-    full = [sys.executable, "-m", module, *arguments]
+def command(*arguments):
+    full = [sys.executable, "-m", "eqjax", *arguments]
     return subprocess.run(full, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -135,11 +135,11 @@ def test_the_commands(tmp_path):
     pretrained.save(tmp_path / "m.safetensors", pretrained.Weights(modules, params, 1.0))
     options = [f"--weights={tmp_path / 'm.safetensors'}", "--num_flow_steps=2", "--batch_per_device=2"]
     options += ["--num_images=6", f"--output={tmp_path / 'out'}"]
-    done = command("eqjax.cli.evaluate", "generation", *options, "--network=none", "--guidance=1,2", "--npz")
+    done = command("evaluate", "generation", *options, "--network=none", "--guidance=1,2", "--npz")
     assert done.returncode == 0, done.stderr
     assert "images: 6/6" in done.stderr and "left" in done.stderr
     with np.load(tmp_path / "out" / "guidance_2" / "samples.npz") as file:
         assert file["arr_0"].shape == (6, 16, 16, 3) and sorted(file["arr_1"]) == [0, 0, 1, 1, 2, 2]
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
-    done = command("eqjax.cli.evaluate", "generation", *options, f"--nets_folder={tmp_path}")
+    done = command("evaluate", "generation", *options, f"--nets_folder={tmp_path}")
     assert done.returncode == 1 and "pt_inception-2015-12-05" in done.stderr and "Traceback" not in done.stderr
