@@ -89,7 +89,7 @@ def test_plan_of_a_tiny_generator():
     ("changes", "message"),
     [
         (dict(batch_size=6), "batch of 6 does not divide among 4 devices"),
-        (dict(accumulation_steps=4), "accumulation_steps=4 parts makes 2 images a part"),
+        (dict(accumulation_steps=4), "accumulation_steps=4 microbatches makes 2 images per microbatch"),
     ],
 )
 def test_batches_that_do_not_divide_are_refused(changes, message):

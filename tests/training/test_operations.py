@@ -230,7 +230,7 @@ def test_meshes_are_refused_before_anything_is_written(tmp_path):
         train(tmp_path / "run", toy_trainer.config(1, mesh="data:3"))
     config = toy_trainer.config(1, batch_size=4)
     config.accumulation_steps = 2
-    with pytest.raises(ValueError, match="batch_size=4 in accumulation_steps=2 parts makes 2 images a part"):
+    with pytest.raises(ValueError, match="batch_size=4 in accumulation_steps=2 microbatches makes 2 images per microbatch"):
         train(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
