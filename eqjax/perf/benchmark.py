@@ -42,7 +42,7 @@ class BenchmarkOptions:
     """What is measured.
 
     Attributes:
-      config: a published size ("S", "B", "L", "H"), "path.py:variant", or a model with weights.
+      config: a published size ("S", "B", "L", "H"), a config file with ":variant", or a model with weights.
       batch_size: images at once.
       num_columns: columns of an image.
       dtype: compute dtype of tokenizer and generator.
