@@ -9,60 +9,60 @@ r"""Measures how fast this machine samples, decodes and trains, beside what it c
 `--config` is a published size (S, B, L, H), a config file, or a model with weights ("photos", a weights file).
 """
 
+from collections.abc import Sequence
 import sys
+from typing import TYPE_CHECKING
 
-from absl import app, flags, logging
+from absl import flags
 
-from eqjax import flow
-from eqjax.cli import runner
+from eqjax.cli.runner import flag_group
+from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 from eqjax.io import write_json
-from eqjax.perf.benchmark import KINDS, BenchmarkOptions, format_results, run_benchmark
-from eqjax.sampling.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from eqjax.perf.benchmark import BenchmarkOptions
 
 
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string("config", "S", "Published size, config file, or model with weights.", flag_values=values)
-    flags.DEFINE_integer("batch_size", 1, "Images at once.", 1, flag_values=values)
-    flags.DEFINE_integer("num_columns", 16, "Columns of an image.", 1, flag_values=values)
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.", flag_values=values)
-    flags.DEFINE_float("guidance_scale", 7.0, "Guidance scale; 1 takes half the work.", 0.0, flag_values=values)
-    flags.DEFINE_integer("num_flow_steps", 100, "Solver steps per column.", 1, flag_values=values)
-    flags.DEFINE_enum("solver", "euler", flow.SOLVERS, "Solver of the flow.", flag_values=values)
-    flags.DEFINE_integer("repeats", 3, "Timed calls; the median counts.", 1, flag_values=values)
-    flags.DEFINE_string("output", None, "JSON file to write the results to.", flag_values=values)
+    with flag_group(values, "What"):
+        flags.DEFINE_string("config", "S", "Published size, config file, or model with weights.", flag_values=values)
+        flags.DEFINE_integer("batch_size", 1, "Images at once.", 1, flag_values=values)
+        flags.DEFINE_integer("num_columns", 16, "Columns of an image.", 1, flag_values=values)
+        flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.", flag_values=values)
+        flags.DEFINE_integer("repeats", 3, "Timed calls; the median counts.", 1, flag_values=values)
+    with flag_group(values, "How"):
+        define_sampling_flags(values, guidance_scale=7.0)
+    with flag_group(values, "Output"):
+        flags.DEFINE_string("output", None, "JSON file to write the results to.", flag_values=values)
 
 
-def options_from_flags(values: flags.FlagValues = flags.FLAGS) -> BenchmarkOptions:
-    """Returns what the flags ask for."""
+def options_from_flags(args: flags.FlagValues) -> "BenchmarkOptions":
+    """Returns the options of a benchmark, from parsed flags."""
+    from eqjax.perf.benchmark import BenchmarkOptions
+
     return BenchmarkOptions(
-        config=values.config,
-        batch_size=values.batch_size,
-        num_columns=values.num_columns,
-        dtype=values.dtype,
-        sampling=SamplingOptions(
-            guidance_scale=values.guidance_scale, num_flow_steps=values.num_flow_steps, solver=values.solver
-        ),
-        repeats=values.repeats,
+        config=args.config,
+        batch_size=args.batch_size,
+        num_columns=args.num_columns,
+        dtype=args.dtype,
+        sampling=sampling_options(args),
+        repeats=args.repeats,
     )
 
 
-def main(argv: list[str]) -> None:
-    """Measures, prints the table, writes JSON."""
-    runner.set_up()
-    try:
-        if len(argv) != 2:
-            raise ValueError(f"name one kind of {KINDS} to measure; got {argv[1:]}.")
-        results = run_benchmark(argv[1], options_from_flags())
-    except (ValueError, FileNotFoundError) as error:
-        logging.error("%s", error)
-        raise SystemExit(1) from error
+def run(args: flags.FlagValues, words: Sequence[str]) -> None:
+    """Measures, prints the table, writes JSON.
+
+    Raises:
+      ValueError: `words` is not one kind of benchmark, or the configuration does not fit it.
+    """
+    from eqjax.perf.benchmark import KINDS, format_results, run_benchmark
+
+    if len(words) != 1:
+        raise ValueError(f"name one kind of {KINDS} to measure; got {list(words)}.")
+    results = run_benchmark(words[0], options_from_flags(args))
     print(format_results(results))
-    if flags.FLAGS.output:
-        write_json(flags.FLAGS.output, results)
+    if args.output:
+        write_json(args.output, results)
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main)

@@ -14,9 +14,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 import numpy as np
 
-from eqjax import Generator, Model, Tokenizer, pretrained, sharding
-from eqjax.generator import LOGICAL_AXES
+from eqjax import pretrained, sharding
+from eqjax.generator import LOGICAL_AXES, Generator
 from eqjax.latent_cache.check import make_encode
+from eqjax.model import Model
 from eqjax.perf import flops
 from eqjax.perf.benchmark_models import build_modules, make_model, names_weights, random_params, read_config
 from eqjax.perf.sampling_cost import Cost, compiled_cost, sampling_cost
@@ -25,6 +26,7 @@ from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
 from eqjax.tables import markdown_table
+from eqjax.tokenizer import Tokenizer
 from eqjax.training import generator as generator_training
 from eqjax.training import loop, optim
 from eqjax.training import tokenizer as tokenizer_training

@@ -10,8 +10,11 @@ from jax.typing import DTypeLike
 import ml_collections
 import numpy as np
 
-from eqjax import Generator, Model, Tokenizer, load_pretrained, pretrained
+from eqjax import pretrained
+from eqjax.generator import Generator
+from eqjax.model import Model
 from eqjax.published import GENERATOR_SIZES
+from eqjax.tokenizer import Tokenizer
 from eqjax.training.config import generator_config
 from eqjax.typing import Params
 
@@ -89,7 +92,7 @@ def make_model(config: str, dtype: DTypeLike = "float32") -> Model:
       FileNotFoundError: there are no such weights.
     """
     if names_weights(config):
-        model = load_pretrained(config)
+        model = pretrained.load_pretrained(config)
         return model.replace(
             tokenizer=model.tokenizer.clone(dtype=jnp.dtype(dtype)),
             generator=model.generator.clone(dtype=jnp.dtype(dtype)),

@@ -1,17 +1,14 @@
 """The command's flags: what they become."""
 
-from absl import flags
-
-from eqjax.cli import benchmark
+from eqjax.cli import benchmark, runner
+from eqjax.cli.main import COMMANDS
 from eqjax.perf.benchmark import BenchmarkOptions
 from eqjax.sampling.options import SamplingOptions
 
 
 def parse(*arguments):
-    values = flags.FlagValues()
-    benchmark.define_flags(values)
-    values(["benchmark", *arguments])
-    return benchmark.options_from_flags(values)
+    args, _ = runner.parse(COMMANDS["benchmark"], arguments)
+    return benchmark.options_from_flags(args)
 
 
 def test_flags_without_arguments_are_the_default_options():
