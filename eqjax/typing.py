@@ -18,4 +18,4 @@ Params: TypeAlias = Mapping[str, Any]
 # What jax.jit accepts: containers with arrays as leaves.
 Tree: TypeAlias = Any
 # One example of a data set: names to arrays, such as {"image": uint8 [H, W, 3], "label": int}.
-Record: TypeAlias = dict[str, object]
+Record: TypeAlias = dict[str, Any]
