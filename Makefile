@@ -39,9 +39,10 @@ test-slow: $(INSTALLED_DEV)  ## Runs the tests that take minutes: all meshes, ki
 test-oldest: $(INSTALLED_OLDEST)  ## Runs the tests with the oldest supported versions (tests/oldest.txt).
 	$(VENV_OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
 
-lint: $(INSTALLED_DEV)  ## Checks code and formatting.
+lint: $(INSTALLED_DEV)  ## Checks code, formatting and types.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
 
 clean:  ## Removes the environments, caches and outputs/.
 	rm -rf $(VENV) $(VENV_OLDEST) .cache outputs build dist eqjax.egg-info

@@ -19,11 +19,15 @@ Nørsett, Wanner, Solving Ordinary Differential Equations I, sections II.1 and I
 arXiv 2403.03206, section 5.3.2.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 import numpy as np
+
+from eqjax.typing import Scalar
 
 SCHEDULES = ("linear", "constant")
 SOLVERS = ("euler", "heun", "adams_bashforth")
@@ -68,7 +72,9 @@ def velocity_target(data, noise):
     return noise - data
 
 
-def time_points(num_steps, time_grid="uniform"):
+def time_points(
+    num_steps: int, time_grid: str | Sequence[Scalar] | np.ndarray = "uniform"
+) -> Float[np.ndarray, "num_times"]:
     """The grid 1 = t_0 > … > t_N = 0, float64 [num_steps + 1].
 
     Args:
@@ -101,7 +107,9 @@ def time_points(num_steps, time_grid="uniform"):
     raise ValueError(f"time_grid={time_grid!r} is not one of {TIME_GRIDS}, nor an array of times.")
 
 
-def solver_table(solver, num_steps, time_grid="uniform"):
+def solver_table(
+    solver: str, num_steps: int, time_grid: str | Sequence[Scalar] | np.ndarray = "uniform"
+) -> SolverTable:
     """The `SolverTable` of a solver: N evaluations for N steps, with Heun 2N.
 
     Args:
@@ -188,7 +196,7 @@ def guidance_scales(scale, schedule, num_columns):
       ValueError: an unknown schedule; another number of columns.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"guidance_schedule={schedule!r} is not one of {SCHEDULES}, nor is guidance_scale an array.")
+        raise ValueError(f"guidance_schedule={schedule!r} is not one of {SCHEDULES}.")
     scale = jnp.asarray(scale, jnp.float32)
     if scale.ndim:
         if scale.shape != (num_columns,):

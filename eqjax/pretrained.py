@@ -12,12 +12,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from eqjax import published
 from eqjax.generator import Generator
 from eqjax.io import atomic_write
 from eqjax.model import Model
 from eqjax.tokenizer import Tokenizer
 
-PUBLISHED_LATENT_SCALE = 0.05493
 _MODULES = {"tokenizer": Tokenizer, "generator": Generator}
 _FORMAT = "eqjax-1"
 
@@ -148,7 +148,7 @@ def load_pretrained(source="photos", *more):
         tokenizer_params=params.get("tokenizer"),
         generator=generator,
         generator_params=params.get("generator"),
-        latent_scale=next(iter(scales.values()), PUBLISHED_LATENT_SCALE),
+        latent_scale=next(iter(scales.values()), published.LATENT_SCALE),
         class_names=names,
     )
 

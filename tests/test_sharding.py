@@ -12,6 +12,7 @@ from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
 from eqjax.training import generator as generator_training
 from eqjax.training import loop, optim
+from eqjax.training.config import optimizer_config
 
 
 def test_mesh_from_text():
@@ -40,7 +41,7 @@ def test_rules_place_parameters_moments_and_averages():
     mesh = sharding.make_mesh(shape="fsdp:2,tensor:2")
     generator = Generator(width=64, depth=2, num_heads=4, latent_dim=8, num_classes=3, flow_width=32, flow_depth=2)
     params = pretrained.abstract_params(generator)
-    optimizer, _ = optim.make_optimizer(optim.default_config(), 10)
+    optimizer, _ = optim.make_optimizer(optimizer_config(), 10)
     tree = {"params": params, "opt_state": jax.eval_shape(optimizer.init, params)}
     specs = {
         sharding.path_name(path): sharding_.spec
@@ -125,12 +126,11 @@ def train_on(count, shape, steps=3):
         return generator_training.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
     step = jax.tree_util.Partial(step, {"std": np.float32(0.1)})
-    stage = loop.Stage(init, step, None, None, None, LOGICAL_AXES)
     mesh, root = sharding.make_mesh(jax.devices()[:count], shape), jax.random.key(0)
-    state = loop.initial_state(stage, mesh, root)
+    state = loop.initial_state(init, LOGICAL_AXES, mesh, root)
     whole = max(jax.tree.leaves(state), key=lambda leaf: leaf.size)
     split = whole.size / whole.addressable_shards[0].data.size
-    step_fn, losses = loop.compile_step(stage, mesh, state, root), []
+    step_fn, losses = loop.compile_step(step, LOGICAL_AXES, mesh, state, root), []
     for i in range(steps):
         rows = np.random.default_rng(i)
         batch = {"latents": rows.normal(size=(8, 6, 8)).astype(np.float32), "label": np.arange(8, dtype=np.int32) % 3}

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import flow, pretrained, sharding
+from eqjax import flow, pretrained, published, sharding
 from eqjax.cli import runner
 from eqjax.generator import LOGICAL_AXES
 from eqjax.io import atomic_write
-from eqjax.latent_cache.check import make_encode
+from eqjax.latent_cache.encode import LatentEncoder
 from eqjax.perf import flops, models, sampling_cost
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
@@ -135,9 +135,9 @@ def decoding_rows(args, model):
 def training_rows(args):
     """Rows of steps as the loop runs them: a generator's from cached latents and from images, or a tokenizer's."""
     config = models.read_config(args.config)
-    config.batch_size, config[config.stage].dtype = args.batch, args.dtype
+    config.batch_size, config[config.trainer].dtype = args.batch, args.dtype
     random, key = np.random.default_rng(0), jax.random.key(0)
-    if config.stage == "tokenizer":
+    if config.trainer == "tokenizer":
         tokenizer = pretrained.build_module("tokenizer", dict(config.tokenizer))
     else:
         tokenizer, generator = models.modules(args.config, args.dtype)
@@ -145,30 +145,39 @@ def training_rows(args):
     config.data.update(height=shape[1], width=shape[2])
     label = np.zeros(args.batch, np.int32)
     pictures = {"image": random.integers(0, 256, shape, np.uint8), "label": label}
-    if config.stage == "tokenizer":
+    if config.trainer == "tokenizer":
         stage = tokenizer_training.make_stage(config)
-        yield "step", *step_seconds(stage, jax.jit(stage.init)(key), pictures, args.repeats)
+        state = jax.jit(stage.init)(key)
+        yield "step", *step_seconds(stage.step, stage.step, stage.rules, state, pictures, args.repeats)
         return
 
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    encode = make_encode(tokenizer, pretrained.PUBLISHED_LATENT_SCALE)
+    encode = LatentEncoder(tokenizer, published.LATENT_SCALE)
     steps = generator_training.make_steps(generator, optimizer, encode, config)
     step, plain_step = (jax.tree_util.Partial(step, models.random_params(tokenizer)) for step in steps)
-    stage = loop.Stage(None, step, None, None, None, LOGICAL_AXES, plain_step=plain_step)
     means = random.standard_normal((args.batch, args.columns, generator.latent_dim), np.float32)
     for name, batch in (("from cached latents", {"latents": means, "label": label}), ("from images", pictures)):
         params, ema_params = models.random_params(generator), models.random_params(generator)
         state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, jax.jit(optimizer.init)(params))
-        yield f"step {name}", *step_seconds(stage, state, batch, args.repeats)
+        yield f"step {name}", *step_seconds(step, plain_step, LOGICAL_AXES, state, batch, args.repeats)
 
 
-def step_seconds(stage, state, batch, repeats):
-    """(`Cost` without bytes, what `seconds` returns) of the steps of a stage on one device."""
+def step_seconds(step, plain_step, rules, state, batch, repeats):
+    """(`Cost` without bytes, what `seconds` returns) of training steps on one device.
+
+    Args:
+      step: (state, batch, key) → (state, metrics).
+      plain_step: the same without rematerialization, whose FLOPs count.
+      rules: how the state is split, as `loop.compile_step` takes them.
+      state: the state before the first step.
+      batch: a batch, numpy.
+      repeats: steps to measure.
+    """
     mesh, key = sharding.make_mesh(jax.devices()[:1]), jax.random.key(0)
-    state = sharding.put(state, sharding.state_shardings(state, mesh, stage.rules))
+    state = sharding.put(state, sharding.state_shardings(state, mesh, rules))
     batch = sharding.shard_batch(batch, mesh)
-    count = sampling_cost.Cost(flops.count(stage.plain_step or stage.step, state, batch, key), None)
-    run = loop.compile_step(stage, mesh, state, key)
+    count = sampling_cost.Cost(flops.count(plain_step, state, batch, key), None)
+    run = loop.compile_step(step, rules, mesh, state, key)
 
     start = time.perf_counter()
     compiled = run.lower(state, batch).compile()

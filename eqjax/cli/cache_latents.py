@@ -53,7 +53,7 @@ def process_numbers():
 
 
 def _stop(*_):
-    logging.info("Asked to stop. Exit code %d; the same command makes what is missing.", runner.EXIT_PREEMPTED)
+    logging.info("Asked to stop. Exit code %d. The same command makes the missing shards.", runner.EXIT_PREEMPTED)
     raise SystemExit(runner.EXIT_PREEMPTED)
 
 

@@ -13,7 +13,7 @@ import math
 from absl import app, flags, logging
 import jax
 
-from eqjax import convert, pretrained
+from eqjax import convert, pretrained, published
 from eqjax.convert import torch_archive
 
 _INPUT = flags.DEFINE_string("input", None, "File to read.")
@@ -53,7 +53,7 @@ def from_torch(source, target, averaged=True, latent_scale=None, **generator_fie
     if kind == "tokenizer":
         module = pretrained.build_module(kind, convert.infer_tokenizer_config(state_dict))
         params = convert.tokenizer_params(state_dict, module)
-        latent_scale = pretrained.PUBLISHED_LATENT_SCALE if latent_scale is None else latent_scale
+        latent_scale = published.LATENT_SCALE if latent_scale is None else latent_scale
     else:
         fields = convert.infer_generator_config(state_dict, arguments, **generator_fields)
         module = pretrained.build_module(kind, fields)

@@ -118,11 +118,6 @@ def tokenizer_state_dict(params, tokenizer):
         raise ConversionError(
             f"patch_size={tokenizer.patch_size}: the reference works on pixels; only patch_size=1 can be exported."
         )
-    if tokenizer.linear_path:
-        raise ConversionError(
-            "linear_path=True: the reference has no linear maps beside its networks; only linear_path=False can be "
-            "exported."
-        )
     if tokenizer.attention_window is not None:
         raise ConversionError(
             f"attention_window={tokenizer.attention_window}: the reference attends to all columns and would compute "

@@ -14,10 +14,10 @@ from absl import flags
 import grain
 import jax
 from jaxtyping import Int
-import ml_collections
 import numpy as np
 
 from eqjax.data import datasets
+from eqjax.typing import Config
 
 Batch: TypeAlias = dict[str, np.ndarray]
 
@@ -44,7 +44,7 @@ class BatchIterator(Iterator[Batch]):
         shard: grain.sharding.ShardOptions,
         num_threads: int,
         num_workers: int,
-    ):
+    ) -> None:
         """Starts reading; call `make_iterator` for an iterator of a configuration.
 
         Args:
@@ -116,7 +116,7 @@ class BatchIterator(Iterator[Batch]):
 
 
 def make_iterator(
-    config: ml_collections.ConfigDict,
+    config: Config,
     *,
     batch_size: int,
     seed: int,
@@ -179,7 +179,7 @@ class EvalBatches:
         batch_size: int,
         shard: grain.sharding.ShardOptions,
         num_threads: int,
-    ):
+    ) -> None:
         """Stores how to make the batches; call `eval_batches` for those of a configuration.
 
         Args:
@@ -216,7 +216,7 @@ class EvalBatches:
 
 
 def eval_batches(
-    config: ml_collections.ConfigDict,
+    config: Config,
     *,
     batch_size: int,
     num_images: int | None = None,

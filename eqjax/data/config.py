@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections import config_dict
 
+from eqjax.typing import Config
+
 SOURCES = ("photos", "folder", "tfds", "latents")
 
 _ROOTS = {
@@ -12,7 +14,7 @@ _ROOTS = {
 }
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> Config:
     """Returns the default data configuration: the built-in photographs in 64 × 64 crops.
 
     Fields of one source are grouped below; other sources ignore them.
@@ -55,7 +57,7 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
-def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...] | None:
+def class_names(config: Config) -> tuple[str, ...] | None:
     """Returns the classes that a configuration selects, in the order of their labels; None selects all.
 
     Fields that are tuples get one string from a command line, --config.data.classes=ant,bee gives ("ant,bee",); it is
@@ -76,7 +78,7 @@ def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...] | None:
     return tuple(names[0].split(",")) if len(names) == 1 else names
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(config: Config) -> None:
     """Checks the fields of a data configuration.
 
     Raises:
@@ -96,7 +98,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         _check_files(config)
 
 
-def _check_files(config: ml_collections.ConfigDict) -> None:
+def _check_files(config: Config) -> None:
     if config.classes is not None and config.class_file:
         raise ValueError(f"Set classes={config.classes} or class_file={config.class_file!r}, not both.")
     if config.resize < min(config.height, config.width):
@@ -108,7 +110,7 @@ def _check_files(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"max_corrupt_fraction={config.max_corrupt_fraction} must lie in [0, 1).")
 
 
-def _check_photos(config: ml_collections.ConfigDict) -> None:
+def _check_photos(config: Config) -> None:
     if not 0 < config.min_scale <= config.max_scale <= 1:
         raise ValueError(
             f"min_scale={config.min_scale} and max_scale={config.max_scale} must satisfy "

@@ -4,23 +4,22 @@ Images stay uint8 until they are on the device: bytes take a quarter of the tran
 belongs in the jitted step (images / 127.5 − 1).
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from absl import logging
 import grain
-import ml_collections
 import numpy as np
 
 from eqjax.data import folder, photos, tfds, transforms
 from eqjax.data.config import check_config, class_names
 from eqjax.data.image_source import ImageSource
 from eqjax.latent_cache.format import LatentSource, RandomVariant
-from eqjax.typing import Record
+from eqjax.typing import Config, Record
 
 Source: TypeAlias = photos.PhotoSource | ImageSource | LatentSource
 
 
-def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source:
+def make_source(config: Config, train: bool = True) -> Source:
     """Returns the source of whole images that a configuration names.
 
     Args:
@@ -50,7 +49,7 @@ def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source
     root = config.root if train else config.eval_root or config.root
     if config.source == "latents":
         return LatentSource(root)
-    options = dict(
+    options: dict[str, Any] = dict(
         classes=folder.read_class_file(config.class_file) if config.class_file else class_names(config),
         max_corrupt_fraction=config.max_corrupt_fraction,
         resize=transforms.ResizeShorterSide(config.resize, config.height, config.width),
@@ -62,14 +61,14 @@ def make_source(config: ml_collections.ConfigDict, train: bool = True) -> Source
     return folder.FolderSource(root, **options)
 
 
-def random_crop(config: ml_collections.ConfigDict) -> transforms.RandomScaleCrop | transforms.RandomCrop:
+def random_crop(config: Config) -> transforms.RandomScaleCrop | transforms.RandomCrop:
     """Returns the random crop of training images, a function (record, rng) → record."""
     if config.source == "photos":
         return transforms.RandomScaleCrop(config.height, config.width, config.min_scale, config.max_scale)
     return transforms.RandomCrop(config.height, config.width)
 
 
-def train_dataset(config: ml_collections.ConfigDict, source: Source, seed: int) -> grain.MapDataset:
+def train_dataset(config: Config, source: Source, seed: int) -> grain.MapDataset:
     """Returns an endless data set of shuffled records, with another order and other crops in every epoch.
 
     Args:
@@ -92,7 +91,7 @@ def train_dataset(config: ml_collections.ConfigDict, source: Source, seed: int) 
     return dataset.map(_int32_label).repeat(None)
 
 
-def eval_dataset(config: ml_collections.ConfigDict, source: Source) -> grain.MapDataset:
+def eval_dataset(config: Config, source: Source) -> grain.MapDataset:
     """Returns the finite data set of evaluation records, in order and without randomness.
 
     Args:

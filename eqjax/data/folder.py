@@ -71,7 +71,7 @@ class FolderSource(image_source.ImageSource):
         max_corrupt_fraction: float = 0.01,
         resize: ResizeShorterSide | None = None,
         draft: bool = False,
-    ):
+    ) -> None:
         """Lists the files without opening them.
 
         Args:

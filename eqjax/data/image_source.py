@@ -2,10 +2,11 @@
 
 import abc
 from collections.abc import Iterator
+import io
 import operator
 import os
 import threading
-from typing import Any, BinaryIO, SupportsIndex
+from typing import Any, SupportsIndex
 
 from absl import logging
 from jaxtyping import UInt8
@@ -17,7 +18,7 @@ from eqjax.typing import Record
 
 
 def decode(
-    file: str | os.PathLike[str] | BinaryIO, resize: ResizeShorterSide | None = None, draft: bool = False
+    file: str | os.PathLike[str] | io.BufferedIOBase, resize: ResizeShorterSide | None = None, draft: bool = False
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Returns the RGB image in a file, resized if asked for, bilinear and antialiased.
 
@@ -70,7 +71,7 @@ class ImageSource(abc.ABC):
     class_names: tuple[str, ...]
     max_corrupt_fraction: float
 
-    def __init__(self, max_corrupt_fraction: float, resize: ResizeShorterSide | None, draft: bool):
+    def __init__(self, max_corrupt_fraction: float, resize: ResizeShorterSide | None, draft: bool) -> None:
         """Stores how to decode.
 
         Args:
@@ -96,7 +97,7 @@ class ImageSource(abc.ABC):
         """Returns the path of a record, for messages."""
 
     @abc.abstractmethod
-    def _open(self, index: int) -> tuple[str | BinaryIO, int]:
+    def _open(self, index: int) -> tuple[str | io.BufferedIOBase, int]:
         """Returns a record's image file and label."""
 
     @abc.abstractmethod
@@ -107,7 +108,7 @@ class ImageSource(abc.ABC):
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._lock = threading.Lock()
 
     @property

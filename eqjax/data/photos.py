@@ -110,7 +110,7 @@ class PhotoSource:
         holdout_fraction: float = 0.2,
         epoch_length: int | None = None,
         classes: Sequence[str] | None = None,
-    ):
+    ) -> None:
         """Selects photographs; they are decoded when they are first read.
 
         Args:
@@ -169,7 +169,7 @@ class PhotoGrid:
 
     class_names: tuple[str, ...]
 
-    def __init__(self, source: PhotoSource, height: int, width: int, min_scale: float, max_scale: float):
+    def __init__(self, source: PhotoSource, height: int, width: int, min_scale: float, max_scale: float) -> None:
         """Lists the crops.
 
         Args:

@@ -61,7 +61,7 @@ class TfdsSource(image_source.ImageSource):
         max_corrupt_fraction: float = 0.01,
         resize: ResizeShorterSide | None = None,
         draft: bool = False,
-    ):
+    ) -> None:
         """Opens the data set.
 
         Args:

@@ -1,8 +1,8 @@
 """Crops, resizes and flips of uint8 images, as functions and as Grain transforms.
 
-Functions take and return numpy arrays [H, W, C] uint8. A box is (left, top, right, bottom) in pixels of its image, right
-and bottom exclusive. The transforms act on records {"image": uint8 [H, W, C], "label": int} and are picklable, so that
-Grain can send them to worker processes.
+Functions take and return numpy arrays [H, W, 3] uint8. A box is (left, top, right, bottom) in pixels of its image,
+right and bottom exclusive. The transforms act on records {"image": uint8 [H, W, 3], "label": int} and are picklable, so
+that Grain can send them to worker processes.
 
 Every resize is Pillow's BILINEAR, which widens its filter when it shrinks an image (antialiasing). A region is cut out
 before it is resized, so the result never depends on pixels outside its box.
@@ -32,7 +32,7 @@ def resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[
     return np.asarray(resized)
 
 
-def crop(image: UInt8[np.ndarray, "H W C"], box: Box) -> UInt8[np.ndarray, "h w C"]:
+def crop(image: UInt8[np.ndarray, "H W 3"], box: Box) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the part of an image inside a box, as a view."""
     left, top, right, bottom = box
     return image[top:bottom, left:right]

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 import os
 import time
+from typing import Any, TypeAlias
 
 from absl import logging
+import grain
 from jaxtyping import Float, UInt8
-import ml_collections
 import numpy as np
 
 from eqjax.data import datasets
@@ -21,14 +22,16 @@ from eqjax.latent_cache.encode import MeanEncoder, noise_mean_square
 from eqjax.latent_cache.format import DTYPES, CacheSpec
 from eqjax.latent_cache.writer import CacheWriter
 from eqjax.pretrained import Weights
-from eqjax.typing import Record
+from eqjax.typing import Config
+
+Records: TypeAlias = datasets.Source | grain.MapDataset
 
 _SPLITS = ("train", "eval")
 _POLL_SECONDS = 2.0
 
 
 def make_spec(
-    config: ml_collections.ConfigDict,
+    config: Config,
     weights: Weights,
     *,
     split: str = "train",
@@ -37,7 +40,7 @@ def make_spec(
     dtype: str = "bfloat16",
     shard_size: int = 1024,
     seed: int = 0,
-) -> tuple[CacheSpec, Sequence[Record]]:
+) -> tuple[CacheSpec, Records]:
     """Returns the specification of a cache, and the records that it is made from.
 
     Args:
@@ -85,7 +88,7 @@ def make_spec(
 
 def build_cache(
     output: str | os.PathLike[str],
-    config: ml_collections.ConfigDict,
+    config: Config,
     weights: Weights,
     *,
     split: str = "train",
@@ -164,8 +167,8 @@ def build_cache(
 def _encode_shard(
     spec: CacheSpec,
     shard: int,
-    records: Sequence[Record],
-    config: ml_collections.ConfigDict,
+    records: Records,
+    config: Config,
     encoder: MeanEncoder,
     images_per_call: int,
     pool: futures.Executor,
@@ -188,10 +191,10 @@ def _encode_shard(
 
 
 def _image_variants(
-    spec: CacheSpec, records: Sequence[Record], config: ml_collections.ConfigDict, index: int
+    spec: CacheSpec, records: Records, config: Config, index: int
 ) -> tuple[UInt8[np.ndarray, "V H W C"], int]:
     """Returns all variants of one image, and its label."""
-    record = records[index]
+    record: Any = records[index]
     label = int(record["label"])
     if spec.split == "eval":
         return record["image"][None], label

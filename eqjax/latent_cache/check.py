@@ -3,7 +3,6 @@
 from typing import Any
 
 from absl import logging
-import ml_collections
 
 from eqjax import pretrained
 from eqjax.differences import differences
@@ -11,7 +10,7 @@ from eqjax.fingerprint import fingerprint
 from eqjax.latent_cache.encode import encoder_params, latent_scale
 from eqjax.latent_cache.format import CacheError, LatentSource
 from eqjax.tokenizer import Tokenizer
-from eqjax.typing import Params
+from eqjax.typing import Config, Params
 
 # Largest relative difference between a cache's measured scale and the scale in use that passes without a warning.
 _SCALE_TOLERANCE = 0.1
@@ -33,9 +32,7 @@ def encoder_fields(tokenizer: Tokenizer) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items() if k not in skipped}
 
 
-def check_cache(
-    source: LatentSource, weights: pretrained.Weights, config: ml_collections.ConfigDict, path: str
-) -> None:
+def check_cache(source: LatentSource, weights: pretrained.Weights, config: Config, path: str) -> None:
     """Checks that a cache fits the tokenizer and the data configuration of a run.
 
     A measured scale that is more than a tenth off the tokenizer's is logged as a warning.
@@ -80,7 +77,7 @@ def check_caches(
     train: LatentSource,
     evaluation: LatentSource,
     weights: pretrained.Weights,
-    config: ml_collections.ConfigDict,
+    config: Config,
     path: str,
 ) -> None:
     """Checks the caches for training and for evaluation with `check_cache`, and that their classes agree.

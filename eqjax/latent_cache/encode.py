@@ -9,8 +9,8 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Shaped, UInt8
 import numpy as np
 
@@ -40,7 +40,7 @@ def noise_mean_square(std: float) -> float:
 
     Example:
       >>> round(noise_mean_square(2.5), 4)
-      2.8889
+      3.7496
     """
     c = 0.8
     density, tail = math.exp(-c * c / 2) / math.sqrt(2 * math.pi), math.erfc(c / math.sqrt(2)) / 2
@@ -75,7 +75,7 @@ class LatentEncoder:
             posterior = Posterior(jnp.asarray(batch["latents"], jnp.float32), self.tokenizer.posterior_std)
         else:
             images = pixels.from_uint8(batch["image"])
-            posterior = self.tokenizer.apply({"params": params}, images, method="encode")
+            posterior: Any = self.tokenizer.apply({"params": params}, images, method="encode")
         return posterior.sample(key) * self.scale, batch["label"]
 
 
@@ -86,7 +86,7 @@ class MeanEncoder:
       batch_size: Images per call, a multiple of the number of devices.
     """
 
-    def __init__(self, weights: Weights, dtype: np.dtype, batch_size: int):
+    def __init__(self, weights: Weights, dtype: np.dtype, batch_size: int) -> None:
         """Puts the encoder on this process's devices.
 
         Args:

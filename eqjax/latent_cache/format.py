@@ -16,7 +16,7 @@ import os
 import threading
 from typing import Any, SupportsIndex
 
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # Compiled.
 from jaxtyping import Float
 import ml_dtypes
 import numpy as np
@@ -183,7 +183,7 @@ class LatentSource:
     manifest: dict[str, Any]
     class_names: tuple[str, ...]
 
-    def __init__(self, root: str | os.PathLike[str]):
+    def __init__(self, root: str | os.PathLike[str]) -> None:
         """Opens a cache.
 
         Raises:
@@ -251,7 +251,7 @@ class RandomVariant:
     source: LatentSource
     flip: bool
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.flip and not self.source.spec.flips:
             raise CacheError(
                 f"flip=True, but the cache {self.source.root} was made with flips=False. Set data.flip=False, or make "

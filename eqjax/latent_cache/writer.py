@@ -10,7 +10,7 @@ import dataclasses
 import os
 
 from absl import logging
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # Compiled.
 import numpy as np
 
 from eqjax.differences import check_equal
@@ -49,7 +49,7 @@ class CacheWriter:
         check_equal(
             found,
             expected,
-            f"{self.root} holds a cache with another specification. Choose another folder, or the options of the cache:",
+            f"{self.root} holds a cache with other options. Choose another folder, or repeat the cache's options:",
             found_name="cache",
             expected_name="this command",
             error=CacheError,

@@ -24,14 +24,12 @@ class InceptionFeatures:
     Attributes:
       pool: [B, 2048], of FID, KID, precision and recall.
       logits: [B, 1008], without the last layer's bias, of the Inception Score.
-      middle: [B, 768], the output of mixed_6e, averaged over positions.
       spatial: [B, 2023], of sFID: the first 7 channels of mixed_6d's 1×1 convolution (mixed_6/conv in
         TensorFlow), flattened as height, width, channel.
     """
 
     pool: jax.Array
     logits: jax.Array
-    middle: jax.Array
     spatial: jax.Array
 
 
@@ -194,17 +192,15 @@ class Inception(nn.Module):
         x = conv("conv_3b_1x1", 80)(x)  # [B, 73, 73, 80]
         x = conv("conv_4a_3x3", 192, (3, 3), 1, "VALID")(x)  # [B, 71, 71, 192]
         x = nn.max_pool(x, (3, 3), (2, 2))  # [B, 35, 35, 192]
-        outputs = {}
+        first_branches = {}
         for name, fields in _BLOCKS.items():
-            x, first = Mixed(**fields, dtype=self.dtype, name=f"mixed_{name}")(x)
-            outputs[name] = x, first
+            x, first_branches[name] = Mixed(**fields, dtype=self.dtype, name=f"mixed_{name}")(x)
         pool = x.astype(jnp.float32).mean((1, 2))  # [B, 2048]
         logits = nn.Dense(1008, use_bias=False, precision="highest", name="logits")(pool)  # [B, 1008]
-        spatial = outputs["6d"][1][..., :_SPATIAL_CHANNELS]  # [B, 17, 17, 7]
+        spatial = first_branches["6d"][..., :_SPATIAL_CHANNELS]  # [B, 17, 17, 7]
         return InceptionFeatures(
             pool=pool,
             logits=logits,
-            middle=outputs["6e"][0].astype(jnp.float32).mean((1, 2)),
             spatial=spatial.reshape(len(x), -1).astype(jnp.float32),
         )
 

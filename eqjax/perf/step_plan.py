@@ -9,7 +9,7 @@ import numpy as np
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES
-from eqjax.latent_cache.check import encoding_params
+from eqjax.latent_cache.encode import encoder_params
 from eqjax.perf import chips, flops
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop, optim
@@ -42,19 +42,16 @@ def lower(config, devices, columns):
         params = generator.init_params(key)
         return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
-    stage = loop.Stage(init, step, None, None, None, LOGICAL_AXES)
     mesh, key = sharding.make_mesh(devices, config.mesh), jax.random.key(0)
     sharding.check_batch(mesh, config.batch_size, config.accumulation_steps)
-    state = jax.eval_shape(init, key)
-    shardings = sharding.state_shardings(state, mesh, LOGICAL_AXES)
-    state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
+    state = loop.abstract_state(init, LOGICAL_AXES, mesh, key)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.BATCH_AXES))
     batch = {
         "latents": jax.ShapeDtypeStruct((config.batch_size, columns, generator.latent_dim), "float32", sharding=rows),
         "label": jax.ShapeDtypeStruct((config.batch_size,), "int32", sharding=rows),
     }
     needed = flops.count(plain_step, state, batch, key)
-    return loop.compile_step(stage, mesh, state, key).lower(state, batch), state, batch, needed
+    return loop.compile_step(step, LOGICAL_AXES, mesh, state, key).lower(state, batch), state, batch, needed
 
 
 def encoder_bytes(config):
@@ -68,7 +65,7 @@ def encoder_bytes(config):
         params = pretrained.load(pretrained.resolve_path(config.tokenizer_weights or "")).params["tokenizer"]
     except FileNotFoundError:
         params = pretrained.abstract_params(Tokenizer())
-    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoding_params(params)))
+    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoder_params(params)))
 
 
 def analyze(config, chips, columns=16):
@@ -79,7 +76,7 @@ def analyze(config, chips, columns=16):
     """
     if "generator" not in config:
         raise ValueError(
-            f"--config is of stage {config.get('stage')!r}, but only a generator's step is planned; give a "
+            f"--config has trainer={config.get('trainer')!r}, but only a generator's step is planned; give a "
             "configuration such as configs/imagenet_generator.py."
         )
     devices = jax.devices()

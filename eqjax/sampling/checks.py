@@ -1,21 +1,27 @@
 """What sampling accepts: every wrong argument ends in one message."""
 
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def _concrete(value):
+def is_concrete(value: Any) -> bool:
+    """Returns whether a value is known while a function is traced."""
     return not isinstance(value, jax.core.Tracer)
 
 
-def whole(name, value):
-    """An integer of any kind, numpy's too, as an int.
+def whole(name: str, value: Any) -> int:
+    """Returns an integer of any kind, such as numpy's, as an int.
+
+    Args:
+      name: what the message calls it.
+      value: the integer.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is not an integer.
     """
     try:
         return operator.index(value)
@@ -34,7 +40,7 @@ def check_values(generator, labels, num_columns, guidance_scale, temperature, ma
             f"labels must be integers of shape [batch], or [batch, classes along the columns], not {labels.dtype} "
             f"{labels.shape}."
         )
-    if _concrete(labels):
+    if is_concrete(labels):
         wrong = sorted({int(n) for n in np.asarray(labels).flat if not 0 <= n <= generator.num_classes})
         if wrong:
             raise ValueError(
@@ -43,11 +49,11 @@ def check_values(generator, labels, num_columns, guidance_scale, temperature, ma
             )
     if num_columns is not None and num_columns < 1:
         raise ValueError(f"num_columns={num_columns} must be ≥ 1.")
-    if _concrete(guidance_scale) and not np.all(np.asarray(guidance_scale) >= 0):
+    if is_concrete(guidance_scale) and not np.all(np.asarray(guidance_scale) >= 0):
         raise ValueError(f"guidance_scale={guidance_scale} must be ≥ 0 (1 is no guidance).")
-    if _concrete(temperature) and not temperature >= 0:
+    if is_concrete(temperature) and not temperature >= 0:
         raise ValueError(f"temperature={temperature} must be ≥ 0.")
-    if max_position is not None and _concrete(max_position) and max_position < 0:
+    if max_position is not None and is_concrete(max_position) and max_position < 0:
         raise ValueError(f"max_position={max_position} must be ≥ 0, or None for positions as published.")
 
 

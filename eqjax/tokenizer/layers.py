@@ -12,10 +12,9 @@ import jax.numpy as jnp
 
 from eqjax.tokenizer.attention import column_attention
 
-NORMS = ("group", "pixel", "layer")
+NORMS = ("group", "pixel")
 
-# Of the local norms. A few channels of one position are often small together; dividing by so little
-# makes gradients spike.
+# The channels of one position can all be small at once: dividing by less would make gradients spike.
 _LOCAL_EPSILON = 1e-2
 
 
@@ -67,15 +66,13 @@ def make_norm(kind, channels, dtype, name):
 
     "group" is the published one: GroupNorm over the whole image, 32 groups. Widths that 32 does not
     divide, which the published one cannot have, get groups of 4 channels: a group of one would lose
-    the mean of its channel. "pixel" (root mean square over channels) and "layer" (mean and variance
-    over channels) see one position alone, which keeps the tokenizer local.
+    the mean of its channel. "pixel" (root mean square over channels) sees one position alone, which
+    keeps the tokenizer local.
     """
     if kind == "group":
         groups = 32 if channels % 32 == 0 else max(1, channels // 4)
         return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
-    if kind == "pixel":
-        return nn.RMSNorm(epsilon=_LOCAL_EPSILON, dtype=dtype, name=name)
-    return nn.LayerNorm(epsilon=_LOCAL_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+    return nn.RMSNorm(epsilon=_LOCAL_EPSILON, dtype=dtype, name=name)
 
 
 class ResBlock(nn.Module):

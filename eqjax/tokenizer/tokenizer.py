@@ -18,7 +18,7 @@ from eqjax.tokenizer.levels import LevelStack
 from eqjax.tokenizer.posterior import Posterior
 
 # Top-level parameters that decide the latents; the others decide what they decode to.
-ENCODER_PARTS = ("encoder", "quant", "linear_encode")
+ENCODER_PARTS = ("encoder", "quant")
 
 
 @flax.struct.dataclass
@@ -49,16 +49,12 @@ class Tokenizer(nn.Module):
       embed_dim: latent size D.
       square_downsamples: how many of the downsamplings halve columns too; the others halve rows.
       semantic: a `SemanticConfig` or a mapping of its fields; None: no semantic head.
-      norm: "group" as published (statistics of the whole image), or one of the local norms
-        "pixel" and "layer".
+      norm: "group" as published (statistics of the whole image), or "pixel" (of one position).
       attention_window: attention reaches this many latent columns to either side; None: all, as
-        published. With a local norm and a window every operation is local: the tokenizer is then
+        published. With norm "pixel" and a window every operation is local: the tokenizer is then
         equivariant to shifts by whole columns away from the borders, and `halo_columns` is known.
       patch_size: the first level works on patches of this many pixels squared instead of pixels; 1 as
         published. Saves the full-resolution levels, which cost a CPU most.
-      linear_path: adds a linear map of each column's pixels to its latent, and of each latent to its column's
-        pixels, beside the networks; False as published. The networks then learn what a linear code misses,
-        where there is no time to learn the code itself.
       posterior_std: bound of the posterior's noise level.
       dtype: compute dtype; parameters, norms' statistics and softmax are float32.
     """
@@ -75,7 +71,6 @@ class Tokenizer(nn.Module):
     norm: str = "group"
     attention_window: int | None = None
     patch_size: int = 1
-    linear_path: bool = False
     posterior_std: float = 2.5
     dtype: jnp.dtype = jnp.float32
 
@@ -128,10 +123,6 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder(self.levels, **kind)
         if self.semantic is not None:
             self.semantic_head = SemanticHead(self.semantic, **kind)
-        if self.linear_path:
-            pixels = self.resolution * self.column_width * 3
-            self.linear_encode = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
-            self.linear_decode = nn.Dense(pixels, use_bias=False, dtype=self.dtype)
 
     @property
     def levels(self):
@@ -180,8 +171,6 @@ class Tokenizer(nn.Module):
         self.check_images(images.shape)
         images = jnp.asarray(images, self.dtype)
         latents = self.quant(self.encoder(images))  # [B, L, D]
-        if self.linear_path:
-            latents += self.linear_encode(self._cut(images))
         return Posterior(latents.astype(jnp.float32), self.posterior_std)
 
     def decode(self, latents):
@@ -193,22 +182,9 @@ class Tokenizer(nn.Module):
         self.check_latents(latents.shape)
         latents = jnp.asarray(latents, self.dtype)
         images, semantic_map = self.decoder(self.post_quant(latents))  # [B, H, W, 3], [B, h, L, C]
-        if self.linear_path:
-            images += self._join(self.linear_decode(latents)).astype(jnp.float32)
         if self.semantic is None:
             return Decoded(images, None)
         return Decoded(images, self.semantic_head(semantic_map))
-
-    def _cut(self, images):
-        """[B, H, W, 3] → the pixels of each column, [B, L, H · column_width · 3]."""
-        b, h, w, c = images.shape
-        columns = images.reshape(b, h, -1, self.column_width, c).transpose(0, 2, 1, 3, 4)
-        return columns.reshape(b, w // self.column_width, -1)
-
-    def _join(self, columns):
-        """The inverse of `_cut`."""
-        columns = columns.reshape(*columns.shape[:2], self.resolution, self.column_width, 3)
-        return columns.transpose(0, 2, 1, 3, 4).reshape(columns.shape[0], self.resolution, -1, 3)
 
     @nn.nowrap
     def check_latents(self, shape):

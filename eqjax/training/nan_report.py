@@ -71,7 +71,7 @@ def _first_bad_of_part(generator, params, encode, batch, key):
 
 
 # Parts of the tokenizer in the order of the forward pass.
-_PARTS = ("encoder", "quant", "linear_encode", "post_quant", "decoder", "semantic_head", "linear_decode")
+_PARTS = ("encoder", "quant", "post_quant", "decoder", "semantic_head")
 
 # Terms of the tokenizer's objective in the order in which they are computed; their sums are left out.
 _TERMS = ("l1", "lpips", "kl_loss", "semantic_loss", "g_loss")

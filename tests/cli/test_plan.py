@@ -84,7 +84,7 @@ def test_what_a_plan_refuses():
         plan(batch_size=6)
     with pytest.raises(ValueError, match="accumulation_steps=4 parts makes 2 images a part"):
         plan(accumulation_steps=4)
-    with pytest.raises(ValueError, match="--config is of stage 'tokenizer', but only a generator's step is planned"):
+    with pytest.raises(ValueError, match="--config has trainer='tokenizer', but only a generator's step is planned"):
         step_plan.analyze(photos_tokenizer.get_config("tiny"), 4)
     with pytest.raises(ValueError, match="there are 4 devices, not 99"):
         step_plan.analyze(imagenet_generator.get_config("tiny"), 99)
@@ -100,7 +100,7 @@ def test_what_a_plan_refuses():
 def test_the_frozen_encoder_counts_where_images_are_read():
     config = photos_generator.get_config()
     params = pretrained.load(pretrained.resolve_path("photos")).params["tokenizer"]
-    encoder = sum(leaf.nbytes for name in ("encoder", "quant", "linear_encode") if name in params
+    encoder = sum(leaf.nbytes for name in ("encoder", "quant") if name in params
                   for leaf in jax.tree.leaves(params[name]))  # fmt: skip
     assert 0 < step_plan.encoder_bytes(config) == encoder < sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     config.data.source = "latents"

@@ -254,10 +254,8 @@ def test_a_tokenizer_may_leave_the_semantic_head_out(tokenizer_state):
 
 
 def test_tokenizers_that_the_reference_does_not_have_are_refused(tokenizer_state):
-    with pytest.raises(ConversionError, match="norm='layer'"):
-        convert.tokenizer_params(tokenizer_state, TOKENIZER.clone(norm="layer"))
-    with pytest.raises(ConversionError, match="linear_path=True"):
-        convert.tokenizer_state_dict({}, TOKENIZER.clone(linear_path=True))
+    with pytest.raises(ConversionError, match="norm='pixel'"):
+        convert.tokenizer_params(tokenizer_state, TOKENIZER.clone(norm="pixel"))
     windowed = TOKENIZER.clone(attention_window=2)
     params = convert.tokenizer_params(tokenizer_state, windowed)
     with pytest.raises(ConversionError, match="attention_window=2"):

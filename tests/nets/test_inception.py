@@ -11,30 +11,32 @@ from tests.golden_cases import relative_error
 
 
 class Watched:
-    """An Inception whose `apply` also gives the output of mixed_6d's 1×1 convolution."""
+    """An Inception whose `apply` also returns the outputs of mixed_6d's 1×1 convolution and of mixed_6e."""
 
     def apply(self, variables, x):
-        wanted = lambda module, _: module.path == ("mixed_6d", "branch1x1")  # noqa: E731
+        wanted = lambda module, _: module.path in (("mixed_6d", "branch1x1"), ("mixed_6e",))  # noqa: E731
         out, seen = nets.Inception().apply(variables, x, capture_intermediates=wanted, mutable=["intermediates"])
-        return out, seen["intermediates"]["mixed_6d"]["branch1x1"]["__call__"][0]
+        convolution = seen["intermediates"]["mixed_6d"]["branch1x1"]["__call__"][0]
+        block, _ = seen["intermediates"]["mixed_6e"]["__call__"][0]
+        return out, convolution, block
 
 
 @pytest.fixture(scope="module")
 def outputs():
-    """(features, output of mixed_6d's 1×1 convolution) of the recorded images."""
+    """(features, outputs of mixed_6d's 1×1 convolution and of mixed_6e) of the recorded images."""
     _, params, arrays = frozen_network_cases.inception_case()
     return jax.jit(lambda params, images: nets.inception_features(params, images, Watched()))(params, arrays["images"])
 
 
 def test_features_against_recorded_arrays(outputs):
-    features, arrays = outputs[0], frozen_network_cases.inception_case()[2]
-    assert relative_error(features.middle, arrays["features/768"]) < 1e-5
+    (features, _, block), arrays = outputs, frozen_network_cases.inception_case()[2]
+    assert relative_error(block.mean((1, 2)), arrays["features/768"]) < 1e-5
     assert relative_error(features.pool, arrays["features/2048"]) < 1e-5
     assert relative_error(features.logits, arrays["features/logits_unbiased"]) < 1e-5
 
 
 def test_spatial_features_are_seven_channels_flattened_as_height_width_channel(outputs):
-    features, convolution = outputs
+    features, convolution, _ = outputs
     assert convolution.shape == (3, 17, 17, 192) and features.spatial.shape == (3, 2023)
     for row, column, channel in [(0, 0, 0), (0, 1, 6), (5, 2, 3), (16, 16, 6)]:
         place = (row * 17 + column) * 7 + channel
@@ -60,7 +62,7 @@ def test_outputs_are_float32_whatever_is_computed_in():
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8)
     out = jax.eval_shape(lambda params, images: nets.inception_features(params, images, module), params, images)
     assert {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(out)} == {
-        ((2, size), np.dtype(np.float32)) for size in (768, 1008, 2023, 2048)
+        ((2, size), np.dtype(np.float32)) for size in (1008, 2023, 2048)
     }
 
 

@@ -17,7 +17,7 @@ def tokenizer(**kwargs):
 @functools.cache
 def model(strict, **changes):
     """Tokenizer and generator of 3 classes; a window of 3 columns."""
-    coder = tokenizer(norm="layer", attention_window=0) if strict else tokenizer()
+    coder = tokenizer(norm="pixel", attention_window=0) if strict else tokenizer()
     fields = dict(
         width=16, depth=2, num_heads=2, latent_dim=4, num_classes=3, num_cond_tokens=2, window_size=3, flow_width=8,
         flow_depth=1,

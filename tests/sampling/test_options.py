@@ -1,168 +1,106 @@
-"""Every option of sampling against sampling that recomputes everything, and against what it says."""
+"""`SamplingOptions`: defaults, conversion to Python values and JSON, and errors."""
+
+import dataclasses
+import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import flow, sample_latents, sharding
-from eqjax.sampling import sampler
-from eqjax.sampling.class_schedule import ClassSchedule
-from tests.golden_cases import relative_error
-from tests.sampling import uncached_sampler
-from tests.sampling.small_models import model
-
-L, SHAPE = 9, (2, 9, 4)
-LABELS = np.array([[0, 2], [1, 3]])
-# Three columns of the first class, one of each blend, then the second class.
-SHARES = np.array([1, 1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0])
+from eqjax import flow
+from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 
 
-def heun(velocity, z, points):
-    for t, s in zip(points[:-1], points[1:], strict=True):
-        first = velocity(z, t)
-        z = z + (s - t) * (first + velocity(z + (s - t) * first, s)) / 2
-    return z
+def test_defaults_are_those_of_the_paper():
+    assert SamplingOptions().to_dict() == {
+        "guidance_scale": 1.0,
+        "guidance_schedule": "linear",
+        "num_flow_steps": 100,
+        "solver": "euler",
+        "time_grid": "uniform",
+        "temperature": 1.0,
+        "max_position": None,
+    }
 
 
-def adams_bashforth(velocity, z, points):
-    before = None
-    for n, (t, s) in enumerate(zip(points[:-1], points[1:], strict=True)):
-        v = velocity(z, t)
-        ratio = (s - t) / (t - points[n - 1]) if n else 0
-        z = z + (s - t) * ((1 + ratio / 2) * v - ratio / 2 * (0 if before is None else before))
-        before = v
-    return z
+def test_keywords_have_the_names_of_the_options():
+    names = [field.name for field in dataclasses.fields(SamplingOptions)]
+    assert list(SamplingKeywords.__annotations__) == names
+
+
+def test_arrays_and_numpy_numbers_become_python_values():
+    arrays: dict[str, Any] = {
+        "guidance_scale": np.array([1, 2.5], np.float32),
+        "num_flow_steps": np.int64(2),
+        "time_grid": np.array([1, 0.25, 0]),
+        "temperature": jnp.float32(0.5),
+        "max_position": np.int32(7),
+    }
+    options = SamplingOptions(**arrays)
+    plain = SamplingOptions(
+        guidance_scale=[1.0, 2.5], num_flow_steps=2, time_grid=(1.0, 0.25, 0.0), temperature=0.5, max_position=7
+    )
+    assert options == plain and hash(options) == hash(plain)
+    assert options.guidance_scale == (1.0, 2.5) and type(options.num_flow_steps) is int
+    assert SamplingOptions(guidance_scale=3).guidance_scale == 3.0
+
+
+def test_json_values_give_the_options_back():
+    options = SamplingOptions(guidance_scale=[1, 2], num_flow_steps=2, time_grid=[1, 0.5, 0], max_position=3)
+    assert SamplingOptions(**json.loads(json.dumps(options.to_dict()))) == options
+
+
+def test_options_can_be_traced():
+    @jax.jit
+    def scales(scale, temperature, position):
+        options = SamplingOptions(guidance_scale=scale, temperature=temperature, max_position=position)
+        assert options.is_guided
+        assert options.temperature is temperature and options.max_position is position
+        return options.guidance_scales(2)
+
+    np.testing.assert_allclose(scales(3.0, 0.5, 1), [2, 3])
 
 
 @pytest.mark.parametrize(
-    ("solver", "grid", "given", "solve"),
-    [("heun", "cosine", 0, heun), ("adams_bashforth", "shifted", 4, adams_bashforth)],
+    ("scale", "guided"), [(1, False), (2.0, True), (0, True), ([1, 1], False), ([1, 2], True), (np.ones(3), False)]
 )
-def test_all_options_equal_recomputing(solver, grid, given, solve, monkeypatch):
-    """A class schedule, guidance per column, bounded positions, a solver and a grid, modulations in chunks."""
-    monkeypatch.setattr(sampler, "MODULATION_BYTES", 4 * 5 * 8 * 4 * 2)  # Two evaluations at once.
-    m = model(True)
-    noise, prefix = (np.asarray(jax.random.normal(jax.random.key(i), SHAPE)) for i in (0, 1))
-    prefix = prefix[:, :given]
-    scales = np.linspace(0.5, 4, L)
-    out = sample_latents(
-        m.generator, m.generator_params, LABELS, num_columns=L, guidance_scale=scales, num_flow_steps=3, solver=solver,
-        time_grid=grid, temperature=0.8, class_columns=(3, None), transition=2, max_position=2, noise=noise,
-        prefix=prefix,
-    )  # fmt: skip
-    points = flow.time_points(3, grid)
-    for row in range(2):
-        expected = uncached_sampler.sample(
-            m.generator, m.generator_params, LABELS[row], np.stack([SHARES, 1 - SHARES], 1), 0.8 * noise[row], scales,
-            lambda velocity, z: solve(velocity, z, points), prefix[row], max_position=2,
-        )  # fmt: skip
-        assert relative_error(out[row], expected) < 1e-5
+def test_guidance_is_needed_unless_every_scale_is_one(scale, guided):
+    assert SamplingOptions(guidance_scale=scale).is_guided is guided
 
 
-def sample(labels=(0, 2, 1), **options):
-    m = model(True)
-    options = {"num_columns": 6, "num_flow_steps": 2, "guidance_scale": 2.0, **options}
-    return np.asarray(sample_latents(m.generator, m.generator_params, np.array(labels), **options))
-
-
-def keys(*seeds):
-    return jax.vmap(jax.random.key)(np.array(seeds))
-
-
-def test_a_row_depends_on_its_own_seed_and_not_on_its_place():
-    together = sample((0, 2, 1), key=keys(5, 6, 7))
-    again = sample((0, 2, 1), key=keys(5, 6, 7))
-    assert (together == again).all()
-    moved = sample((1, 0, 2), key=keys(7, 5, 6))
-    assert relative_error(moved[[1, 2, 0]], together) < 1e-5
-    assert np.abs(sample((0, 2, 1), key=keys(5, 6, 8))[2] - together[2]).max() > 1e-2
-
-
-def test_classes_along_the_columns():
-    one = sample((0, 2, 1), key=keys(5, 6, 7))
-    same = sample([[0, 0], [2, 2], [1, 1]], class_columns=(3, 3), transition=2, key=keys(5, 6, 7))
-    assert relative_error(same, one) < 1e-5
-    other = sample([[0, 1], [2, 1], [1, 0]], class_columns=(3, None), key=keys(5, 6, 7))
-    assert relative_error(other[:, :3], one[:, :3]) < 1e-5
-    assert (np.abs(other - one)[:, 3:].max(-1) > 1e-4).all()
-
-
-def test_schedule_by_hand():
-    segment, share = ClassSchedule((2, 3, None), 2).at(np.arange(9))
-    np.testing.assert_array_equal(segment, [0, 0, 0, 0, 1, 1, 1, 2, 2])
-    np.testing.assert_allclose(share, [0, 0, 1 / 3, 2 / 3, 0, 1 / 3, 2 / 3, 0, 0], rtol=1e-6)
-
-
-def test_positions_are_bounded_for_far_columns_alone():
-    free, far = sample(key=keys(5, 6, 7)), sample(key=keys(5, 6, 7), max_position=3)
-    np.testing.assert_allclose(far[:, :5], free[:, :5], atol=2e-6)  # Column 5 is the first that sees position 4.
-    assert np.abs(far - free)[:, 5].max() > 1e-4
-
-
-def test_temperature_scales_the_noise():
-    np.testing.assert_allclose(
-        sample(key=keys(5, 6, 7), temperature=0.5, max_position=4),
-        sample(noise=0.5 * np.stack([sample_noise(s) for s in (5, 6, 7)]), max_position=4),
-        atol=2e-6,
-    )
-
-
-def sample_noise(seed):
-    return np.stack([sampler.column_noise(keys(seed), k, (1, 4))[0] for k in range(6)])
-
-
-def test_same_samples_on_one_and_four_devices():
-    labels, key = (0, 1, 2, 0), keys(1, 2, 3, 4)
-    alone = sample(labels, key=key)
-    assert len(jax.devices()) == 4
-    spread = sample(labels, key=key, mesh=sharding.make_mesh())
-    np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="batch of 3 does not divide among 4 .* give a multiple of 4 labels"):
-        sample((0, 1, 2), key=keys(1, 2, 3), mesh=sharding.make_mesh())
-
-
-def test_same_images_on_one_and_four_devices():
-    options = dict(num_columns=6, seeds=[1, 2, 3, 4], num_flow_steps=2, guidance_scale=2.0, guidance_schedule="linear")
-    alone = np.asarray(model(True).sample([0, "dog", 2, 0], **options)).astype(int)
-    spread = model(True).sample([0, "dog", 2, 0], mesh=sharding.make_mesh(), **options)
-    assert len(spread.sharding.device_set) == 4
-    difference = np.abs(np.asarray(spread).astype(int) - alone)
-    assert difference.max() <= 1 and difference.mean() < 1e-2  # Rounding of values next to a half.
-
-
-def test_compute_params_keep_what_is_computed_in_float32():
-    generator = model(True).generator.clone(dtype=jnp.bfloat16)
-    cast = sampler.compute_params(generator, model(True).generator_params)
-    kinds = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(cast)}
-    kept = {name for name, dtype in kinds.items() if dtype == jnp.float32}
-    assert all("norm" in name or "embedding" in name or "cond_positions" in name for name in kept) and kept
-    latents, labels = jnp.ones((1, 3, 4)), jnp.array([1])
-    apply = lambda params: generator.apply({"params": params}, latents, labels)  # noqa: E731
-    np.testing.assert_array_equal(apply(cast), apply(model(True).generator_params))
+def test_scales_and_solver_are_those_of_flow():
+    options = SamplingOptions(guidance_scale=3, guidance_schedule="constant", num_flow_steps=4, solver="heun")
+    np.testing.assert_array_equal(options.guidance_scales(5), flow.guidance_scales(3, "constant", 5))
+    for have, want in zip(options.solver_table(), flow.solver_table("heun", 4, "uniform"), strict=True):
+        np.testing.assert_array_equal(have, want)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(solver="rk4"), "solver='rk4' is not one of"),
-        (dict(time_grid="log"), "time_grid='log' is not one of"),
-        (dict(num_flow_steps=0), "num_flow_steps=0 must be ≥ 1"),
-        (dict(num_flow_steps=-2), "num_flow_steps=-2 must be ≥ 1"),
-        (dict(guidance_scale=np.ones(5)), r"guidance_scale has shape \(5,\); expected a number, or \[6\]"),
-        (dict(guidance_scale=np.array([1, 1, -1, 1, 1, 1])), "must be ≥ 0"),
-        (dict(max_position=-1), "max_position=-1 must be ≥ 0"),
-        (dict(key=keys(1, 2)), r"key has shape \(2,\); expected one key, or one per row, \[3\]"),
-        (dict(class_columns=(3, 3)), "for each of the 1 classes"),
-        (dict(labels=[[0, 1]] * 3), "class_columns=None must say for each of the 2 classes"),
-        (dict(labels=[[0, 1]] * 3, class_columns=(3, 2)), "covers columns 0 … 4, and the image has 6 columns"),
-        (dict(labels=[[0, 1]] * 3, class_columns=(None, 3)), "only the last may be open"),
-        (dict(labels=[[0, 1]] * 3, class_columns=(0, 6)), "needs at least 1"),
-        (dict(labels=[[0, 9]] * 3, class_columns=(3, 3)), r"labels \[9\] are outside 0 … 3"),
-        (dict(labels=[[0, 1]] * 3, class_columns=(3, 3), transition=4), "at most the 3 columns"),
-        (dict(labels=[[0, 1]] * 3, class_columns=(3, 3), transition=-1), "transition=-1 must be ≥ 0"),
+        ({"guidance_scale": -1}, "guidance_scale=-1.0 must be ≥ 0"),
+        ({"guidance_scale": [1, -1]}, r"guidance_scale=\(1.0, -1.0\) must be ≥ 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan must be ≥ 0"),
+        ({"guidance_scale": np.ones((2, 2))}, r"guidance_scale has shape \(2, 2\); expected a number, or a sequence"),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule='cosine' is not one of"),
+        ({"num_flow_steps": 0}, "num_flow_steps=0 must be ≥ 1"),
+        ({"num_flow_steps": 2.5}, "num_flow_steps=2.5 must be an integer"),
+        ({"solver": "rk4"}, "solver='rk4' is not one of"),
+        ({"time_grid": "log"}, "time_grid='log' is not one of"),
+        ({"time_grid": [1, 0]}, r"or 101 times \(num_flow_steps \+ 1\) that fall from 1 to 0"),
+        ({"temperature": -0.5}, "temperature=-0.5 must be ≥ 0"),
+        ({"max_position": -1}, "max_position=-1 must be ≥ 0"),
+        ({"max_position": 1.5}, "max_position=1.5 must be an integer"),
     ],
 )
-def test_bad_options(change, message):
+def test_an_option_out_of_range_is_refused_by_name(change: dict[str, Any], message):
     with pytest.raises(ValueError, match=message):
-        sample(**{"key": jax.random.key(0), **change})
+        SamplingOptions(**change)
+
+
+def test_an_unknown_option_is_refused():
+    unknown: dict[str, Any] = {"guidance": 2.0}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'guidance'"):
+        SamplingOptions(**unknown)

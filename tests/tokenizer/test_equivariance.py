@@ -29,8 +29,8 @@ def make(**fields):
 
 @pytest.fixture(
     scope="module",
-    params=[{}, dict(norm="layer"), dict(patch_size=2, channel_multipliers=(1, 2), linear_path=True)],
-    ids=["pixel", "layer", "patches and linear path"],
+    params=[{}, dict(patch_size=2, channel_multipliers=(1, 2))],
+    ids=["pixels", "patches"],
 )
 def strict(request):
     return make(**{**STRICT, **request.param})
@@ -113,20 +113,3 @@ def test_published_style_mixes_all_columns():
     assert float(jnp.abs(after - before)[:, -1].max()) > 1e-4
     # So it is never cut into pieces.
     np.testing.assert_array_equal(tiling.encode_images(tokenizer, params, images, tile_columns=5), before)
-
-
-def test_linear_path_adds_a_linear_code():
-    """With the networks silenced, latents and images are those of two matrices, column by column."""
-    tokenizer, params = make(**STRICT, linear_path=True)
-    silent = {
-        name: part if name.startswith("linear") else jax.tree.map(jnp.zeros_like, part) for name, part in params.items()
-    }
-    images = jax.random.uniform(jax.random.key(0), (2, 16, 12, 3), minval=-1.0)
-    latents = tiling._encode(tokenizer, silent, images)
-    columns = np.stack([np.asarray(images[:, :, 4 * k : 4 * k + 4]).reshape(2, -1) for k in range(3)], axis=1)
-    np.testing.assert_allclose(latents, columns @ np.asarray(params["linear_encode"]["kernel"]), rtol=1e-4, atol=1e-5)
-    decoded = tiling._decode(tokenizer, silent, latents)
-    expected = np.asarray(latents) @ np.asarray(params["linear_decode"]["kernel"])
-    for k in range(3):
-        column = expected[:, k].reshape(2, 16, 4, 3)
-        np.testing.assert_allclose(decoded[:, :, 4 * k : 4 * k + 4], column, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
-from eqjax.latent_cache import check
+from eqjax.latent_cache.encode import LatentEncoder, encoder_params
 from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import generator as generator_training
@@ -33,25 +33,22 @@ TOKENIZER = Tokenizer(
 def test_training_step(source):
     config = generator_training.default_config()
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    encode = check.make_encode(TOKENIZER, 0.5)
-    encoder = {} if source == "latents" else check.encoding_params(pretrained.abstract_params(TOKENIZER))
+    encode = LatentEncoder(TOKENIZER, 0.5)
+    encoder = {} if source == "latents" else encoder_params(pretrained.abstract_params(TOKENIZER))
     step = jax.tree_util.Partial(generator_training.make_steps(GENERATOR, optimizer, encode, config)[0], encoder)
 
     def init(key):
         params = GENERATOR.init_params(key)
         return generator_training.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
-    stage = loop.Stage(init, step, None, None, None, LOGICAL_AXES)
     mesh, key = sharding.make_mesh(shape="fsdp:2,tensor:2"), jax.random.key(0)
-    state = jax.eval_shape(init, key)
-    shardings = sharding.state_shardings(state, mesh, LOGICAL_AXES)
-    state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
+    state = loop.abstract_state(init, LOGICAL_AXES, mesh, key)
     batch = {"label": jax.ShapeDtypeStruct((8,), "int32")}
     if source == "latents":
         batch["latents"] = jax.ShapeDtypeStruct((8, 4, 8), "bfloat16")
     else:
         batch["image"] = jax.ShapeDtypeStruct((8, 16, 4 * TOKENIZER.column_width, 3), "uint8")
-    compiled = loop.compile_step(stage, mesh, state, key)
+    compiled = loop.compile_step(step, LOGICAL_AXES, mesh, state, key)
     with jax.set_mesh(mesh):
         exported = jax.export.export(compiled.jitted, platforms=PLATFORMS)(compiled.step, state, batch)
     assert exported.platforms == PLATFORMS and exported.nr_devices == 4

@@ -1,0 +1,133 @@
+"""Options of sampling that every way of sampling shares: guidance, flow solver, temperature, bounded positions."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any, TypedDict
+
+import jax
+from jaxtyping import Float
+import numpy as np
+
+from eqjax import flow
+from eqjax.sampling.checks import is_concrete, whole
+from eqjax.typing import Scalar
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """Keyword arguments from which a function builds `SamplingOptions`: the same names, none required."""
+
+    guidance_scale: Scalar | Sequence[Scalar]
+    guidance_schedule: str
+    num_flow_steps: Scalar
+    solver: str
+    time_grid: str | Sequence[Scalar] | np.ndarray
+    temperature: Scalar
+    max_position: Scalar | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How latents are drawn from a generator; the defaults are those of the paper.
+
+    Options are checked and converted to Python values when they are built (arrays to floats and tuples), so equal
+    options compare equal. Values that `jax.jit` traces are kept as they are and not checked.
+
+    Attributes:
+      guidance_scale: classifier-free guidance scale g ≥ 0; 1 disables guidance and halves the work. Or one scale per
+        column.
+      guidance_schedule: "linear" (the scale rises to g over the columns) or "constant".
+      num_flow_steps: solver steps per column, ≥ 1.
+      solver: "euler" (as published), "heun" (two evaluations per step) or "adams_bashforth".
+      time_grid: "uniform" (as published), "shifted", "cosine", or num_flow_steps + 1 times from 1 to 0.
+      temperature: scale on the initial noise, ≥ 0.
+      max_position: largest position by which queries of cross-attention are rotated, so that far columns stay within
+        the positions seen in training (columns + max_rope_shift − 3); None: unbounded, as published.
+
+    Raises:
+      ValueError: an option is out of its range.
+      TypeError: an unknown option.
+
+    Example:
+      >>> options = SamplingOptions(guidance_scale=2.0, num_flow_steps=25)
+      >>> options.solver, options.is_guided
+      ('euler', True)
+      >>> SamplingOptions(**options.to_dict()) == options
+      True
+    """
+
+    guidance_scale: Scalar | Sequence[Scalar] = 1.0
+    guidance_schedule: str = "linear"
+    num_flow_steps: Scalar = 100
+    solver: str = "euler"
+    time_grid: str | Sequence[Scalar] | np.ndarray = "uniform"
+    temperature: Scalar = 1.0
+    max_position: Scalar | None = None
+
+    def __post_init__(self) -> None:
+        convert: dict[str, Callable[[Any], Any]] = {
+            "guidance_scale": lambda scale: _to_floats("guidance_scale", scale),
+            "num_flow_steps": lambda steps: whole("num_flow_steps", steps),
+            "time_grid": lambda grid: grid if isinstance(grid, str) else _to_floats("time_grid", grid),
+            "temperature": lambda temperature: _to_float("temperature", temperature),
+            "max_position": lambda position: None if position is None else whole("max_position", position),
+        }
+        for name, function in convert.items():
+            value = getattr(self, name)
+            if is_concrete(value):
+                object.__setattr__(self, name, function(value))
+        if self.guidance_schedule not in flow.SCHEDULES:
+            raise ValueError(f"guidance_schedule={self.guidance_schedule!r} is not one of {flow.SCHEDULES}.")
+        self.solver_table()
+        if is_concrete(self.guidance_scale) and not np.all(np.asarray(self.guidance_scale) >= 0):
+            raise ValueError(f"guidance_scale={self.guidance_scale} must be ≥ 0 (1 is no guidance).")
+        if is_concrete(self.temperature) and not self.temperature >= 0:
+            raise ValueError(f"temperature={self.temperature} must be ≥ 0.")
+        if self.max_position is not None and is_concrete(self.max_position) and self.max_position < 0:
+            raise ValueError(f"max_position={self.max_position} must be ≥ 0, or None for positions as published.")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the null class is needed; a traced scale may be any number, so it is then."""
+        return not is_concrete(self.guidance_scale) or bool(np.any(np.asarray(self.guidance_scale) != 1))
+
+    def guidance_scales(self, num_columns: int) -> Float[jax.Array, "num_columns"]:
+        """Returns the guidance scale of every column.
+
+        Args:
+          num_columns: columns of the image, its prefix included.
+
+        Raises:
+          ValueError: the options have one scale per column, for another number of columns.
+        """
+        return flow.guidance_scales(self.guidance_scale, self.guidance_schedule, num_columns)
+
+    def solver_table(self) -> flow.SolverTable:
+        """Returns the flow solver as a table, one row per evaluation of the velocity."""
+        return flow.solver_table(self.solver, whole("num_flow_steps", self.num_flow_steps), self.time_grid)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the options as JSON values, {name: value}; `SamplingOptions(**values)` gives them back."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _to_float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={value!r} must be a number.") from error
+
+
+def _to_floats(name: str, value: Any) -> float | tuple[float, ...]:
+    """Converts a number, or a sequence of numbers.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={value!r} must be a number, or a sequence of numbers.") from error
+    if array.ndim > 1:
+        raise ValueError(f"{name} has shape {array.shape}; expected a number, or a sequence of numbers.")
+    return tuple(array.tolist()) if array.ndim else array.item()
