@@ -91,7 +91,7 @@ difference = np.abs(np.asarray(still[0, 1:] - moved[0, :-1])).max(-1)
 # %%
 print(f"columns that a token sees on either side: {model.tokenizer.halo_columns}")
 series = {"moved by a column": (np.arange(len(difference)), np.log10(difference + 1e-9), None)}
-plots.lines("moved.png", series, title="Largest difference", x_label="column", y_label="log10")
+plots.plot_lines("moved.png", series, title="Largest difference", x_label="column", y_label="log10")
 Image.open("moved.png")
 
 # %% [markdown]
@@ -113,7 +113,7 @@ print(f"PSNR {found.psnr:.1f} dB")
 series = {"inner columns": (found.shifts, inner, None)}
 series["unrelated images"] = (found.shifts, np.full(len(inner), found.unrelated), None)
 texts = dict(title="Tokens of moved images", x_label="shift, pixels", y_label="error over RMS")
-plots.lines("shifts.png", series, **texts)
+plots.plot_lines("shifts.png", series, **texts)
 Image.open("shifts.png")
 
 # %% [markdown]
@@ -133,7 +133,7 @@ batches = [(latents[i : i + 16], labels[i : i + 16]) for i in range(0, 64, 16)]
 loss = tasks.column_losses(model.generator, model.generator_params, batches, jax.random.key(0))
 columns = np.arange(len(loss.mean))
 texts = dict(title="Loss per column", x_label="column", y_label="loss")
-plots.lines("losses.png", {"loss": (columns, loss.mean, loss.error)}, **texts)
+plots.plot_lines("losses.png", {"loss": (columns, loss.mean, loss.stderr)}, **texts)
 Image.open("losses.png")
 
 # %% [markdown]
@@ -143,7 +143,7 @@ Image.open("losses.png")
 
 # %%
 conflict, ceiling = tasks.gradient_cosines(model.generator, model.generator_params, batches, jax.random.key(1))
-print(f"different columns, one batch:  {tasks.off_diagonal(conflict.mean):.3f}")
+print(f"different columns, one batch:  {tasks.off_diagonal_mean(conflict.mean):.3f}")
 print(f"one column, different batches: {np.diag(ceiling.mean).mean():.3f}")
 
 # %% [markdown]
@@ -154,7 +154,7 @@ print(f"one column, different batches: {np.diag(ceiling.mean).mean():.3f}")
 pairs = np.where(np.eye(len(columns), dtype=bool), np.nan, conflict.mean)
 panels = {"one batch": pairs, "two batches": ceiling.mean}
 limits = (0, max(np.nanmax(pairs), ceiling.mean.max()))
-plots.maps("cosines.png", panels, title="Cosine between gradients", x_label="column", y_label="column", limits=limits)
+plots.plot_heatmaps("cosines.png", panels, title="Cosine between gradients", x_label="column", y_label="column", limits=limits)
 Image.open("cosines.png")
 
 # %% [markdown]
@@ -188,8 +188,8 @@ after = {"all trained": whole, "0 to 3 trained": half}
 series = {}
 for name, params in after.items():
     estimate = tasks.column_losses(small, params, batches, jax.random.key(2))
-    series[name] = (columns, estimate.mean, estimate.error)
-plots.lines("transfer.png", series, title="Transfer", x_label="column", y_label="loss")
+    series[name] = (columns, estimate.mean, estimate.stderr)
+plots.plot_lines("transfer.png", series, title="Transfer", x_label="column", y_label="loss")
 Image.open("transfer.png")
 
 # %% [markdown]

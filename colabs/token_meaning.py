@@ -144,7 +144,7 @@ from eqjax.evaluation import equivariance, plots
 
 maps = equivariance.footprints(model, photographs)  # Tokens, height, width.
 texts = dict(x_label="pixel", y_label="pixel")
-plots.maps("footprint.png", {f"token {count // 2}": np.log10(maps[count // 2] + 1e-9)}, title="Footprint", **texts)
+plots.plot_heatmaps("footprint.png", {f"token {count // 2}": np.log10(maps[count // 2] + 1e-9)}, title="Footprint", **texts)
 Image.open("footprint.png")
 
 # %% [markdown]
@@ -154,11 +154,11 @@ Image.open("footprint.png")
 
 # %%
 texts = dict(x_label="pixel", y_label="token")
-plots.maps("footprints.png", {"share, log10": np.log10(maps.sum(1) + 1e-9)}, title="Footprints", **texts)
+plots.plot_heatmaps("footprints.png", {"fraction, log10": np.log10(maps.sum(1) + 1e-9)}, title="Footprints", **texts)
 Image.open("footprints.png")
 
 # %% [markdown]
 # How much of a token's effect lies within its own 16 pixels, and with one or two neighbors on either side?
 
 # %%
-equivariance.footprint_shares(maps, model.tokenizer.column_width)
+equivariance.footprint_fractions(maps, model.tokenizer.column_width)

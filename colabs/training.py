@@ -136,7 +136,7 @@ def curve(run, name):
     return steps, values, None
 
 
-plots.lines("loss.png", {"tokenizer": curve("tokenizer", "loss")}, title="Loss", x_label="step", y_label="loss")
+plots.plot_lines("loss.png", {"tokenizer": curve("tokenizer", "loss")}, title="Loss", x_label="step", y_label="loss")
 Image.open("loss.png")
 
 # %% [markdown]

@@ -20,7 +20,9 @@ Params: TypeAlias = Mapping[str, Any]
 Tree: TypeAlias = Any
 # One example of a data set: names to arrays, such as {"image": uint8 [H, W, 3], "label": int}.
 Record: TypeAlias = dict[str, Any]
-# A configuration. Its fields have no static types, so type checkers see Any.
+# Metrics by name: scalars, or vectors with one curve per entry.
+Metrics: TypeAlias = Mapping[str, Scalar]
+# A configuration, or a part of one. Its fields are made at run time, so type checkers cannot know them.
 if TYPE_CHECKING:
     Config: TypeAlias = Any
 else:

@@ -15,7 +15,6 @@ from PIL import Image
 import pytest
 
 from eqjax.checkpoints import Checkpoints, ConfigMismatchError
-from eqjax.perf import chips
 from eqjax.training import fault_tolerance, logging, loop, nan_report, optim
 from eqjax.training.config import resolve
 from tests import subprocesses
@@ -231,7 +230,7 @@ def test_meshes_are_refused_before_anything_is_written(tmp_path):
         train(tmp_path / "run", toy_trainer.config(1, mesh="data:3"))
     config = toy_trainer.config(1, batch_size=4)
     config.accumulation_steps = 2
-    with pytest.raises(ValueError, match="batch_size=4 in accumulation_steps=2 parts makes 2 images a part"):
+    with pytest.raises(ValueError, match="batch_size=4 in accumulation_steps=2 microbatches makes 2 images per microbatch"):
         train(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
@@ -320,12 +319,6 @@ def test_two_processes_and_then_one_on_another_mesh(tmp_path):
     assert same([two[f"arr_{i}"] for i in range(len(values(restored)))], values(restored))
     resumed = train(tmp_path / "run", toy_trainer.config(6, mesh="data:4"))
     assert int(resumed.step) == 6 and lines(tmp_path / "run")[-1][1] < lines(tmp_path / "run")[0][1]
-
-
-def test_peaks_by_device_name():
-    assert chips.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert chips.peak_flops("TPU v5 lite") == 197e12 and chips.peak_flops("TPU v5") == 459e12
-    assert chips.peak_flops("cpu") is None
 
 
 def test_epochs_and_rates_become_steps():
