@@ -18,7 +18,9 @@ from eqjax.typing import Record
 
 
 def decode(
-    file: str | os.PathLike[str] | io.BufferedIOBase, resize: ResizeShorterSide | None = None, draft: bool = False
+    file: str | os.PathLike[str] | io.BytesIO | io.BufferedReader,
+    resize: ResizeShorterSide | None = None,
+    draft: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Returns the RGB image in a file, resized if asked for, bilinear and antialiased.
 
@@ -97,7 +99,7 @@ class ImageSource(abc.ABC):
         """Returns the path of a record, for messages."""
 
     @abc.abstractmethod
-    def _open(self, index: int) -> tuple[str | io.BufferedIOBase, int]:
+    def _open(self, index: int) -> tuple[str | io.BytesIO, int]:
         """Returns a record's image file and label."""
 
     @abc.abstractmethod

@@ -10,7 +10,7 @@ from tests.latent_cache import tiny_cache
 
 def test_process_without_a_coordinator_stops_on_sigterm(tmp_path):
     pretrained.save(tmp_path / "tokenizer.safetensors", tiny_cache.make_weights())
-    command = ["eqjax.cli.cache_latents", "--config=configs/photos_generator.py:tiny", "--num_crops=500"]
+    command = ["eqjax", "cache-latents", "--config=configs/photos_generator.py:tiny", "--num_crops=500"]
     command += [f"--config.tokenizer_weights={tmp_path}/tokenizer.safetensors", f"--output={tmp_path}/cache"]
     command += ["--config.data.classes=('brick',)", "--config.data.num_threads=1", "--compilation_cache="]
     process = subprocesses.start(*command, NUM_PROCESSES="2", PROCESS_ID="0")

@@ -1,5 +1,7 @@
 """Sources and data sets of a configuration."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -47,7 +49,7 @@ def test_flip_can_be_turned_off(folder_config):
     folder_config.update(height=18, width=24, resize=18)  # The crop is the whole image.
     source = make_source(folder_config)
     whole = {source[i]["image"].tobytes() for i in range(10)}
-    dataset = datasets.train_dataset(folder_config, source, seed=0)
+    dataset: Any = datasets.train_dataset(folder_config, source, seed=0)
     mirrored = [image for image in (dataset[i]["image"] for i in range(10)) if image.tobytes() not in whole]
     assert mirrored and all(np.ascontiguousarray(image[:, ::-1]).tobytes() in whole for image in mirrored)
     folder_config.flip = False
@@ -56,7 +58,7 @@ def test_flip_can_be_turned_off(folder_config):
 
 
 def test_crops_change_from_epoch_to_epoch(folder_config):
-    dataset = datasets.train_dataset(folder_config, make_source(folder_config), seed=0)
+    dataset: Any = datasets.train_dataset(folder_config, make_source(folder_config), seed=0)
     epochs = [[dataset[i] for i in range(start, start + 10)] for start in (0, 10)]
     for epoch in epochs:
         assert sorted(record["label"] for record in epoch) == [0] * 5 + [1] * 5
@@ -65,7 +67,7 @@ def test_crops_change_from_epoch_to_epoch(folder_config):
 
 
 def test_evaluation_records_are_center_crops_in_order(folder_config):
-    dataset = datasets.eval_dataset(folder_config, make_source(folder_config, train=False))
+    dataset: Any = datasets.eval_dataset(folder_config, make_source(folder_config, train=False))
     resized = Image.open(f"{folder_config.root}/bee/2.png").resize((13, 10), Image.Resampling.BILINEAR)  # 10 · 24 / 18
     np.testing.assert_array_equal(dataset[7]["image"], np.asarray(resized)[1:9, 2:10])
     assert len(dataset) == 10 and [dataset[i]["label"] for i in range(10)] == [0] * 5 + [1] * 5

@@ -39,7 +39,7 @@ def write_dataset(folder, splits, file_format="array_record"):
     for split, records in splits.items():
         writer = ArrayRecordWriter(str(folder / f"toy-{split}.array_record-00000-of-00001"), "group_size:1")
         for i, (image, label) in enumerate(records):
-            example = tf_example_pb2.Example()
+            example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]  # Made at run time.
             example.features.feature["image"].bytes_list.value.append(image)
             example.features.feature["label"].int64_list.value.append(label)
             example.features.feature["file_name"].bytes_list.value.append(f"{i}.jpg".encode())

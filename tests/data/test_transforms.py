@@ -24,8 +24,9 @@ def _columns(height, width):
     ],
 )
 def test_shorter_side_by_hand(image_size, size, expected):
-    assert transforms.shorter_side_size(*image_size, size) == expected
-    assert transforms.ResizeShorterSide(size, size, size).output_size(*image_size) == expected
+    height, width = image_size
+    assert transforms.shorter_side_size(height, width, size) == expected
+    assert transforms.ResizeShorterSide(size, size, size).output_size(height, width) == expected
 
 
 def test_wide_crop_enlarges_a_narrow_image():

@@ -1,12 +1,14 @@
 """A tiny tokenizer, and data configurations with and without its cache."""
 
+from typing import Any
+
 from eqjax import pretrained
 from eqjax.data import default_config
 from eqjax.tokenizer import Tokenizer
 from tests.random_params import random_params
 
 # 200 images with 4 variants in 3 shards.
-OPTIONS = dict(num_crops=2, shard_size=80, batch_size=30, seed=3)
+OPTIONS: dict[str, Any] = dict(num_crops=2, shard_size=80, batch_size=30, seed=3)
 
 
 def image_config():
