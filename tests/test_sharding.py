@@ -85,7 +85,7 @@ def test_batches():
     np.testing.assert_array_equal(sharding.gather(batch)["x"], np.arange(8).reshape(4, 2))
     with pytest.raises(ValueError, match="batch of 3 does not divide among 2 devices .* multiple of 2"):
         sharding.shard_batch({"x": np.zeros((3, 2))}, mesh)
-    assert sharding.batch_share(mesh) == (0, 1)
+    assert sharding.batch_shard(mesh) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_batches():
         (0, 1, "batch_size=0 and accumulation_steps=1 must be at least 1"),
         (8, 0, "accumulation_steps=0 must be at least 1"),
         (6, 1, "global batch of 6 does not divide among 4 devices .* multiple of 4"),
-        (8, 4, "in accumulation_steps=4 parts makes 2 images a part, .* 4 devices .* multiple of 16"),
+        (8, 4, "in accumulation_steps=4 microbatches makes 2 images per microbatch, .* 4 devices .* multiple of 16"),
     ],
 )
 def test_batches_that_do_not_fit(batch_size, parts, message):

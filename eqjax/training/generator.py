@@ -17,7 +17,7 @@ import optax
 
 from eqjax import pixels, pretrained, published, sharding
 from eqjax.data import make_source
-from eqjax.evaluation import Extractor, Settings, networks, report, statistics
+from eqjax.evaluation import Extractor, GenerationEvaluator, GenerationOptions, networks, statistics
 from eqjax.generator import LOGICAL_AXES, column_weights, mean_loss
 from eqjax.latent_cache import check
 from eqjax.model import Model
@@ -179,18 +179,16 @@ def _make_sample_metrics(config, model, workdir):
     if not config.eval_every or metrics.every % config.eval_every:
         raise ValueError(f"metrics.every={metrics.every} must be a multiple of eval_every={config.eval_every}.")
     if not metrics.reference:
-        raise ValueError("set metrics.reference: a statistics file, written by eqjax.cli.make_statistics or ADM's.")
-    protocol = Settings(
-        num_columns=config.data.width // model.tokenizer.column_width,
-        **metrics.sampling,
+        raise ValueError("set metrics.reference: a statistics file, written by `eqjax make-statistics` or ADM's.")
+    evaluator = GenerationEvaluator(
+        model,
+        GenerationOptions(num_columns=config.data.width // model.tokenizer.column_width, **metrics.sampling),
+        metrics.num_images,
+        extractor=Extractor(networks.inception(metrics.nets_folder)),
+        reference=statistics.load(metrics.reference),
+        reference_name=metrics.reference,
     )
-    reference = statistics.load(metrics.reference)
-    extractor = Extractor(networks.inception(metrics.nets_folder))
-    compared = dict(extractor=extractor, reference=reference)
-    report.check_generation(model, protocol, metrics.num_images, **compared)
-    return report.periodic_evaluation(
-        protocol, metrics.num_images, workdir, reference_name=metrics.reference, **compared
-    )
+    return functools.partial(evaluator.evaluate_step, workdir=workdir)
 
 
 def make_steps(generator, optimizer, encode, config):

@@ -139,7 +139,7 @@ def train(config, workdir, stage):
 
 def batch_share(mesh):
     """The share of batches that this process reads, as arguments of the data pipeline."""
-    return dict(zip(("process_index", "process_count"), sharding.batch_share(mesh), strict=True))
+    return dict(zip(("process_index", "process_count"), sharding.batch_shard(mesh), strict=True))
 
 
 def held_out(config, mesh):
@@ -360,7 +360,10 @@ class _Run:
         return numbers
 
     def _save(self, step, state, results=None):
-        counts = {"nonfinite_steps": self.watch.nonfinite_steps, "consecutive_nonfinite": self.watch.in_a_row}
+        counts = {
+            "nonfinite_steps": self.watch.nonfinite_steps,
+            "consecutive_nonfinite": self.watch.consecutive_nonfinite,
+        }
         beside = {**self.data.get_state(), **counts, "tokenizer": self.stage.tokenizer}
         self.checkpoints.save(step, state, beside, results or None)
 
@@ -376,10 +379,10 @@ class _Run:
                     where = self.stage.diagnose(before, batch, jax.random.fold_in(self.root, step - 1))
             except Exception as error:  # Whatever it is, most likely too little memory: the run's end is the news.
                 where = f"unknown, as the search for it failed ({error!r:.200})"
-        count = self.watch.in_a_row
+        count = self.watch.consecutive_nonfinite
         raise FloatingPointError(
             f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of {count} steps in a row, "
-            f"from step {step - count + 1} on, were nonfinite_steps. First offending module: {where}. The last good state is "
+            f"from step {step - count + 1} on, were skipped. First offending module: {where}. The last good state is "
             f"kept as checkpoint {int(state.step)}; resume with a lower learning rate, with gradient clipping, or in "
             "float32."
         )

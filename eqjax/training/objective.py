@@ -21,7 +21,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from eqjax import pixels
+from eqjax.evaluation.image_metrics import psnr
 from eqjax.tokenizer import Tokenizer, losses
 from eqjax.tokenizer.augment import NUM_UNIFORMS, diff_augment
 from eqjax.tokenizer.posterior import posterior_noise
@@ -176,7 +176,7 @@ class Objective:
             terms["lpips"] = jnp.mean(self.lpips(frozen, images, fakes))
             rec += self.perceptual_weight * terms["lpips"]
         nll = rec * images[0].size
-        terms["psnr"] = jnp.mean(pixels.psnr(images, fakes))
+        terms["psnr"] = jnp.mean(psnr(images, fakes))
         return nll, terms | {"nll_loss": nll, "rec_loss": rec}
 
     def _semantic_term(self, semantic, frozen, images, on):

@@ -16,6 +16,7 @@ import numpy as np
 
 from eqjax import pixels, pretrained, sharding
 from eqjax.data import make_iterator, make_source
+from eqjax.evaluation import image_metrics
 from eqjax.tokenizer import ENCODER_PARTS
 from eqjax.training import adversary, loop, nan_report, optim
 from eqjax.training.config import check_config, resolve
@@ -122,7 +123,7 @@ def make_results(config, tokenizer, latent_scale=None):
     def reconstruct(params, images):
         images = pixels.from_uint8(images)
         out = tokenizer.apply({"params": params}, images)
-        return pixels.psnr(images, out.images), pixels.to_uint8(out.images)
+        return image_metrics.psnr(images, out.images), pixels.to_uint8(out.images)
 
     open_evaluation = functools.partial(loop.held_out, config)
 
