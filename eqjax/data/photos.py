@@ -56,6 +56,8 @@ PHOTOS: dict[str, Photo] = {
     "pagoda": Photo("sklearn", "datasets/images/china.jpg"),
     "flower": Photo("sklearn", "datasets/images/flower.jpg"),
 }
+# Those with something to recognize at 64 pixels: the classes of the shipped model.
+DEMO_CLASSES = ("brick", "galaxies", "tissue", "retina", "coffee", "cat", "rocket", "flower")
 
 
 @functools.cache
