@@ -37,11 +37,17 @@ def write(folder, mesh, steps=(1, 2, 3), keep=3):
 
 def read(folder, mesh, config=CONFIG):
     with Checkpoints(folder, config) as checkpoints:
-        return checkpoints.restore(state(mesh, 0))
+        restored = checkpoints.restore(state(mesh, 0))
+    assert restored is not None
+    return restored
+
+
+def test_a_new_run_restores_nothing(tmp_path, mesh):
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        assert checkpoints.restore(state(mesh, 0)) is None
 
 
 def test_the_newest_step_is_restored_and_older_ones_are_deleted(tmp_path, mesh):
-    assert read(tmp_path, mesh) is None
     write(tmp_path, mesh, keep=2)
     restored, data = read(tmp_path, mesh)
     assert data == {"position": 30}
@@ -63,7 +69,7 @@ def test_another_model_is_refused_and_another_batch_size_is_not(tmp_path, mesh):
     with pytest.raises(ConfigMismatchError, match=r"generator.width: checkpoint 8, this run 16") as caught:
         read(tmp_path, mesh, other)
     assert "batch_size" not in str(caught.value)  # May change from run to run.
-    assert read(tmp_path, mesh, {**CONFIG, "batch_size": 8}) is not None
+    read(tmp_path, mesh, {**CONFIG, "batch_size": 8})
 
 
 def test_other_arrays_of_the_same_model_are_refused(tmp_path, mesh):
@@ -89,7 +95,8 @@ def test_other_arrays_of_the_same_model_are_refused(tmp_path, mesh):
 
 def test_a_run_may_resume_with_another_dtype(tmp_path, mesh):
     write(tmp_path, mesh, steps=(1,))
-    assert read(tmp_path, mesh, {**CONFIG, "generator": {"width": 8, "dtype": "bfloat16"}}) is not None
+    restored, _ = read(tmp_path, mesh, {**CONFIG, "generator": {"width": 8, "dtype": "bfloat16"}})
+    assert (restored["w"] == state(mesh, 1)["w"]).all()
 
 
 def damage(folder):

@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import types
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,8 @@ def module_imports():
 def parse(text):
     """Returns {name: specifier} of requirement lines, without extras and comments."""
     lines = (line.split("#")[0].strip() for line in text.splitlines())
-    return dict(re.fullmatch(r"([\w-]+)(.+)", line).groups() for line in lines if line)
+    matches = (re.fullmatch(r"([\w-]+)(.+)", line) for line in lines if line)
+    return {match[1]: match[2] for match in matches if match}
 
 
 def requirements():
@@ -75,7 +77,8 @@ def requirements():
 def _setup_arguments(monkeypatch):
     """Arguments that setup.py passes to setuptools, which need not be installed."""
     arguments = {}
-    fake, sdist = types.ModuleType("setuptools"), types.ModuleType("setuptools.command.sdist")
+    fake: Any = types.ModuleType("setuptools")
+    sdist: Any = types.ModuleType("setuptools.command.sdist")
     fake.setup, fake.find_packages, sdist.sdist = arguments.update, lambda include: include, object
     monkeypatch.setitem(sys.modules, "setuptools", fake)
     monkeypatch.setitem(sys.modules, "setuptools.command", types.ModuleType("setuptools.command"))
