@@ -6,6 +6,8 @@ PYTHON_OLDEST ?= $(PYTHON)
 # cuda12, cuda13 or tpu: which JAX to install. Without it JAX runs on the CPU.
 EXTRA ?=
 PYTEST_ARGS ?=
+# The tests of a file stay in one process, as they share what they compile and train.
+PYTEST = -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
 OUTPUT ?= outputs/train_demo
@@ -31,13 +33,13 @@ train-demo: $(INSTALLED)  ## Trains both stages from scratch on built-in photogr
 	$(VENV)/bin/python -m eqjax.cli.demo --weights=$(OUTPUT)/tokenizer,$(OUTPUT)/generator --output=$(OUTPUT)/samples
 
 test: $(INSTALLED_DEV)  ## Runs the tests.
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED_DEV)  ## Runs the tests that take minutes: all meshes, kills, several processes.
-	$(VENV)/bin/python -m pytest -m slow $(PYTEST_ARGS)
+	$(VENV)/bin/python $(PYTEST) -m slow $(PYTEST_ARGS)
 
 test-oldest: $(INSTALLED_OLDEST)  ## Runs the tests with the oldest supported versions (tests/oldest.txt).
-	$(VENV_OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV_OLDEST)/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 lint: $(INSTALLED_DEV)  ## Checks code, formatting and types.
 	$(VENV)/bin/ruff check .

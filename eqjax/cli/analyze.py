@@ -20,14 +20,13 @@ pip install -e '.[analysis]'
 import json
 import os
 
-from absl import app, flags, logging
+from absl import flags, logging
 import jax
 from ml_collections import config_flags
 import numpy as np
 
 from configs import common, photos_tokenizer
 from eqjax import Generator, data, load_pretrained
-from eqjax.cli import runner
 from eqjax.evaluation import analysis, plots, tasks
 from eqjax.evaluation.protocol import device_entries
 from eqjax.evaluation.results import json_values
@@ -38,8 +37,8 @@ from eqjax.training.config import resolve
 _BATCH = 32
 
 
-def define_flags(values=flags.FLAGS, argv=None):
-    """Defines the command's flags; `argv` is where --data.… are looked for, sys.argv without it."""
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     output = os.path.join("outputs", "analysis")
     flags.DEFINE_string("output", output, "Folder for plots, tables and models.", flag_values=values)
     flags.DEFINE_list(
@@ -50,7 +49,6 @@ def define_flags(values=flags.FLAGS, argv=None):
         photo_config(),
         "Images to analyze the model on; crops of its height.",
         flag_values=values,
-        sys_argv=argv,
     )
     flags.DEFINE_bool("compare", False, "Train and compare small models instead of analysing one.", flag_values=values)
     for name, default, text, least in (
@@ -66,13 +64,6 @@ def define_flags(values=flags.FLAGS, argv=None):
         ("train_images", 1024, "Crops that a comparison's generators train on.", 32),
     ):
         flags.DEFINE_integer(name, default, text, least, flag_values=values)
-
-
-def main(argv):
-    """Analyses a model, or trains and compares several; says in one message what is wrong."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}.")
-    runner.finish(lambda: run(flags.FLAGS))
 
 
 def run(args):
@@ -305,8 +296,3 @@ def _compare_generators(model, photos, window, args, seed):
     result["transfer"] = float(transferred.mean[half:].mean() / np.mean(result["loss"][half:]))
     result["transfer_trained"] = float(transferred.mean[:half].mean() / np.mean(result["loss"][:half]))
     return result
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main)

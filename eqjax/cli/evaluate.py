@@ -17,11 +17,10 @@ later call with other settings adds its rows.
 
 import os
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from eqjax import flow, load_pretrained
-from eqjax.cli import runner
 from eqjax.data import default_config
 from eqjax.evaluation import (
     Extractor,
@@ -36,8 +35,8 @@ from eqjax.evaluation import (
 from eqjax.evaluation.protocol import device_entries, weights_id
 
 
-def define_flags(values=flags.FLAGS, argv=None):
-    """Defines the command's flags; `argv` is where --data.… are looked for, sys.argv without it."""
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     flags.DEFINE_list(
         "weights", ["photos"], "A shipped model's name, or weights files and workdirs, in order.", flag_values=values
     )
@@ -78,17 +77,15 @@ def define_flags(values=flags.FLAGS, argv=None):
     )
 
     flags.DEFINE_bool("lpips", True, "Measure LPIPS of reconstructions; not with --network=none.", flag_values=values)
-    config_flags.DEFINE_config_dict(
-        "data", default_config(), "Images to reconstruct.", flag_values=values, sys_argv=argv
-    )
+    config_flags.DEFINE_config_dict("data", default_config(), "Images to reconstruct.", flag_values=values)
 
 
-def main(argv):
-    """Runs the part of evaluation that the first argument names."""
+def run(args: flags.FlagValues, words: list[str]) -> None:
+    """Runs the part of evaluation that the only word names."""
     parts = {"generation": generation, "reconstruction": reconstruction}
-    if len(argv) != 2 or argv[1] not in parts:
-        raise app.UsageError(f"say what to evaluate: {' or '.join(parts)}; got {argv[1:]}.")
-    runner.finish(lambda: parts[argv[1]](flags.FLAGS))
+    if len(words) != 1 or words[0] not in parts:
+        raise ValueError(f"say what to evaluate: {' or '.join(parts)}; got {words}.")
+    parts[words[0]](args)
 
 
 def make_extractor(args):
@@ -172,8 +169,3 @@ def _number(text):
         return float(text)
     except ValueError:
         raise ValueError(f"--guidance takes numbers, not {text!r}.") from None
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main)

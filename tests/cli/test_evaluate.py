@@ -10,16 +10,15 @@ from PIL import Image
 import pytest
 
 from eqjax import pretrained
-from eqjax.cli import analyze, evaluate, make_statistics
+from eqjax.cli import analyze, evaluate, make_statistics, runner
+from eqjax.cli.main import COMMANDS
 from tests.evaluation import tiny_models
 
 
 def parse(command, *arguments):
     """The flags of a command, from its arguments."""
-    values, argv = flags.FlagValues(), ["command", *map(str, arguments)]
-    command.define_flags(values, argv)
-    values(argv)
-    return values
+    name = command.__name__.rpartition(".")[2].replace("_", "-")
+    return runner.parse(COMMANDS[name], list(map(str, arguments)))[0]
 
 
 @pytest.fixture(name="folder", scope="module")
