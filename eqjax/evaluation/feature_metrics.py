@@ -173,7 +173,7 @@ def precision_recall(
     _check_sizes(reference, generated)
     if min(len(reference), len(generated)) <= num_neighbors:
         raise ValueError(
-            f"the distance to the {num_neighbors} nearest neighbors needs more than {num_neighbors} images on either side; "
+            f"the distance to {num_neighbors} nearest neighbors needs more than {num_neighbors} images on either side; "
             f"there are {len(reference)} and {len(generated)}."
         )
     # Distances do not change under a common shift; near the origin they lose fewer digits.
