@@ -19,3 +19,5 @@ Params: TypeAlias = Mapping[str, Any]
 Tree: TypeAlias = Any
 # One example of a data set: names to arrays, such as {"image": uint8 [H, W, 3], "label": int}.
 Record: TypeAlias = dict[str, object]
+# A PyTorch state_dict: flat names to arrays, or to anything else with a shape (jax.ShapeDtypeStruct, say).
+StateDict: TypeAlias = Mapping[str, Any]

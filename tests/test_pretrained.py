@@ -74,9 +74,9 @@ def test_model(path):
     assert latents.shape == (2, 3, 4)
     as_floats = model.encode(np.asarray(images, np.float32) / 127.5 - 1)
     np.testing.assert_allclose(latents, as_floats, atol=1e-5)
-    unscaled = tiling._encode(model.tokenizer, model.tokenizer_params, images / 127.5 - 1)
+    unscaled = tiling.encode_whole(model.tokenizer, model.tokenizer_params, images / 127.5 - 1)
     np.testing.assert_allclose(latents, 0.25 * unscaled, atol=1e-5)
-    decoded = tiling._decode(model.tokenizer, model.tokenizer_params, unscaled)
+    decoded = tiling.decode_whole(model.tokenizer, model.tokenizer_params, unscaled)
     expected = np.round((np.clip(decoded, -1, 1) + 1) * 127.5)
     assert np.abs(np.asarray(model.decode(latents), np.float32) - expected).max() <= 1
     continued = model.sample([1, 2], num_columns=5, num_flow_steps=2, prefix=latents)
