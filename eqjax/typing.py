@@ -1,10 +1,11 @@
 """Names for types that annotations share. Array shapes are written in the style of jaxtyping."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 from jaxtyping import Key
+import ml_collections
 import numpy as np
 
 # An array on a device or on the host; functions that take one convert it themselves.
@@ -21,3 +22,10 @@ Tree: TypeAlias = Any
 Record: TypeAlias = dict[str, object]
 # A PyTorch state_dict: flat names to arrays, or to anything else with a shape (jax.ShapeDtypeStruct, say).
 StateDict: TypeAlias = Mapping[str, Any]
+# Metrics by name: scalars, or vectors with one curve per entry.
+Metrics: TypeAlias = Mapping[str, Scalar]
+# A configuration, or a part of one. Its fields are made at run time, so type checkers cannot know them.
+if TYPE_CHECKING:
+    Config: TypeAlias = Any
+else:
+    Config: TypeAlias = ml_collections.ConfigDict

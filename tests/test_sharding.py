@@ -12,6 +12,7 @@ from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
 from eqjax.training import generator as generator_training
 from eqjax.training import loop, optim
+from eqjax.training.config import optimizer_config
 
 
 def test_mesh_from_text():
@@ -40,7 +41,7 @@ def test_rules_place_parameters_moments_and_averages():
     mesh = sharding.make_mesh(shape="fsdp:2,tensor:2")
     generator = Generator(width=64, depth=2, num_heads=4, latent_dim=8, num_classes=3, flow_width=32, flow_depth=2)
     params = pretrained.abstract_params(generator)
-    optimizer, _ = optim.make_optimizer(optim.default_config(), 10)
+    optimizer, _ = optim.make_optimizer(optimizer_config(), 10)
     tree = {"params": params, "opt_state": jax.eval_shape(optimizer.init, params)}
     specs = {
         sharding.path_name(path): sharding_.spec
@@ -84,7 +85,7 @@ def test_batches():
     np.testing.assert_array_equal(sharding.gather(batch)["x"], np.arange(8).reshape(4, 2))
     with pytest.raises(ValueError, match="batch of 3 does not divide among 2 devices .* multiple of 2"):
         sharding.shard_batch({"x": np.zeros((3, 2))}, mesh)
-    assert sharding.batch_share(mesh) == (0, 1)
+    assert sharding.batch_shard(mesh) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_batches():
         (0, 1, "batch_size=0 and accumulation_steps=1 must be at least 1"),
         (8, 0, "accumulation_steps=0 must be at least 1"),
         (6, 1, "global batch of 6 does not divide among 4 devices .* multiple of 4"),
-        (8, 4, "in accumulation_steps=4 parts makes 2 images a part, .* 4 devices .* multiple of 16"),
+        (8, 4, "in accumulation_steps=4 microbatches makes 2 images per microbatch, .* 4 devices .* multiple of 16"),
     ],
 )
 def test_batches_that_do_not_fit(batch_size, parts, message):
@@ -125,12 +126,11 @@ def train_on(count, shape, steps=3):
         return generator_training.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
     step = jax.tree_util.Partial(step, {"std": np.float32(0.1)})
-    stage = loop.Stage(init, step, None, None, None, LOGICAL_AXES)
     mesh, root = sharding.make_mesh(jax.devices()[:count], shape), jax.random.key(0)
-    state = loop.initial_state(stage, mesh, root)
+    state = loop.initial_state(init, LOGICAL_AXES, mesh, root)
     whole = max(jax.tree.leaves(state), key=lambda leaf: leaf.size)
     split = whole.size / whole.addressable_shards[0].data.size
-    step_fn, losses = loop.compile_step(stage, mesh, state, root), []
+    step_fn, losses = loop.compile_step(step, LOGICAL_AXES, mesh, state, root), []
     for i in range(steps):
         rows = np.random.default_rng(i)
         batch = {"latents": rows.normal(size=(8, 6, 8)).astype(np.float32), "label": np.arange(8, dtype=np.int32) % 3}

@@ -20,23 +20,25 @@ pip install -e '.[analysis]'
 import json
 import os
 
-from absl import app, flags, logging
+from absl import flags, logging
 import jax
 from ml_collections import config_flags
 import numpy as np
 
 from configs import common, photos_tokenizer
 from eqjax import Generator, data, load_pretrained
-from eqjax.cli import runner
-from eqjax.evaluation import analysis, plots, report, tasks
+from eqjax.evaluation import analysis, plots, tasks
+from eqjax.evaluation.protocol import device_entries
+from eqjax.evaluation.results import json_values
+from eqjax.io import write_json
 from eqjax.training import tokenizer as tokenizer_training
 from eqjax.training.config import resolve
 
 _BATCH = 32
 
 
-def define_flags(values=flags.FLAGS, argv=None):
-    """Defines the command's flags; `argv` is where --data.… are looked for, sys.argv without it."""
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     output = os.path.join("outputs", "analysis")
     flags.DEFINE_string("output", output, "Folder for plots, tables and models.", flag_values=values)
     flags.DEFINE_list(
@@ -47,7 +49,6 @@ def define_flags(values=flags.FLAGS, argv=None):
         photo_config(),
         "Images to analyze the model on; crops of its height.",
         flag_values=values,
-        sys_argv=argv,
     )
     flags.DEFINE_bool("compare", False, "Train and compare small models instead of analysing one.", flag_values=values)
     for name, default, text, least in (
@@ -63,13 +64,6 @@ def define_flags(values=flags.FLAGS, argv=None):
         ("train_images", 1024, "Crops that a comparison's generators train on.", 32),
     ):
         flags.DEFINE_integer(name, default, text, least, flag_values=values)
-
-
-def main(argv):
-    """Analyses a model, or trains and compares several; says in one message what is wrong."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}.")
-    runner.finish(lambda: run(flags.FLAGS))
 
 
 def run(args):
@@ -170,7 +164,7 @@ def analyze(args):
     model = load_pretrained(*args.weights)
     model.require("tokenizer")
     config, labels = model_images(args, model)
-    result = {"weights": args.weights, "source": config.root or config.source, **report.place()}
+    result = {"weights": args.weights, "source": config.root or config.source, **device_entries()}
     result |= _tokenizer_measures(model, config, args, 1000)
     if model.generator is not None:
         batches, window = latent_batches(model, config, labels, args, 2000), model.generator.window_size or 1
@@ -186,7 +180,7 @@ def _tokenizer_measures(model, config, args, seed):
 
 
 def _draw(output, results):
-    logging.info("Wrote %s:\n%s", os.path.abspath(output), analysis.draw(output, results))
+    logging.info("Wrote %s:\n%s", os.path.abspath(output), analysis.write_report(output, results))
 
 
 # ── A comparison ────────────────────────────────────────────────────────────────────────────────
@@ -213,8 +207,8 @@ def compare(args):
                 if not os.path.isfile(path):
                     measures = measures or _tokenizer_measures(model, photos, args, 1000 + seed)
                     generators = _compare_generators(model, photos, kinds[kind][1], args, seed)
-                    report.write_json(path, measures | generators | _flags(args))
-                results[kind].append(analysis.read_result(path, _flags(args)["flags"]))
+                    write_json(path, json_values(measures | generators | _flags(args)))
+                results[kind].append(analysis.read_measures(path, _flags(args)["flags"]))
                 logging.info("seed %d, %s: %s", seed, kind, analysis.summary(results[kind][-1]))
     _draw(args.output, results)
 
@@ -237,7 +231,7 @@ def train_tokenizer(args, style, seed):
     config.tokenizer.update(attention_resolutions=(args.height // 8,))
     config.data.update(height=args.height, width=8 * args.columns, num_threads=0)
     config.seed, config.total_steps = seed, args.tokenizer_steps
-    config.eval_every = config.image_every = 0
+    config.eval_every = config.image_every = None
     config.checkpoint_every = args.tokenizer_steps
     _check_config(workdir, resolve(config))
     if not os.path.isfile(os.path.join(workdir, "model.safetensors")):
@@ -298,12 +292,7 @@ def _compare_generators(model, photos, window, args, seed):
     result = analysis.generator_measures(generator, whole, batches, args.window)
     transferred = tasks.column_losses(generator, left, batches, jax.random.key(0))
     result["transfer_loss"] = transferred.mean.tolist()
-    result["transfer_loss_error"] = transferred.error.tolist()
+    result["transfer_loss_stderr"] = transferred.stderr.tolist()
     result["transfer"] = float(transferred.mean[half:].mean() / np.mean(result["loss"][half:]))
     result["transfer_trained"] = float(transferred.mean[:half].mean() / np.mean(result["loss"][:half]))
     return result
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main)

@@ -14,40 +14,45 @@ not see one another, only the same folder, and each ends when its part is done, 
 import os
 import signal
 
-from absl import app, flags, logging
+from absl import flags, logging
 import jax
-from ml_collections import config_flags
 
-from eqjax.cli import runner
+from eqjax.cli import processes, runner
 from eqjax.latent_cache import build
 from eqjax.training import generator
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file of the generator's training.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the cache.")
-_SPLIT = flags.DEFINE_enum("split", "train", ["train", "eval"], "Random crops, or the evaluation's.")
-_CROPS = flags.DEFINE_integer("num_crops", 1, "Random crops per image.", 1)
-_FLIPS = flags.DEFINE_bool("flips", True, "Encode every crop mirrored too.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16"], "Of the stored means.")
-_SHARD = flags.DEFINE_integer("shard_size", 1024, "Images per shard, the unit of what is lost when cut off.", 1)
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Images per call of the encoder, every crop and flip counted.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the crops.", 0)
-_INDEX = flags.DEFINE_integer("process_index", None, "This process; what the starter set, or 0, when not given.", 0)
-_COUNT = flags.DEFINE_integer("process_count", None, "Processes; what the starter set, or 1, when not given.", 1)
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    with runner.flag_group(values, "Images"):
+        runner.define_config(values, "Configuration of the generator's training.")
+        flags.DEFINE_enum("split", "train", ["train", "eval"], "Random crops, or the evaluation's.", flag_values=values)
+        flags.DEFINE_integer("num_crops", 1, "Random crops per image.", 1, flag_values=values)
+        flags.DEFINE_bool("flips", True, "Encode every crop mirrored too.", flag_values=values)
+        flags.DEFINE_integer("seed", 0, "Of the crops.", 0, flag_values=values)
+    with runner.flag_group(values, "Work"):
+        flags.DEFINE_integer("batch_size", 64, "Images per call of the encoder.", 1, flag_values=values)
+        flags.DEFINE_integer("process_index", None, "This process; the starter's by default.", 0, flag_values=values)
+        flags.DEFINE_integer("process_count", None, "Processes; the starter's by default.", 1, flag_values=values)
+    with runner.flag_group(values, "Output"):
+        flags.DEFINE_string("output", None, "Folder of the cache.", required=True, flag_values=values)
+        flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16"], "Of the stored means.", flag_values=values)
+        flags.DEFINE_integer("shard_size", 1024, "Images per shard, saved as one file.", 1, flag_values=values)
 
 
-def process_numbers():
+def process_numbers(args: flags.FlagValues) -> tuple[int, int]:
     """(index, count) of this process: from the flags, else from what the starter set.
 
     Raises:
       ValueError: one of the two without the other, or numbers that make no sense.
     """
-    given = (_INDEX.value, _COUNT.value)
+    given = (args.process_index, args.process_count)
     if (given[0] is None) != (given[1] is None):
         raise ValueError(f"give both or neither of --process_index={given[0]} and --process_count={given[1]}.")
-    found = given if given[0] is not None else runner.process_numbers(os.environ)
+    found = given if given[0] is not None else processes.process_numbers(os.environ)
     if found is None:
         # Only here are processes connected: a TPU slice's hosts know their numbers from JAX alone.
-        runner.join_processes()
+        processes.join_processes()
         found = jax.process_index(), jax.process_count()
     return found
 
@@ -57,26 +62,14 @@ def _stop(*_):
     raise SystemExit(runner.EXIT_PREEMPTED)
 
 
-def main(argv):
+def run(args: flags.FlagValues) -> None:
     """Makes this process's part of the cache."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; fields are set as --config.name=value")
-    # Not joined: JAX lets none of the processes that it connects go before the others are done.
-    runner.set_up(join=False)
-    options = dict(split=_SPLIT.value, num_crops=_CROPS.value, flips=_FLIPS.value, dtype=_DTYPE.value)
-    options |= dict(shard_size=_SHARD.value, seed=_SEED.value, batch_size=_BATCH.value)
-    try:
-        index, count = process_numbers()
-        options |= dict(process_index=index, process_count=count, wait=jax.distributed.is_initialized())
-        signal.signal(signal.SIGTERM, _stop)
-        weights = generator.load_tokenizer(_CONFIG.value)
-        if not build.build_cache(_OUTPUT.value, _CONFIG.value.data, weights, **options):
-            logging.info("This process's shards are finished; other processes' are not yet.")
-    except (ValueError, OSError) as error:
-        logging.error("%s", error)
-        raise SystemExit(1) from error
-
-
-if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "output"])
-    app.run(main, flags_parser=runner.parse_flags)
+    # The shell has not joined the processes: JAX lets none of those it connects go before the others are done.
+    options = dict(split=args.split, num_crops=args.num_crops, flips=args.flips, dtype=args.dtype)
+    options |= dict(shard_size=args.shard_size, seed=args.seed, batch_size=args.batch_size)
+    index, count = process_numbers(args)
+    options |= dict(process_index=index, process_count=count, wait=jax.distributed.is_initialized())
+    signal.signal(signal.SIGTERM, _stop)
+    weights = generator.load_tokenizer(args.config)
+    if not build.build_cache(args.output, args.config.data, weights, **options):
+        logging.info("This process's shards are finished; other processes' are not yet.")

@@ -9,16 +9,15 @@ The file holds mu, sigma, mu_s and sigma_s, as ADM's does, the protocol, and the
 images that KID, precision and recall need: a uniform choice, the same in every run.
 """
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from eqjax.cli import runner
 from eqjax.data import default_config
-from eqjax.evaluation import Extractor, image_sets, networks, report
+from eqjax.evaluation import Extractor, fid, image_sets, networks, statistics
 
 
-def define_flags(values=flags.FLAGS, argv=None):
-    """Defines the command's flags; `argv` is where --data.… are looked for, sys.argv without it."""
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     flags.DEFINE_string(
         "input", None, "Folder of images of one size, or an npz with arr_0; or give --data.…", flag_values=values
     )
@@ -38,7 +37,7 @@ def define_flags(values=flags.FLAGS, argv=None):
         "nets_folder", None, "Where Inception's weights lie; as eqjax.nets.load without it.", flag_values=values
     )
     config_flags.DEFINE_config_dict(
-        "data", default_config(), "In place of --input: evaluation crops of it.", flag_values=values, sys_argv=argv
+        "data", default_config(), "In place of --input: evaluation crops of it.", flag_values=values
     )
 
 
@@ -68,8 +67,10 @@ def find_images(args):
 def run(args):
     """Runs over the images once and writes the file."""
     found = find_images(args)
-    extractor = Extractor(networks.inception(args.nets_folder), rows_per_device=args.batch_per_device)
-    features = report.write_statistics(args.output, extractor, found, args.num_stored_features)
+    extractor = Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_per_device)
+    features = extractor.collect(found.batches(), found.count, num_stored_features=args.num_stored_features)
+    statistics.save(args.output, features.statistics)
+    fid.warn_if_few(found.count, len(features.statistics.mean), args.output)
     logging.info(
         "Statistics of %d images (%s) in %s, %.1f images per second; %s",
         found.count,
@@ -78,15 +79,3 @@ def run(args):
         found.count / features.seconds,
         features.statistics.protocol,
     )
-
-
-def main(argv):
-    """Makes statistics, and says in one message what is wrong."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}.")
-    runner.finish(lambda: run(flags.FLAGS))
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main)

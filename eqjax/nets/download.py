@@ -29,8 +29,6 @@ from eqjax.typing import Params
 _VARIABLE = "EQJAX_WEIGHTS"
 _CHUNK = 2**20
 
-_Path = str | os.PathLike[str]
-
 
 class FrozenWeightsError(ValueError):
     """A file holds other contents than expected, or cannot be downloaded; the message says what to do."""
@@ -103,7 +101,7 @@ def weights_folder() -> str:
     return os.path.expanduser(os.environ.get(_VARIABLE) or os.path.join("~", ".cache", "eqjax"))
 
 
-def load(name: str, folder: _Path | None = None, dtype: DTypeLike | None = None) -> tuple[Any, Params]:
+def load(name: str, folder: str | os.PathLike[str] | None = None, dtype: DTypeLike | None = None) -> tuple[Any, Params]:
     """Loads a frozen network with its published weights.
 
     Args:
@@ -145,7 +143,7 @@ def find_network(name: str) -> PublishedNetwork:
     return NETWORKS[name]
 
 
-def read_arrays(name: str, file: PublishedFile, path: _Path) -> dict[str, np.ndarray]:
+def read_arrays(name: str, file: PublishedFile, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a file of a network and checks names and shapes of all its arrays.
 
     Args:
@@ -179,7 +177,7 @@ def describe(name: str, file: PublishedFile) -> str:
     )
 
 
-def check_digest(path: _Path, file: PublishedFile) -> None:
+def check_digest(path: str | os.PathLike[str], file: PublishedFile) -> None:
     """Compares a file's SHA-256 with the one recorded when it was first read, or records it.
 
     A digest that the publisher would not recognize (the file was saved again, say) is warned of and not
@@ -217,7 +215,7 @@ def check_digest(path: _Path, file: PublishedFile) -> None:
 def fetch(
     name: str,
     file: PublishedFile,
-    folder: _Path | None = None,
+    folder: str | os.PathLike[str] | None = None,
     url: str | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[str, bool]:

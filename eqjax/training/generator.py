@@ -12,47 +12,19 @@ import functools
 from absl import logging
 import jax
 import jax.numpy as jnp
-import ml_collections
-from ml_collections import config_dict
 import numpy as np
 import optax
 
 from eqjax import pixels, pretrained, published, sharding
-from eqjax.data import default_config as default_data_config
 from eqjax.data import make_source
-from eqjax.evaluation import Extractor, Settings, networks, report, statistics
+from eqjax.evaluation import Extractor, GenerationEvaluator, GenerationOptions, networks, statistics
 from eqjax.generator import LOGICAL_AXES, column_weights, mean_loss
 from eqjax.latent_cache import check
 from eqjax.model import Model
 from eqjax.training import loop, nan_report, optim
-from eqjax.training.config import check_config, common_config, module_fields, resolve
+from eqjax.training.config import check_config, resolve
+from eqjax.training.config import generator_config as default_config
 from eqjax.training.state import TrainState, ema_update, stream
-
-
-def default_config():
-    """The full configuration of a generator's training: published L size and recipe on ImageNet."""
-    config = common_config()
-    config.stage = "generator"
-    config.generator = module_fields(pretrained.Generator())
-    config.tokenizer_weights = config_dict.placeholder(str)  # A name, file or workdir; see load_pretrained.
-    # Numbers of the columns whose loss is trained, (0, 1, 2, 3), for zero-shot transfer to the others; None: all.
-    config.loss_columns = config_dict.placeholder(tuple)
-    config.accumulation_steps = 1  # Parts that a batch is taken in, one after another, to save memory.
-    config.eval_images = 256  # Held-out images for the loss; at most what there is.
-    config.sample_columns = 16  # Of the images drawn during training.
-    config.sample_guidance = 3.0
-    config.sample_flow_steps = 50
-    config.metrics = ml_collections.ConfigDict()  # FID and its family of images drawn during training.
-    config.metrics.every = 0  # Steps, a multiple of eval_every; 0: none.
-    config.metrics.num_images = 10_000
-    config.metrics.reference = config_dict.placeholder(str)  # A statistics file; see eqjax.cli.make_statistics.
-    config.metrics.guidance_scale = 1.0
-    config.metrics.num_flow_steps = 50
-    config.metrics.nets_folder = config_dict.placeholder(str)  # Where Inception's weights lie.
-    config.data = default_data_config()
-    config.optimizer = optim.default_config()
-    config.optimizer.update(dict(learning_rate=1e-4, weight_decay=0.02, grad_clip_norm=3.0, ema_decay=0.9999))
-    return config
 
 
 def train_and_evaluate(config, workdir):
@@ -151,9 +123,7 @@ def make_stage(config, workdir=None):
         del batch
         images = model_of(state).sample(
             list(range(min(16, generator.num_classes))),
-            num_columns=config.sample_columns,
-            guidance_scale=config.sample_guidance,
-            num_flow_steps=config.sample_flow_steps,
+            **config.sampling,
         )
         return {"samples": pixels.grid(images, columns=2)}
 
@@ -209,19 +179,16 @@ def _make_sample_metrics(config, model, workdir):
     if not config.eval_every or metrics.every % config.eval_every:
         raise ValueError(f"metrics.every={metrics.every} must be a multiple of eval_every={config.eval_every}.")
     if not metrics.reference:
-        raise ValueError("set metrics.reference: a statistics file, written by eqjax.cli.make_statistics or ADM's.")
-    protocol = Settings(
-        num_columns=config.data.width // model.tokenizer.column_width,
-        guidance_scale=metrics.guidance_scale,
-        num_flow_steps=metrics.num_flow_steps,
+        raise ValueError("set metrics.reference: a statistics file, written by `eqjax make-statistics` or ADM's.")
+    evaluator = GenerationEvaluator(
+        model,
+        GenerationOptions(num_columns=config.data.width // model.tokenizer.column_width, **metrics.sampling),
+        metrics.num_images,
+        extractor=Extractor(networks.inception(metrics.nets_folder)),
+        reference=statistics.load(metrics.reference),
+        reference_name=metrics.reference,
     )
-    reference = statistics.load(metrics.reference)
-    extractor = Extractor(networks.inception(metrics.nets_folder))
-    compared = dict(extractor=extractor, reference=reference)
-    report.check_generation(model, protocol, metrics.num_images, **compared)
-    return report.periodic_evaluation(
-        protocol, metrics.num_images, workdir, reference_name=metrics.reference, **compared
-    )
+    return functools.partial(evaluator.evaluate_step, workdir=workdir)
 
 
 def make_steps(generator, optimizer, encode, config):

@@ -1,11 +1,11 @@
 """The loop both stages share: data → step → logs, images, checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
 import os
-from typing import Any
+from typing import Any, TypeAlias
 
 from absl import logging
 import jax
@@ -24,6 +24,12 @@ from eqjax.training.fault_tolerance import (
     skip_nonfinite_updates,
 )
 from eqjax.training.logging import MetricWriter, Progress
+from eqjax.typing import PRNGKey
+
+# (path pattern, logical axes) pairs, as `sharding.spec_for` takes them.
+Rules: TypeAlias = Sequence[tuple[str, Sequence[str | None]]]
+Init: TypeAlias = Callable[[PRNGKey], Any]
+Step: TypeAlias = Callable[[Any, Any, PRNGKey], tuple[Any, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,7 @@ def train(config, workdir, stage):
     asked for.
 
     Args:
-      config: a ConfigDict with the fields of `settings.default_config`, and `data`; resolved.
+      config: a ConfigDict with the fields of `config.run_config`, and `data`; resolved.
       workdir: a folder; made if it is not there.
       stage: a `Stage`.
 
@@ -89,7 +95,7 @@ def train(config, workdir, stage):
       OSError: a checkpoint could not be written; those before it are whole.
     """
     mesh, root = sharding.make_mesh(shape=config.mesh), jax.random.key(config.seed)
-    sharding.check_batch(mesh, config.batch_size, config.get("accumulation_steps", 1))
+    sharding.check_batch(mesh, config.batch_size, config.accumulation_steps)
     share = batch_share(mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(WorkdirLock(workdir))
@@ -103,9 +109,9 @@ def train(config, workdir, stage):
         stop = stack.enter_context(StopSignal())
         watch = StepWatch(config.max_consecutive_nonfinite)
         # Shapes alone: a state beside the one that is read would take twice the memory.
-        restored = checkpoints.restore(abstract_state(stage, mesh, root))
+        restored = checkpoints.restore(abstract_state(stage.init, stage.rules, mesh, root))
         if restored is None:
-            state = stage.warm_start(initial_state(stage, mesh, root))
+            state = stage.warm_start(initial_state(stage.init, stage.rules, mesh, root))
         else:
             state, position = restored
             _check_tokenizer(workdir, position.pop("tokenizer", None), stage.tokenizer)
@@ -117,7 +123,7 @@ def train(config, workdir, stage):
             data.set_state(position)
             logging.info("Resuming %s at step %d.", workdir, state.step)
         writer.config(config)  # Only now: a run that is refused leaves the configuration of the one before it.
-        step_fn = compile_step(stage, mesh, state, root)
+        step_fn = compile_step(stage.step, stage.rules, mesh, state, root)
         best = BestWeights(workdir, config.keep_best)
         trace = _Trace(config, workdir)
         stack.callback(trace.stop)
@@ -133,7 +139,7 @@ def train(config, workdir, stage):
 
 def batch_share(mesh):
     """The share of batches that this process reads, as arguments of the data pipeline."""
-    return dict(zip(("process_index", "process_count"), sharding.batch_share(mesh), strict=True))
+    return dict(zip(("process_index", "process_count"), sharding.batch_shard(mesh), strict=True))
 
 
 def held_out(config, mesh):
@@ -146,57 +152,82 @@ def held_out(config, mesh):
     return eval_batches(config.data, **options, **batch_share(mesh))
 
 
-def abstract_state(stage, mesh, root):
-    """`initial_state` as jax.ShapeDtypeStruct, with shardings."""
-    state = jax.eval_shape(stage.init, root)
-    shardings = sharding.state_shardings(state, mesh, stage.rules)
+def abstract_state(init: Init, rules: Rules, mesh: jax.sharding.Mesh, root: PRNGKey) -> Any:
+    """Returns the shapes, dtypes and shardings of `initial_state` as jax.ShapeDtypeStruct, at no cost.
+
+    Args:
+      init: key → state; traced.
+      rules: how the state is split over the mesh, as `sharding.spec_for` takes them.
+      mesh: the mesh.
+      root: the run's key.
+    """
+    state = jax.eval_shape(init, root)
+    shardings = sharding.state_shardings(state, mesh, rules)
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
 
 
-def initial_state(stage, mesh, root):
-    """The state before the first step, made where it is to lie."""
+def initial_state(init: Init, rules: Rules, mesh: jax.sharding.Mesh, root: PRNGKey) -> Any:
+    """Computes the state before the first step, every array on the devices that hold it.
+
+    Args:
+      init: key → state; traced.
+      rules: how the state is split over the mesh, as `sharding.spec_for` takes them.
+      mesh: the mesh.
+      root: the run's key.
+    """
     # Every random array is a long program to the CPU compiler: optimizing the initializer of a small
     # model took a minute and a half, for something that runs once.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(stage, mesh, root))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init, rules, mesh, root))
     key = jax.random.fold_in(root, 2**31 - 1)
-    return jax.jit(stage.init, out_shardings=shardings, compiler_options=options)(key)
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
 
 
-def compile_step(stage, mesh, state, root):
-    """The step as the loop runs it: guarded, donating, on a mesh.
+def compile_step(step: Step, rules: Rules, mesh: jax.sharding.Mesh, state: Any, root: PRNGKey) -> "CompiledStep":
+    """Returns the training step as the loop runs it: on a mesh, guarded, with a donated state.
 
     Args:
-      stage: a `Stage`.
-      mesh: a mesh.
-      state: a state on it, or its jax.ShapeDtypeStruct.
+      step: (state, batch, key) → (state, metrics); traced. The arrays of a `jax.tree_util.Partial` are arguments of
+        the compiled program; arrays in a closure would become its constants. The key is the root key folded with
+        `state.step`. An update whose metrics are not all finite is skipped, see `skip_nonfinite_updates`.
+      rules: how the state is split over the mesh, as `sharding.spec_for` takes them.
+      mesh: the mesh.
+      state: a state on the mesh, or its jax.ShapeDtypeStruct.
       root: the run's key.
-
-    Returns:
-      (state, batch) → (state, metrics), with `lower(state, batch)` for looking at the program.
     """
-    step = stage.step if isinstance(stage.step, jax.tree_util.Partial) else jax.tree_util.Partial(stage.step)
+    step = step if isinstance(step, jax.tree_util.Partial) else jax.tree_util.Partial(step)
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((step, state))):
         step = sharding.put(step, sharding.replicated(mesh))
-    shardings = sharding.state_shardings(state, mesh, stage.rules)
+    shardings = sharding.state_shardings(state, mesh, rules)
 
     def run(step, state, batch):
         return skip_nonfinite_updates(step)(state, batch, jax.random.fold_in(root, state.step))
 
-    return _OnMesh(mesh, step, jax.jit(run, donate_argnums=1, out_shardings=(shardings, sharding.replicated(mesh))))
+    jitted = jax.jit(run, donate_argnums=1, out_shardings=(shardings, sharding.replicated(mesh)))
+    return CompiledStep(mesh, step, jitted)
 
 
 @dataclasses.dataclass(frozen=True)
-class _OnMesh:
-    mesh: jax.sharding.Mesh
-    step: Any
-    jitted: Callable
+class CompiledStep:
+    """A training step bound to a mesh: (state, batch) → (state, metrics).
 
-    def __call__(self, state, batch):
+    Attributes:
+      mesh: the mesh.
+      step: the step; its arrays are the first argument of `jitted`.
+      jitted: (step, state, batch) → (state, metrics), under jax.jit.
+    """
+
+    mesh: jax.sharding.Mesh
+    step: jax.tree_util.Partial
+    jitted: Any
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """Runs the step; the given state is donated."""
         with jax.set_mesh(self.mesh):
             return self.jitted(self.step, state, batch)
 
-    def lower(self, state, batch):
+    def lower(self, state: Any, batch: Any) -> Any:
+        """Lowers the step for arrays, or shapes, of a state and a batch."""
         with jax.set_mesh(self.mesh):
             return self.jitted.lower(self.step, state, batch)
 
@@ -224,7 +255,8 @@ class _Trace:
     """The profiler over `profile_steps` steps from `profile_from` on, as far as this run does them."""
 
     def __init__(self, config, workdir):
-        self._range = range(config.profile_from, config.profile_from + config.profile_steps)
+        first = config.profile_from
+        self._range = range(0) if first is None else range(first, first + config.profile_steps)
         self._folder, self._running = os.path.join(workdir, "profile"), False
 
     def before(self, step, watch):
@@ -323,12 +355,15 @@ class _Run:
         logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in numbers.items()))
         self.writer.scalars(step, results)
         self.best.update(step, results, functools.partial(self.stage.export, state))
-        if self.config.keep_best.partition(":")[0] not in (*numbers, ""):
+        if self.config.keep_best and self.config.keep_best.partition(":")[0] not in numbers:
             logging.warning("keep_best=%r: step %d measured %s.", self.config.keep_best, step, sorted(numbers))
         return numbers
 
     def _save(self, step, state, results=None):
-        counts = {"nonfinite_steps": self.watch.nonfinite_steps, "consecutive_nonfinite": self.watch.in_a_row}
+        counts = {
+            "nonfinite_steps": self.watch.nonfinite_steps,
+            "consecutive_nonfinite": self.watch.consecutive_nonfinite,
+        }
         beside = {**self.data.get_state(), **counts, "tokenizer": self.stage.tokenizer}
         self.checkpoints.save(step, state, beside, results or None)
 
@@ -344,7 +379,7 @@ class _Run:
                     where = self.stage.diagnose(before, batch, jax.random.fold_in(self.root, step - 1))
             except Exception as error:  # Whatever it is, most likely too little memory: the run's end is the news.
                 where = f"unknown, as the search for it failed ({error!r:.200})"
-        count = self.watch.in_a_row
+        count = self.watch.consecutive_nonfinite
         raise FloatingPointError(
             f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of {count} steps in a row, "
             f"from step {step - count + 1} on, were nonfinite_steps. First offending module: {where}. The last good state is "
@@ -362,7 +397,7 @@ class _Run:
         return self.stop.received or any(self._due(step, number) for number in every)
 
     def _due(self, step, every):
-        return every > 0 and (step % every == 0 or step == self.config.total_steps)
+        return every is not None and (step % every == 0 or step == self.config.total_steps)
 
 
 def _is_number(value):

@@ -10,16 +10,15 @@ from PIL import Image
 import pytest
 
 from eqjax import pretrained
-from eqjax.cli import analyze, evaluate, make_statistics
+from eqjax.cli import analyze, evaluate, make_statistics, runner
+from eqjax.cli.main import COMMANDS
 from tests.evaluation import tiny_models
 
 
 def parse(command, *arguments):
     """The flags of a command, from its arguments."""
-    values, argv = flags.FlagValues(), ["command", *map(str, arguments)]
-    command.define_flags(values, argv)
-    values(argv)
-    return values
+    name = command.__name__.rpartition(".")[2].replace("_", "-")
+    return runner.parse(COMMANDS[name], list(map(str, arguments)))[0]
 
 
 @pytest.fixture(name="folder", scope="module")
@@ -166,7 +165,7 @@ def test_what_evaluation_refuses_before_it_draws(halves, tmp_path):
     assert os.listdir(tmp_path) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text('{"model": []}')
-    with pytest.raises(ValueError, match="results.json was not written by eqjax.cli.evaluate"):
+    with pytest.raises(ValueError, match="results.json was not written by `eqjax evaluate`"):
         evaluate.generation(parse(evaluate, "--weights=absent", *options))
     for wrong in ("--solver=eular", "--time_grid=cosin", "--guidance_schedule=lin", "--sampler=solver=heun"):
         with pytest.raises(flags.Error, match="euler|cosine|linear|sampler"):

@@ -230,7 +230,7 @@ def test_waiting_for_the_others(caches, copy, config, weights, monkeypatch):
 
 def test_command_with_nothing_but_its_number_and_told_to_stop(weights, tmp_path):
     pretrained.save(tmp_path / "tokenizer.safetensors", weights)
-    command = ["eqjax.cli.cache_latents", "--config=configs/photos_generator.py:tiny", "--num_crops=500"]
+    command = ["eqjax", "cache-latents", "--config=configs/photos_generator.py:tiny", "--num_crops=500"]
     command += [f"--config.tokenizer_weights={tmp_path}/tokenizer.safetensors", f"--output={tmp_path}/cache"]
     command += ["--config.data.classes=('brick',)", "--config.data.num_threads=1", "--compilation_cache="]
     process = subprocesses.start(*command, NUM_PROCESSES="2", PROCESS_ID="0")

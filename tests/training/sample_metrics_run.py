@@ -5,12 +5,13 @@ python -m tests.training.sample_metrics_run WORKDIR TOKENIZER REFERENCE
 
 import contextlib
 import json
+import sys
 
 import numpy as np
 
 from configs import photos_generator, photos_tokenizer
 from eqjax import load_pretrained, pretrained
-from eqjax.evaluation import Extractor, Settings, networks, report, statistics
+from eqjax.evaluation import Extractor, GenerationEvaluator, GenerationOptions, networks, statistics
 from eqjax.training import generator
 from tests.evaluation import tiny_models
 from tests.random_params import random_params
@@ -32,7 +33,9 @@ def tiny_inception():
 def write_reference(path):
     """Statistics of noise, to compare images of 16 × 16 with."""
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-    statistics.save(path, Extractor(tiny_models.network(), rows_per_device=8).collect(iter([images]), 20).statistics)
+    statistics.save(
+        path, Extractor(tiny_models.network(), per_device_batch_size=8).collect(iter([images]), 20).statistics
+    )
     return path
 
 
@@ -50,20 +53,19 @@ def make_config(tokenizer, reference, **metrics):
     config.generator.num_classes = 2
     config.tokenizer_weights = str(tokenizer)
     config.total_steps, config.log_every, config.eval_every, config.checkpoint_every = 4, 1, 2, 2
-    config.image_every, config.keep_checkpoints, config.keep_best = 0, 1, "fid:max"
+    config.update(image_every=None, keep_checkpoints=1, keep_best="fid:max")
     config.optimizer.update(schedule="constant", warmup_steps=0.0, learning_rate=5e-3)
-    config.metrics.update(every=2, num_images=COUNT, reference=str(reference), **SETTINGS)
-    config.metrics.update(metrics)
+    config.metrics.update(every=2, num_images=COUNT, reference=str(reference), **metrics)
+    config.metrics.sampling.update(SETTINGS)
     return config
 
 
 def measure(weights, reference):
-    """FID of what is drawn with a weights file, as eqjax.cli.evaluate does it."""
-    extractor, settings = Extractor(tiny_models.network(), rows_per_device=8), Settings(num_columns=4, **SETTINGS)
-    folder, reference = weights.parent / "again", statistics.load(reference)
-    model = load_pretrained(weights)
-    options = dict(extractor=extractor, reference=reference)
-    return report.evaluate_generation(model, settings, COUNT, folder, **options)["metrics"]["fid"]
+    """FID of what is drawn with a weights file, as `eqjax evaluate` does it."""
+    model, options = load_pretrained(weights), GenerationOptions(num_columns=4, **SETTINGS)
+    extractor = Extractor(tiny_models.network(), per_device_batch_size=8)
+    evaluator = GenerationEvaluator(model, options, COUNT, extractor=extractor, reference=statistics.load(reference))
+    return evaluator.evaluate(model, weights.parent / "again")["metrics"]["fid"]
 
 
 def logged(workdir, name):
@@ -79,9 +81,6 @@ def main(workdir, tokenizer, reference):
 
 
 if __name__ == "__main__":
-    from absl import app, flags
-
     from eqjax.cli import runner
 
-    flags.FLAGS.set_default("compilation_cache", "")  # The tests' own.
-    app.run(lambda argv: runner.finish(lambda: main(*argv[1:])))
+    runner.finish(lambda: main(*sys.argv[1:]))

@@ -40,7 +40,7 @@ def test_what_is_wrong_is_said_at_the_start(config, tmp_path):
 
 def test_every_process_reads_its_share(monkeypatch):
     """As the training batches, whose share the mesh decides."""
-    monkeypatch.setattr(sharding, "batch_share", lambda mesh: (1, 2))
+    monkeypatch.setattr(sharding, "batch_shard", lambda mesh: (1, 2))
     config, asked = photos_tokenizer.get_config("tiny"), {}
     (first, *_), mesh = loop.held_out(config, sharding.make_mesh()), sharding.make_mesh()
     assert len(first["image"]) == config.batch_size // 2

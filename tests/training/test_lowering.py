@@ -41,17 +41,14 @@ def test_training_step(source):
         params = GENERATOR.init_params(key)
         return generator_training.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
-    stage = loop.Stage(init, step, None, None, None, LOGICAL_AXES)
     mesh, key = sharding.make_mesh(shape="fsdp:2,tensor:2"), jax.random.key(0)
-    state = jax.eval_shape(init, key)
-    shardings = sharding.state_shardings(state, mesh, LOGICAL_AXES)
-    state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
+    state = loop.abstract_state(init, LOGICAL_AXES, mesh, key)
     batch = {"label": jax.ShapeDtypeStruct((8,), "int32")}
     if source == "latents":
         batch["latents"] = jax.ShapeDtypeStruct((8, 4, 8), "bfloat16")
     else:
         batch["image"] = jax.ShapeDtypeStruct((8, 16, 4 * TOKENIZER.column_width, 3), "uint8")
-    compiled = loop.compile_step(stage, mesh, state, key)
+    compiled = loop.compile_step(step, LOGICAL_AXES, mesh, state, key)
     with jax.set_mesh(mesh):
         exported = jax.export.export(compiled.jitted, platforms=PLATFORMS)(compiled.step, state, batch)
     assert exported.platforms == PLATFORMS and exported.nr_devices == 4

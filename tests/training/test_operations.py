@@ -15,7 +15,6 @@ from PIL import Image
 import pytest
 
 from eqjax.checkpoints import Checkpoints, ConfigMismatchError
-from eqjax.perf import chips
 from eqjax.training import fault_tolerance, logging, loop, nan_report, optim
 from eqjax.training.config import resolve
 from tests import subprocesses
@@ -189,7 +188,7 @@ def test_a_refused_run_leaves_the_configuration_and_another_precision_is_not_ref
     assert [count for _, count in lines(tmp_path, "corrupt_images")] == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("keep_best", ["", "score:min"])
+@pytest.mark.parametrize("keep_best", [None, "score:min"])
 def test_a_failing_evaluation_leaves_a_checkpoint(tmp_path, keep_best):
     def evaluate(state):
         if int(state.step) == 2:
@@ -230,9 +229,8 @@ def test_meshes_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="multiplies to 3"):
         train(tmp_path / "run", toy_trainer.config(1, mesh="data:3"))
     config = toy_trainer.config(1, batch_size=4)
-    with config.unlocked():
-        config.accumulation_steps = 2
-    with pytest.raises(ValueError, match="batch_size=4 in accumulation_steps=2 parts makes 2 images a part"):
+    config.accumulation_steps = 2
+    with pytest.raises(ValueError, match="batch_size=4 in accumulation_steps=2 microbatches makes 2 images per microbatch"):
         train(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
@@ -278,7 +276,7 @@ def kill_at_random(tmp_path, kills, seed):
         assert process.returncode == -signal.SIGKILL
     subprocesses.run("tests.training.toy_trainer", tmp_path / "run", json.dumps(options), devices=4)
     end = np.load(tmp_path / "end.npz")
-    whole = train(tmp_path / "whole", toy_trainer.config(steps, log_every=0, checkpoint_every=0))
+    whole = train(tmp_path / "whole", toy_trainer.config(steps, log_every=None, checkpoint_every=None))
     assert same([end[f"arr_{i}"] for i in range(len(values(whole)))], values(whole))
     logged = [step for step, _ in lines(tmp_path / "run")]
     repeated = len(logged) - len(set(logged))
@@ -323,12 +321,6 @@ def test_two_processes_and_then_one_on_another_mesh(tmp_path):
     assert int(resumed.step) == 6 and lines(tmp_path / "run")[-1][1] < lines(tmp_path / "run")[0][1]
 
 
-def test_peaks_by_device_name():
-    assert chips.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert chips.peak_flops("TPU v5 lite") == 197e12 and chips.peak_flops("TPU v5") == 459e12
-    assert chips.peak_flops("cpu") is None
-
-
 def test_epochs_and_rates_become_steps():
     config = toy_trainer.config(5)
     config.data.classes = ("brick", "coffee", "cat")
@@ -340,12 +332,6 @@ def test_epochs_and_rates_become_steps():
     assert resolved.total_steps == 15_000 and resolved.optimizer.warmup_steps == 225.0
     assert resolved.optimizer.learning_rate == pytest.approx(1e-4 * 2 / 256)
     assert resolve(resolved).to_dict() == resolved.to_dict()
-    config.batch_size = 0
-    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
-        resolve(config)
-    config.batch_size, config.total_epochs = 2, -1.0
-    with pytest.raises(ValueError, match="total_epochs=-1.0 must be at least 0"):
-        resolve(config)
 
 
 def test_accumulated_gradients():

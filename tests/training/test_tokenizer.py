@@ -19,7 +19,7 @@ from tests.random_params import random_params
 def make_config(variant="tiny", **overrides):
     config = tokenizer_imagenet256.get_config(variant)
     config.data.classes = ("brick", "coffee")
-    config.update(log_every=1, checkpoint_every=30, image_every=0)
+    config.update(log_every=1, checkpoint_every=30, image_every=None)
     config.update(overrides)
     return config
 
@@ -133,7 +133,7 @@ def test_devices_do_not_matter(tmp_path, monkeypatch):
     def run(count, shape):
         mesh = sharding.make_mesh(jax.devices()[:count], shape)
         state = jax.device_put(jax.device_get(init), sharding.state_shardings(init, mesh, stage.rules))
-        step = loop.compile_step(stage, mesh, state, jax.random.key(1))
+        step = loop.compile_step(stage.step, stage.rules, mesh, state, jax.random.key(1))
         state, terms = step(state, sharding.shard_batch(batch, mesh))
         largest = max(jax.tree.leaves(state), key=lambda leaf: leaf.size)
         assert largest.size / largest.addressable_shards[0].data.size == (4 if "fsdp" in shape else 1)
