@@ -21,7 +21,7 @@ from eqjax.differences import check_equal
 from eqjax.generator import Generator
 from eqjax.io import atomic_write
 from eqjax.model import Model
-from eqjax.tokenizer import Tokenizer
+from eqjax.tokenizer import SemanticConfig, Tokenizer
 from eqjax.typing import Params, Tree
 
 _MODULES: dict[str, Any] = {"tokenizer": Tokenizer, "generator": Generator}
@@ -242,7 +242,7 @@ def module_to_dict(module: Any) -> dict[str, Any]:
         value: Any = getattr(module, field.name)
         if field.name == "dtype":
             value = jnp.dtype(value).name
-        fields[field.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        fields[field.name] = dataclasses.asdict(value) if isinstance(value, SemanticConfig) else value
     return fields
 
 

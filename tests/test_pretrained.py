@@ -133,7 +133,7 @@ def test_what_is_no_weights_file(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no weights file at photo: .* shipped models \['photos'\]"):
         load_pretrained("photo")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="run holds checkpoints .* but no model.safetensors.* to its end"):
+    with pytest.raises(FileNotFoundError, match="run holds checkpoints .* but no model.safetensors.* the run resumes"):
         load_pretrained(tmp_path / "run")
     # A folder of the name, of images perhaps, does not hide the shipped model.
     monkeypatch.chdir(tmp_path)

@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     raise CheckpointFileError(f"{path} is not a PyTorch checkpoint: {_kind_of(head)}.")
 
 
-def state_dict(value: Any, where: str) -> dict[str, np.ndarray]:
+def state_dict(value: Any, where: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Checks that a part of the result of `load` maps names to arrays, and returns it as a dict.
 
     Args:

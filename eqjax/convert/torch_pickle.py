@@ -13,7 +13,7 @@ import math
 import mmap
 import pickle
 import pickletools
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import UInt8
 import ml_dtypes
@@ -60,7 +60,7 @@ class Inert:
     name: str = "unknown"
     state: dict[str, Any]
 
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> "Inert":
         """Accepts any arguments that a file passes."""
         self = super().__new__(cls)
         self.state = {}
@@ -75,7 +75,7 @@ class Inert:
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
-    def __call__(self, *_args: Any, **_kwargs: Any) -> Self:
+    def __call__(self, *_args: Any, **_kwargs: Any) -> "Inert":
         """Returns itself and calls nothing."""
         return self
 
