@@ -2,14 +2,17 @@
 
 import ast
 import graphlib
+import importlib
 import pathlib
 import re
-import runpy
 import subprocess
 import sys
-import types
+import tomllib
 
 import pytest
+
+import eqjax
+from eqjax.cli.main import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "eqjax").rglob("*.py"))
@@ -71,17 +74,10 @@ def requirements():
     return parse((ROOT / "requirements.txt").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(name="setup_arguments")
-def _setup_arguments(monkeypatch):
-    """What setup.py hands to setuptools (which an environment need not have)."""
-    arguments = {}
-    fake, sdist = types.ModuleType("setuptools"), types.ModuleType("setuptools.command.sdist")
-    fake.setup, fake.find_packages, sdist.sdist = arguments.update, lambda include: include, object
-    monkeypatch.setitem(sys.modules, "setuptools", fake)
-    monkeypatch.setitem(sys.modules, "setuptools.command", types.ModuleType("setuptools.command"))
-    monkeypatch.setitem(sys.modules, "setuptools.command.sdist", sdist)
-    runpy.run_path(str(ROOT / "setup.py"))
-    return arguments
+@pytest.fixture(name="project", scope="module")
+def _project():
+    """The tables of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_every_module_says_what_it_is():
@@ -136,12 +132,33 @@ def test_every_range_has_both_ends_and_the_oldest_is_tested():
     assert {name: match and f"=={match[1]}" for name, match in ranges.items()} == oldest
 
 
-def test_setup_takes_its_requirements_and_version_from_one_place(setup_arguments):
-    import eqjax
+def test_version_and_requirements_have_one_place_each(project):
+    dynamic = project["tool"]["setuptools"]["dynamic"]
+    assert dynamic == {"version": {"attr": "eqjax.__version__"}, "dependencies": {"file": ["requirements.txt"]}}
+    assert set(dynamic) == set(project["project"]["dynamic"])
+    # Tools that read this file without importing the package need a literal.
+    tree = ast.parse((ROOT / "eqjax" / "__init__.py").read_text(encoding="utf-8"))
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__version__"]
+    assert ast.literal_eval(assigned[0].value) == eqjax.__version__
 
-    assert parse("\n".join(setup_arguments["install_requires"])) == requirements()
-    assert setup_arguments["version"] == eqjax.__version__
-    assert set(setup_arguments["extras_require"]) == {"cuda12", "cuda13", "tpu", "wandb", "analysis", "dev"}
+
+def test_the_console_script_is_the_main_function_of_the_commands(project):
+    module, _, name = project["project"]["scripts"]["eqjax"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main
+
+
+def test_public_names_are_imported_at_first_use():
+    code = """
+import sys
+import eqjax
+assert "jax" not in sys.modules, "importing eqjax imports JAX"
+assert all(getattr(eqjax, name) is not None for name in eqjax.__all__)
+assert set(eqjax.__all__) <= set(dir(eqjax))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'sampel'"):
+        eqjax.sampel  # noqa: B018 — the access itself is tested
 
 
 def test_importing_is_light():
@@ -149,6 +166,8 @@ def test_importing_is_light():
     code = """
 import sys
 import eqjax
+for name in eqjax.__all__:
+    getattr(eqjax, name)
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized(), "importing eqjax starts a JAX backend"
 heavy = {"torch", "tensorflow", "sklearn", "skimage"} & set(sys.modules)

@@ -141,7 +141,7 @@ def test_what_is_no_weights_file(tmp_path, monkeypatch):
     assert pathlib.Path(pretrained.resolve_path("photos")).is_relative_to(pathlib.Path(pretrained.__file__).parent)
 
 
-def test_bad_files(tmp_path, path, weights):
+def test_bad_files(tmp_path, path):
     content = path.read_bytes()
     for name, data in {"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}.items():
         (tmp_path / name).write_bytes(data)

@@ -1,6 +1,6 @@
-r"""Predicts what a generator's training step takes on machines that are not here: memory, FLOPs, traffic, time.
+r"""Predicts what a generator's training step takes on machines that are not at hand: memory, FLOPs, traffic, time.
 
-    eqjax plan --config=configs/imagenet_generator.py:size=L --num_chips=256 --mesh=data:16,fsdp:16 --chips=H100,v5p
+    eqjax plan --config=imagenet_generator:size=L --num_chips=256 --mesh=data:16,fsdp:16 --chips=H100,v5p
 
 The command compiles the real step, from latents, for as many virtual CPU devices, and allocates no array. The
 partitioning is that of the real machine. Activation memory and the choice of collectives are the CPU compiler's,
@@ -14,31 +14,28 @@ import os
 
 from absl import flags
 
-from eqjax.cli.runner import define_config, flag_group
+from eqjax.cli import runner
 from eqjax.io import write_json
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    with flag_group(values, "What"):
-        define_config(values, "A generator's configuration: a shipped name or a file, with :variant.")
+    with runner.flag_group(values, "Step"):
+        runner.define_config(values, "Generator's configuration: a shipped name or a file, with :variant.")
         flags.DEFINE_integer("num_columns", 16, "Columns of a training image.", 1, flag_values=values)
         flags.DEFINE_float(
-            "encoder_gflop",
-            0.0,
-            "GFLOP per image of an encoder in the step (154 for the published one).",
-            flag_values=values,
+            "encoder_gflop", 0.0, "GFLOP per image of an encoder in the step (published: 154).", 0.0, flag_values=values
         )
-    with flag_group(values, "Where"):
+    with runner.flag_group(values, "Machine"):
         flags.DEFINE_integer("num_chips", 8, "Number of devices.", 1, flag_values=values)
-        flags.DEFINE_list(
-            "chips",
-            ["H100", "v5e", "v5p"],
-            "Chips to estimate for, by their names in perf/chips.py.",
-            flag_values=values,
+        flags.DEFINE_string(
+            "mesh", None, "Mesh of the devices; default: that of the configuration.", flag_values=values
         )
-        flags.DEFINE_string("mesh", None, "Mesh of the devices; default: that of the config.", flag_values=values)
-    with flag_group(values, "Output"):
+        flags.DEFINE_list(
+            "chips", ["H100", "v5e", "v5p"], "Chips to estimate for: H100, H200, A100, v4, v5e, v5p, v6e.",
+            flag_values=values,
+        )  # fmt: skip
+    with runner.flag_group(values, "Output"):
         flags.DEFINE_string("output", None, "JSON file to write the plan and the estimates to.", flag_values=values)
 
 
@@ -55,19 +52,18 @@ def use_virtual_devices(count: int) -> None:
 
 
 def run(args: flags.FlagValues) -> None:
-    """Plans, prints the tables, writes JSON.
+    """Plans the step, prints the tables and writes JSON.
 
     Raises:
-      ValueError: an unknown chip, or a mesh or batch that does not fit.
+      ValueError: an unknown chip; a configuration, mesh or batch size that does not fit.
     """
-    from eqjax.perf import step_plan
-    from eqjax.perf.chips import find_chip
+    from eqjax.perf import chips, step_plan
 
+    for name in args.chips:
+        chips.find_chip(name)  # An unknown name fails here, before minutes of compiling.
     config = args.config
     if args.mesh is not None:
         config.mesh = args.mesh
-    for name in args.chips:
-        find_chip(name)  # An unknown name fails here, before minutes of compiling.
     use_virtual_devices(args.num_chips)
     plan = step_plan.plan_step(config, args.num_chips, args.num_columns)
     estimates = [step_plan.estimate(plan, name, args.encoder_gflop * 1e9) for name in args.chips]

@@ -382,7 +382,7 @@ class _Run:
         count = self.watch.consecutive_nonfinite
         raise FloatingPointError(
             f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of {count} steps in a row, "
-            f"from step {step - count + 1} on, were nonfinite_steps. First offending module: {where}. The last good state is "
+            f"from step {step - count + 1} on, were skipped. First offending module: {where}. The last good state is "
             f"kept as checkpoint {int(state.step)}; resume with a lower learning rate, with gradient clipping, or in "
             "float32."
         )
