@@ -214,7 +214,9 @@ def _train_step(
 
     params: Any
     params, opt_state = state
-    updates, opt_state = _optimizer(steps, learning_rate).update(jax.grad(loss)(params), opt_state, params)
+    grads = jax.grad(loss)(params)
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer powers.
+        updates, opt_state = _optimizer(steps, learning_rate).update(grads, opt_state, params)
     new_params: Any = optax.apply_updates(params, updates)
     return new_params, opt_state
 
