@@ -52,5 +52,5 @@ def test_random_params_have_the_shapes_of_the_module_and_small_values():
 
 def test_a_model_with_weights_keeps_them_and_takes_the_dtype():
     model = benchmark_models.make_model("photos", "bfloat16")
-    assert model.tokenizer.dtype == model.generator.dtype == jnp.bfloat16
+    assert model.require("tokenizer").dtype == model.require("generator").dtype == jnp.bfloat16
     assert model.class_names is not None and "flower" in model.class_names
