@@ -90,7 +90,7 @@ config.tokenizer
 # %%
 config.data.num_workers = config.data.num_threads = 0
 config.total_steps, config.log_every = 40, 10
-config.optimizer.update(name="adamw", learning_rate=2e-3, grad_clip_norm=0.0, schedule="constant")
+config.optimizer.update(name="adamw", learning_rate=2e-3, grad_clip_norm=None, schedule="constant")
 
 # %% [markdown]
 # Libraries underneath ask for command-line flags, which a notebook does not have. Of the log, the lines of the run

@@ -47,9 +47,8 @@ def shrink_generator(config):
         flow_width=16,
         flow_depth=1,
     )
-    config.data.update(source="photos", height=32, width=32, resize=32, num_workers=0)
-    config.data.photo_classes = PHOTO_CLASSES
-    config.batch_size, config.total_steps, config.total_epochs, config.eval_images = 8, 20, 0.0, 16
-    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 5, 20, 20, 10
-    config.keep_every, config.sample_columns, config.sample_flow_steps = 0, 4, 4
-    config.optimizer.update(lr_reference_batch_size=0, warmup_epochs=0.0, warmup_steps=5.0)
+    config.data.update(source="photos", photo_classes=PHOTO_CLASSES, height=32, width=32, resize=32, num_workers=0)
+    config.update(batch_size=8, total_steps=20, total_epochs=None, eval_images=16)
+    config.update(log_every=5, eval_every=20, image_every=20, checkpoint_every=10, keep_every=None)
+    config.sampling.update(num_columns=4, num_flow_steps=4)
+    config.optimizer.update(lr_reference_batch_size=None, warmup_epochs=None, warmup_steps=5.0)

@@ -22,24 +22,20 @@ Variants (`--config=configs/imagenet_generator.py:name`, several joined by comma
 """
 
 from configs import common
-from eqjax.training import generator
-
-SIZES = {
-    "S": dict(width=512, depth=16, num_heads=8, flow_width=960),
-    "B": dict(width=768, depth=24, num_heads=12, flow_width=1024),
-    "L": dict(width=1024, depth=32, num_heads=16, flow_width=1280),
-    "H": dict(width=1280, depth=40, num_heads=16, flow_width=1536),
-}
+from eqjax.published import GENERATOR_SIZES
+from eqjax.training.config import generator_config
 
 
 def get_config(variant=None):
     """The configuration; see the text above for variants."""
     args = common.parse_variant(variant, tiny=False, size="L", precision="float32", remat="none")
-    for name, choices in (("size", tuple(SIZES)), ("precision", ("float32", "bfloat16"))):
+    for name, choices in (("size", tuple(GENERATOR_SIZES)), ("precision", ("float32", "bfloat16"))):
         if args[name] not in choices:
             raise ValueError(f"{name}={args[name]!r} is not one of {choices}.")
-    config = generator.default_config()
-    config.generator.update(SIZES[args["size"]], num_classes=1000, dtype=args["precision"], remat=args["remat"])
+    config = generator_config()
+    config.generator.update(
+        GENERATOR_SIZES[args["size"]], num_classes=1000, dtype=args["precision"], remat=args["remat"]
+    )
     config.data.update(source="folder", height=256, width=256, resize=256, num_workers=8)
     published_recipe(config)
     if args["tiny"]:
@@ -49,7 +45,9 @@ def get_config(variant=None):
 
 def published_recipe(config):
     """Batch, length, optimizer and how often to save, as published where the publication says."""
-    config.batch_size, config.total_epochs = 2048, 1200.0
+    config.update(batch_size=2048, total_epochs=1200.0, eval_images=10_000)
+    config.update(log_every=100, eval_every=5000, image_every=5000, checkpoint_every=1000)
+    config.update(keep_every=50_000, keep_best="eval_loss:min")
     config.optimizer.update(
         learning_rate=1e-4,
         lr_reference_batch_size=256,
@@ -61,5 +59,3 @@ def published_recipe(config):
         grad_clip_norm=3.0,
         ema_decay=0.9999,
     )
-    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 100, 5000, 5000, 1000
-    config.keep_every, config.keep_best, config.eval_images = 50_000, "eval_loss:min", 10_000

@@ -17,13 +17,13 @@ Variants (`--config=configs/photos_generator.py:name`):
 """
 
 from configs import common
-from eqjax.training import generator
+from eqjax.training.config import generator_config
 
 
 def get_config(variant=None):
     """The configuration; see the text above for variants."""
     args = common.parse_variant(variant, tiny=False, quick=False)
-    config = generator.default_config()
+    config = generator_config()
     config.tokenizer_weights = "photos"
     config.generator.update(
         width=192,
@@ -39,10 +39,10 @@ def get_config(variant=None):
         dropout_rate=0.05,
     )
     # Crops of 8 columns, up to the largest that an image holds.
-    config.data.update(source="photos", height=64, width=128, min_scale=0.5, max_scale=1.0)
-    config.data.photo_classes = common.PHOTO_CLASSES
-    config.batch_size, config.total_steps = 32, 1700
-    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 100, 500, 500, 500
+    config.data.update(source="photos", photo_classes=common.PHOTO_CLASSES, height=64, width=128)
+    config.data.update(min_scale=0.5, max_scale=1.0)
+    config.update(batch_size=32, total_steps=1700)
+    config.update(log_every=100, eval_every=500, image_every=500, checkpoint_every=500)
     config.optimizer.update(
         learning_rate=1e-3,
         schedule="cosine",
@@ -52,8 +52,7 @@ def get_config(variant=None):
         grad_clip_norm=1.0,
     )
     if args["quick"]:
-        config.total_steps = 600
-        config.eval_every = config.image_every = config.checkpoint_every = 300
+        config.update(total_steps=600, eval_every=300, image_every=300, checkpoint_every=300)
         config.optimizer.update(warmup_steps=50.0, ema_decay=0.99)
     if args["tiny"]:
         config.tokenizer_weights = None  # The shipped one is larger.
@@ -61,8 +60,8 @@ def get_config(variant=None):
             width=16, depth=2, num_heads=2, latent_dim=8, num_cond_tokens=2, window_size=3, flow_width=16, flow_depth=1
         )
         config.data.update(height=16, width=16)
-        config.batch_size, config.total_steps, config.eval_images = 8, 20, 16
-        config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 5, 20, 20, 10
-        config.sample_columns, config.sample_flow_steps = 4, 4
+        config.update(batch_size=8, total_steps=20, eval_images=16)
+        config.update(log_every=5, eval_every=20, image_every=20, checkpoint_every=10)
+        config.sampling.update(num_columns=4, num_flow_steps=4)
         config.optimizer.warmup_steps = 5.0
     return config

@@ -20,7 +20,7 @@ Variants (`--config=configs/photos_tokenizer.py:name`):
 """
 
 from configs import common
-from eqjax.training import tokenizer
+from eqjax.training.config import tokenizer_config
 
 # Less than the published 0.5, which has LPIPS beside it to hold reconstructions together.
 ADVERSARIAL_WEIGHT = 0.2
@@ -31,7 +31,7 @@ def get_config(variant=None):
     args = common.parse_variant(variant, tiny=False, quick=False, stage2=False, gan=False, style="strict")
     if args["style"] not in ("strict", "published"):
         raise ValueError(f"style={args['style']!r} is neither 'strict' nor 'published'.")
-    config = tokenizer.default_config()
+    config = tokenizer_config()
     # Levels of 8 × 8 and 4 × 4 positions alone: full resolution is where a CPU would spend its time.
     config.tokenizer.update(
         patch_size=8,
@@ -50,10 +50,10 @@ def get_config(variant=None):
         config.tokenizer.update(norm="pixel", attention_window=1)
     # Of the published terms those that need no pretrained file.
     config.objective.update(kl_weight=0.03, perceptual_weight=0.0, semantic_weight=0.0, adversarial_weight=0.0)
-    config.data.update(source="photos", height=64, width=64, min_scale=0.25, max_scale=0.6)
-    config.data.photo_classes = common.PHOTO_CLASSES
-    config.batch_size, config.total_steps = 16, 10_000
-    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 100, 1000, 1000, 1000
+    config.data.update(source="photos", photo_classes=common.PHOTO_CLASSES, height=64, width=64)
+    config.data.update(min_scale=0.25, max_scale=0.6)
+    config.update(batch_size=16, total_steps=10_000)
+    config.update(log_every=100, eval_every=1000, image_every=1000, checkpoint_every=1000)
     config.optimizer.update(
         name="muon",
         learning_rate=6e-3,
@@ -63,8 +63,8 @@ def get_config(variant=None):
         b1=0.9,
         b2=0.99,
         grad_clip_norm=3000.0,
+        ema_decay=0.995,
     )
-    config.optimizer.ema_decay = 0.995
     if args["gan"] or args["stage2"]:
         config.objective.update(adversarial_weight=ADVERSARIAL_WEIGHT, adversarial_start=500)
         config.discriminator.update(kind="patch", channels=32, num_layers=2)
@@ -75,16 +75,15 @@ def get_config(variant=None):
         config.total_steps = 1500
         # Adam's small steps, from a decoder that is already good.
         config.optimizer.update(
-            name="adamw", learning_rate=4e-4, b1=0.5, b2=0.9, grad_clip_norm=0.0, warmup_steps=200.0
+            name="adamw", learning_rate=4e-4, b1=0.5, b2=0.9, grad_clip_norm=None, warmup_steps=200.0
         )
     if args["quick"]:
-        config.total_steps = 500
-        config.eval_every = config.image_every = config.checkpoint_every = 250
+        config.update(total_steps=500, eval_every=250, image_every=250, checkpoint_every=250)
         config.optimizer.warmup_steps = 50.0
     if args["tiny"]:
         config.tokenizer.update(patch_size=2, channels=8, resolution=16, z_channels=4, embed_dim=8)
         config.data.update(height=16, width=16)
-        config.batch_size, config.total_steps, config.eval_images = 8, 20, 16
-        config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 5, 20, 20, 10
+        config.update(batch_size=8, total_steps=20, eval_images=16)
+        config.update(log_every=5, eval_every=20, image_every=20, checkpoint_every=10)
         config.optimizer.warmup_steps = 5.0
     return config

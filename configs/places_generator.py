@@ -29,7 +29,7 @@ def get_config(variant=None):
     args = common.parse_variant(variant, tiny=False, precision="float32", remat="none")
     config = imagenet_generator.get_config(f"size=L,precision={args['precision']},remat={args['remat']}")
     config.generator.num_classes = 30
-    config.sample_guidance, config.sample_columns = 7.0, 64
+    config.sampling.update(guidance_scale=7.0, num_columns=64)
     if args["tiny"]:
         common.shrink_generator(config)
     return config

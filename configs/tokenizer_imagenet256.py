@@ -29,19 +29,19 @@ Variants (`--config=configs/tokenizer_imagenet256.py:name`, several joined by co
 """
 
 from configs import common
-from eqjax.training import tokenizer
+from eqjax.training.config import tokenizer_config
 
 
 def get_config(variant=None):
     """The configuration; see the text above for variants."""
     args = common.parse_variant(variant, tiny=False, stage2=False, strict=False, bf16=False)
-    config = tokenizer.default_config()
+    config = tokenizer_config()
     config.tokenizer.semantic = dict(
         channels=64, channel_multipliers=(8, 12), num_res_blocks=2, out_channels=768, downsamples=0
     )
     config.data.update(source="folder", height=256, width=256, resize=256)
-    config.batch_size, config.total_steps = 96, 123_000
-    config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 100, 5000, 5000, 2500
+    config.update(batch_size=96, total_steps=123_000)
+    config.update(log_every=100, eval_every=5000, image_every=5000, checkpoint_every=2500)
     if args["stage2"]:
         config.freeze_encoder = True
         config.objective.semantic_weight = 0.0
@@ -64,10 +64,9 @@ def get_config(variant=None):
         )
         config.objective.update(perceptual_weight=0.0, semantic_weight=0.0, adversarial_start=20)
         config.discriminator.update(kind="patch", channels=8, num_layers=2)
-        config.data.update(source="photos", height=32, width=32)
-        config.data.photo_classes = common.PHOTO_CLASSES
-        config.batch_size, config.total_steps, config.eval_images = 8, 40, 16
-        config.log_every, config.eval_every, config.image_every, config.checkpoint_every = 5, 20, 40, 20
+        config.data.update(source="photos", photo_classes=common.PHOTO_CLASSES, height=32, width=32)
+        config.update(batch_size=8, total_steps=40, eval_images=16)
+        config.update(log_every=5, eval_every=20, image_every=40, checkpoint_every=20)
         config.optimizer.update(learning_rate=2e-3, warmup_steps=5.0)
         config.discriminator_optimizer.learning_rate = 2e-3
     return config

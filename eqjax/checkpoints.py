@@ -23,7 +23,7 @@ class UnreadableError(RuntimeError):
 
 # Parts of a configuration that decide what the saved arrays mean. Others (the learning rate, the
 # number of steps, how often to log) may change between runs that continue each other.
-FIXED_PARTS = ("stage", "model", "tokenizer", "discriminator", "generator")
+FIXED_PARTS = ("trainer", "model", "tokenizer", "discriminator", "generator")
 # Parts that decide which arrays are saved beside the parameters. Most of their fields may change.
 BESIDE_PARTS = ("freeze_encoder", "objective", "optimizer", "discriminator_optimizer")
 # Fields inside the fixed parts that change how a step is computed, and not what it computes.
@@ -38,15 +38,15 @@ class Checkpoints:
     aside, as `damaged-STEP`, and the one before it is taken.
     """
 
-    def __init__(self, directory, config, *, keep=2, keep_every=0, best=""):
+    def __init__(self, directory, config, *, keep=2, keep_every=None, best=None):
         """Made for one run.
 
         Args:
           directory: folder of the steps.
           config: a plain dict that travels inside.
           keep: the number of newest steps kept, at least 1.
-          keep_every: steps that are multiples of it are kept for good; 0: none.
-          best: the metric whose best step is kept too: "name:min" or "name:max"; "": none.
+          keep_every: steps that are multiples of it are kept for good; None: none.
+          best: the metric whose best step is kept too: "name:min" or "name:max"; None: none.
 
         Raises:
           ValueError: another form of `best`; nothing to be kept.
@@ -221,7 +221,7 @@ class BestWeights:
     """
 
     def __init__(self, workdir, best):
-        """Args: workdir; best, "name:min" or "name:max", or "", which keeps nothing."""
+        """Args: workdir; best, "name:min" or "name:max", or None, which keeps nothing."""
         self._workdir, self._path = workdir, os.path.join(workdir, "best.json")
         self._metric, self._sign = _parse_best(best) if best else (None, 1)
         self.best = None

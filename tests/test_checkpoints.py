@@ -11,7 +11,7 @@ import pytest
 from eqjax import sharding
 from eqjax.checkpoints import Checkpoints, ConfigMismatchError
 
-CONFIG = {"stage": "generator", "generator": {"width": 8, "dtype": "float32"}, "batch_size": 4}
+CONFIG = {"trainer": "generator", "generator": {"width": 8, "dtype": "float32"}, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,7 @@ def train_tokenizer(args, style, seed):
     config.tokenizer.update(attention_resolutions=(args.height // 8,))
     config.data.update(height=args.height, width=8 * args.columns, num_threads=0)
     config.seed, config.total_steps = seed, args.tokenizer_steps
-    config.eval_every = config.image_every = 0
+    config.eval_every = config.image_every = None
     config.checkpoint_every = args.tokenizer_steps
     _check_config(workdir, resolve(config))
     if not os.path.isfile(os.path.join(workdir, "model.safetensors")):

@@ -135,9 +135,9 @@ def decoding_rows(args, model):
 def training_rows(args):
     """Rows of steps as the loop runs them: a generator's from cached latents and from images, or a tokenizer's."""
     config = models.read_config(args.config)
-    config.batch_size, config[config.stage].dtype = args.batch, args.dtype
+    config.batch_size, config[config.trainer].dtype = args.batch, args.dtype
     random, key = np.random.default_rng(0), jax.random.key(0)
-    if config.stage == "tokenizer":
+    if config.trainer == "tokenizer":
         tokenizer = pretrained.build_module("tokenizer", dict(config.tokenizer))
     else:
         tokenizer, generator = models.modules(args.config, args.dtype)
@@ -145,7 +145,7 @@ def training_rows(args):
     config.data.update(height=shape[1], width=shape[2])
     label = np.zeros(args.batch, np.int32)
     pictures = {"image": random.integers(0, 256, shape, np.uint8), "label": label}
-    if config.stage == "tokenizer":
+    if config.trainer == "tokenizer":
         stage = tokenizer_training.make_stage(config)
         state = jax.jit(stage.init)(key)
         yield "step", *step_seconds(stage.step, stage.step, stage.rules, state, pictures, args.repeats)

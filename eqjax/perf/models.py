@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqjax import Generator, Model, Tokenizer, load_pretrained, pretrained
-from eqjax.training import generator as generator_training
+from eqjax.published import GENERATOR_SIZES
+from eqjax.training.config import generator_config
 
 SIZES = {  # width, depth, heads, flow width (arXiv 2503.18948, table of model sizes)
     "S": (512, 16, 8, 960),
@@ -47,8 +48,8 @@ def read_config(config):
       ValueError: there is no such file.
     """
     if config in SIZES:
-        fields, (_, generator) = generator_training.default_config(), modules(config)
-        fields.generator.update(pretrained.module_to_dict(generator))
+        fields = generator_config()
+        fields.generator.update(GENERATOR_SIZES[config])
         return fields
     path, _, variant = config.partition(":")
     if not os.path.isfile(path):

@@ -76,7 +76,7 @@ def analyze(config, chips, columns=16):
     """
     if "generator" not in config:
         raise ValueError(
-            f"--config is of stage {config.get('stage')!r}, but only a generator's step is planned; give a "
+            f"--config has trainer={config.get('trainer')!r}, but only a generator's step is planned; give a "
             "configuration such as configs/imagenet_generator.py."
         )
     devices = jax.devices()

@@ -1,118 +1,321 @@
-"""The part of a configuration that both stages share: its fields, what is wrong with them, what they come to."""
+"""The configuration of a training run: all fields with their defaults, the checks, and `resolve`.
 
-import dataclasses
-import types
+`tokenizer_config` and `generator_config` return complete configurations with the published values; the files in
+`configs/` change them. The data's fields are in `eqjax.data.config`, as evaluation uses them too.
+
+An optional field is None where it is off. A command line sets it with --config.NAME=None, or for text with
+--config.NAME= and nothing behind it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from eqjax import pretrained
+from eqjax.data import default_config as data_config
 from eqjax.data import make_source
 
+# ── Fields and defaults ─────────────────────────────────────────────────────────────────────────
 
-def common_config():
-    """The loop's part of a configuration."""
+
+def _optional(value: Any = None) -> config_dict.FieldReference:
+    """Returns a field that holds a number (or another Python literal), or None, also from a command line."""
+    return config_dict.FieldReference(value, field_type=object)
+
+
+def _optional_text() -> config_dict.FieldReference:
+    return config_dict.placeholder(str)
+
+
+def run_config() -> ml_collections.ConfigDict:
+    """Returns the fields that both trainers share."""
     config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.batch_size = 256  # Global: all processes and devices together.
-    config.total_steps = 100_000
-    config.total_epochs = 0.0  # Passes over the training images, in place of total_steps; 0: total_steps counts.
-    config.mesh = "data:-1"  # Axes data, fsdp, tensor; see eqjax.sharding.
-    config.log_every = 100  # Steps; likewise below. 0 turns a thing off.
-    config.eval_every = 1000
-    config.image_every = 1000
-    config.checkpoint_every = 1000
-    config.keep_checkpoints = 2  # The newest.
-    config.keep_every = 0  # Steps: checkpoints at multiples of it stay.
-    # The metric of evaluation by which the best stays, "eval_loss:min": the weights as best.safetensors, and
-    # the checkpoint of that step if there is one. "": none.
-    config.keep_best = ""
-    config.max_consecutive_nonfinite = (
-        10  # Updates in a row that were not finite, and so nonfinite_steps, until the run stops; 0: never.
-    )
-    config.wandb_project = ""  # Logs also go to Weights & Biases, which must be installed; "": not.
-    config.profile_from = 0  # First step of a profiler trace, counted from 1.
-    config.profile_steps = 0  # Its length in steps; 0: no trace.
+    config.seed = 0  # Of parameters, batches and noise.
+    config.batch_size = 256  # Images per step, of all processes and devices together.
+    config.accumulation_steps = 1  # Microbatches per step, computed one after another to save memory.
+    config.total_steps = 100_000  # Length of the run, steps.
+    config.total_epochs = _optional()  # Length in passes over the training images; overrides total_steps.
+    config.mesh = "data:-1"  # Sizes of the axes data, fsdp and tensor; -1 is what remains. See eqjax.sharding.
+    config.log_every = _optional(100)  # Steps between lines of metrics; None: no metrics.
+    config.eval_every = _optional(1000)  # Steps between evaluations on held-out images; None: no evaluation.
+    config.eval_images = 256  # Held-out images per evaluation; all of them if there are fewer.
+    config.image_every = _optional(1000)  # Steps between images in the logs; None: no images.
+    config.checkpoint_every = _optional(1000)  # Steps between checkpoints; None: no checkpoints.
+    config.keep_checkpoints = 2  # Number of newest checkpoints that are kept.
+    config.keep_every = _optional()  # Checkpoints at multiples of this step are kept for good; None: none of them.
+    # "eval_loss:min": the evaluation metric whose best step is kept, its EMA weights as best.safetensors and its
+    # checkpoint, if the step has one.
+    config.keep_best = _optional_text()
+    # Non-finite steps in a row that stop the run; None: it never stops.
+    config.max_consecutive_nonfinite = _optional(10)
+    config.wandb_project = _optional_text()  # Weights & Biases project to which logs also go; needs the wandb package.
+    config.profile_from = _optional()  # First step of a profiler trace, counted from 1; None: no trace.
+    config.profile_steps = 10  # Length of the trace, steps.
     return config
 
 
-def module_fields(module):
-    """A module's fields as a part of a configuration.
+def optimizer_config() -> ml_collections.ConfigDict:
+    """Returns the fields of an optimizer: Adam with a constant learning rate."""
+    config = ml_collections.ConfigDict()
+    config.name = "adamw"  # Or "muon": orthogonalized updates of kernels, AdamW elsewhere; for the tokenizer only.
+    config.learning_rate = 1e-4  # After the warm-up.
+    # Batch size for which learning_rate is meant: it is scaled in proportion to batch_size; None: it is not scaled.
+    config.lr_reference_batch_size = _optional()
+    config.warmup_steps = 0.0  # Steps of linear warm-up from 0; may have a fraction.
+    config.warmup_epochs = _optional()  # Warm-up in passes over the training images; overrides warmup_steps.
+    config.schedule = "constant"  # After the warm-up: "constant", "cosine" or "step".
+    config.final_lr_ratio = 0.0  # Cosine: learning rate at total_steps, as a fraction of learning_rate.
+    config.decay_every = 30000  # Step: steps between drops, counted from the end of the warm-up.
+    config.decay_rate = 0.2  # Step: factor of every drop.
+    config.b1 = 0.9  # Decay of Adam's first moment.
+    config.b2 = 0.95  # Decay of Adam's second moment.
+    config.eps = 1e-8  # Adam's epsilon.
+    config.weight_decay = 0.0  # Of AdamW, on the parameters of optim.weight_decay_mask; 0 is Adam.
+    config.grad_clip_norm = _optional()  # Largest global norm of the gradients; None: no clipping.
+    config.ema_decay = 0.9999  # Decay of the EMA weights per step.
+    config.ema_warmup = False  # EMA decay min(ema_decay, (1 + n) / (10 + n)) at step n.
+    return config
 
-    Those of several types (a number or None) take any value: on a command line, what Python reads as one.
-    """
-    part = ml_collections.ConfigDict(convert_dict=False, type_safe=False)
-    kinds = {field.name: field.type for field in dataclasses.fields(module)}
-    for name, value in pretrained.module_to_dict(module).items():
-        several = isinstance(kinds[name], types.UnionType)
-        part[name] = config_dict.FieldReference(value, field_type=object) if several else value
-    return part
+
+def sampling_config(**changes: Any) -> ml_collections.ConfigDict:
+    """Returns the fields of `eqjax.sampling.options.SamplingOptions`, which documents them, with `changes`."""
+    config = ml_collections.ConfigDict()
+    config.guidance_scale = 1.0  # Of classifier-free guidance; 1: none.
+    config.guidance_schedule = "linear"  # Over the columns: "linear" from 1 to the scale, or "constant".
+    config.num_flow_steps = 100  # Steps of the ODE solver per column.
+    config.solver = "euler"
+    config.time_grid = "uniform"
+    config.temperature = 1.0  # Factor of the initial noise.
+    config.max_position = _optional()  # Largest position in cross-attention; None: no limit.
+    config.update(changes)
+    return config
 
 
-def resolve(config):
-    """The configuration with everything in steps: epochs and rates per batch size worked out.
+def metrics_config() -> ml_collections.ConfigDict:
+    """Returns the fields of FID and its family, measured on samples during a generator's training."""
+    config = ml_collections.ConfigDict()
+    config.every = _optional()  # Steps between measurements, a multiple of eval_every; None: none.
+    config.num_images = 10_000  # Samples per measurement.
+    config.reference = _optional_text()  # Statistics file of the real images; see `eqjax make-statistics`.
+    config.nets_folder = _optional_text()  # Folder of Inception's weights; None: where `eqjax fetch-weights` puts them.
+    config.sampling = sampling_config(num_flow_steps=50)  # As wide as the training crops.
+    return config
+
+
+def objective_config() -> ml_collections.ConfigDict:
+    """Returns the fields of the tokenizer's objective (see eqjax.training.tokenizer) with the published weights."""
+    config = ml_collections.ConfigDict()
+    config.kl_weight = 0.01
+    config.l2_weight = 0.0  # Of the squared error beside L1; not published, useful without LPIPS.
+    config.perceptual_weight = 1.0  # Of LPIPS; 0 needs no VGG weights.
+    config.semantic_weight = 5.0  # Of the distance to DINOv2 features; 0 needs no DINOv2 weights.
+    config.semantic_start = 20001  # Steps done before the semantic term is on.
+    config.discriminator_loss = "hinge"  # Or "vanilla".
+    # Norm of the adversarial term's gradient, as a fraction of the reconstruction terms'; 0: no discriminator.
+    config.adversarial_weight = 0.5
+    config.adversarial_start = 5001  # Steps done before the adversarial term is on.
+    return config
+
+
+def discriminator_config() -> ml_collections.ConfigDict:
+    """Returns the fields of the tokenizer's discriminator, as published."""
+    config = ml_collections.ConfigDict()
+    config.kind = "dino"  # Heads on frozen DINO features; or "patch": PatchGAN, which needs no pretrained file.
+    config.channels = 64  # PatchGAN: channels of the first layer.
+    config.num_layers = 3  # PatchGAN: layers that halve the image.
+    return config
+
+
+def tokenizer_module_config() -> ml_collections.ConfigDict:
+    """Returns the fields of `eqjax.Tokenizer`, which documents them, with the published size."""
+    config = ml_collections.ConfigDict(convert_dict=False)  # `semantic` is None or a dict.
+    config.channels = 128  # Base width.
+    config.channel_multipliers = (1, 1, 2, 4, 4)  # Width of every level, in multiples of `channels`.
+    config.num_res_blocks = 2  # Per level of the encoder; the decoder has one more.
+    config.attention_resolutions = (16,)  # Image heights at which ResBlocks are followed by attention.
+    config.resolution = 256  # Image height, pixels.
+    config.z_channels = 256  # Channels of the feature map before it is cut into columns.
+    config.embed_dim = 256  # Channels of a latent.
+    config.square_downsamples = 4  # Downsamplings that halve columns too; the others halve rows alone.
+    config.semantic = _optional()  # Dict with the fields of a SemanticConfig; None: no semantic head.
+    config.norm = "group"  # Or a local norm, such as "pixel".
+    config.attention_window = _optional()  # Reach of attention to either side, latent columns; None: all.
+    config.patch_size = 1  # Side of the patches on which the first level works, pixels.
+    config.posterior_std = 2.5  # Bound of the posterior's standard deviation.
+    config.dtype = "float32"  # Of computation.
+    return config
+
+
+def generator_module_config() -> ml_collections.ConfigDict:
+    """Returns the fields of `eqjax.Generator`, which documents them, with the published size L."""
+    config = ml_collections.ConfigDict()
+    config.width = 1024
+    config.depth = 32  # Layers.
+    config.num_heads = 16  # Of both attentions.
+    config.latent_dim = 256  # Channels of a latent: the tokenizer's embed_dim.
+    config.num_classes = 1000  # Without the null class.
+    config.num_cond_tokens = 16  # Tokens that a class becomes for cross-attention.
+    config.window_size = _optional(4)  # Columns that a column attends to, itself included; None: all before it.
+    config.max_rope_shift = 16  # Positions are shifted by a random number below this, per training step.
+    config.flow_width = 1280
+    config.flow_depth = 12  # Residual blocks of the flow head.
+    config.flow_batch_mult = 4  # Flow times drawn per column and training step.
+    config.dropout_rate = 0.1  # On attention weights, attention outputs and in the MLP.
+    config.label_dropout_rate = 0.1  # Probability that training replaces a label by the null class.
+    config.remat = "none"  # Rematerialization: "none", "full", "dots" or "projections".
+    config.dtype = "float32"  # Of computation.
+    return config
+
+
+def tokenizer_config() -> ml_collections.ConfigDict:
+    """Returns the complete configuration of a tokenizer's training: published sizes, weights and optimizers."""
+    config = run_config()
+    config.trainer = "tokenizer"
+    config.tokenizer = tokenizer_module_config()
+    config.objective = objective_config()
+    config.discriminator = discriminator_config()
+    config.freeze_encoder = False  # Stage 2: trains the decoder's side alone; needs stage1_weights.
+    config.stage1_weights = _optional_text()  # Name, file or workdir whose EMA weights the run starts from.
+    config.data = data_config()
+    config.optimizer = optimizer_config()
+    config.optimizer.update(
+        learning_rate=1.92e-4,
+        warmup_steps=3000.0,
+        schedule="step",
+        b1=0.5,
+        b2=0.9,
+        ema_decay=0.99,
+        ema_warmup=True,
+    )
+    config.discriminator_optimizer = optimizer_config()
+    config.discriminator_optimizer.update(learning_rate=1.92e-4, b1=0.5, b2=0.9)
+    return config
+
+
+def generator_config() -> ml_collections.ConfigDict:
+    """Returns the complete configuration of a generator's training: published size L and optimizer."""
+    config = run_config()
+    config.trainer = "generator"
+    config.generator = generator_module_config()
+    config.tokenizer_weights = _optional_text()  # Name, file or workdir of the frozen tokenizer; required.
+    # Indices of the columns whose loss is trained, (0, 1, 2, 3), to test transfer to the others; None: all.
+    config.loss_columns = config_dict.placeholder(tuple)
+    config.sampling = sampling_config(guidance_scale=3.0, num_flow_steps=50)  # Of the images in the logs.
+    config.sampling.num_columns = 16  # Their width.
+    config.metrics = metrics_config()
+    config.data = data_config()
+    config.optimizer = optimizer_config()
+    config.optimizer.update(learning_rate=1e-4, weight_decay=0.02, grad_clip_norm=3.0, ema_decay=0.9999)
+    return config
+
+
+# ── Checks ──────────────────────────────────────────────────────────────────────────────────────
+
+# Smallest values of integer fields; optional ones may also be None.
+_LEAST = {
+    "batch_size": 1,
+    "accumulation_steps": 1,
+    "keep_checkpoints": 1,
+    "total_steps": 0,
+    "profile_steps": 1,
+}
+_LEAST_OPTIONAL = {
+    "log_every": 1,
+    "eval_every": 1,
+    "image_every": 1,
+    "checkpoint_every": 1,
+    "keep_every": 1,
+    "max_consecutive_nonfinite": 1,
+    "profile_from": 1,
+    "metrics.every": 1,
+    "optimizer.lr_reference_batch_size": 1,
+    "discriminator_optimizer.lr_reference_batch_size": 1,
+}
+
+
+def check_config(config: ml_collections.ConfigDict, default: ml_collections.ConfigDict) -> None:
+    """Checks that a configuration has the fields of `default`, with values in their ranges.
+
+    The fields of modules and of the data are checked where modules and data are made.
 
     Args:
-      config: with the fields of `default_config`, `data` and `optimizer`.
-
-    Returns:
-      A copy; resolving it again changes nothing.
+      config: the configuration.
+      default: `tokenizer_config()` or `generator_config()`.
 
     Raises:
-      ValueError: epochs of a negative length, or a batch of no images.
+      ValueError: the configuration is another trainer's; fields are unknown, missing or out of range.
     """
-    config = config.copy_and_resolve_references()
-    optimizer = config.optimizer
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size={config.batch_size} must be at least 1.")
-    for name, value in (("total_epochs", config.total_epochs), ("warmup_epochs", optimizer.warmup_epochs)):
-        if value < 0:
-            raise ValueError(f"{name}={value} must be at least 0.")
-    if config.total_epochs or optimizer.warmup_epochs:
-        steps_per_epoch = len(make_source(config.data)) / config.batch_size
-        if config.total_epochs:
-            config.total_steps = max(1, round(config.total_epochs * steps_per_epoch))
-        if optimizer.warmup_epochs:
-            optimizer.warmup_steps = float(optimizer.warmup_epochs * steps_per_epoch)
-    if optimizer.lr_reference_batch_size:
-        optimizer.learning_rate *= config.batch_size / optimizer.lr_reference_batch_size
-    config.total_epochs = optimizer.warmup_epochs = 0.0
-    optimizer.lr_reference_batch_size = 0
-    return config
-
-
-def check_config(config, default):
-    """Compares the fields of a configuration with those that are known.
-
-    Raises:
-      ValueError: fields that are unknown, missing, or out of range.
-    """
-
-    def names(part, prefix=""):
-        for key, value in part.items():
-            # The modules' own fields are checked where modules are made.
-            if isinstance(value, ml_collections.ConfigDict) and key not in ("tokenizer", "generator"):
-                yield from names(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key
-
-    have, want = set(names(config)), set(names(default))
-    unknown, missing = sorted(have - want), sorted(want - have)
+    if (found := config.get("trainer")) != default.trainer:
+        raise ValueError(
+            f"the configuration has trainer={found!r}, this command trains {default.trainer!r}; give it a "
+            f"configuration made from {default.trainer}_config()."
+        )
+    given, known = dict(_fields(config)), dict(_fields(default))
+    unknown, missing = sorted(given.keys() - known.keys()), sorted(known.keys() - given.keys())
     if unknown or missing:
         raise ValueError(
-            "the configuration does not have the fields that it should have.\n"
-            f"  unknown: {unknown}\n  missing: {missing}\n  known: {sorted(want)}"
+            f"the configuration does not have the fields of {default.trainer}_config().\n"
+            f"  unknown: {unknown}\n  missing: {missing}\n  known: {sorted(known)}"
         )
-    if config.keep_best and not config.eval_every:
-        raise ValueError(f"keep_best={config.keep_best!r} needs evaluations; eval_every is 0.")
-    least = dict(
-        batch_size=1, accumulation_steps=1, keep_checkpoints=1, total_steps=0, max_consecutive_nonfinite=0, keep_every=0
-    )
-    least |= dict(log_every=0, eval_every=0, image_every=0, checkpoint_every=0)
-    for name, bound in least.items():
-        if config[name] < bound:
-            raise ValueError(f"{name}={config[name]} must be at least {bound}.")
+    for name, least in (_LEAST | _LEAST_OPTIONAL).items():
+        if name in given:
+            _check_integer(name, given[name], least, optional=name in _LEAST_OPTIONAL)
     if config.batch_size % config.accumulation_steps:
         raise ValueError(
             f"batch_size={config.batch_size} is not a multiple of accumulation_steps={config.accumulation_steps}."
         )
+    if config.keep_best and config.eval_every is None:
+        raise ValueError(f"keep_best={config.keep_best!r} needs evaluations; eval_every is None.")
+    if config.total_epochs is not None and not config.total_epochs > 0:
+        raise ValueError(f"total_epochs={config.total_epochs} must be above 0, or None to count total_steps.")
+    for name, value in given.items():
+        if name.endswith("warmup_epochs") and value is not None and not value >= 0:
+            raise ValueError(f"{name}={value} must be at least 0, or None to count warmup_steps.")
+
+
+def _fields(part: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (name, value) of every field, except inside the parts that are modules'."""
+    for key, value in part.items():
+        if isinstance(value, ml_collections.ConfigDict) and key not in ("tokenizer", "generator"):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _check_integer(name: str, value: Any, least: int, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        alternative = ", or None to turn it off" if optional else ""
+        raise ValueError(f"{name}={value!r} must be an integer of at least {least}{alternative}.")
+
+
+# ── Epochs to steps ─────────────────────────────────────────────────────────────────────────────
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Converts epochs to steps, and scales learning rates to the batch size.
+
+    Args:
+      config: a configuration with the fields of `run_config`, `data` and `optimizer`, in their ranges.
+
+    Returns:
+      A copy without `total_epochs`, `warmup_epochs` and `lr_reference_batch_size`; resolving it again changes nothing.
+    """
+    config = config.copy_and_resolve_references()
+    optimizers = [config[name] for name in ("optimizer", "discriminator_optimizer") if name in config]
+    if config.total_epochs is not None:
+        config.total_steps = max(1, round(config.total_epochs * _steps_per_epoch(config)))
+    for optimizer in optimizers:
+        if optimizer.warmup_epochs is not None:
+            optimizer.warmup_steps = float(optimizer.warmup_epochs * _steps_per_epoch(config))
+        if optimizer.lr_reference_batch_size is not None:
+            optimizer.learning_rate *= config.batch_size / optimizer.lr_reference_batch_size
+        optimizer.warmup_epochs = optimizer.lr_reference_batch_size = None
+    config.total_epochs = None
+    return config
+
+
+def _steps_per_epoch(config: ml_collections.ConfigDict) -> float:
+    return len(make_source(config.data)) / config.batch_size

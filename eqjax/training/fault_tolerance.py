@@ -54,7 +54,7 @@ class StepWatch:
     """
 
     def __init__(self, limit, nonfinite_steps=0, in_a_row=0):
-        """Args: limit, nonfinite_steps steps in a row that are too many (0: no limit); counts of a resumed run."""
+        """Args: limit, nonfinite_steps steps in a row that are too many (None: no limit); counts of a resumed run."""
         self._limit = limit
         self._lag = 0 if jax.default_backend() == "cpu" else 1
         self._pending = collections.deque()

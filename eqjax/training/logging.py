@@ -23,12 +23,12 @@ class MetricWriter:
     Only process 0 writes; on the others every call does nothing. Use it in a `with` statement.
     """
 
-    def __init__(self, workdir, wandb_project=""):
+    def __init__(self, workdir, wandb_project=None):
         """Opens the files.
 
         Args:
           workdir: their folder.
-          wandb_project: of Weights & Biases, where a run that is continued stays one run; "": none.
+          wandb_project: of Weights & Biases, where a run that is continued stays one run; None: none.
 
         Raises:
           ModuleNotFoundError: a project is named, and the package wandb is not installed.
@@ -102,7 +102,7 @@ def _start_wandb(workdir, project):
         import wandb
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"wandb_project={project!r} needs the package wandb: pip install wandb, or leave the field empty; "
+            f"wandb_project={project!r} needs the package wandb: pip install wandb, or set it to None; "
             "metrics.jsonl and TensorBoard are written in any case."
         ) from error
     path, kept = os.path.join(workdir, "wandb_run.txt"), None

@@ -78,7 +78,7 @@ def train(config, workdir, stage):
     asked for.
 
     Args:
-      config: a ConfigDict with the fields of `settings.default_config`, and `data`; resolved.
+      config: a ConfigDict with the fields of `config.run_config`, and `data`; resolved.
       workdir: a folder; made if it is not there.
       stage: a `Stage`.
 
@@ -95,7 +95,7 @@ def train(config, workdir, stage):
       OSError: a checkpoint could not be written; those before it are whole.
     """
     mesh, root = sharding.make_mesh(shape=config.mesh), jax.random.key(config.seed)
-    sharding.check_batch(mesh, config.batch_size, config.get("accumulation_steps", 1))
+    sharding.check_batch(mesh, config.batch_size, config.accumulation_steps)
     share = batch_share(mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(WorkdirLock(workdir))
@@ -255,7 +255,8 @@ class _Trace:
     """The profiler over `profile_steps` steps from `profile_from` on, as far as this run does them."""
 
     def __init__(self, config, workdir):
-        self._range = range(config.profile_from, config.profile_from + config.profile_steps)
+        first = config.profile_from
+        self._range = range(0) if first is None else range(first, first + config.profile_steps)
         self._folder, self._running = os.path.join(workdir, "profile"), False
 
     def before(self, step, watch):
@@ -354,7 +355,7 @@ class _Run:
         logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in numbers.items()))
         self.writer.scalars(step, results)
         self.best.update(step, results, functools.partial(self.stage.export, state))
-        if self.config.keep_best.partition(":")[0] not in (*numbers, ""):
+        if self.config.keep_best and self.config.keep_best.partition(":")[0] not in numbers:
             logging.warning("keep_best=%r: step %d measured %s.", self.config.keep_best, step, sorted(numbers))
         return numbers
 
@@ -393,7 +394,7 @@ class _Run:
         return self.stop.received or any(self._due(step, number) for number in every)
 
     def _due(self, step, every):
-        return every > 0 and (step % every == 0 or step == self.config.total_steps)
+        return every is not None and (step % every == 0 or step == self.config.total_steps)
 
 
 def _is_number(value):

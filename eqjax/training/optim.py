@@ -2,34 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 import optax.contrib
 
 from eqjax import sharding
-
-
-def default_config():
-    """The optimizer's part of a configuration: Adam at a constant rate after a warm-up."""
-    config = ml_collections.ConfigDict()
-    config.name = "adamw"  # or "muon": orthogonalised updates of kernels, AdamW elsewhere; for the tokenizer.
-    config.learning_rate = 1e-4  # After the warm-up.
-    config.lr_reference_batch_size = 0  # The batch size that learning_rate is meant for, others scale it; 0: for any.
-    config.warmup_steps = 0.0  # Steps of linear warm-up from 0; may be a fraction.
-    config.warmup_epochs = 0.0  # The same in passes over the training images, in place of warmup_steps; 0: steps.
-    config.schedule = "constant"  # "constant", "cosine" (to final_lr_ratio at total_steps) or "step" (× decay_rate every decay_every).
-    config.final_lr_ratio = 0.0  # Of the cosine, as a share of learning_rate.
-    config.decay_every = 30000  # Steps between the drops of the step schedule, counted after the warm-up.
-    config.decay_rate = 0.2
-    config.b1 = 0.9
-    config.b2 = 0.95
-    config.eps = 1e-8
-    config.weight_decay = 0.0  # On the parameters that `weight_decay_mask` names; 0 is Adam.
-    config.grad_clip_norm = 0.0  # Global gradient norm is clipped to this; 0 leaves it.
-    config.ema_decay = 0.9999
-    config.ema_warmup = False  # Decay min(ema_decay, (1 + n) / (10 + n)) at update n, as the tokenizer's is.
-    return config
-
 
 SCHEDULES = ("constant", "cosine", "step")
 
@@ -38,7 +14,7 @@ def make_schedule(config, total_steps):
     """The learning rate at a step (the number of updates done before it).
 
     Args:
-      config: as `default_config`.
+      config: as `config.optimizer_config`.
       total_steps: updates of the whole run.
 
     Returns:
@@ -95,7 +71,7 @@ def make_optimizer(config, total_steps, matrices=None):
     """Gradient clipping, then AdamW, or Muon on kernels with AdamW elsewhere.
 
     Args:
-      config: as `default_config`.
+      config: as `config.optimizer_config`.
       total_steps: updates of the whole run, for the schedule.
       matrices: for Muon, a function like `muon_dimension_numbers`.
 
@@ -128,7 +104,10 @@ def make_optimizer(config, total_steps, matrices=None):
         )
     else:
         raise ValueError(f"optimizer.name={config.name!r} is neither 'adamw' nor, for the tokenizer, 'muon'.")
-    clip = optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm else optax.identity()
+    clip_norm = config.grad_clip_norm
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"optimizer.grad_clip_norm={clip_norm} must be above 0, or None for no clipping.")
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, optimizer), schedule
 
 

@@ -43,8 +43,8 @@ def test_what_is_unknown():
         ValueError, match="--config.optimizer.learning_rte: .* nearest is --config.optimizer.learning_ra"
     ):
         parse("photos_tokenizer.py", "--config.optimizer.learning_rte=3")
-    with pytest.raises(ValueError, match="--config.optimizer.b1: .* nearest is --config.optimizer.b1"):
-        parse("photos_tokenizer.py", "--config.optimizer.b1", "0.5")
+    with pytest.raises(ValueError, match="--config.optimiser.b1: .* nearest is --config.optimizer.b1"):
+        parse("photos_tokenizer.py", "--config.optimiser.b1", "0.5")
     with pytest.raises(ValueError, match="unknown variant 'tinny'"):
         parse("photos_tokenizer.py:tinny")
     with pytest.raises(FileNotFoundError, match="there is no file configs/photos.py"):

@@ -84,7 +84,7 @@ def test_what_a_plan_refuses():
         plan(batch_size=6)
     with pytest.raises(ValueError, match="accumulation_steps=4 parts makes 2 images a part"):
         plan(accumulation_steps=4)
-    with pytest.raises(ValueError, match="--config is of stage 'tokenizer', but only a generator's step is planned"):
+    with pytest.raises(ValueError, match="--config has trainer='tokenizer', but only a generator's step is planned"):
         step_plan.analyze(photos_tokenizer.get_config("tiny"), 4)
     with pytest.raises(ValueError, match="there are 4 devices, not 99"):
         step_plan.analyze(imagenet_generator.get_config("tiny"), 99)

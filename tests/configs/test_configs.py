@@ -29,18 +29,18 @@ def test_every_file_is_listed():
 @pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants])
 def test_shapes(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
-    stage = {"tokenizer": tokenizer, "generator": generator}[config.stage]
+    stage = {"tokenizer": tokenizer, "generator": generator}[config.trainer]
     check_config(config, stage.default_config())
     if config.data.source == "folder":
         config.data.root = "the user's"
     data.check_config(config.data)
     optim.make_schedule(config.optimizer, config.total_steps)
-    module = pretrained.build_module(config.stage, dict(config[config.stage]))
+    module = pretrained.build_module(config.trainer, dict(config[config.trainer]))
     params = pretrained.abstract_params(module)
-    matrices = optim.muon_dimension_numbers if config.stage == "tokenizer" else None
+    matrices = optim.muon_dimension_numbers if config.trainer == "tokenizer" else None
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps, matrices)
     jax.eval_shape(optimizer.init, params)
-    if config.stage == "tokenizer":
+    if config.trainer == "tokenizer":
         assert (module.resolution, config.data.width % module.column_width) == (config.data.height, 0)
         strict = "strict" in (variant or "") or (name.startswith("photos") and "published" not in (variant or ""))
         assert (module.halo_columns is not None) == strict
@@ -78,9 +78,9 @@ def test_tiny_stages_fit_each_other(second, first):
 def test_ranges():
     config = importlib.import_module("configs.photos_generator").get_config("tiny")
     for name, value, message in (
-        ("accumulation_steps", 0, "accumulation_steps=0 must be at least 1"),
+        ("accumulation_steps", 0, "accumulation_steps=0 must be an integer of at least 1"),
         ("accumulation_steps", 3, "batch_size=8 is not a multiple of accumulation_steps=3"),
-        ("log_every", -1, "log_every=-1 must be at least 0"),
+        ("log_every", -1, "log_every=-1 must be an integer of at least 1, or None"),
     ):
         wrong = config.copy_and_resolve_references()
         wrong[name] = value
@@ -92,7 +92,7 @@ def test_demo_model_is_small():
     sizes = 0
     for name in ("photos_tokenizer", "photos_generator"):
         config = importlib.import_module(f"configs.{name}").get_config()
-        params = pretrained.abstract_params(pretrained.build_module(config.stage, dict(config[config.stage])))
+        params = pretrained.abstract_params(pretrained.build_module(config.trainer, dict(config[config.trainer])))
         sizes += sum(leaf.size for leaf in jax.tree.leaves(params))
     assert 2 * sizes < 10e6  # Bytes in half precision.
 
@@ -111,6 +111,16 @@ def test_defaults_are_the_published_full_size():
     assert round(count, 1) == 644.5
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "generator"])
+def test_written_defaults_of_modules_are_those_of_the_modules(name):
+    written = dict({"tokenizer": tokenizer, "generator": generator}[name].default_config()[name])
+    module = {"tokenizer": pretrained.Tokenizer, "generator": pretrained.Generator}[name]()
+    assert pretrained.module_to_dict(pretrained.build_module(name, written)) == pretrained.module_to_dict(module) | (
+        {"remat": "none"} if name == "generator" else {}
+    )
+    assert written.keys() == pretrained.module_to_dict(module).keys()
+
+
 def test_published_generators():
     """Sizes in millions of parameters, and the recipe at a batch of 2048."""
     for size, millions in (("S", 127.3), ("B", 295.6), ("L", 644.5), ("H", 1203.2)):
@@ -118,7 +128,7 @@ def test_published_generators():
         params = pretrained.abstract_params(pretrained.build_module("generator", dict(config.generator)))
         assert round(sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6, 1) == millions
     places = importlib.import_module("configs.places_generator").get_config()
-    assert (places.generator.width, places.generator.num_classes, places.sample_guidance) == (1024, 30, 7.0)
+    assert (places.generator.width, places.generator.num_classes, places.sampling.guidance_scale) == (1024, 30, 7.0)
     recipe = config.optimizer
     assert (config.total_epochs, recipe.warmup_epochs, recipe.grad_clip_norm, recipe.ema_decay) == (
         1200,
@@ -148,8 +158,11 @@ def test_variants_are_strict():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(keep_best="eval_loss:min", eval_every=0), "keep_best='eval_loss:min' needs evaluations; eval_every is 0"),
-        (dict(accumulation_steps=0), "accumulation_steps=0 must be at least 1"),
+        (
+            dict(keep_best="eval_loss:min", eval_every=None),
+            "keep_best='eval_loss:min' needs evaluations; eval_every is None",
+        ),
+        (dict(accumulation_steps=0), "accumulation_steps=0 must be an integer of at least 1"),
         (dict(accumulation_steps=3), "batch_size=32 is not a multiple of accumulation_steps=3"),
     ],
 )

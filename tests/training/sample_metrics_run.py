@@ -50,10 +50,10 @@ def make_config(tokenizer, reference, **metrics):
     config.generator.num_classes = 2
     config.tokenizer_weights = str(tokenizer)
     config.total_steps, config.log_every, config.eval_every, config.checkpoint_every = 4, 1, 2, 2
-    config.image_every, config.keep_checkpoints, config.keep_best = 0, 1, "fid:max"
+    config.update(image_every=None, keep_checkpoints=1, keep_best="fid:max")
     config.optimizer.update(schedule="constant", warmup_steps=0.0, learning_rate=5e-3)
-    config.metrics.update(every=2, num_images=COUNT, reference=str(reference), **SETTINGS)
-    config.metrics.update(metrics)
+    config.metrics.update(every=2, num_images=COUNT, reference=str(reference), **metrics)
+    config.metrics.sampling.update(SETTINGS)
     return config
 
 

@@ -12,6 +12,7 @@ from configs import photos_tokenizer
 from eqjax.tokenizer.posterior import Posterior
 from eqjax.tokenizer.tokenizer import Decoded
 from eqjax.training import nan_report, objective, optim, tokenizer
+from eqjax.training.config import optimizer_config
 from eqjax.training.updates import TokenizerState, Updates
 
 DEFAULTS = dict(root=1.0, offset=0.0, judge=0.0)
@@ -56,7 +57,7 @@ def _first():
         judge=judge,
         discriminator_loss=lambda real, fake: jnp.mean(jnp.sqrt(real)) + jnp.mean(fake),
     )
-    optimizer, _ = optim.make_optimizer(optim.default_config(), 10)
+    optimizer, _ = optim.make_optimizer(optimizer_config(), 10)
     updates = Updates(terms, optimizer, optimizer, 1, 0, 0)
     draw = np.random.default_rng(0)
     images = draw.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
@@ -90,7 +91,7 @@ def test_the_first_in_order_is_named(first):
 @pytest.mark.slow
 def test_a_run_names_it(tmp_path):
     config = photos_tokenizer.get_config("tiny,gan")
-    config.update(max_consecutive_nonfinite=2, log_every=1, image_every=0, eval_every=0)
+    config.update(max_consecutive_nonfinite=2, log_every=1, image_every=None, eval_every=None)
     config.objective.adversarial_start = 2
     config.optimizer.name = "adamw"  # Compiles faster.
     config.discriminator_optimizer.learning_rate = float("inf")

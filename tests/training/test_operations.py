@@ -189,7 +189,7 @@ def test_a_refused_run_leaves_the_configuration_and_another_precision_is_not_ref
     assert [count for _, count in lines(tmp_path, "corrupt_images")] == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("keep_best", ["", "score:min"])
+@pytest.mark.parametrize("keep_best", [None, "score:min"])
 def test_a_failing_evaluation_leaves_a_checkpoint(tmp_path, keep_best):
     def evaluate(state):
         if int(state.step) == 2:
@@ -230,8 +230,7 @@ def test_meshes_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="multiplies to 3"):
         train(tmp_path / "run", toy_trainer.config(1, mesh="data:3"))
     config = toy_trainer.config(1, batch_size=4)
-    with config.unlocked():
-        config.accumulation_steps = 2
+    config.accumulation_steps = 2
     with pytest.raises(ValueError, match="batch_size=4 in accumulation_steps=2 parts makes 2 images a part"):
         train(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
@@ -278,7 +277,7 @@ def kill_at_random(tmp_path, kills, seed):
         assert process.returncode == -signal.SIGKILL
     subprocesses.run("tests.training.toy_trainer", tmp_path / "run", json.dumps(options), devices=4)
     end = np.load(tmp_path / "end.npz")
-    whole = train(tmp_path / "whole", toy_trainer.config(steps, log_every=0, checkpoint_every=0))
+    whole = train(tmp_path / "whole", toy_trainer.config(steps, log_every=None, checkpoint_every=None))
     assert same([end[f"arr_{i}"] for i in range(len(values(whole)))], values(whole))
     logged = [step for step, _ in lines(tmp_path / "run")]
     repeated = len(logged) - len(set(logged))
@@ -340,12 +339,6 @@ def test_epochs_and_rates_become_steps():
     assert resolved.total_steps == 15_000 and resolved.optimizer.warmup_steps == 225.0
     assert resolved.optimizer.learning_rate == pytest.approx(1e-4 * 2 / 256)
     assert resolve(resolved).to_dict() == resolved.to_dict()
-    config.batch_size = 0
-    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
-        resolve(config)
-    config.batch_size, config.total_epochs = 2, -1.0
-    with pytest.raises(ValueError, match="total_epochs=-1.0 must be at least 0"):
-        resolve(config)
 
 
 def test_accumulated_gradients():

@@ -10,12 +10,13 @@ import pytest
 
 from eqjax import convert
 from eqjax.training import optim
+from eqjax.training.config import optimizer_config
 from eqjax.training.state import ema_update, stream
 from tests.golden_cases import GOLDEN, generator_case, relative_error, training_loss
 
 
 def make(**fields):
-    config = optim.default_config()
+    config = optimizer_config()
     config.update(fields)
     return config
 

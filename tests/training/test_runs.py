@@ -23,7 +23,7 @@ def tokenizer_config(steps):
     config.checkpoint_every = 20
     config.log_every = 1
     # Muon, which the configuration names, takes twice the time to compile.
-    config.optimizer.update(name="adamw", grad_clip_norm=0.0)
+    config.optimizer.update(name="adamw", grad_clip_norm=None)
     config.optimizer.update(schedule="constant", warmup_steps=0.0, learning_rate=2e-3)
     return config
 

@@ -45,8 +45,8 @@ def test_two_processes_judge_as_one(inputs, tmp_path):
         (dict(every=3), "metrics.every=3 must be a multiple of eval_every=2"),
         (dict(reference=""), "set metrics.reference: a statistics file"),
         (dict(reference="nowhere.npz"), "nowhere.npz"),
-        (dict(num_flow_steps=0), "num_flow_steps=0 must be ≥ 1"),
-        (dict(guidance_scale=-1.0), "guidance_scale=-1.0 must be ≥ 0"),
+        (dict(sampling={"num_flow_steps": 0}), "num_flow_steps=0 must be ≥ 1"),
+        (dict(sampling={"guidance_scale": -1.0}), "guidance_scale=-1.0 must be ≥ 0"),
         (dict(num_images=1), "num_images=1: a covariance, and so FID, needs at least 2"),
     ],
 )
@@ -116,4 +116,4 @@ def test_best_weights(tmp_path):
     again = BestWeights(tmp_path, "fid:min")  # A run that goes on.
     assert again.best == {"step": 4, "fid": 8.0} and not again.update(5, {"fid": 8.5}, export)
     assert BestWeights(tmp_path, "precision:max").best is None  # Under another metric it begins anew.
-    assert not BestWeights(tmp_path, "").update(6, {"fid": 0.0}, export)
+    assert not BestWeights(tmp_path, None).update(6, {"fid": 0.0}, export)

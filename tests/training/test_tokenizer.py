@@ -19,7 +19,7 @@ from tests.random_params import random_params
 def make_config(variant="tiny", **overrides):
     config = tokenizer_imagenet256.get_config(variant)
     config.data.classes = ("brick", "coffee")
-    config.update(log_every=1, checkpoint_every=30, image_every=0)
+    config.update(log_every=1, checkpoint_every=30, image_every=None)
     config.update(overrides)
     return config
 

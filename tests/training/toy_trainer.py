@@ -15,9 +15,8 @@ import numpy as np
 import optax
 
 from eqjax import sharding
-from eqjax.data import default_config as default_data_config
 from eqjax.training import loop, optim
-from eqjax.training.config import common_config
+from eqjax.training.config import data_config, optimizer_config, run_config
 from eqjax.training.state import stream
 
 
@@ -32,12 +31,12 @@ class State:
 
 
 def config(total_steps=6, **fields):
-    config = common_config()
-    config.stage = "toy"
-    config.data = default_data_config()
+    config = run_config()
+    config.trainer = "toy"
+    config.data = data_config()
     config.data.update(height=16, width=16, classes=("brick", "coffee"), num_threads=1)
-    config.optimizer = optim.default_config()
-    config.update(batch_size=8, total_steps=total_steps, log_every=1, image_every=0, eval_every=0)
+    config.optimizer = optimizer_config()
+    config.update(batch_size=8, total_steps=total_steps, log_every=1, image_every=None, eval_every=None)
     config.update({"checkpoint_every": 2, **fields})
     return config
 

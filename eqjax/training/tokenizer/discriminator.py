@@ -7,7 +7,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from eqjax import nets
 from eqjax.tokenizer.discriminator import FeatureDiscriminator, PatchDiscriminator
@@ -15,15 +14,6 @@ from eqjax.tokenizer.losses import DISCRIMINATOR_LOSSES
 from eqjax.training.objective import Objective
 
 KINDS = ("dino", "patch")
-
-
-def default_config():
-    """The discriminator's part of a configuration, as published."""
-    config = ml_collections.ConfigDict()
-    config.kind = "dino"  # "dino" (heads on frozen DINO features) or "patch" (PatchGAN, needs no pretrained file).
-    config.channels = 64  # Of PatchGAN's first layer.
-    config.num_layers = 3  # Of PatchGAN: layers that halve the image.
-    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +91,7 @@ def make_judge(config, dtype=jnp.float32):
     """The discriminator of a configuration, and the frozen networks it needs.
 
     Args:
-      config: as `default_config`.
+      config: as `config.discriminator_config`.
       dtype: compute dtype.
 
     Returns:

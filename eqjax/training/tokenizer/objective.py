@@ -20,27 +20,12 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from eqjax import pixels
 from eqjax.tokenizer import Tokenizer, losses
 from eqjax.tokenizer.augment import NUM_UNIFORMS, diff_augment
 from eqjax.tokenizer.posterior import posterior_noise
 from eqjax.training.state import stream
-
-
-def default_config():
-    """The objective's part of a configuration, as published."""
-    config = ml_collections.ConfigDict()
-    config.kl_weight = 0.01
-    config.l2_weight = 0.0  # Of the squared error, beside L1; not published, useful where there is no LPIPS.
-    config.perceptual_weight = 1.0  # Of LPIPS; 0 needs no VGG weights. Likewise below.
-    config.semantic_weight = 5.0
-    config.semantic_start = 20001  # The semantic term is on from this many updates on.
-    config.discriminator_loss = "hinge"  # or "vanilla".
-    config.adversarial_weight = 0.5  # Share of nll's gradient that the adversarial term is given; 0: no discriminator.
-    config.adversarial_start = 5001  # The adversarial term is on from this many updates on.
-    return config
 
 
 @flax.struct.dataclass
@@ -78,7 +63,7 @@ class Objective:
 
     Attributes:
       tokenizer: the module.
-      kl_weight, l2_weight, perceptual_weight, semantic_weight, adversarial_weight: as in `default_config`.
+      kl_weight, l2_weight, perceptual_weight, semantic_weight, adversarial_weight: as in `config.objective_config`.
       lpips: (frozen, x, y) → distance [B].
       semantic_targets: (frozen, images) → [B, h, w, C].
       judge: (frozen, discriminator, images, key) → (logits, spectral vectors); images come augmented.

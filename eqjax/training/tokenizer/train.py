@@ -12,39 +12,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from ml_collections import config_dict
 import numpy as np
 
 from eqjax import pixels, pretrained, sharding
-from eqjax.data import default_config as default_data_config
 from eqjax.data import make_iterator, make_source
 from eqjax.tokenizer import ENCODER_PARTS
-from eqjax.training import adversary, loop, nan_report, objective, optim
-from eqjax.training.config import check_config, common_config, module_fields, resolve
+from eqjax.training import adversary, loop, nan_report, optim
+from eqjax.training.config import check_config, resolve
+from eqjax.training.config import tokenizer_config as default_config
 from eqjax.training.state import ema_update, stream
 from eqjax.training.updates import TokenizerState, Updates
-
-
-def default_config():
-    """The full configuration of a tokenizer's training, published sizes, weights and rates."""
-    config = common_config()
-    config.stage = "tokenizer"
-    config.tokenizer = module_fields(pretrained.Tokenizer())
-    config.objective = objective.default_config()
-    config.discriminator = adversary.default_config()
-    config.freeze_encoder = False  # Stage 2: only the decoder's side is trained; needs stage1_weights.
-    config.stage1_weights = config_dict.placeholder(
-        str
-    )  # A name, file or workdir whose averaged weights to start from.
-    config.accumulation_steps = 1  # Parts that a batch is worked through in, for memory.
-    config.eval_images = 256  # Held-out images for PSNR; at most what there is.
-    config.data = default_data_config()
-    config.optimizer = optim.default_config()
-    config.optimizer.update(dict(learning_rate=1.92e-4, warmup_steps=3000.0, schedule="step", b1=0.5, b2=0.9))
-    config.optimizer.update(dict(ema_decay=0.99, ema_warmup=True))
-    config.discriminator_optimizer = optim.default_config()
-    config.discriminator_optimizer.update(dict(learning_rate=1.92e-4, b1=0.5, b2=0.9))
-    return config
 
 
 def train_and_evaluate(config, workdir):
