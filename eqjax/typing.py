@@ -1,10 +1,11 @@
 """Names for types that annotations share. Array shapes are written in the style of jaxtyping."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 from jaxtyping import Key
+import ml_collections
 import numpy as np
 
 # An array on a device or on the host; functions that take one convert it themselves.
@@ -19,3 +20,10 @@ Params: TypeAlias = Mapping[str, Any]
 Tree: TypeAlias = Any
 # One example of a data set: names to arrays, such as {"image": uint8 [H, W, 3], "label": int}.
 Record: TypeAlias = dict[str, object]
+# Metrics by name: scalars, or vectors with one curve per entry.
+Metrics: TypeAlias = Mapping[str, Scalar]
+# A configuration, or a part of one. Its fields are made at run time, so type checkers cannot know them.
+if TYPE_CHECKING:
+    Config: TypeAlias = Any
+else:
+    Config: TypeAlias = ml_collections.ConfigDict

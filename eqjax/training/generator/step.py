@@ -8,13 +8,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
-import ml_collections
 import optax
 
 from eqjax.generator import Generator, mean_loss
 from eqjax.training import optim
 from eqjax.training.state import TrainState, ema_update, stream
-from eqjax.typing import Params, PRNGKey, Scalar
+from eqjax.typing import Config, Params, PRNGKey, Scalar
 
 Batch: TypeAlias = Mapping[str, Any]
 # (encoder's parameters, batch, key) → (scaled latents [B, L, D], labels [B]).
@@ -47,13 +46,16 @@ class GeneratorStep:
     num_microbatches: int = 1
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict, generator: Generator, encode: Encode) -> "GeneratorStep":
+    def from_config(cls, config: Config, generator: Generator, encode: Encode) -> "GeneratorStep":
         """Returns the step of a configuration.
 
         Args:
           config: a resolved `generator_config`.
           generator: the module.
           encode: (encoder's parameters, batch, key) → (scaled latents [B, L, D], labels [B]).
+
+        Raises:
+          ValueError: the configuration names no optimizer or schedule that exists.
         """
         optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps)
         return cls(
@@ -90,13 +92,14 @@ class GeneratorStep:
           The state after the step, and its metrics: "loss", "grad_norm", "learning_rate" and "column_loss" [L].
         """
 
+        loss_and_grads = jax.value_and_grad(self.loss, has_aux=True)
+
         def compute(carry: None, batch: Batch, key: PRNGKey) -> tuple[Any, None]:
-            loss_and_grads = jax.value_and_grad(self.loss, has_aux=True)
             return loss_and_grads(state.params, encoder_params, batch, key), carry
 
         ((loss, column_losses), grads), _ = optim.accumulate_gradients(compute, batch, key, self.num_microbatches)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         ema_params = ema_update(state.ema_params, params, self.ema_decay(state.step + 1))
         metrics = {
             "loss": loss,

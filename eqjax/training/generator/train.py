@@ -1,33 +1,31 @@
 """The generator's trainer: from a configuration to a run that evaluates, samples and exports."""
 
-from collections.abc import Sequence
-import os
-import shutil
+import dataclasses
 from typing import Any
 
 from absl import logging
 import jax
-import ml_collections
 import numpy as np
 
 from eqjax import pixels, pretrained, sharding
 from eqjax.data import EvalBatches, eval_batches, make_source
-from eqjax.evaluation import Extractor, Settings, features, generation, networks, report, statistics
 from eqjax.generator import LOGICAL_AXES, column_weights
 from eqjax.latent_cache import check
 from eqjax.model import Model
 from eqjax.published import LATENT_SCALE
-from eqjax.training import loop, nan_report
+from eqjax.training import loop
 from eqjax.training.config import check_config, generator_config, resolve
+from eqjax.training.generator import nan_report
+from eqjax.training.generator.sample_metrics import sample_metrics
 from eqjax.training.generator.step import Batch, GeneratorStep
 from eqjax.training.state import TrainState
-from eqjax.typing import PRNGKey
+from eqjax.typing import Config, PRNGKey
 
 # Classes of which images are sampled for the logs, at most.
 _NUM_LOGGED_CLASSES = 16
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
+def train_and_evaluate(config: Config, workdir: str) -> TrainState:
     """Trains a generator; `loop.train` lists the files that it writes.
 
     The exported weights include the tokenizer: `eqjax.load_pretrained(workdir)` returns a complete model.
@@ -55,7 +53,7 @@ class GeneratorTrainer(loop.Trainer):
 
     rules = LOGICAL_AXES
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    def __init__(self, config: Config, workdir: str) -> None:
         """Loads the tokenizer and checks what the run needs.
 
         Args:
@@ -66,21 +64,15 @@ class GeneratorTrainer(loop.Trainer):
           ValueError: the tokenizer, the data or the metrics do not fit the configuration.
           FileNotFoundError: a file that the configuration names is missing.
         """
-        generator = pretrained.build_module("generator", dict(config.generator))
-        weights = load_tokenizer(config)
-        class_names = _check_data(config, weights)
-        tokenizer, params = weights.modules["tokenizer"], weights.params["tokenizer"]
-        scale = check.latent_scale(weights)
+        model, self._tokenizer_notes = load_model(config)
+        params = model.tokenizer_params
         self.frozen = {} if config.data.source == "latents" else check.encoding_params(params)
         self.tokenizer_fingerprint = check.tokenizer_hash(params)
-        self._train_step = GeneratorStep.from_config(config, generator, check.make_encode(tokenizer, scale))
-        self._plain_step = self._train_step.without_remat()
+        encode = check.make_encode(model.require("tokenizer"), model.latent_scale)
+        self._train_step = GeneratorStep.from_config(config, model.require("generator"), encode)
         self._per_image_losses = jax.jit(self._train_step.per_image_losses)
-        # The generator's parameters are not made yet: their shapes stand for them.
-        abstract = pretrained.abstract_params(generator)
-        self._model = Model(tokenizer, params, generator, abstract, scale, class_names)
-        self._config, self._tokenizer_notes = config, weights.notes
-        self._metrics = SampleMetrics(config, self._model, workdir) if config.metrics.every else None
+        self._sample_metrics = sample_metrics(config, model, workdir) if config.metrics.every else None
+        self._config, self._model = config, model
 
     # ── Training ────────────────────────────────────────────────────────────────────────────────
 
@@ -98,7 +90,7 @@ class GeneratorTrainer(loop.Trainer):
         self, frozen: Any, state: TrainState, batch: Batch, key: PRNGKey
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Updates the generator without rematerialization."""
-        return self._plain_step(frozen, state, batch, key)
+        return self._train_step.without_remat()(frozen, state, batch, key)
 
     def find_nonfinite(self, state: TrainState, batch: Batch, key: PRNGKey) -> str:
         """Names the first module whose output or gradient is not finite when the step is repeated."""
@@ -129,9 +121,9 @@ class GeneratorTrainer(loop.Trainer):
             losses.append(sharding.gather(values)[sharding.gather(batch["mask"])])
         column_losses, step = np.mean(np.concatenate(losses), axis=0), int(state.step)
         results = {"eval_loss": float(np.mean(column_losses)), "eval_column_loss": column_losses}
-        every = self._config.metrics.every
-        if self._metrics is not None and (step % every == 0 or step == self._config.total_steps):
-            results |= self._metrics.measure(step, self._trained_model(state))
+        due = self._sample_metrics is not None and step % self._config.metrics.every == 0
+        if self._sample_metrics is not None and (due or step == self._config.total_steps):
+            results |= self._sample_metrics(step, self._trained_model(state))
         return results
 
     def images(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
@@ -159,4 +151,66 @@ class GeneratorTrainer(loop.Trainer):
         pretrained.save(path, weights)
 
     def _trained_model(self, state: TrainState) -> Model:
-        return self._model.replace(generator_params=sharding.local(state.ema_params))
+        return dataclasses.replace(self._model, generator_params=sharding.local(state.ema_params))
+
+
+def load_model(config: Config) -> tuple[Model, str]:
+    """Loads the frozen tokenizer, opens the data and checks that both fit the generator.
+
+    Args:
+      config: a `generator_config`.
+
+    Returns:
+      The model, with the shapes of the generator's parameters in their place; and the notes of the tokenizer's file.
+
+    Raises:
+      ValueError: the configuration names no tokenizer; the tokenizer or the data do not fit the generator; loss_columns
+        has columns that do not exist.
+      FileNotFoundError: a file is missing.
+      CacheError: another tokenizer made the latent cache.
+    """
+    weights = load_tokenizer(config)
+    generator: Any = pretrained.build_module("generator", dict(config.generator))
+    tokenizer, params = weights.modules["tokenizer"], weights.params["tokenizer"]
+    source = make_source(config.data)
+    class_names = tuple(source.class_names)
+    if len(class_names) != generator.num_classes:
+        first = ", ".join([*class_names[:5], *["…"][: len(class_names) > 5]])
+        raise ValueError(
+            f"generator.num_classes={generator.num_classes}, but the data has {len(class_names)} classes ({first}): "
+            f"add --config.generator.num_classes={len(class_names)}."
+        )
+    if config.data.source == "latents":
+        # Without evaluation, its cache need not exist.
+        evaluation = make_source(config.data, train=config.eval_every is None)
+        check.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
+    if config.loss_columns is not None:
+        column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
+    abstract, scale = pretrained.abstract_params(generator), check.latent_scale(weights)
+    return Model(tokenizer, params, generator, abstract, scale, class_names), weights.notes
+
+
+def load_tokenizer(config: Config) -> pretrained.Weights:
+    """Loads the frozen tokenizer of a configuration and checks it against generator and data.
+
+    Raises:
+      ValueError: the configuration names no tokenizer, the file has none, or it has another latent size or image
+        height.
+      FileNotFoundError: there is no such file.
+    """
+    if not config.tokenizer_weights:
+        raise ValueError("set tokenizer_weights: a shipped model's name, a weights file, or a tokenizer run's workdir.")
+    path = pretrained.resolve_path(config.tokenizer_weights)
+    weights = pretrained.load(path)
+    if "tokenizer" not in weights.modules:
+        raise ValueError(f"{path} holds no tokenizer; give tokenizer_weights a file written by tokenizer training.")
+    tokenizer = weights.modules["tokenizer"]
+    for name, found, expected in (
+        ("generator.latent_dim", config.generator.latent_dim, tokenizer.embed_dim),
+        ("data.height", config.data.height, tokenizer.resolution),
+    ):
+        if found != expected:
+            raise ValueError(f"{name}={found} does not fit the tokenizer of {path}, which needs {expected}.")
+    if weights.latent_scale is None:
+        logging.warning("%s has no latent scale; using the published %s.", path, LATENT_SCALE)
+    return weights

@@ -1,74 +1,106 @@
-"""From a configuration to the tokenizer's objective: its frozen networks and its discriminator.
+"""The discriminators of a tokenizer's training: their networks, frozen features included, as the objective calls them.
+
+Letters: B batch, H and W pixels, N logits per image.
 
 Source: arXiv 2301.09515 (StyleGAN-T), section 3.2, for the discriminator on frozen features.
 """
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from eqjax import nets
 from eqjax.tokenizer.discriminator import FeatureDiscriminator, PatchDiscriminator
-from eqjax.tokenizer.losses import DISCRIMINATOR_LOSSES
-from eqjax.training.objective import Objective
+from eqjax.typing import Config, Params, PRNGKey
 
 KINDS = ("dino", "patch")
 
+# {"params", "spectral"}: parameters, and the vectors of the spectral norm.
+Variables: TypeAlias = Mapping[str, Any]
+# Parameters of the frozen networks, by name.
+FrozenParams: TypeAlias = Mapping[str, Params]
+
+
+@runtime_checkable
+class Discriminator(Protocol):
+    """Gives images logits, large for real ones."""
+
+    def init(self, key: PRNGKey, height: int, width: int) -> dict[str, Any]:
+        """Returns fresh variables {"params", "spectral"} for images of height × width pixels."""
+        ...
+
+    def __call__(
+        self, frozen: FrozenParams, variables: Variables, images: Float[jax.Array, "B H W 3"], key: PRNGKey | None
+    ) -> tuple[Float[jax.Array, "B ..."], Any]:
+        """Returns the logits of images in [-1, 1], and the spectral vectors after one power iteration."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
-class FeatureJudge:
-    """Heads on a frozen vision transformer, which looks at squares of its own size.
+class DinoDiscriminator:
+    """Heads on intermediate features of a frozen vision transformer, which takes squares of its own size.
 
     Attributes:
-      transformer: a `nets.ViT` with readouts; its parameters are `frozen["dino"]`.
-      heads: a `FeatureDiscriminator`.
+      backbone: the transformer; its parameters are `frozen["dino"]`.
+      heads: one head per intermediate feature.
     """
 
-    transformer: nets.ViT
+    backbone: nets.ViT
     heads: FeatureDiscriminator
 
-    def init(self, key, height, width):
-        """Fresh variables {"params", "spectral"}; the images' size does not matter."""
+    def init(self, key: PRNGKey, height: int, width: int) -> dict[str, Any]:
+        """Returns fresh variables {"params", "spectral"}; the size of the images does not matter."""
         del height, width
         return self.heads.init_variables(key)
 
-    def __call__(self, frozen, variables, images, key):
-        """Images [B, H, W, 3] → logits [B, N], spectral vectors after one power iteration.
+    def __call__(
+        self, frozen: FrozenParams, variables: Variables, images: Float[jax.Array, "B H W 3"], key: PRNGKey | None
+    ) -> tuple[Float[jax.Array, "B N"], Any]:
+        """Returns logits, and the spectral vectors after one power iteration.
 
         Args:
-          key: of the way larger images are brought to the transformer's size; None: by area.
+          frozen: parameters of the frozen networks.
+          variables: {"params", "spectral"} of the heads.
+          images: images in [-1, 1].
+          key: chooses between a crop and a resize of larger images; None: always a resize.
         """
-        images = self._view(images, key)
-        readouts = jnp.stack(nets.dino_features(frozen["dino"], images, self.transformer))
-        logits, changed = self.heads.apply(
-            {"params": variables["params"], "spectral": variables["spectral"]}, readouts, mutable=["spectral"]
-        )
+        features: Any = nets.dino_features(frozen["dino"], self._fit(images, key), self.backbone)
+        variables = {"params": variables["params"], "spectral": variables["spectral"]}
+        logits, changed = self.heads.apply(variables, jnp.stack(features), mutable=["spectral"])
         return logits, changed["spectral"]
 
-    def _view(self, images, key):
-        """Larger images are cut, or (with probability ½ for the whole batch, or without a key) resized."""
-        side = self.transformer.grid * self.transformer.patch_size
+    def _fit(self, images: Float[jax.Array, "B H W 3"], key: PRNGKey | None) -> Float[jax.Array, "B S S 3"]:
+        """Crops larger images, or (the whole batch with probability ½, and without a key) resizes them."""
+        side = self.backbone.grid * self.backbone.patch_size
         slack_y, slack_x = images.shape[1] - side, images.shape[2] - side
         if key is None or slack_y <= 0 or slack_x < 0:
             return nets.dino_resize(images, side)
-        which, place_y, place_x = jax.random.split(key, 3)
-        start = (0, jax.random.randint(place_y, (), 0, slack_y + 1), jax.random.randint(place_x, (), 0, slack_x + 1), 0)
+        crop_key, y_key, x_key = jax.random.split(key, 3)
+        start = (0, jax.random.randint(y_key, (), 0, slack_y + 1), jax.random.randint(x_key, (), 0, slack_x + 1), 0)
         return jax.lax.cond(
-            jax.random.bernoulli(which),
+            jax.random.bernoulli(crop_key),
             lambda: jax.lax.dynamic_slice(images, start, (images.shape[0], side, side, 3)),
             lambda: nets.dino_resize(images, side),
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class PatchJudge:
-    """PatchGAN: needs no frozen network, and has no spectral vectors. Field: network."""
+class PatchGanDiscriminator:
+    """PatchGAN, which needs no frozen network and has no spectral vectors.
+
+    Attributes:
+      network: the module.
+    """
 
     network: PatchDiscriminator
 
-    def init(self, key, height, width):
-        """Fresh variables {"params", "spectral"} for images of a size, pixels.
+    def init(self, key: PRNGKey, height: int, width: int) -> dict[str, Any]:
+        """Returns fresh variables {"params", "spectral"} for images of height × width pixels.
 
         Raises:
           ValueError: the images are too small.
@@ -81,84 +113,31 @@ class PatchJudge:
             )
         return {"params": self.network.init(key, jnp.zeros((1, height, width, 3)))["params"], "spectral": {}}
 
-    def __call__(self, frozen, variables, images, key):
-        """Images [B, H, W, 3] → logits [B, h, w], no spectral vectors."""
+    def __call__(
+        self, frozen: FrozenParams, variables: Variables, images: Float[jax.Array, "B H W 3"], key: PRNGKey | None
+    ) -> tuple[Float[jax.Array, "B h w"], Any]:
+        """Returns logits of patches, and no spectral vectors."""
         del frozen, key
-        return self.network.apply({"params": variables["params"]}, images), {}
+        logits: Any = self.network.apply({"params": variables["params"]}, images)
+        return logits, {}
 
 
-def make_judge(config, dtype=jnp.float32):
-    """The discriminator of a configuration, and the frozen networks it needs.
+def make_discriminator(config: Config, dtype: DTypeLike = jnp.float32) -> tuple[Discriminator, dict[str, Params]]:
+    """Returns the discriminator of a configuration, and the parameters of its frozen network by name.
 
     Args:
       config: as `config.discriminator_config`.
       dtype: compute dtype.
 
-    Returns:
-      a judge, {name: parameters}.
-
     Raises:
       ValueError: an unknown kind.
+      FileNotFoundError: the file of the frozen network is missing.
     """
     if config.kind == "patch":
-        return PatchJudge(PatchDiscriminator(config.channels, config.num_layers, dtype)), {}
+        return PatchGanDiscriminator(PatchDiscriminator(config.channels, config.num_layers, dtype)), {}
     if config.kind == "dino":
-        transformer, params = nets.load("dino", dtype=dtype)
-        heads = FeatureDiscriminator(transformer.width, len(transformer.readouts), dtype=dtype)
-        return FeatureJudge(transformer, heads), {"dino": params}
+        network, params = nets.load("dino", dtype=dtype)
+        backbone: Any = network
+        heads = FeatureDiscriminator(backbone.width, len(backbone.readouts), dtype=dtype)
+        return DinoDiscriminator(backbone, heads), {"dino": params}
     raise ValueError(f"discriminator.kind={config.kind!r} is not one of {KINDS}.")
-
-
-def make_objective(config, tokenizer):
-    """The objective of a tokenizer's configuration. A term of weight 0 needs no weights.
-
-    Args:
-      config: with the parts `objective` and `discriminator`.
-      tokenizer: the module; frozen networks compute in its dtype.
-
-    Returns:
-      an `Objective`, its judge (None without an adversarial term), {name: parameters of a frozen network}.
-
-    Raises:
-      ValueError: an unknown kind of discriminator or loss; a semantic term without a semantic head.
-      FileNotFoundError, eqjax.nets.FrozenWeightsError: the file of a frozen network is missing, or another one.
-    """
-    terms = config.objective
-    if terms.discriminator_loss not in DISCRIMINATOR_LOSSES:
-        raise ValueError(
-            f"objective.discriminator_loss={terms.discriminator_loss!r} is not one of {tuple(DISCRIMINATOR_LOSSES)}."
-        )
-    dtype, frozen, lpips, targets, judge = tokenizer.dtype, {}, None, None, None
-    if terms.perceptual_weight:
-        perceptual, frozen["lpips"] = nets.load("lpips", dtype=dtype)
-
-        def lpips(frozen, x, y):
-            return nets.lpips(frozen["lpips"], x, y, perceptual)
-
-    if terms.semantic_weight:
-        if tokenizer.semantic is None:
-            raise ValueError(
-                f"objective.semantic_weight={terms.semantic_weight} needs a tokenizer with a semantic head; set "
-                "tokenizer.semantic, or the weight to 0."
-            )
-        dinov2, frozen["dinov2"] = nets.load("dinov2", dtype=dtype)
-
-        def targets(frozen, images):
-            return nets.dinov2_targets(frozen["dinov2"], images, dinov2)
-
-    if terms.adversarial_weight:
-        judge, more = make_judge(config.discriminator, dtype)
-        frozen |= more
-    objective = Objective(
-        tokenizer,
-        kl_weight=terms.kl_weight,
-        l2_weight=terms.l2_weight,
-        perceptual_weight=terms.perceptual_weight,
-        semantic_weight=terms.semantic_weight,
-        adversarial_weight=terms.adversarial_weight,
-        lpips=lpips,
-        semantic_targets=targets,
-        judge=judge,
-        discriminator_loss=DISCRIMINATOR_LOSSES[terms.discriminator_loss],
-    )
-    return objective, judge, frozen

@@ -1,191 +1,183 @@
-"""Training the column tokenizer, both stages.
+"""The tokenizer's trainer: from a configuration to a run that evaluates, reconstructs and exports."""
 
-Stage 1 trains everything. Stage 2 starts from stage 1's averaged weights, keeps encoder and quant layer as they are,
-and trains the decoder's side. A step updates the tokenizer, then the discriminator on fresh reconstructions.
-
-    image ─encoder─▶ posterior ─draw─▶ latents ─decoder─▶ reconstruction ─▶ the terms of `eqjax.training.objective`
-
-Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1 and appendix.
-"""
-
-import functools
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
 import numpy as np
 
 from eqjax import pixels, pretrained, sharding
-from eqjax.data import make_iterator, make_source
-from eqjax.tokenizer import ENCODER_PARTS
-from eqjax.training import adversary, loop, nan_report, optim
-from eqjax.training.config import check_config, resolve
-from eqjax.training.config import tokenizer_config as default_config
-from eqjax.training.state import ema_update, stream
-from eqjax.training.updates import TokenizerState, Updates
+from eqjax.data import EvalBatches, eval_batches, make_iterator, make_source
+from eqjax.differences import check_equal
+from eqjax.tokenizer import Tokenizer
+from eqjax.training import loop
+from eqjax.training.config import check_config, resolve, tokenizer_config
+from eqjax.training.state import TokenizerState
+from eqjax.training.tokenizer import nan_report
+from eqjax.training.tokenizer.objective import Terms
+from eqjax.training.tokenizer.step import Batch, TokenizerStep
+from eqjax.typing import AnyArray, Config, Params, PRNGKey
+
+# Images whose reconstructions are logged.
+_NUM_LOGGED_IMAGES = 8
 
 
-def train_and_evaluate(config, workdir):
-    """Trains a tokenizer; see `loop.train` for what lies in `workdir` afterwards.
+def train_and_evaluate(config: Config, workdir: str) -> TokenizerState:
+    """Trains a tokenizer; `loop.train` lists the files that it writes.
 
     Args:
-      config: as `default_config`.
-      workdir: a folder; a run that was cut off there is continued.
+      config: a `default_config` with changes.
+      workdir: folder of the run; a run that was interrupted there is resumed.
 
     Returns:
-      The final `TrainState`.
+      The final state.
 
     Raises:
-      ValueError: an unknown or impossible field.
+      ValueError: a field is unknown or out of range, or stage 1 does not fit.
     """
-    check_config(config, default_config())
+    check_config(config, tokenizer_config())
     config = resolve(config)
-    return loop.train(config, workdir, make_stage(config))
+    return loop.train(config, workdir, TokenizerTrainer(config))
 
 
-def make_stage(config):
-    """The `loop.Stage` of a tokenizer configuration.
+class TokenizerTrainer(loop.Trainer):
+    """Trains a tokenizer, in stage 1 or 2.
 
-    Raises:
-      ValueError: fields that do not fit together; stage 2 without stage 1, or with one of another architecture.
-      FileNotFoundError: the file of a frozen network is missing.
+    Building it checks the configuration against stage 1 and loads the frozen networks, before anything is written or
+    compiled.
     """
-    tokenizer = pretrained.build_module("tokenizer", dict(config.tokenizer))
-    stage1 = load_stage1(config, tokenizer)
-    terms, discriminator, frozen = adversary.make_objective(config, tokenizer)
-    optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps, optim.muon_dimension_numbers)
-    discriminator_optimizer, _ = optim.make_optimizer(config.discriminator_optimizer, config.total_steps)
-    updates = Updates(
-        terms,
-        optimizer,
-        discriminator_optimizer,
-        config.accumulation_steps,
-        config.objective.semantic_start,
-        config.objective.adversarial_start,
-    )
 
-    def split(params):
-        names = ENCODER_PARTS if config.freeze_encoder else ()
-        fixed = {name: params[name] for name in names if name in params}
-        return {name: part for name, part in params.items() if name not in fixed}, fixed
+    def __init__(self, config: Config) -> None:
+        """Loads stage 1 and the frozen networks.
 
-    def init(key):
-        params = tokenizer.init_params(key)
-        variables = None
-        if discriminator is not None:
-            variables = discriminator.init(stream(key, "discriminator"), config.data.height, config.data.width)
-            variables["opt_state"] = discriminator_optimizer.init(variables["params"])
-        return TokenizerState(jnp.zeros((), jnp.int32), params, params, optimizer.init(split(params)[0]), variables)
+        Args:
+          config: a resolved `tokenizer_config`.
 
-    def warm_start(state):
-        if stage1 is None:
+        Raises:
+          ValueError: fields that do not fit each other; stage 2 without stage 1, or with one of another architecture.
+          FileNotFoundError: the file of stage 1 or of a frozen network is missing.
+        """
+        self._config = config
+        self._tokenizer, self._stage1 = load_modules(config)
+        self._train_step, self.frozen = TokenizerStep.from_config(config, self._tokenizer)
+        self._reconstruct = jax.jit(self._psnr_and_images)
+
+    # ── Training ────────────────────────────────────────────────────────────────────────────────
+
+    def init_state(self, key: PRNGKey) -> TokenizerState:
+        """Returns the state before the first step, with random parameters."""
+        return self._train_step.init_state(key, self._config.data.height, self._config.data.width)
+
+    def load_initial_weights(self, state: TokenizerState) -> TokenizerState:
+        """Returns the state with the EMA weights of stage 1, if the run starts from them."""
+        if self._stage1 is None:
             return state
-        stored = stage1.params["tokenizer"]
+        stored = self._stage1.params["tokenizer"]
         params = sharding.put(stored, jax.tree.map(lambda leaf: leaf.sharding, state.params))
-        return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+        return dataclasses.replace(state, params=params, ema_params=jax.tree.map(jnp.copy, params))
 
-    def step(frozen, state, batch, key):
-        images = pixels.from_uint8(batch["image"])
-        _, fixed = split(state.params)
-        trained, opt_state, spectral, metrics = updates.tokenizer(state, fixed, frozen, images, key)
-        params, judge = {**fixed, **trained}, None
-        if discriminator is not None:
-            judge, more = updates.discriminator(state, params, spectral, frozen, images, key)
-            metrics |= more
-        decay = optim.ema_decay(config.optimizer, state.step + 1)
-        ema = ema_update({name: state.ema_params[name] for name in trained}, trained, decay)
-        metrics["learning_rate"] = schedule(state.step)
-        return TokenizerState(state.step + 1, params, {**state.ema_params, **ema}, opt_state, judge), metrics
+    def step(self, frozen: Any, state: TokenizerState, batch: Batch, key: PRNGKey) -> tuple[TokenizerState, Terms]:
+        """Updates the tokenizer, then the discriminator; see `TokenizerStep`."""
+        return self._train_step(frozen, state, batch, key)
 
-    def diagnose(state, batch, key):
-        on_mesh = sharding.put(frozen, sharding.replicated(sharding.mesh_of(state)))
-        fixed, images = tuple(split(state.params)[1]), jax.jit(pixels.from_uint8)(batch["image"])
-        return nan_report.first_nonfinite_term(updates, fixed, on_mesh, state, images, key)
+    def find_nonfinite(self, state: TokenizerState, batch: Batch, key: PRNGKey) -> str:
+        """Names the first parameter, term or gradient that is not finite when the step is repeated."""
+        frozen = sharding.put(self.frozen, sharding.replicated(sharding.mesh_of(state)))
+        images = jax.jit(pixels.from_uint8)(batch["image"])
+        return nan_report.first_nonfinite_term(self._train_step, frozen, state, images, key)
 
-    # Latents of a frozen encoder are those of stage 1, and so is their scale: generators of either fit both.
-    scale = stage1.latent_scale if config.freeze_encoder else None
-    return loop.Stage(
-        init,
-        jax.tree_util.Partial(step, frozen),
-        **make_results(config, tokenizer, scale),
-        diagnose=diagnose,
-        warm_start=warm_start,
-    )
+    # ── Evaluation ──────────────────────────────────────────────────────────────────────────────
 
+    def evaluation_batches(self, mesh: jax.sharding.Mesh) -> EvalBatches:
+        """Opens this process's batches of held-out images."""
+        config, (process_index, process_count) = self._config, sharding.batch_share(mesh)
+        return eval_batches(
+            config.data,
+            batch_size=config.batch_size,
+            num_images=config.eval_images,
+            process_index=process_index,
+            process_count=process_count,
+        )
 
-def make_results(config, tokenizer, latent_scale=None):
-    """What a run shows and leaves: the functions of a `loop.Stage` around evaluation, images and export.
-
-    Without a `latent_scale` it is measured at the export.
-    """
-
-    @jax.jit
-    def reconstruct(params, images):
-        images = pixels.from_uint8(images)
-        out = tokenizer.apply({"params": params}, images)
-        return pixels.psnr(images, out.images), pixels.to_uint8(out.images)
-
-    open_evaluation = functools.partial(loop.held_out, config)
-
-    def evaluate(state):
+    def evaluate(self, state: TokenizerState) -> dict[str, Any]:
+        """Returns the PSNR of held-out images under the EMA weights."""
         values, mesh = [], sharding.mesh_of(state)
-        for batch in open_evaluation(mesh):
+        for batch in self.evaluation_batches(mesh):
             batch = sharding.shard_batch(batch, mesh)
-            psnr, _ = reconstruct(state.ema_params, batch["image"])
+            psnr, _ = self._reconstruct(state.ema_params, batch["image"])
             values.append(sharding.gather(psnr)[sharding.gather(batch["mask"])])
         return {"eval_psnr": float(np.mean(np.concatenate(values)))}
 
-    def show_images(state, batch):
-        images = np.asarray(batch["image"])[:8]
-        _, out = reconstruct(sharding.local(state.ema_params), images)
-        pairs = np.concatenate([images, np.asarray(out)], axis=1)  # Each above its reconstruction.
-        return {"reconstructions": pixels.grid(pairs, columns=8)}
+    def images(self, state: TokenizerState, batch: Batch) -> dict[str, np.ndarray]:
+        """Returns some of the batch's images, each above its reconstruction."""
+        images = np.asarray(batch["image"])[:_NUM_LOGGED_IMAGES]
+        _, reconstructions = self._reconstruct(sharding.local(state.ema_params), images)
+        pairs = np.concatenate([images, np.asarray(reconstructions)], axis=1)
+        return {"reconstructions": pixels.grid(pairs, columns=_NUM_LOGGED_IMAGES)}
 
-    def export(state, path):
-        params = sharding.gather(state.ema_params)
+    def _psnr_and_images(
+        self, params: Params, images: UInt8[AnyArray, "B H W 3"]
+    ) -> tuple[Float[jax.Array, " B"], UInt8[jax.Array, "B H W 3"]]:
+        floats = pixels.from_uint8(images)
+        decoded: Any = self._tokenizer.apply({"params": params}, floats)
+        return pixels.psnr(floats, decoded.images), pixels.to_uint8(decoded.images)
+
+    # ── Result ──────────────────────────────────────────────────────────────────────────────────
+
+    def export(self, state: TokenizerState, path: str) -> None:
+        """Writes the EMA weights with their latent scale; on process 0."""
+        config, params = self._config, sharding.gather(state.ema_params)
         if jax.process_index():
             return
-        scale = latent_scale
+        # A frozen encoder has the latents of stage 1, and so their scale: generators of either fit both.
+        scale = self._stage1.latent_scale if self._stage1 is not None and config.freeze_encoder else None
         if scale is None:
-            scale = measure_latent_scale(tokenizer, params, config, sharding.mesh_of(state))
-        source = make_source(config.data)
+            scale = measure_latent_scale(self._tokenizer, params, config, sharding.mesh_of(state))
         weights = pretrained.Weights(
-            {"tokenizer": tokenizer},
+            {"tokenizer": self._tokenizer},
             {"tokenizer": params},
             latent_scale=scale,
-            class_names=tuple(source.class_names),
+            class_names=tuple(make_source(config.data).class_names),
             notes=f"tokenizer after {int(state.step)} steps; config: {config.to_json_best_effort()}",
         )
         pretrained.save(path, weights)
 
-    return dict(evaluate=evaluate, images=show_images, export=export, open_evaluation=open_evaluation)
 
+def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
+    """Builds the tokenizer and loads the weights of stage 1, if the run starts from them.
 
-def load_stage1(config, tokenizer):
-    """`pretrained.Weights` that a run starts from, or None where it starts from random ones.
+    Args:
+      config: a `tokenizer_config`.
+
+    Returns:
+      The tokenizer's module, and the weights of stage 1 or None.
 
     Raises:
-      ValueError: stage 2 without stage 1; a file without a tokenizer, or with another one.
+      ValueError: stage 2 without stage 1; the file has no tokenizer, or one of another architecture.
+      FileNotFoundError: there is no such file.
     """
+    tokenizer: Any = pretrained.build_module("tokenizer", dict(config.tokenizer))
     if not config.stage1_weights:
         if config.freeze_encoder:
             raise ValueError(
-                "freeze_encoder=True trains the decoder of a tokenizer that exists: set stage1_weights to the workdir "
+                "freeze_encoder=True trains the decoder of an existing tokenizer: set stage1_weights to the workdir "
                 "of its first stage, or to a weights file."
             )
-        return None
+        return tokenizer, None
     path = pretrained.resolve_path(config.stage1_weights)
-    weights = pretrained.load(path)
-    if "tokenizer" not in weights.modules:
+    stage1 = pretrained.load(path)
+    if "tokenizer" not in stage1.modules:
         raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
-    have, want = (_architecture(module) for module in (weights.modules["tokenizer"], tokenizer))
-    different = [f"  {k}: stage 1 {have[k]!r}, this run {want[k]!r}" for k in want if have[k] != want[k]]
-    if different:
-        raise ValueError(f"the tokenizer of {path} is not the one to be trained:\n" + "\n".join(different))
-    return weights
+    found, expected = _architecture(stage1.modules["tokenizer"]), _architecture(tokenizer)
+    message = f"the tokenizer of {path} is not the one to be trained:"
+    check_equal(found, expected, message, found_name="stage 1", expected_name="this run")
+    return tokenizer, stage1
 
 
-def _architecture(tokenizer):
-    """The fields of a tokenizer that decide what its parameters are and mean."""
+def _architecture(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the fields of a tokenizer that decide what its parameters are and mean."""
     fields = pretrained.module_to_dict(tokenizer)
     del fields["dtype"]
     if tokenizer.semantic is not None:
@@ -195,20 +187,40 @@ def _architecture(tokenizer):
     return fields
 
 
-def measure_latent_scale(tokenizer, params, config, mesh, num_batches=16):
-    """One over the root mean square of sampled latents over training batches.
+def measure_latent_scale(
+    tokenizer: Tokenizer,
+    params: Params,
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    num_batches: int = 16,
+) -> float:
+    """Measures one over the root mean square of latents sampled from training batches.
 
-    What the published 0.05493 is for the published tokenizer: scaled latents, posterior noise
-    included, have unit scale. Measured by one process, on its share of the batches of a run on `mesh`.
+    The published 0.05493 is this number of the published tokenizer: scaled latents, posterior noise included, have
+    unit scale. One process measures it, on its shard of the batches of a run on `mesh`.
+
+    Args:
+      tokenizer: the module.
+      params: its parameters.
+      config: a resolved `tokenizer_config`.
+      mesh: the run's mesh.
+      num_batches: batches to measure.
     """
 
     @jax.jit
-    def mean_square(images, key):
-        posterior = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")
+    def mean_square(images: Any, key: PRNGKey) -> jax.Array:
+        posterior: Any = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")
         return jnp.mean(jnp.square(posterior.sample(key)))
 
-    share = loop.batch_share(mesh)
-    with make_iterator(config.data, batch_size=config.batch_size, seed=config.seed, **share) as data:
+    process_index, process_count = sharding.batch_share(mesh)
+    batches = make_iterator(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    with batches as data:
         keys = jax.random.split(jax.random.key(config.seed), num_batches)
         squares = [float(mean_square(next(data)["image"], key)) for key in keys]
     return float(1 / np.sqrt(np.mean(squares)))
