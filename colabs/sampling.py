@@ -16,57 +16,33 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/sampling.ipynb)
 #
-# Images from the model that comes with eqjax: classes, seeds, guidance, solvers, and images wider than those it was
-# trained on. No GPU is needed.
+# This notebook samples images from the model that comes with eqjax. It covers classes, seeds, classifier-free guidance,
+# flow solvers, and images wider than those in training. No GPU is needed.
 #
-# On Colab this cell fetches eqjax; where it is installed already it does nothing.
+# The first cell installs eqjax if it is missing.
 
 # %%
-import importlib.metadata
 import importlib.util
-import pathlib
-import subprocess
-import sys
 
 if importlib.util.find_spec("eqjax") is None:
-    source = pathlib.Path("eqjax-source")
-    if not source.exists():
-        address = "https://github.com/eqjax/eqjax"
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", address, str(source)], check=True)
-    # These stay as they are: another JAX may not fit the machine's accelerator.
-    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "numpy")]
-    pins = source / "pins.txt"
-    pins.write_text("\n".join(kept))
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(pins)]
-    subprocess.run([*install, "--requirement", str(source / "requirements.txt")], check=True)
-    sys.path.insert(0, str(source.resolve()))
+    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/eqjax/eqjax")
 
 # %% [markdown]
-# The model's images are 64 pixels high; `show` enlarges them for the screen.
+# One object holds the tokenizer, the generator and their weights. The model knows eight classes, one photograph each.
 
 # %%
 import numpy as np
-from PIL import Image
 
-from eqjax import pixels
-
-
-def show(image, scale=2):
-    image = Image.fromarray(np.asarray(image))
-    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
-
-
-# %% [markdown]
-# One object holds tokenizer, generator and weights. It knows eight classes: eight photographs, and nothing else.
-
-# %%
 import eqjax
+from eqjax import pixels
+from eqjax.notebook import show
 
 model = eqjax.load_pretrained("photos")
 model.class_names
 
 # %% [markdown]
-# An image is drawn column by column; a column is 16 pixels wide. Here are eight columns of every class.
+# The generator samples an image column by column. A column is 16 pixels wide. Here are eight columns of every class;
+# `show` enlarges images for the screen, as the model's are 64 pixels high.
 
 # %%
 FAST = dict(solver="adams_bashforth", time_grid="cosine", num_flow_steps=16, guidance_schedule="constant")
@@ -75,54 +51,54 @@ images = model.sample(model.class_names, num_columns=8, guidance_scale=2.0, seed
 show(pixels.grid(images, columns=4))
 
 # %% [markdown]
-# **Seeds.** With `seeds`, an image depends on its own seed and class alone, so an image that you like can be drawn
-# again in any company. Eight seeds of one class:
+# **Seeds.** With `seeds`, an image depends only on its own seed and class, whatever else is in the batch. So you can
+# sample an image that you like again. Eight seeds of one class:
 
 # %%
 images = model.sample(["flower"] * 8, num_columns=8, guidance_scale=2.0, seeds=range(8), **FAST)
 show(pixels.grid(images, columns=4))
 
 # %% [markdown]
-# The third of them again, in other company: the pixels are the same, up to rounding.
+# The third of them again, in another batch. The pixels are the same, up to rounding.
 
 # %%
 again = model.sample(["tissue"] * 7 + ["flower"], num_columns=8, guidance_scale=2.0, seeds=[9] * 7 + [2], **FAST)
-int(np.abs(np.int32(again[7]) - np.int32(images[2])).max())  # Grey levels of 255.
+int(np.abs(np.int32(again[7]) - np.int32(images[2])).max())  # Gray levels, of 255.
 
 # %% [markdown]
-# **Guidance** pushes every column towards its class, away from what all classes share; 1 is off. One class per row,
-# from the same noise, with guidance 1, 2 and 5 from left to right.
+# **Classifier-free guidance** pushes every column toward its class, and away from the prediction without a class. A
+# scale of 1 disables it. Each row is one class, from the same noise, with scales 1, 2 and 5 from left to right.
 
 
 # %%
-def side_by_side(settings):
-    """Images of all classes, one column of them per setting."""
-    drawn = [model.sample(model.class_names, num_columns=8, seeds=[3] * 8, **options) for options in settings]
-    ordered = np.stack(drawn, axis=1).reshape(-1, *drawn[0].shape[1:])
-    return show(pixels.grid(ordered, columns=len(settings)))
+def compare(*variants):
+    """Shows images of all classes, one column of images per variant of the sampling options."""
+    samples = [model.sample(model.class_names, num_columns=8, seeds=[3] * 8, **options) for options in variants]
+    ordered = np.stack(samples, axis=1).reshape(-1, *samples[0].shape[1:])
+    return show(pixels.grid(ordered, columns=len(variants)))
 
 
-side_by_side([dict(guidance_scale=scale, **FAST) for scale in (1.0, 2.0, 5.0)])
+compare(*[dict(guidance_scale=scale, **FAST) for scale in (1.0, 2.0, 5.0)])
 
 # %% [markdown]
-# **Solvers.** A column starts as noise and follows a flow; the solver says how that path is walked. From left to right:
-# 4 Euler steps, 16 Euler steps, and 16 steps of Adams–Bashforth whose times are dense at both ends.
+# **Solvers.** A column starts as noise and follows a flow to a latent; the solver integrates that flow. From left to
+# right: 4 Euler steps, 16 Euler steps, and 16 Adams–Bashforth steps on a time grid that is dense at both ends.
 
 # %%
 EULER = dict(solver="euler", guidance_scale=2.0, guidance_schedule="constant")
-side_by_side([EULER | dict(num_flow_steps=4), EULER | dict(num_flow_steps=16), dict(guidance_scale=2.0, **FAST)])
+compare(EULER | dict(num_flow_steps=4), EULER | dict(num_flow_steps=16), dict(guidance_scale=2.0, **FAST))
 
 # %% [markdown]
-# **Width.** The generator sees only the last few columns, so nothing stops it where its training images ended. Time
-# per column stays the same however far it goes.
+# **Width.** The generator attends to the last few columns only, so it can continue past the width of its training
+# images. The time per column is constant.
 
 # %%
 wide = model.sample(["flower", "tissue", "brick"], num_columns=48, guidance_scale=2.0, seed=1, **FAST)
 show(pixels.grid(wide, columns=1), scale=1)
 
 # %% [markdown]
-# **Latents.** Underneath is a pure function from noise to latents, one vector per column, which goes into a `jit` of
-# your own. `model.decode` turns latents into pixels.
+# **Latents.** `model.sample` calls a pure function that you can put into your own `jit`. It returns latents, one vector
+# per column; `model.decode` turns them into pixels.
 
 # %%
 import jax
@@ -139,7 +115,7 @@ latents = eqjax.sample_latents(
 latents.shape  # Images, columns, channels.
 
 # %% [markdown]
-# Decoded:
+# The decoded images:
 
 # %%
 show(pixels.grid(model.decode(latents), columns=4))

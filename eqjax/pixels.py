@@ -46,9 +46,3 @@ def save_png(path, image):
     """Writes a uint8 image [H, W, 3] to `path`; the file appears whole or not at all."""
     with atomic_write(path) as temporary:
         Image.fromarray(np.asarray(image)).save(temporary, format="PNG")
-
-
-def psnr(images, reconstructions):
-    """Peak signal-to-noise ratio in dB per image, for images in [-1, 1]: [B, H, W, 3] → [B]."""
-    error = jnp.mean(jnp.square(jnp.clip(reconstructions, -1, 1) - images), axis=(1, 2, 3))
-    return 10 * jnp.log10(4 / jnp.maximum(error, 1e-10))

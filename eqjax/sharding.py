@@ -1,50 +1,69 @@
-"""The device mesh, and how parameters, optimizer state and batches lie on it: rules as data.
+"""The device mesh, and the sharding of parameters, optimizer state and batches over it.
 
-    data    batches are split, parameters are copied
-    fsdp    batches are split, and so are parameters, gathered where a layer needs them
-    tensor  heads and hidden channels are split, batches are copied
+    data    splits batches; parameters are copied
+    fsdp    splits batches and parameters, which are gathered where a layer needs them
+    tensor  splits heads and hidden channels; batches are copied
 
-A parameter's path is looked up in a table (path → logical axes), and each logical axis in `MESH_AXES`.
-Averages and optimizer moments end in the path of their parameter, so the same rules place them.
+A table of rules maps a parameter's path to logical axes, and `MESH_AXES` maps logical axes to mesh axes. EMA weights
+and optimizer moments share their parameter's path suffix, so the same rules apply to them.
 """
 
+from collections.abc import Sequence
 import math
 import re
+from typing import Any, TypeAlias
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from eqjax.typing import AnyArray, Tree
+
+# Pairs of a pattern, searched for in a parameter's path, and the logical axes of the parameter; see `spec_for`.
+Rules: TypeAlias = Sequence[tuple[str, Sequence[str | None]]]
+
 AXES = ("data", "fsdp", "tensor")
-# What batches are split over.
+# Mesh axes that split batches.
 BATCH_AXES = ("data", "fsdp")
-# Where a logical axis lies. An axis that is not here, or None, is not split.
-MESH_AXES = {"batch": BATCH_AXES, "embed": "fsdp", "heads": "tensor", "mlp": "tensor"}
-# Values below which an array without a rule is not worth splitting.
+# Mesh axes of every logical axis. Other logical axes, and None, are not split.
+MESH_AXES: dict[str | None, str | tuple[str, ...]] = {
+    "batch": BATCH_AXES,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+}
+# Arrays without a rule are split if they have at least this many values.
 SMALLEST_SPLIT = 4096
 
+# ── Mesh ────────────────────────────────────────────────────────────────────────────────────────
 
-def parse_mesh(text, count):
-    """Sizes of the mesh axes from "data:4,fsdp:2,tensor:1".
+
+def parse_mesh(text: str, num_devices: int) -> dict[str, int]:
+    """Parses the sizes of the mesh axes from "data:4,fsdp:2,tensor:1".
 
     Args:
-      text: names and sizes; axes left out have size 1, and one may be -1: what remains.
-      count: the number of devices.
+      text: names and sizes; other axes have size 1, and one size may be -1 for the remaining devices.
+      num_devices: number of devices.
 
     Returns:
-      {"data": …, "fsdp": …, "tensor": …}.
+      {"data": size, "fsdp": size, "tensor": size}.
 
     Raises:
-      ValueError: an axis that is unknown or named twice, a size that is none, or sizes that do not multiply to `count`.
+      ValueError: an axis is unknown or named twice, a size is not a number, or the sizes do not multiply to the number
+        of devices.
+
+    Example:
+      >>> parse_mesh("data:-1,tensor:2", num_devices=8)
+      {'data': 4, 'fsdp': 1, 'tensor': 2}
     """
-    sizes = {}
+    sizes: dict[str, int] = {}
     for item in filter(None, text.replace(" ", "").split(",")):
         name, _, size = item.partition(":")
         if name not in AXES:
             raise ValueError(f"mesh={text!r} has an unknown axis {name!r}; the axes are {', '.join(AXES)}.")
         if not re.fullmatch(r"-1|[1-9]\d*", size):
-            raise ValueError(f"mesh={text!r}: {item!r} needs a size of at least 1, or -1 for what remains.")
+            raise ValueError(f"mesh={text!r}: {item!r} needs a size of at least 1, or -1 for the remaining devices.")
         if name in sizes:
             raise ValueError(f"mesh={text!r} names {name!r} twice; give every axis once.")
         sizes[name] = int(size)
@@ -53,60 +72,74 @@ def parse_mesh(text, count):
     if len(open_axes) > 1:
         raise ValueError(f"mesh={text!r}: only one axis may be -1, not {open_axes}.")
     known = math.prod(size for size in sizes.values() if size != -1)
-    if open_axes and count % known == 0:
-        sizes[open_axes[0]] = count // known
-    if math.prod(sizes.values()) != count:
+    if open_axes and num_devices % known == 0:
+        sizes[open_axes[0]] = num_devices // known
+    if math.prod(sizes.values()) != num_devices:
         raise ValueError(
-            f"mesh={text!r} multiplies to {known}{' · n' if open_axes else ''}, but there are {count} devices; "
-            f"change its sizes, or leave one axis to -1."
+            f"mesh={text!r} multiplies to {known}{' · n' if open_axes else ''}, but there are {num_devices} devices; "
+            "change its sizes, or set one of them to -1."
         )
     return sizes
 
 
-def make_mesh(devices=None, shape="data:-1"):
-    """A mesh of the axes data × fsdp × tensor.
+def make_mesh(devices: Sequence[Any] | None = None, shape: str = "data:-1") -> Mesh:
+    """Makes a mesh with the axes data, fsdp and tensor.
 
     Args:
-      devices: the devices to use; None: all, of all processes.
-      shape: see `parse_mesh`.
+      devices: JAX devices of the mesh; None: all devices of all processes.
+      shape: sizes of the axes; see `parse_mesh`.
 
     Raises:
-      ValueError: as `parse_mesh`.
+      ValueError: the sizes do not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = parse_mesh(shape, len(devices))
-    # Auto axes: with the Explicit ones that jax ≥ 0.8 makes by default, jit would ask for a
-    # sharding of every intermediate.
+    # Auto axes: with the Explicit axes that jax ≥ 0.8 makes by default, jit would require the sharding of every
+    # intermediate.
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def replicated(mesh):
-    """The sharding of values that every device holds whole."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of values that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def mesh_of(tree: Tree) -> Mesh:
+    """Returns the mesh of a tree's first array that has one; a mesh of all devices if none has."""
+    for leaf in jax.tree.leaves(tree):
+        where = getattr(leaf, "sharding", None)
+        if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh):
+            return where.mesh
+    return make_mesh()
 
 
 # ── State ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def path_name(path):
-    """A key path of jax.tree_util as "params/blocks/self_qkv/kernel"."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+def path_name(path: tuple[Any, ...]) -> str:
+    """Returns a key path of jax.tree_util as text, such as "params/blocks/self_qkv/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def spec_for(name, shape, mesh, rules=()):
-    """How one array is split.
+def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules = ()) -> PartitionSpec:
+    """Returns the sharding of one array.
+
+    The first rule counts whose pattern occurs in the name and whose logical axes are as many as the array's. Arrays of
+    at least `SMALLEST_SPLIT` values without a rule are split over fsdp, along the largest dimension that divides;
+    other arrays are not split. A dimension that its mesh axis does not divide is not split either.
 
     Args:
-      name: its path, see `path_name`.
-      shape: its shape.
+      name: path of the array; see `path_name`.
+      shape: shape of the array.
       mesh: a mesh of `make_mesh`.
-      rules: (pattern, logical axes) pairs; the first counts whose pattern is found in the name and
-        that has as many axes as the array. Arrays of at least `SMALLEST_SPLIT` values without a rule
-        are split over fsdp along their largest dimension that divides; others are not split.
+      rules: (pattern, logical axes) pairs.
 
-    Returns:
-      A PartitionSpec. A dimension that a mesh axis does not divide stays whole.
+    Example:
+      >>> mesh = make_mesh(jax.devices()[:1], "data:1")
+      >>> spec_for("mlp/kernel", (512, 2048), mesh, [("mlp/kernel$", ("embed", "mlp"))])  # Nothing to split over.
+      PartitionSpec()
     """
+    axes: list[Any]
     for pattern, logical in rules:
         if len(logical) == len(shape) and re.search(pattern, name):
             axes = [MESH_AXES.get(axis) for axis in logical]
@@ -125,27 +158,27 @@ def spec_for(name, shape, mesh, rules=()):
     return PartitionSpec(*axes)
 
 
-def state_shardings(tree, mesh, rules=()):
-    """Shardings of a state: any pytree of arrays or jax.ShapeDtypeStruct, see `spec_for`."""
+def state_shardings(tree: Tree, mesh: Mesh, rules: Rules = ()) -> Tree:
+    """Returns the shardings of a state, a tree of arrays or jax.ShapeDtypeStruct; see `spec_for`."""
 
-    def place(path, leaf):
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def constrain(x, *logical):
-    """Says inside a traced function how `x` is to lie; does nothing without a mesh, or inside shard_map.
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Constrains the sharding of `x` inside a traced function; returns `x` as is without a mesh or inside shard_map.
 
     Args:
-      x: an array.
-      *logical: logical axes of its dimensions, in order; None for a dimension that is not split.
+      x: array.
+      *logical: logical axis of every dimension, in order; None for a dimension that is not split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or set(mesh.axis_names) != set(AXES) or set(mesh.axis_types) != {AxisType.Auto}:
         return x
 
-    def fits(axis, size):
+    def fits(axis: Any, size: int) -> Any:
         names = (axis,) if isinstance(axis, str) else axis or ()
         return axis if size % math.prod(mesh.shape[name] for name in names) == 0 else None
 
@@ -153,14 +186,19 @@ def constrain(x, *logical):
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
-def put(tree, shardings):
-    """Puts arrays, of the same values on every process, where `shardings` (a tree, or one for all) says."""
+def put(tree: Tree, shardings: Tree) -> Tree:
+    """Moves arrays with the same values on every process to devices.
+
+    Args:
+      tree: tree of arrays.
+      shardings: tree of shardings, or one for all arrays.
+    """
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
-    def place(array, sharding):
+    def place(array: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -170,11 +208,11 @@ def put(tree, shardings):
 # ── Batches and results ─────────────────────────────────────────────────────────────────────────
 
 
-def check_batch(mesh, batch_size, accumulation_steps=1):
-    """Compares a configuration's batch with the devices that it is to be split over.
+def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> None:
+    """Checks that a configuration's batches and microbatches divide among the devices.
 
     Raises:
-      ValueError: a size below 1, or a batch whose parts do not divide among the devices.
+      ValueError: a number is below 1, or the batch or its microbatches do not divide.
     """
     if batch_size < 1 or accumulation_steps < 1:
         raise ValueError(f"batch_size={batch_size} and accumulation_steps={accumulation_steps} must be at least 1.")
@@ -186,75 +224,71 @@ def check_batch(mesh, batch_size, accumulation_steps=1):
         )
     multiple = devices * accumulation_steps
     if batch_size % multiple:
-        # Parts that do not divide would be computed whole on every device.
+        # Microbatches that do not divide would be computed whole on every device.
         raise ValueError(
-            f"batch_size={batch_size} in accumulation_steps={accumulation_steps} parts makes "
-            f"{batch_size / accumulation_steps:g} images a part, which do not divide among {devices} devices "
-            f"(data × fsdp); set batch_size to a multiple of {multiple}, or fewer parts."
+            f"batch_size={batch_size} in accumulation_steps={accumulation_steps} microbatches makes "
+            f"{batch_size / accumulation_steps:g} images per microbatch, which do not divide among {devices} devices "
+            f"(data × fsdp); set batch_size to a multiple of {multiple}, or accumulation_steps lower."
         )
 
 
-def batch_share(mesh):
-    """Which share of every global batch this process reads: (index, number of shares).
+def batch_shard(mesh: Mesh) -> tuple[int, int]:
+    """Returns which shard of every global batch this process reads, as (index, number of shards).
 
-    Processes that hold the same part of the batch, as they split tensors among them, read the same.
+    Processes that hold the same rows, because they split tensors among them, read the same shard.
 
     Raises:
-      ValueError: a process holds parts of the batch that overlap another's without being the same.
+      ValueError: a process holds rows that overlap another's without being the same.
     """
-    parts = {}
+    rows: dict[int, set[int]] = {}
     for place, device in np.ndenumerate(mesh.devices):
         batch_place = int(np.ravel_multi_index(place[:2], mesh.devices.shape[:2]))
-        parts.setdefault(device.process_index, set()).add(batch_place)
-    shares = sorted({tuple(sorted(part)) for part in parts.values()})
-    if sum(map(len, shares)) != mesh.shape["data"] * mesh.shape["fsdp"] or len(set(map(len, shares))) != 1:
+        rows.setdefault(device.process_index, set()).add(batch_place)
+    shards = sorted({tuple(sorted(places)) for places in rows.values()})
+    if sum(map(len, shards)) != mesh.shape["data"] * mesh.shape["fsdp"] or len(set(map(len, shards))) != 1:
         raise ValueError(
-            f"mesh {dict(mesh.shape)} splits batches across the processes' borders ({shares}); "
-            "make tensor a divisor, or a multiple, of the devices of a process."
+            f"mesh {dict(mesh.shape)} splits batches across the borders of processes ({shards}); "
+            "make tensor a divisor, or a multiple, of the number of devices of a process."
         )
-    return shares.index(tuple(sorted(parts[jax.process_index()]))), len(shares)
+    return shards.index(tuple(sorted(rows[jax.process_index()]))), len(shards)
 
 
-def shard_batch(batch, mesh):
-    """Puts a process's share of a batch (arrays [b, …]) on its devices, split over data and fsdp.
+def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
+    """Moves this process's shard of a batch to its devices, split over data and fsdp.
+
+    Args:
+      batch: tree of arrays [B, ...]; the global batch has B rows per shard of `batch_shard`.
+      mesh: a mesh of `make_mesh`.
 
     Raises:
       ValueError: the global batch does not divide among the devices.
     """
-    sharding, count = NamedSharding(mesh, PartitionSpec(BATCH_AXES)), batch_share(mesh)[1]
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding, num_shards = NamedSharding(mesh, PartitionSpec(BATCH_AXES)), batch_shard(mesh)[1]
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
 
-    def place(array):
+    def place(array: AnyArray) -> jax.Array:
         array = np.asarray(array)
-        size = array.shape[0] * count
-        if size % parts:
+        size = array.shape[0] * num_shards
+        if size % devices:
             raise ValueError(
-                f"a global batch of {size} does not divide among {parts} devices (data × fsdp); "
-                f"set batch_size to a multiple of {parts}."
+                f"a global batch of {size} does not divide among {devices} devices (data × fsdp); "
+                f"set batch_size to a multiple of {devices}."
             )
         return jax.make_array_from_process_local_data(sharding, array, (size, *array.shape[1:]))
 
     return jax.tree.map(place, batch)
 
 
-def mesh_of(tree):
-    """The mesh that a tree of arrays lies on: of its first leaf that has one, else of all devices."""
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(getattr(leaf, "sharding", None), NamedSharding):
-            return leaf.sharding.mesh
-    return make_mesh()
-
-
-def gather(tree):
-    """The values of arrays as numpy, on every process; all processes must ask together."""
+def gather(tree: Tree) -> Tree:
+    """Returns arrays as numpy on every process; all processes must call it together."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def local(tree):
-    """What programs of one process alone may use: the arrays themselves, or numpy where there are several processes.
+def local(tree: Tree) -> Tree:
+    """Returns arrays that a program of one process can use: as they are, or as numpy if there are several processes.
 
-    All processes must ask together.
+    All processes must call it together.
     """
     return tree if jax.process_count() == 1 else gather(tree)

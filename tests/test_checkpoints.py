@@ -80,7 +80,7 @@ def test_other_arrays_under_the_same_model(tmp_path, mesh):
         "optimizer.name: checkpoint 'muon', this run 'adamw'",
         "arrays only in the checkpoint: discriminator/kernel",
         "arrays only in this run: w",
-        "arrays shapes, checkpoint → this run: half (5,) → (3,)",
+        "arrays with other shapes, checkpoint → this run: half (5,) → (3,)",
     ):
         assert line in str(caught.value)
     assert "learning_rate" not in str(caught.value) and "remove" not in str(caught.value)

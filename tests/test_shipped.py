@@ -7,6 +7,7 @@ import pytest
 from configs.common import PHOTO_CLASSES
 from eqjax import load_pretrained, pixels, pretrained
 from eqjax.data import default_config, eval_batches, make_iterator
+from eqjax.evaluation import image_metrics
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_reconstruction(model):
     values = {}
     for name, images in (("training", seen), ("held-out", held_out)):
         out = model.decode(model.encode(images))
-        values[name] = float(np.mean(pixels.psnr(pixels.from_uint8(images), pixels.from_uint8(out))))
+        values[name] = float(np.mean(image_metrics.psnr(pixels.from_uint8(images), pixels.from_uint8(out))))
     # The card's figures (over more crops) less one decibel.
     assert values["training"] > 27.0 - 1 and values["held-out"] > 28.4 - 1, values
 

@@ -28,7 +28,10 @@ import numpy as np
 from configs import common, photos_tokenizer
 from eqjax import Generator, data, load_pretrained
 from eqjax.cli import runner
-from eqjax.evaluation import analysis, plots, report, tasks
+from eqjax.evaluation import analysis, plots, tasks
+from eqjax.evaluation.protocol import device_entries
+from eqjax.evaluation.results import json_values
+from eqjax.io import write_json
 from eqjax.training import tokenizer as tokenizer_training
 from eqjax.training.config import resolve
 
@@ -170,7 +173,7 @@ def analyze(args):
     model = load_pretrained(*args.weights)
     model.require("tokenizer")
     config, labels = model_images(args, model)
-    result = {"weights": args.weights, "source": config.root or config.source, **report.place()}
+    result = {"weights": args.weights, "source": config.root or config.source, **device_entries()}
     result |= _tokenizer_measures(model, config, args, 1000)
     if model.generator is not None:
         batches, window = latent_batches(model, config, labels, args, 2000), model.generator.window_size or 1
@@ -186,7 +189,7 @@ def _tokenizer_measures(model, config, args, seed):
 
 
 def _draw(output, results):
-    logging.info("Wrote %s:\n%s", os.path.abspath(output), analysis.draw(output, results))
+    logging.info("Wrote %s:\n%s", os.path.abspath(output), analysis.write_report(output, results))
 
 
 # ── A comparison ────────────────────────────────────────────────────────────────────────────────
@@ -213,8 +216,8 @@ def compare(args):
                 if not os.path.isfile(path):
                     measures = measures or _tokenizer_measures(model, photos, args, 1000 + seed)
                     generators = _compare_generators(model, photos, kinds[kind][1], args, seed)
-                    report.write_json(path, measures | generators | _flags(args))
-                results[kind].append(analysis.read_result(path, _flags(args)["flags"]))
+                    write_json(path, json_values(measures | generators | _flags(args)))
+                results[kind].append(analysis.read_measures(path, _flags(args)["flags"]))
                 logging.info("seed %d, %s: %s", seed, kind, analysis.summary(results[kind][-1]))
     _draw(args.output, results)
 
@@ -298,7 +301,7 @@ def _compare_generators(model, photos, window, args, seed):
     result = analysis.generator_measures(generator, whole, batches, args.window)
     transferred = tasks.column_losses(generator, left, batches, jax.random.key(0))
     result["transfer_loss"] = transferred.mean.tolist()
-    result["transfer_loss_error"] = transferred.error.tolist()
+    result["transfer_loss_stderr"] = transferred.stderr.tolist()
     result["transfer"] = float(transferred.mean[half:].mean() / np.mean(result["loss"][half:]))
     result["transfer_trained"] = float(transferred.mean[:half].mean() / np.mean(result["loss"][:half]))
     return result

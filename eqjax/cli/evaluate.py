@@ -23,8 +23,17 @@ from ml_collections import config_flags
 from eqjax import flow, load_pretrained
 from eqjax.cli import runner
 from eqjax.data import default_config
-from eqjax.evaluation import Extractor, Settings, evaluate_reconstruction, image_sets, networks, report, statistics
-from eqjax.evaluation.generation import fingerprint
+from eqjax.evaluation import (
+    Extractor,
+    GenerationEvaluator,
+    GenerationOptions,
+    evaluate_reconstruction,
+    image_sets,
+    networks,
+    results,
+    statistics,
+)
+from eqjax.evaluation.protocol import device_entries, weights_id
 
 
 def define_flags(values=flags.FLAGS, argv=None):
@@ -86,12 +95,12 @@ def make_extractor(args):
     """The `Extractor` of `--network`, or None."""
     if args.network == "none":
         return None
-    return Extractor(networks.inception(args.nets_folder), rows_per_device=args.batch_per_device)
+    return Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_per_device)
 
 
 def generation(args):
     """A row per guidance scale; images of each lie in a folder of its own."""
-    report.earlier(args.output)  # Refuses a folder of something else before hours of drawing.
+    results.load(args.output)  # Refuses a folder of something else before hours of drawing.
     if given := config_flags.get_override_values(args["data"]):
         names = ", ".join(f"--data.{name}" for name in given)
         raise ValueError(
@@ -101,7 +110,7 @@ def generation(args):
     model = load_pretrained(*args.weights)
     tokenizer, num_images = model.require("tokenizer"), args.num_images or 50_000
     sweep = [
-        Settings(
+        GenerationOptions(
             num_columns=args.num_columns or tokenizer.resolution // tokenizer.column_width,
             guidance_scale=scale,
             guidance_schedule=args.guidance_schedule,
@@ -114,31 +123,26 @@ def generation(args):
         )
         for scale in dict.fromkeys(_number(text) for text in args.guidance)
     ]
-    reference = statistics.load(args.reference) if args.reference else None
-    compared = dict(extractor=make_extractor(args), reference=reference)
-    for settings in sweep:
-        report.check_generation(model, settings, num_images, **compared)
-    results = []
-    for settings in sweep:
-        result = report.evaluate_generation(
-            model,
-            settings,
-            num_images,
-            os.path.join(args.output, f"guidance_{settings.guidance_scale:g}"),
-            **compared,
-            reference_name=args.reference or "",
-            rows_per_device=args.batch_per_device,
-            png=args.png,
-            npz=args.npz,
-            keep=args.num_stored_features,
-        )
-        results.append(result)
-        _save(args, results)  # What there is so far, should a later scale be cut off.
+    options = dict(
+        extractor=make_extractor(args),
+        reference=statistics.load(args.reference) if args.reference else None,
+        reference_name=args.reference or "",
+        per_device_batch_size=args.batch_per_device,
+        write_png=args.png,
+        write_npz=args.npz,
+        num_stored_features=args.num_stored_features,
+    )
+    evaluators = [GenerationEvaluator(model, settings, num_images, **options) for settings in sweep]
+    found = []
+    for evaluator in evaluators:
+        folder = os.path.join(args.output, f"guidance_{evaluator.options.guidance_scale:g}")
+        found.append(evaluator.evaluate(model, folder))
+        _save(args, found)  # After every scale, in case a later one is interrupted.
 
 
 def reconstruction(args):
     """One row."""
-    report.earlier(args.output)
+    results.load(args.output)
     config, model = args.data, load_pretrained(*args.weights)
     model.require("tokenizer")
     images = image_sets.from_data(config, args.num_images)
@@ -149,18 +153,18 @@ def reconstruction(args):
         extractor=extractor,
         lpips=networks.lpips(args.nets_folder) if extractor is not None and args.lpips else None,
         reference=statistics.load(args.reference) if args.reference else None,
-        rows_per_device=args.batch_per_device,
+        per_device_batch_size=args.batch_per_device,
     )
     size = config.height, config.width
-    protocol = {"weights": fingerprint(model), "count": metrics.pop("count"), "source": images.source}
-    protocol |= {"image_size": list(size), "rounding": "8 bit", "encoding": "posterior mean", **report.place()}
+    protocol = {"weights": weights_id(model), "count": images.count, "source": images.source}
+    protocol |= {"image_size": list(size), "rounding": "8 bit", "encoding": "posterior mean", **device_entries()}
     if extractor is not None:
         protocol |= {**extractor.network.protocol_for(size), "reference": args.reference or "the originals"}
     _save(args, [{"metrics": metrics, "protocol": protocol}])
 
 
-def _save(args, results):
-    logging.info("%s:\n%s", os.path.abspath(args.output), report.save(args.output, results))
+def _save(args, found):
+    logging.info("%s:\n%s", os.path.abspath(args.output), results.save(args.output, found))
 
 
 def _number(text):

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from eqjax.cli import runner
 from eqjax.data import default_config
-from eqjax.evaluation import Extractor, image_sets, networks, report
+from eqjax.evaluation import Extractor, fid, image_sets, networks, statistics
 
 
 def define_flags(values=flags.FLAGS, argv=None):
@@ -68,8 +68,10 @@ def find_images(args):
 def run(args):
     """Runs over the images once and writes the file."""
     found = find_images(args)
-    extractor = Extractor(networks.inception(args.nets_folder), rows_per_device=args.batch_per_device)
-    features = report.write_statistics(args.output, extractor, found, args.num_stored_features)
+    extractor = Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_per_device)
+    features = extractor.collect(found.batches(), found.count, num_stored_features=args.num_stored_features)
+    statistics.save(args.output, features.statistics)
+    fid.warn_if_few(found.count, len(features.statistics.mean), args.output)
     logging.info(
         "Statistics of %d images (%s) in %s, %.1f images per second; %s",
         found.count,

@@ -1,18 +1,20 @@
 """Evaluation: metrics of generated and reconstructed images, and the paper's analysis of a model."""
 
-from eqjax.evaluation.features import Extractor, Features, Network, compare
-from eqjax.evaluation.generation import Samples, Settings, generate
+from eqjax.evaluation.features import Extractor, FeatureNetwork, Features
+from eqjax.evaluation.generation import GenerationEvaluator, GenerationOptions, generate
 from eqjax.evaluation.image_sets import ImageSet
 from eqjax.evaluation.reconstruction import evaluate_reconstruction
-from eqjax.evaluation.statistics import Statistics, StatisticsError
+from eqjax.evaluation.sample_folder import SampleFolder
+from eqjax.evaluation.statistics import Statistics, StatisticsError, compare
 
 __all__ = [
     "Extractor",
+    "FeatureNetwork",
     "Features",
+    "GenerationEvaluator",
+    "GenerationOptions",
     "ImageSet",
-    "Network",
-    "Samples",
-    "Settings",
+    "SampleFolder",
     "Statistics",
     "StatisticsError",
     "compare",

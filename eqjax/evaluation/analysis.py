@@ -1,32 +1,46 @@
-"""The paper's analysis of a model in numbers, and of several side by side in a table and plots.
+"""The paper's analysis of a model as numbers, and of several models side by side as a table and plots.
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, sections 1 and 4.3.
+
+Letters: N images, H height, L columns.
 """
 
-import json
+from collections.abc import Mapping, Sequence
 import os
+from typing import Any, TypeAlias
 
 import jax
+from jaxtyping import Shaped
 import numpy as np
 
-from eqjax.evaluation import equivariance, plots, report, tasks
-from eqjax.io import atomic_write
+from eqjax.evaluation import equivariance, plots, tasks
+from eqjax.evaluation.results import json_values
+from eqjax.generator import Generator
+from eqjax.io import atomic_write, read_json, write_json
+from eqjax.model import Model
+from eqjax.tables import markdown_table
+from eqjax.typing import AnyArray, Params
 
 MAX_SHIFT = 32
 
+# Measures of one model and seed as JSON values, by name.
+Measures: TypeAlias = dict[str, Any]
+# Measures of every seed, by the kind of model.
+MeasuresByKind: TypeAlias = Mapping[str, Sequence[Measures]]
 
-def tokenizer_measures(model, images, width):
-    """PSNR, shift errors and footprints of a tokenizer as JSON values.
+
+def tokenizer_measures(model: Model, images: Shaped[AnyArray, "N H W 3"], width: int) -> Measures:
+    """Returns PSNR, shift errors and footprints of a tokenizer as JSON values.
 
     Args:
-      model: an `eqjax.Model`.
-      images: uint8 [N, H, width + MAX_SHIFT, 3].
-      width: of the crops, pixels.
+      model: a model with a tokenizer.
+      images: uint8 images, width + MAX_SHIFT pixels wide.
+      width: width of the crops in pixels.
     """
     found = equivariance.shift_errors(model, images, np.arange(1, MAX_SHIFT + 1), width)
     maps = equivariance.footprints(model, images[:, :, :width])
-    column = model.tokenizer.column_width
-    middle = found.errors[:, 1 : width // column // 2]  # Away from the borders, and with a partner inside.
+    column = model.require("tokenizer").column_width
+    middle = found.errors[:, 1 : width // column // 2]  # Away from the borders, with a counterpart inside.
     return {
         "psnr": found.psnr,
         "column_width": column,
@@ -36,46 +50,55 @@ def tokenizer_measures(model, images, width):
         "shift_error_unrelated": found.unrelated,
         "footprint": maps.sum(1).tolist(),
         "footprint_map": maps[len(maps) // 2].tolist(),
-        "footprint_share": equivariance.footprint_shares(maps, column),
+        "footprint_fraction": equivariance.footprint_fractions(maps, column),
     }
 
 
-def generator_measures(generator, params, batches, first_inner):
-    """Losses and cosines of a generator's columns as JSON values.
+def generator_measures(
+    generator: Generator, params: Params, batches: Sequence[tasks.LatentBatch], first_inner: int
+) -> Measures:
+    """Returns losses and cosines of a generator's columns as JSON values.
 
     Args:
-      generator, params, batches: as `tasks.column_losses`.
-      first_inner: "…_inner" is over columns from this one on: those whose windows are full.
+      generator: the module.
+      params: its parameters.
+      batches: scaled latents and labels, of one shape; at least two batches.
+      first_inner: first column with a full window; measures named "…_inner" are over the columns from there on.
     """
     losses = tasks.column_losses(generator, params, batches, jax.random.key(0))
     conflict, ceiling = tasks.gradient_cosines(generator, params, batches, jax.random.key(1))
+    corrected = tasks.noise_corrected_cosines(ceiling.mean)
+    inner = slice(first_inner, None)
     return {
         "loss": losses.mean.tolist(),
-        "loss_error": losses.error.tolist(),
+        "loss_stderr": losses.stderr.tolist(),
         "cosines": conflict.mean.tolist(),
-        "cosines_error": conflict.error.tolist(),
-        "cosine": float(tasks.off_diagonal(conflict.mean)),
-        "cosine_inner": float(tasks.off_diagonal(conflict.mean[first_inner:, first_inner:])),
+        "cosines_stderr": conflict.stderr.tolist(),
+        "cosine": float(tasks.off_diagonal_mean(conflict.mean)),
+        "cosine_inner": float(tasks.off_diagonal_mean(conflict.mean[inner, inner])),
         "cosine_ceiling": float(np.diag(ceiling.mean).mean()),
-        "agreement": float(tasks.off_diagonal(tasks.agreement(ceiling.mean))),
-        "agreement_inner": float(tasks.off_diagonal(tasks.agreement(ceiling.mean)[first_inner:, first_inner:])),
+        "corrected_cosine": float(tasks.off_diagonal_mean(corrected)),
+        "corrected_cosine_inner": float(tasks.off_diagonal_mean(corrected[inner, inner])),
     }
 
 
-def read_result(path, options):
-    """One seed's result from a file, written under the same options.
+def read_measures(path: str | os.PathLike[str], flags: Mapping[str, Any]) -> Measures:
+    """Returns the measures in a file.
+
+    Args:
+      path: JSON file of measures with their "flags".
+      flags: flags under which they must have been computed.
 
     Raises:
-      ValueError: it was written under others.
+      ValueError: they were computed under other flags.
     """
-    with open(path, encoding="utf-8") as file:
-        result = json.load(file)
-    if result["flags"] != options:
-        raise ValueError(f"{path} was measured with {result['flags']}, now {options}: give another --output.")
-    return result
+    measures = read_json(path)
+    if measures["flags"] != flags:
+        raise ValueError(f"{path} was measured with {measures['flags']}, now {flags}: give another --output.")
+    return measures
 
 
-# Of the table, in order; errors under shifts never stand without PSNR.
+# Columns of the table, in order; errors under shifts always stand beside PSNR.
 _TABLE = {
     "psnr": "PSNR, dB",
     "shift_error_column": "shift by a column",
@@ -85,54 +108,56 @@ _TABLE = {
     "cosine": "cosine",
     "cosine_inner": "cosine, full windows",
     "cosine_ceiling": "ceiling",
-    "agreement": "agreement",
-    "agreement_inner": "agreement, full windows",
+    "corrected_cosine": "noise-corrected cosine",
+    "corrected_cosine_inner": "noise-corrected cosine, full windows",
     "spread": "loss spread",
     "transfer": "transfer",
     "transfer_trained": "trained half",
 }
 
 
-def summary(result):
-    """{name of `_TABLE`: number} of one seed; only what was measured, NaN where that gave no number."""
-    found = {name: result[name] for name in _TABLE if isinstance(result.get(name, ""), float | None)}
-    found = {name: np.nan if value is None else value for name, value in found.items()}  # In JSON there is no NaN.
-    found["footprint"] = {int(reach): share for reach, share in result["footprint_share"].items()}[0]
-    if "loss" in result:
-        found["spread"] = float(np.std(result["loss"]) / np.mean(result["loss"]))
-    return {name: found[name] for name in _TABLE if name in found}
+def summary(measures: Measures) -> dict[str, float]:
+    """Returns one seed's numbers for the table; measures that are not finite are NaN, others are left out."""
+    numbers = {name: measures[name] for name in _TABLE if isinstance(measures.get(name, ""), float | None)}
+    numbers = {name: np.nan if value is None else value for name, value in numbers.items()}  # null in JSON.
+    fractions = {int(reach): fraction for reach, fraction in measures["footprint_fraction"].items()}
+    numbers["footprint"] = fractions[0]
+    if "loss" in measures:
+        numbers["spread"] = float(np.std(measures["loss"]) / np.mean(measures["loss"]))
+    return {name: numbers[name] for name in _TABLE if name in numbers}
 
 
-def draw(output, results):
-    """Writes results.json, table.md, and CSV and PNG per measure; gives the table.
+def write_report(output: str | os.PathLike[str], results: MeasuresByKind) -> str:
+    """Writes results.json, table.md, and for every measure a CSV and a PNG file; returns the table.
 
     Args:
-      output: folder.
-      results: {kind: [one dict per seed]}, dicts of `tokenizer_measures` and `generator_measures`.
+      output: folder of the files.
+      results: measures of `tokenizer_measures` and `generator_measures`, a dict per seed, by the kind of model.
     """
-    report.write_json(os.path.join(output, "results.json"), results)
-    table = _table(results)
-    with atomic_write(os.path.join(output, "table.md")) as temporary, open(temporary, "w") as file:
+    write_json(os.path.join(output, "results.json"), json_values(dict(results)))
+    table = make_table(results)
+    with atomic_write(os.path.join(output, "table.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(table)
-    _draw_shifts(output, results)
-    _draw_footprints(output, results)
+    _plot_shift_errors(output, results)
+    _plot_footprints(output, results)
     if all("loss" in seeds[0] for seeds in results.values()):
-        _draw_losses(output, results)
-        _draw_cosines(output, results)
+        _plot_losses(output, results)
+        _plot_cosines(output, results)
     return table
 
 
-def _table(results):
-    rows = {kind: [summary(result) for result in seeds] for kind, seeds in results.items()}
+def make_table(results: MeasuresByKind) -> str:
+    """Formats means and standard deviations over seeds as a Markdown table, a row per kind."""
+    rows = {kind: [summary(measures) for measures in seeds] for kind, seeds in results.items()}
     names = [name for name in _TABLE if any(name in row[0] for row in rows.values())]
-    lines = ["| | " + " | ".join(_TABLE[name] for name in names) + " |", "| --- " * (len(names) + 1) + "|"]
-    for kind, seeds in rows.items():
-        cells = [_mean_and_deviation([row[name] for row in seeds], name) for name in names]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    cells = [
+        [kind, *(_mean_and_deviation([row[name] for row in seeds], name) for name in names)]
+        for kind, seeds in rows.items()
+    ]
+    return markdown_table(["", *(_TABLE[name] for name in names)], cells) + "\n"
 
 
-def _mean_and_deviation(values, name):
+def _mean_and_deviation(values: Sequence[float], name: str) -> str:
     if not np.isfinite(values).all():
         return "–"
     digits = 1 if name == "psnr" else 3
@@ -140,46 +165,56 @@ def _mean_and_deviation(values, name):
     return f"{np.mean(values):.{digits}f}{deviation}"
 
 
-def _styles(results):
-    """Results of tokenizers alone: one kind per style, as both of its generators share it."""
+def _tokenizer_styles(results: MeasuresByKind) -> dict[str, Sequence[Measures]]:
+    """Returns one kind per style of tokenizer, as the generators of a style share its tokenizers."""
     return {kind.split(",")[0]: seeds for kind, seeds in results.items()}
 
 
-def _over_seeds(seeds, name):
-    """Mean over seeds, and what its error bar is: of batches for one seed, of seeds for more."""
-    values = np.array([result[name] for result in seeds], np.float64)
+def _over_seeds(seeds: Sequence[Measures], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean over seeds and its error bar: over seeds, or over the batches of a single one (NaN if unknown)."""
+    values = np.array([measures[name] for measures in seeds], np.float64)
     if len(seeds) > 1:
         return values.mean(0), values.std(0, ddof=1)
-    return values[0], np.array(seeds[0][f"{name}_error"]) if f"{name}_error" in seeds[0] else None
+    return values[0], np.array(seeds[0].get(f"{name}_stderr", np.full(values.shape[1:], np.nan)))
 
 
-def _draw_shifts(output, results):
+def _plot_shift_errors(output: str | os.PathLike[str], results: MeasuresByKind) -> None:
     series, table = {}, {}
-    for style, seeds in _styles(results).items():
-        errors, _ = _over_seeds(seeds, "shift_errors")  # [shifts, columns]
-        psnr = np.mean([result["psnr"] for result in seeds])
-        with_partner = np.nanmean(errors[:, 1:-1], axis=1) if errors.shape[1] > 2 else np.nanmean(errors, axis=1)
+    for style, seeds in _tokenizer_styles(results).items():
+        errors, _ = _over_seeds(seeds, "shift_errors")  # [shifts, L]
+        psnr = np.mean([measures["psnr"] for measures in seeds])
+        inner = np.nanmean(errors[:, 1:-1], axis=1) if errors.shape[1] > 2 else np.nanmean(errors, axis=1)
         shifts = np.arange(1, len(errors) + 1)
-        series[f"{style} (PSNR {psnr:.1f} dB)"] = shifts, with_partner, None
+        series[f"{style} (PSNR {psnr:.1f} dB)"] = shifts, inner, None
         table |= {"shift": shifts} | {f"{style}, column {k}": errors[:, k] for k in range(errors.shape[1])}
     plots.write_csv(os.path.join(output, "shifts.csv"), table)
-    texts = dict(x_label="shift, pixels", y_label="error over the latents' RMS")
-    plots.lines(os.path.join(output, "shifts.png"), series, title="Latents of shifted images", **texts)
+    plots.plot_lines(
+        os.path.join(output, "shifts.png"),
+        series,
+        title="Latents of shifted images",
+        x_label="shift, pixels",
+        y_label="error over the latents' RMS",
+    )
 
 
-def _draw_footprints(output, results):
+def _plot_footprints(output: str | os.PathLike[str], results: MeasuresByKind) -> None:
     panels, table = {}, {}
-    for style, seeds in _styles(results).items():
-        rows, _ = _over_seeds(seeds, "footprint")  # [columns, pixels]
+    for style, seeds in _tokenizer_styles(results).items():
+        rows, _ = _over_seeds(seeds, "footprint")  # [L, pixels]
         panels[style] = np.log10(rows + 1e-6)
         table |= {"pixel": np.arange(rows.shape[1])} | {f"{style}, column {k}": row for k, row in enumerate(rows)}
     plots.write_csv(os.path.join(output, "footprints.csv"), table)
-    limits = min(panel.min() for panel in panels.values()), max(panel.max() for panel in panels.values())
-    texts = dict(x_label="pixel", y_label="column that is replaced", limits=limits)
-    plots.maps(os.path.join(output, "footprints.png"), panels, title="Share of the change, log10", **texts)
+    plots.plot_heatmaps(
+        os.path.join(output, "footprints.png"),
+        panels,
+        title="Fraction of the change, log10",
+        x_label="pixel",
+        y_label="column that is replaced",
+        limits=(float(min(map(np.min, panels.values()))), float(max(map(np.max, panels.values())))),
+    )
 
 
-def _draw_losses(output, results):
+def _plot_losses(output: str | os.PathLike[str], results: MeasuresByKind) -> None:
     series, table = {}, {}
     for kind, seeds in results.items():
         for name, text in (("loss", "all columns trained"), ("transfer_loss", "left half trained")):
@@ -191,11 +226,16 @@ def _draw_losses(output, results):
             scale = np.mean(_over_seeds(seeds, "loss")[0])
             series[f"{kind}, {text}"] = np.arange(len(mean)), mean / scale, error / scale
     plots.write_csv(os.path.join(output, "losses.csv"), table)
-    texts = dict(x_label="column", y_label="loss over the mean, all trained")
-    plots.lines(os.path.join(output, "losses.png"), series, title="Loss per column", **texts)
+    plots.plot_lines(
+        os.path.join(output, "losses.png"),
+        series,
+        title="Loss per column",
+        x_label="column",
+        y_label="loss over the mean, all trained",
+    )
 
 
-def _draw_cosines(output, results):
+def _plot_cosines(output: str | os.PathLike[str], results: MeasuresByKind) -> None:
     panels, table = {}, {}
     for kind, seeds in results.items():
         mean, error = _over_seeds(seeds, "cosines")
@@ -204,7 +244,13 @@ def _draw_cosines(output, results):
         table |= {"column": first, "other": second, kind: mean[first, second]}
         table |= {f"{kind}, error": error[first, second]}
     plots.write_csv(os.path.join(output, "cosines.csv"), table)
-    # The diagonal is 1; the scale ends at the largest of the others, which would all be dark beside it.
+    # The diagonal is 1 and would make all other values dark: the scale ends at the largest of those.
     largest = max(panel[~np.eye(len(panel), dtype=bool)].max(initial=0.0) for panel in panels.values())
-    texts = dict(x_label="column", y_label="column", limits=(0, max(largest, 0.01)))
-    plots.maps(os.path.join(output, "cosines.png"), panels, title="Cosine between gradients of columns", **texts)
+    plots.plot_heatmaps(
+        os.path.join(output, "cosines.png"),
+        panels,
+        title="Cosine between gradients of columns",
+        x_label="column",
+        y_label="column",
+        limits=(0.0, max(float(largest), 0.01)),
+    )

@@ -1,74 +1,85 @@
 """Metrics on features other than the Fréchet distance: Inception Score, KID, precision and recall.
 
 All are computed on the host in float64. The Inception Score streams; the other two compare features
-pair by pair, in blocks, and read them from arrays that may lie on disk.
+pair by pair, in blocks, and accept memory-mapped arrays.
+
+Letters: N and M images, D features, C classes.
 """
 
+from collections.abc import Iterator
+
+from jaxtyping import Float
 import numpy as np
 
 SHUFFLE_SEED = 2020
 
 
 class InceptionScore:
-    """exp of the mean KL divergence between p(y | x) and p(y), over parts of the images; streams.
+    """Streaming Inception Score: exp of the mean KL divergence between p(y | x) and p(y), over splits of the images.
 
-    Images belong to `splits` parts by their position, in file order or in a shuffled order. Which part an
-    image belongs to is known from the number of images alone, so per part two sums are kept.
+    An image's split follows from its position in file order, or in a shuffled order, and from the number of images, so
+    two sums per split suffice.
 
-    File order matters: where images are sorted by class, every part holds few classes and the score is
-    far too low. Shuffled is therefore the default; the score in file order is what tools that do not
-    shuffle report on the same files.
+    The order matters: if the files are sorted by class, every split holds few classes and the score is far too low.
+    Shuffling is therefore the default; the score in file order is the one that tools without shuffling report for the
+    same files.
 
     Source: Improved Techniques for Training GANs, arXiv 1606.03498, section 4.
     """
 
-    def __init__(self, num_images, splits=10, shuffle_seed=SHUFFLE_SEED):
-        """Makes the empty sums.
+    def __init__(self, num_images: int, num_splits: int = 10, shuffle_seed: int | None = SHUFFLE_SEED) -> None:
+        """Makes empty sums.
 
         Args:
-          num_images: how many will arrive.
-          splits: parts.
-          shuffle_seed: of numpy's RandomState; None: file order.
+          num_images: number of images that will arrive.
+          num_splits: number of splits.
+          shuffle_seed: seed of numpy's RandomState; None: file order.
 
         Raises:
-          ValueError: fewer images than parts.
+          ValueError: fewer images than splits.
         """
-        if num_images < splits:
-            raise ValueError(f"an Inception Score of {splits} parts needs at least {splits} images, not {num_images}.")
+        if num_images < num_splits:
+            raise ValueError(
+                f"an Inception Score of {num_splits} splits needs at least {num_splits} images, not {num_images}."
+            )
         order = np.arange(num_images)
         if shuffle_seed is not None:
             order = np.random.RandomState(shuffle_seed).permutation(num_images)
-        self._part = np.empty(num_images, np.int64)  # Of the image at each position of the file order.
-        for k in range(splits):
-            self._part[order[k * num_images // splits : (k + 1) * num_images // splits]] = k
+        self._split = np.empty(num_images, np.int64)  # The split of the image at each position of the file order.
+        for k in range(num_splits):
+            self._split[order[k * num_images // num_splits : (k + 1) * num_images // num_splits]] = k
         self._seen = 0
-        self._entropy = np.zeros(splits)  # Σ_images Σ_y p log p
-        self._sum = None  # Σ_images p, [splits, classes]
+        self._entropy = np.zeros(num_splits)  # Σ_images Σ_y p log p
+        self._sum: np.ndarray | None = None  # Σ_images p, [splits, C]
 
-    def update(self, logits):
-        """Takes in the next images' logits [N, classes] (of Inception: 1008, without bias)."""
+    def update(self, logits: Float[np.ndarray, "N C"]) -> None:
+        """Adds the logits of the next images (Inception's have 1008 classes and no bias).
+
+        Raises:
+          ValueError: more images than announced.
+        """
         logits = np.asarray(logits, np.float64)
-        parts = self._part[self._seen : self._seen + len(logits)]
-        if len(parts) < len(logits):
-            raise ValueError(f"more logits arrived than the {len(self._part)} images announced.")
+        splits = self._split[self._seen : self._seen + len(logits)]
+        if len(splits) < len(logits):
+            raise ValueError(f"more logits arrived than the {len(self._split)} images announced.")
         self._seen += len(logits)
         log_p = logits - logits.max(1, keepdims=True)
         log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
         p = np.exp(log_p)
         if self._sum is None:
             self._sum = np.zeros((len(self._entropy), logits.shape[1]))
-        np.add.at(self._sum, parts, p)
-        np.add.at(self._entropy, parts, (p * log_p).sum(1))
+        np.add.at(self._sum, splits, p)
+        np.add.at(self._entropy, splits, (p * log_p).sum(1))
 
-    def result(self):
-        """(mean, standard deviation) over the parts.
+    def result(self) -> tuple[float, float]:
+        """Returns mean and standard deviation over the splits.
 
         Raises:
-          ValueError: not all images have arrived.
+          ValueError: fewer images than announced.
         """
-        if self._seen < len(self._part):
-            raise ValueError(f"logits of {self._seen} images arrived, {len(self._part)} were announced.")
-        counts = np.bincount(self._part)
+        if self._seen < len(self._split) or self._sum is None:
+            raise ValueError(f"logits of {self._seen} images arrived, {len(self._split)} were announced.")
+        counts = np.bincount(self._split)
         mean_p = self._sum / counts[:, None]
         # A class whose probability underflows to 0 everywhere contributes 0.
         log_mean = np.log(np.where(mean_p > 0, mean_p, 1))
@@ -76,24 +87,30 @@ class InceptionScore:
         return float(scores.mean()), float(scores.std())
 
 
-def kid(features_1, features_2, *, subsets=100, subset_size=1000, degree=3, seed=2020):
-    """Kernel Inception Distance: unbiased MMD² with the kernel (x·y / D + 1)^degree, over random subsets.
+def kid(
+    features_1: Float[np.ndarray, "..."],
+    features_2: Float[np.ndarray, "..."],
+    *,
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    degree: int = 3,
+    seed: int = 2020,
+) -> tuple[float, float]:
+    """Returns mean and standard deviation of the Kernel Inception Distance over random subsets.
 
-    Subsets are drawn as numpy's RandomState(seed).choice without replacement, first from `features_1`,
-    then from `features_2`, in turn.
+    The distance is the unbiased MMD² with the kernel (x·y / D + 1)^degree. Subsets are drawn with numpy's
+    RandomState(seed).choice without replacement, in turn from `features_1` and `features_2`.
 
     Args:
-      features_1, features_2: [N, D] and [M, D], pooled; may be memory-mapped.
-      subsets: how many are drawn.
-      subset_size: images of each.
-      degree: of the polynomial.
-      seed: of the subsets.
-
-    Returns:
-      (mean, standard deviation) over the subsets.
+      features_1: pooled features [N, D]; may be memory-mapped.
+      features_2: pooled features [M, D]; may be memory-mapped.
+      num_subsets: number of subsets drawn from each side.
+      subset_size: images per subset.
+      degree: degree of the polynomial kernel.
+      seed: seed of the subsets.
 
     Raises:
-      ValueError: sizes that differ, or fewer images than a subset takes.
+      ValueError: feature sizes that differ, or fewer images than a subset takes.
 
     Source: Demystifying MMD GANs, arXiv 1801.01401, section 4.
     """
@@ -106,58 +123,70 @@ def kid(features_1, features_2, *, subsets=100, subset_size=1000, degree=3, seed
         )
     rng = np.random.RandomState(seed)
     values = []
-    for _ in range(subsets):
+    for _ in range(num_subsets):
         x = features_1[rng.choice(len(features_1), subset_size, replace=False)].astype(np.float64)
         y = features_2[rng.choice(len(features_2), subset_size, replace=False)].astype(np.float64)
         values.append(_mmd2(x, y, degree))
     return float(np.mean(values)), float(np.std(values))
 
 
-def _mmd2(x, y, degree):
-    """The unbiased estimate of MMD² for as many x as y."""
+def _mmd2(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "N D"], degree: int) -> float:
+    """Returns the unbiased estimate of MMD² between equally many x and y."""
     n = len(x)
 
-    def kernel(a, b):
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (a @ b.T / a.shape[1] + 1) ** degree
 
     xx, yy = kernel(x, x), kernel(y, y)
     within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (n * (n - 1))
-    return within - 2 * kernel(x, y).mean()
+    return float(within - 2 * kernel(x, y).mean())
 
 
-def precision_recall(reference, generated, *, k=3, block=2048):
-    """Share of generated images inside the reference's manifold, and of the reference's inside theirs.
+def precision_recall(
+    reference: Float[np.ndarray, "..."],
+    generated: Float[np.ndarray, "..."],
+    *,
+    num_neighbors: int = 3,
+    block_size: int = 2048,
+) -> tuple[float, float]:
+    """Returns the fractions of generated images in the reference's manifold, and of the reference in theirs.
 
-    A manifold is the union of balls around its images, each reaching to the image's k-th nearest other
-    one; its edge belongs to it. Distances equal up to rounding count as equal.
+    A manifold is the union of closed balls around its images, each with the distance to the image's k-th nearest other
+    image as its radius. Distances equal up to rounding count as equal.
 
     Args:
-      reference: [N, D], pooled; may be memory-mapped.
-      generated: [M, D].
-      k: neighbors.
-      block: images on each side of a block of distances: block² · 8 bytes are held at a time.
+      reference: pooled features [N, D]; may be memory-mapped.
+      generated: pooled features [M, D]; may be memory-mapped.
+      num_neighbors: k.
+      block_size: images on each side of a block of distances; block_size² · 8 bytes are held at a time.
 
     Returns:
-      (precision, recall), each in [0, 1].
+      Precision and recall, each in [0, 1].
 
     Raises:
-      ValueError: sizes that differ, or too few images for k neighbors.
+      ValueError: feature sizes that differ, or too few images for k neighbors.
 
     Source: Improved Precision and Recall Metric, arXiv 1904.06991, section 2.
     """
     _check_sizes(reference, generated)
-    if min(len(reference), len(generated)) <= k:
+    if min(len(reference), len(generated)) <= num_neighbors:
         raise ValueError(
-            f"the distance to the {k} nearest neighbors needs more than {k} images on either side; "
+            f"the distance to the {num_neighbors} nearest neighbors needs more than {num_neighbors} images on either side; "
             f"there are {len(reference)} and {len(generated)}."
         )
     # Distances do not change under a common shift; near the origin they lose fewer digits.
-    shift = np.asarray(reference[:block], np.float64).mean(0)
-    precision = _share_inside(generated, reference, shift, k, block)
-    return precision, _share_inside(reference, generated, shift, k, block)
+    shift = np.asarray(reference[:block_size], np.float64).mean(0)
+    precision = _fraction_inside(generated, reference, shift, num_neighbors, block_size)
+    return precision, _fraction_inside(reference, generated, shift, num_neighbors, block_size)
 
 
-def _share_inside(points, manifold, shift, k, block):
+def _fraction_inside(
+    points: Float[np.ndarray, "N D"],
+    manifold: Float[np.ndarray, "M D"],
+    shift: Float[np.ndarray, "D"],
+    k: int,
+    block: int,
+) -> float:
     radii = np.concatenate(
         [_kth_neighbor(manifold[i : i + block], manifold, shift, k, block) for i in range(0, len(manifold), block)]
     )
@@ -171,8 +200,14 @@ def _share_inside(points, manifold, shift, k, block):
     return float(inside / len(points))
 
 
-def _kth_neighbor(rows, features, shift, k, block):
-    """Squared distance of each row, itself one of `features`, to the k-th nearest other one."""
+def _kth_neighbor(
+    rows: Float[np.ndarray, "N D"],
+    features: Float[np.ndarray, "M D"],
+    shift: Float[np.ndarray, "D"],
+    k: int,
+    block: int,
+) -> Float[np.ndarray, "N"]:
+    """Returns the squared distance of each row, itself one of `features`, to the k-th nearest other one."""
     nearest = np.empty((len(rows), 0))
     for _, distances, _ in _distances(rows, features, shift, block):
         nearest = np.concatenate([nearest, distances], axis=1)
@@ -181,8 +216,10 @@ def _kth_neighbor(rows, features, shift, k, block):
     return nearest.max(1)
 
 
-def _distances(rows, features, shift, block):
-    """Yields (slice of `features`, squared distances to them, what rounding may have done to those)."""
+def _distances(
+    rows: Float[np.ndarray, "N D"], features: Float[np.ndarray, "M D"], shift: Float[np.ndarray, "D"], block: int
+) -> Iterator[tuple[slice, Float[np.ndarray, "N block"], Float[np.ndarray, "N block"]]]:
+    """Yields slices of `features`, the squared distances to them, and bounds on the distances' rounding errors."""
     rows = np.asarray(rows, np.float64) - shift
     rows_squared = np.square(rows).sum(1)[:, None]
     for start in range(0, len(features), block):
@@ -192,7 +229,7 @@ def _distances(rows, features, shift, block):
         yield slice(start, start + len(others)), distances, 1e-12 * scale
 
 
-def _check_sizes(features_1, features_2):
+def _check_sizes(features_1: np.ndarray, features_2: np.ndarray) -> None:
     if features_1.ndim != 2 or features_2.ndim != 2 or features_1.shape[1] != features_2.shape[1]:
         raise ValueError(
             f"features of shapes {features_1.shape} and {features_2.shape} cannot be compared: expected [N, D] and "

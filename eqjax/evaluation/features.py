@@ -1,179 +1,216 @@
-"""Features of images under a frozen network, and everything that is computed from them, in one pass.
+"""Features of images under a frozen network, and everything computed from them, in one pass.
 
-Images stream through in batches. What stays in memory are sums (float64): for Inception's 2048 pooled
-and 2023 spatial features 66 MB, however many images there are. Features that KID, precision and recall
-compare pair by pair go to a file that is mapped, not loaded.
+Images stream through in batches. Memory holds sums (float64): for Inception's 2048 pooled and 2023 spatial
+features 66 MB, whatever the number of images. Features that KID, precision and recall compare pair by pair
+are stored in a memory-mapped file.
+
+Letters: N images, B batch, H height, W width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import os
 import tempfile
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from eqjax import sharding
-from eqjax.evaluation import feature_metrics, fid, statistics
-from eqjax.evaluation.parallel import BatchedShardMap, ProgressLogger
+from eqjax.evaluation import feature_metrics, fid
+from eqjax.evaluation.parallel import BatchedShardMap
+from eqjax.evaluation.statistics import Statistics
+from eqjax.progress import ProgressLogger
+from eqjax.typing import AnyArray, Params
 
-SPLITS = 10
-KEEP_SEED = 2020
+_NUM_SPLITS = 10
+_CHOICE_SEED = 2020
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """A frozen network whose features images are compared by.
+class FeatureNetwork:
+    """A frozen network whose features are compared.
 
     Attributes:
-      apply: traced; (params, uint8 [B, H, W, 3]) → {"pool": [B, D], "logits": [B, C], "spatial": [B, S]}.
+      apply: traceable function (params, uint8 images [B, H, W, 3]) → {"pool": [B, D], "logits": [B, C],
+        "spatial": [B, S]}.
       params: its parameters.
-      protocol: what it does to images, JSON values: "network", "resize", …
+      protocol: its treatment of images as JSON values: "network", "resize", …
     """
 
-    apply: Callable
-    params: Any
-    protocol: dict
+    apply: Callable[[Params, Any], dict[str, jax.Array]]
+    params: Params
+    protocol: dict[str, Any]
 
-    def sizes(self, image_size):
-        """{"pool": D, "logits": C, "spatial": S} for images of (height, width), at no cost."""
+    def sizes(self, image_size: Sequence[int]) -> dict[str, int]:
+        """Returns the feature sizes {"pool": D, "logits": C, "spatial": S} for images of (height, width).
+
+        Only traces the network; nothing is computed.
+        """
         images = jax.ShapeDtypeStruct((1, *image_size, 3), np.uint8)
         return {name: out.shape[1] for name, out in jax.eval_shape(self.apply, self.params, images).items()}
 
-    def protocol_for(self, image_size):
-        """The protocol under which images of (height, width) are compared."""
+    def protocol_for(self, image_size: Sequence[int]) -> dict[str, Any]:
+        """Returns the protocol under which images of (height, width) are compared."""
         return {**self.protocol, "rounding": "8 bit", "image_size": list(image_size)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What one pass over images gives.
+    """Results of one pass over images.
 
     Attributes:
-      statistics: `statistics.Statistics`, with pooled features where they were kept.
-      scores: {"inception_score", "inception_score_std" (shuffled), "inception_score_file_order", …}; empty
-        where there are too few images.
-      seconds: of the pass.
+      statistics: moments, and the stored features if any.
+      scores: "inception_score" and "inception_score_std" (shuffled), "inception_score_file_order" and
+        "inception_score_file_order_std"; empty if there are fewer images than splits.
+      seconds: duration of the pass.
     """
 
-    statistics: statistics.Statistics
-    scores: dict
+    statistics: Statistics
+    scores: dict[str, float]
     seconds: float
 
 
 class Extractor:
-    """Passes over images under one network, compiled once per image size.
+    """Computes features of images under one network, compiled once per image size.
 
-    Args of the constructor: network, a `Network`; mesh; rows_per_device, images per device at a time.
+    Example:
+      >>> extractor = Extractor(networks.inception())  # doctest: +SKIP
+      >>> features = extractor.collect(images.batches(), images.count)  # doctest: +SKIP
+      >>> statistics.save("statistics.npz", features.statistics)  # doctest: +SKIP
     """
 
-    def __init__(self, network, mesh=None, rows_per_device=32):
+    def __init__(self, network: FeatureNetwork, mesh: Mesh | None = None, per_device_batch_size: int = 32) -> None:
+        """Copies the network's parameters to the devices.
+
+        Args:
+          network: the frozen network.
+          mesh: devices to use; None: all.
+          per_device_batch_size: images that each device processes at a time.
+        """
         self.network = network
-        self._map = BatchedShardMap(network.apply, network.params, mesh or sharding.make_mesh(), rows_per_device)
+        self._map = BatchedShardMap(network.apply, network.params, mesh or sharding.make_mesh(), per_device_batch_size)
 
     @property
-    def batch_size(self):
-        """Images that all devices take together."""
+    def batch_size(self) -> int:
+        """Images that all devices together process at a time."""
         return self._map.batch_size
 
-    def __call__(self, images):
-        """{name: numpy [n, size]} of uint8 images [n ≤ batch_size, H, W, 3]."""
+    def __call__(self, images: UInt8[AnyArray, "N H W 3"]) -> dict[str, Float[np.ndarray, "N size"]]:
+        """Returns the features, by name, of at most `batch_size` images."""
         return self._map(images)
 
-    def collect(self, batches, num_images, *, keep=0, folder=None, what="features of images"):
+    def collect(
+        self,
+        batches: Iterable[np.ndarray],
+        num_images: int,
+        *,
+        num_stored_features: int = 0,
+        folder: str | os.PathLike[str] | None = None,
+        name: str = "features of images",
+    ) -> Features:
         """Runs over images once.
 
         Args:
-          batches: yields uint8 [n, H, W, 3] in file order; n of any size.
-          num_images: how many they are in all.
-          keep: pooled features of so many images are kept; of which, says `stored_images`.
-          folder: for the file of kept features, which is removed when nothing refers to it any more; None:
-            the system's temporary folder.
-          what: for the log.
-
-        Returns:
-          `Features`.
+          batches: uint8 [n, H, W, 3] in file order, with any n.
+          num_images: number of images in all batches.
+          num_stored_features: number of images whose pooled features are stored; see `stored_images`.
+          folder: where the file of stored features is, which vanishes with the last reference to it; None: the
+            system's temporary folder.
+          name: name of the pass in the log.
 
         Raises:
-          ValueError: images that are not uint8, of mixed sizes, or another number of them.
+          ValueError: images that are not uint8, are of mixed sizes, or are not `num_images`.
         """
-        pass_ = _Pass(self.network, num_images, keep, folder)
-        countdown = ProgressLogger(what, num_images)
+        pass_ = _Pass(self.network, num_images, num_stored_features, folder)
+        progress = ProgressLogger(name, num_images)
         for images in _rebatch(batches, self.batch_size):
             pass_.update(images.shape[1:3], self(images))
-            countdown.update(len(images))
-        return pass_.result(countdown.seconds)
+            progress.update(len(images))
+        return pass_.result(progress.seconds)
 
 
-def stored_images(num_images, keep):
-    """Numbers of the images whose pooled features are kept, ascending: all, or `keep` of them, uniformly.
+def stored_images(num_images: int, num_stored_features: int) -> Int[np.ndarray, "n"]:
+    """Returns the indices of the images whose pooled features are stored, ascending.
 
-    Files are sorted by class, so that the first ones would be of a few classes only. The choice follows from the
-    two numbers alone.
+    They are all images, or a uniform choice that follows from the two numbers alone. (The first images would not do:
+    files are sorted by class, so they belong to few classes.)
+
+    Args:
+      num_images: number of images.
+      num_stored_features: number of images to choose.
     """
-    if keep >= num_images:
+    if num_stored_features >= num_images:
         return np.arange(num_images)
-    return np.sort(np.random.RandomState(KEEP_SEED).permutation(num_images)[:keep])
+    return np.sort(np.random.RandomState(_CHOICE_SEED).permutation(num_images)[:num_stored_features])
 
 
 class _Pass:
-    """The sums of one pass."""
+    """Sums of one pass over images."""
 
-    def __init__(self, network, num_images, keep, folder):
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        num_images: int,
+        num_stored_features: int,
+        folder: str | os.PathLike[str] | None,
+    ) -> None:
         self._network, self._expected, self._seen = network, num_images, 0
-        self._which, self._folder, self._kept = stored_images(num_images, keep), folder, None
-        self._pool = self._spatial = self._size = None
-        enough = num_images >= SPLITS
+        self._stored, self._folder = stored_images(num_images, num_stored_features), folder
+        self._image_size: Sequence[int] = ()
+        self._pool: fid.Moments | None = None
+        self._spatial: fid.Moments | None = None
+        self._features: np.ndarray | None = None
+        shuffle_seeds = {"": feature_metrics.SHUFFLE_SEED, "_file_order": None} if num_images >= _NUM_SPLITS else {}
         self._scores = {
-            "": feature_metrics.InceptionScore(num_images, SPLITS) if enough else None,
-            "_file_order": feature_metrics.InceptionScore(num_images, SPLITS, shuffle_seed=None) if enough else None,
+            suffix: feature_metrics.InceptionScore(num_images, _NUM_SPLITS, seed)
+            for suffix, seed in shuffle_seeds.items()
         }
 
-    def update(self, size, features):
-        if self._pool is None:
-            self._size = size
-            self._pool = fid.Moments(features["pool"].shape[1])
-            self._spatial = fid.Moments(features["spatial"].shape[1])
-            shape = len(self._which), features["pool"].shape[1]
-            self._kept = _mapped(shape, self._folder) if len(self._which) else None
-        self._pool.update(features["pool"])
+    def update(self, image_size: Sequence[int], features: dict[str, np.ndarray]) -> None:
+        pool = features["pool"]
+        if self._pool is None or self._spatial is None:
+            self._image_size = image_size
+            self._pool, self._spatial = fid.Moments(pool.shape[1]), fid.Moments(features["spatial"].shape[1])
+            if len(self._stored):
+                self._features = _memory_mapped((len(self._stored), pool.shape[1]), self._folder)
+        self._pool.update(pool)
         self._spatial.update(features["spatial"])
-        for score in filter(None, self._scores.values()):
+        for score in self._scores.values():
             score.update(features["logits"])
-        if self._kept is not None:
-            first, last = np.searchsorted(self._which, [self._seen, self._seen + len(features["pool"])])
-            self._kept[first:last] = features["pool"][self._which[first:last] - self._seen]
-        self._seen += len(features["pool"])
+        if self._features is not None:
+            first, last = np.searchsorted(self._stored, [self._seen, self._seen + len(pool)])
+            self._features[first:last] = pool[self._stored[first:last] - self._seen]
+        self._seen += len(pool)
 
-    def result(self, seconds):
-        if self._seen != self._expected:
+    def result(self, seconds: float) -> Features:
+        if self._seen != self._expected or self._pool is None or self._spatial is None:
             raise ValueError(f"{self._seen} images arrived, {self._expected} were expected.")
-        protocol = self._network.protocol_for(self._size)
-        if 0 < len(self._which) < self._expected:
-            protocol["features"] = f"of {len(self._which)} images, uniformly by RandomState({KEEP_SEED})"
-        found = statistics.Statistics(*self._pool.result(), *self._spatial.result(), self._seen, protocol, self._kept)
+        protocol = self._network.protocol_for(self._image_size)
+        if 0 < len(self._stored) < self._expected:
+            protocol["features"] = f"of {len(self._stored)} images, uniformly by RandomState({_CHOICE_SEED})"
+        moments = *self._pool.result(), *self._spatial.result()
         scores = {}
         for suffix, score in self._scores.items():
-            if score is not None:
-                mean, deviation = score.result()
-                scores |= {f"inception_score{suffix}": mean, f"inception_score{suffix}_std": deviation}
-        return Features(found, scores, seconds)
+            scores[f"inception_score{suffix}"], scores[f"inception_score{suffix}_std"] = score.result()
+        return Features(Statistics(*moments, self._seen, protocol, self._features), scores, seconds)
 
 
-def _mapped(shape, folder):
-    """A float32 array in a file without a name, so that it goes when the last reference does."""
+def _memory_mapped(shape: tuple[int, int], folder: str | os.PathLike[str] | None) -> Float[np.ndarray, "n D"]:
+    """Returns a float32 array in a file without a name, which vanishes with the last reference to it."""
     if folder:
         os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         return np.memmap(file, np.float32, "w+", shape=shape)
 
 
-def _rebatch(batches, size):
-    """Cuts and joins batches into ones of `size` (the last smaller), checking what they hold."""
+def _rebatch(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Checks images, and joins and splits them into batches of `size` (the last may be smaller)."""
     waiting, shape = [], None
     for batch in batches:
-        check_images(batch)
+        _check_images(batch)
         shape = shape or batch.shape[1:]
         if batch.shape[1:] != shape:
             raise ValueError(
@@ -190,11 +227,10 @@ def _rebatch(batches, size):
         yield np.concatenate(rest)
 
 
-def check_images(images):
+def _check_images(images: np.ndarray) -> None:
     """Checks that images are uint8 [N, H, W, 3].
 
-    Raises:
-      ValueError: they are not; NaNs are named first, as they would become arbitrary colors.
+    NaNs are reported first: as uint8 they would become arbitrary colors.
     """
     if np.issubdtype(images.dtype, np.floating):
         wrong = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
@@ -205,26 +241,3 @@ def check_images(images):
             f"images are {images.dtype} {images.shape}; metrics take uint8 [N, H, W, 3]. Round images in [-1, 1] "
             "with eqjax.pixels.to_uint8 (truncation would change the metrics)."
         )
-
-
-def compare(reference, found, *, subsets=100, subset_size=1000, seed=2020, k=3):
-    """All metrics of evaluated images against a reference.
-
-    Args:
-      reference: `statistics.Statistics`.
-      found: `Features` of the evaluated images.
-      subsets, subset_size, seed: of KID; subset_size is lowered to the number of images if there are fewer.
-      k: neighbors of precision and recall.
-
-    Returns:
-      {"fid", "sfid", "inception_score", …}; "kid", "precision" and "recall" where both sides kept features.
-    """
-    result = {**statistics.compare(reference, found.statistics), **found.scores}
-    ours, theirs = found.statistics.features, reference.features
-    if ours is not None and theirs is not None and min(len(ours), len(theirs)) > k:
-        size = min(subset_size, len(ours), len(theirs))
-        mean, deviation = feature_metrics.kid(ours, theirs, subsets=subsets, subset_size=size, seed=seed)
-        precision, recall = feature_metrics.precision_recall(theirs, ours, k=k)
-        result |= {"kid": mean, "kid_std": deviation, "kid_subset_size": size, "kid_subsets": subsets}
-        result |= {"precision": precision, "recall": recall, "precision_recall_k": k}
-    return result

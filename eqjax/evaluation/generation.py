@@ -1,105 +1,104 @@
-"""Sampling the images that a generator is judged by: the same ones however often the run is cut off.
+"""Generates the images that a generator is evaluated by, and compares them with a reference.
 
 Image i has class i mod num_classes and noise that follows from (seed, i) alone, so it is the same in every
-batch, on any number of devices, and in a longer run. Images are written in order, batch after batch:
+batch, on any number of devices, and in a longer run. Images are written in order, batch after batch, to a
+`SampleFolder`; an interrupted run resumes after its last shard.
 
-    folder/settings.json              what decides the images; a run with others refuses to go on here
-    folder/shards/00000000-00000063.npy   uint8 [n, H, W, 3], each whole or not at all
-    folder/png/00000000_0000.png      where wanted: number, class
-    folder/samples.npz                where wanted: ADM's format, shuffled, labels inside
-
-A run that was killed goes on after the last shard.
+Letters: B batch.
 """
 
+from collections.abc import Callable
 import dataclasses
-import hashlib
-import json
 import os
-import re
+import shutil
+from typing import Any
 
 from absl import logging
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
-from eqjax import pixels, pretrained, sharding
-from eqjax.evaluation.feature_metrics import SHUFFLE_SEED
-from eqjax.evaluation.image_sets import ImageSet, write_npz
-from eqjax.evaluation.parallel import BatchedShardMap, ProgressLogger
-from eqjax.io import atomic_write
+from eqjax import pixels, sharding
+from eqjax.evaluation.features import Extractor
+from eqjax.evaluation.parallel import BatchedShardMap
+from eqjax.evaluation.protocol import device_entries, weights_id
+from eqjax.evaluation.results import Result
+from eqjax.evaluation.sample_folder import SampleFolder
+from eqjax.evaluation.statistics import Statistics, check_comparable, compare
+from eqjax.model import Model
+from eqjax.progress import ProgressLogger
+from eqjax.sampling.options import SamplingOptions
 from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer.tiling import decode_images
+from eqjax.typing import Tree
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides the images, besides the weights.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationOptions(SamplingOptions):
+    """Everything that decides the images of a set besides the weights.
 
     Attributes:
-      num_columns: width, in columns.
-      guidance_scale, guidance_schedule, num_flow_steps, solver, time_grid, temperature, max_position: as
-        `eqjax.sample_latents`; a time grid by its name.
-      seed: of all noise.
+      num_columns: width of the images in columns.
+      seed: seed of all noise.
+
+    Raises:
+      ValueError: an option is out of its range.
+
+    Example:
+      >>> options = GenerationOptions(num_columns=16, guidance_scale=2.0)
+      >>> options.to_dict()["guidance_scale"], options.seed
+      (2.0, 0)
     """
 
     num_columns: int
-    guidance_scale: float = 1.0
-    guidance_schedule: str = "linear"
-    num_flow_steps: int = 100
-    solver: str = "euler"
-    time_grid: str = "uniform"
-    temperature: float = 1.0
-    max_position: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_columns < 1:
+            raise ValueError(f"num_columns={self.num_columns} must be ≥ 1.")
+        if isinstance(self.guidance_scale, tuple):
+            self.guidance_scales(self.num_columns)  # Raises unless there is one per column.
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings) if field.name != "num_columns"}
 
-
-def labels_of(num_images, num_classes):
-    """Labels i mod num_classes, int32 [num_images]: equally many per class where the numbers divide."""
-    return np.arange(num_images, dtype=np.int32) % num_classes
-
-
-def check(model, settings, num_images):
-    """Refuses what `generate` could not draw, before anything is written or compiled.
+def generate(
+    model: Model,
+    options: GenerationOptions,
+    num_images: int,
+    folder: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    per_device_batch_size: int = 16,
+) -> SampleFolder:
+    """Generates images 0 … num_images − 1 in a folder, except those already there.
 
     Args:
-      model: an `eqjax.Model`; its arrays may be jax.ShapeDtypeStruct.
-      settings, num_images: as `generate`.
+      model: a model with tokenizer and generator.
+      options: everything that decides the images besides the weights.
+      num_images: number of images N. Unless it is a multiple of the number of classes, the first N mod num_classes
+        classes get one image more.
+      folder: folder of this set of images, on a file system that all processes see.
+      mesh: devices to use; None: all.
+      per_device_batch_size: images that each device generates at a time.
+
+    Returns:
+      The folder with its images.
 
     Raises:
-      ValueError: a half is missing; settings out of their range, as `eqjax.sample_latents` refuses them.
+      ValueError: num_images < 1; the model lacks a half; the folder holds images of another protocol.
+      FloatingPointError: images with values that are not finite; the message names them.
+
+    Example:
+      >>> options = GenerationOptions(num_columns=4, guidance_scale=2.0)
+      >>> model = eqjax.load_pretrained("photos")  # doctest: +SKIP
+      >>> samples = generate(model, options, 64, "samples")  # doctest: +SKIP
+      >>> samples.write_png()  # doctest: +SKIP
     """
     if num_images < 1:
         raise ValueError(f"num_images={num_images} must be at least 1.")
-    model.require("tokenizer"), model.require("generator")
-    labels, key = jax.ShapeDtypeStruct((1,), jnp.int32), jax.random.key(0)
-    jax.eval_shape(
-        lambda model, labels: _sample(model, settings, labels, settings.guidance_scale, key=key), model, labels
-    )
-
-
-def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=16):
-    """Draws images 0 … num_images − 1 into shards; goes on where a run before was cut off.
-
-    Args:
-      model: an `eqjax.Model` with both halves.
-      settings: `Settings`.
-      num_images: N. Where it does not divide by the classes, the first N mod classes get one more each.
-      folder: of this set of images, on a disk that all processes see.
-      mesh: None: all devices.
-      rows_per_device: images that a device draws at a time.
-
-    Returns:
-      `Samples`.
-
-    Raises:
-      ValueError: the folder holds images of other settings or weights; bad arguments of `sample_latents`.
-      FloatingPointError: images that are not finite; they are named.
-    """
-    check(model, settings, num_images)
-    num_classes = model.generator.num_classes
+    model.require("tokenizer")
+    num_classes = model.require("generator").num_classes
     if num_images % num_classes:
         logging.warning(
             "%d images do not divide by %d classes: classes 0 … %d get %d each, the others %d.",
@@ -109,196 +108,200 @@ def generate(model, settings, num_images, folder, *, mesh=None, rows_per_device=
             num_images // num_classes + 1,
             num_images // num_classes,
         )
-    _check_settings(folder, {**dataclasses.asdict(settings), "weights": fingerprint(model)})
-    samples = Samples(folder, num_images, num_classes)
-    done = min(samples.available(), num_images)
+    samples = SampleFolder(folder, num_images, num_classes)
+    samples.check_protocol({**options.to_dict(), "weights": weights_id(model)})
+    done = min(samples.num_available(), num_images)
     if done == num_images:
         return samples
-    # Seed and guidance are arguments of the compiled program, so that a sweep finds it in the cache.
-    params = model, jax.random.key_data(jax.random.key(settings.seed)), np.float32(settings.guidance_scale)
-    draw = BatchedShardMap(_draw(settings), params, mesh or sharding.make_mesh(), rows_per_device)
+    # Seed and guidance scale are arguments of the compiled program, so a sweep compiles once.
+    params = model, jax.random.key_data(jax.random.key(options.seed)), np.float32(options.guidance_scale)
+    sample = BatchedShardMap(_make_sample(options), params, mesh or sharding.make_mesh(), per_device_batch_size)
     if done:
-        logging.info("%s holds images 0 … %d; going on from there.", folder, done - 1)
-    countdown = ProgressLogger("images", num_images, done)
-    labels = labels_of(num_images, num_classes)
-    for first in range(done, num_images, draw.batch_size):
-        indices = np.arange(first, min(first + draw.batch_size, num_images))
-        images, finite = draw(indices.astype(np.uint32), labels[indices])
+        logging.info("%s holds images 0 … %d; resuming after them.", folder, done - 1)
+    progress = ProgressLogger("images", num_images, done)
+    for first in range(done, num_images, sample.batch_size):
+        indices = np.arange(first, min(first + sample.batch_size, num_images))
+        images, finite = sample(indices.astype(np.uint32), samples.labels[indices])
         if not finite.all():
             raise FloatingPointError(
                 f"images {indices[~finite].tolist()} have values that are not finite; nothing of this batch was "
                 "written. Are the weights sound, and is the guidance not too strong?"
             )
         samples.write(first, images)
-        countdown.update(len(indices))
+        progress.update(len(indices))
     return samples
 
 
-def _draw(settings):
-    """What `BatchedShardMap` maps: ((model, a key's data, guidance), indices, labels) → (uint8 images, finite [b])."""
-    guided = settings.guidance_scale != 1
+def _make_sample(options: GenerationOptions) -> Callable[..., Tree]:
+    """Returns the function for `BatchedShardMap`.
 
-    def draw(params, indices, labels):
+    It maps (model, a key's data, guidance scale), indices and labels to uint8 images and whether each was finite.
+    """
+    keywords = options.to_dict()
+    del keywords["seed"], keywords["guidance_scale"]
+
+    def sample(
+        params: tuple[Model, jax.Array, jax.Array], indices: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         model, key_data, scale = params
+        tokenizer, generator = model.require("tokenizer"), model.require("generator")
         key = jax.random.wrap_key_data(key_data)
-        shape = settings.num_columns, model.generator.latent_dim
+        shape = options.num_columns, generator.latent_dim
         noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape))(indices)
-        latents = _sample(model, settings, labels, scale if guided else 1.0, noise=noise)
-        images = decode_images(model.tokenizer, model.tokenizer_params, latents / model.latent_scale)
+        latents = sample_latents(
+            generator,
+            model.generator_params,
+            labels,
+            noise=noise,
+            guidance_scale=scale if options.is_guided else 1.0,
+            **keywords,
+        )
+        images = decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale)
         return pixels.to_uint8(images), jnp.isfinite(images).all(axis=(1, 2, 3))
 
-    return draw
+    return sample
 
 
-def _sample(model, settings, labels, guidance_scale, **source):
-    """Latents under `settings`, with noise or key as their source."""
-    return sample_latents(
-        model.generator,
-        model.generator_params,
-        labels,
-        num_columns=settings.num_columns,
-        guidance_scale=guidance_scale,
-        guidance_schedule=settings.guidance_schedule,
-        num_flow_steps=settings.num_flow_steps,
-        solver=settings.solver,
-        time_grid=settings.time_grid,
-        temperature=settings.temperature,
-        max_position=settings.max_position,
-        **source,
-    )
-
-
-class Samples:
-    """The images of a folder that `generate` fills.
+class GenerationEvaluator:
+    """Generates images under one protocol and measures them; everything is checked when it is made.
 
     Attributes:
-      folder: it.
-      count: images wanted; `available` says how many there are.
-      labels: int32 [count].
+      options: everything that decides the images besides the weights.
+      num_images: number of images.
+
+    Example:
+      >>> evaluator = GenerationEvaluator(  # doctest: +SKIP
+      ...     model,
+      ...     GenerationOptions(num_columns=16),
+      ...     50_000,
+      ...     extractor=Extractor(networks.inception()),
+      ...     reference=statistics.load("reference.npz"),
+      ... )
+      >>> evaluator.evaluate(model, "samples")["metrics"]["fid"]  # doctest: +SKIP
+      2.3
     """
 
-    def __init__(self, folder, count, num_classes):
-        self.folder, self.count = os.fspath(folder), count
-        self.labels = labels_of(count, num_classes)
-        self._shards = os.path.join(self.folder, "shards")
+    def __init__(
+        self,
+        model: Model,
+        options: GenerationOptions,
+        num_images: int,
+        *,
+        extractor: Extractor | None = None,
+        reference: Statistics | None = None,
+        reference_name: str = "",
+        mesh: Mesh | None = None,
+        per_device_batch_size: int = 16,
+        write_png: bool = False,
+        write_npz: bool = False,
+        num_stored_features: int = 0,
+    ) -> None:
+        """Checks what can be checked before anything is written or compiled.
 
-    def write(self, first, images):
-        """Writes images `first` … as one shard, whole or not at all; on process 0."""
-        if jax.process_index() == 0:
-            name = f"{first:08d}-{first + len(images) - 1:08d}.npy"
-            with atomic_write(os.path.join(self._shards, name)) as temporary, open(temporary, "wb") as file:
-                np.save(file, images)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(f"shard {first}")
-
-    def available(self):
-        """How many images there are: 0 … available − 1."""
-        ranges = self._ranges()
-        return ranges[-1][1] if ranges else 0
-
-    def _ranges(self):
-        """[(first, last + 1, path)] of the shards, in order.
+        Args:
+          model: a model with the modules of those to evaluate; its arrays may be jax.ShapeDtypeStruct.
+          options: everything that decides the images besides the weights.
+          num_images: number of images.
+          extractor: computes the features of the metrics; None: images only.
+          reference: statistics of the reference images; None: the Inception Score only.
+          reference_name: name of the reference in the protocol.
+          mesh: devices to use; None: all.
+          per_device_batch_size: images that each device generates at a time.
+          write_png: whether to write every image as PNG.
+          write_npz: whether to write samples.npz.
+          num_stored_features: number of images whose features KID, precision and recall compare, if the reference
+            stored features too.
 
         Raises:
-          ValueError: shards that overlap or leave a gap.
+          ValueError: the model lacks a half, or there are too few images.
+          StatisticsError: the reference has another protocol.
         """
-        names = sorted(os.listdir(self._shards)) if os.path.isdir(self._shards) else []
-        found, expected = [], 0
-        for name in names:
-            match = re.fullmatch(r"(\d+)-(\d+)\.npy", name)
-            if not match:
-                continue  # A temporary file of a run that was killed.
-            first, last = int(match[1]), int(match[2])
-            if first != expected or last < first:
-                raise ValueError(
-                    f"shards under {self._shards} do not follow each other: {name} where image {expected} should be "
-                    "next. Remove it and all later ones; they will be drawn again."
-                )
-            found.append((first, last + 1, os.path.join(self._shards, name)))
-            expected = last + 1
-        return found
-
-    def batches(self):
-        """Yields the images in order, uint8 [n, H, W, 3], a shard at a time."""
-        for first, stop, path in self._ranges():
-            if first < self.count:
-                yield _shard(path, stop - first)[: self.count - first]
-
-    def image_set(self):
-        """As an `ImageSet`."""
-        return ImageSet(self.count, self.folder, self.batches)
-
-    def write_png(self):
-        """Writes png/<number>_<class>.png, those that are not there yet."""
-        if jax.process_index():
-            return
-        number = 0
-        for images in self.batches():
-            for image in images:
-                path = os.path.join(self.folder, "png", f"{number:08d}_{self.labels[number]:04d}.png")
-                if not os.path.exists(path):
-                    pixels.save_png(path, image)
-                number += 1
-
-    def write_npz(self):
-        """Writes samples.npz in ADM's format, shuffled as its Inception Score needs, and gives its path."""
-        path = os.path.join(self.folder, "samples.npz")
-        if jax.process_index() == 0:
-            order = np.random.RandomState(SHUFFLE_SEED).permutation(self.count)
-            ranges = self._ranges()
-            starts = np.array([first for first, _, _ in ranges])
-
-            def row(place):
-                shard = np.searchsorted(starts, order[place], side="right") - 1
-                first, stop, file = ranges[shard]
-                return _shard(file, stop - first)[order[place] - first]
-
-            write_npz(path, self.count, row, self.labels[order])
-        return path
-
-
-def _shard(path, count):
-    """A shard, mapped, not loaded."""
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it and all later shards, and run again.") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != count:
-        raise ValueError(f"{path} holds {images.dtype} {images.shape}, expected {count} uint8 images; remove it.")
-    return images
-
-
-def fingerprint(model):
-    """Sixteen hexadecimal digits that change with any weight and any field of the modules."""
-    modules = [pretrained.module_to_dict(module) for module in (model.tokenizer, model.generator) if module is not None]
-    digest = hashlib.sha256(json.dumps([modules, model.latent_scale], sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _check_settings(folder, settings):
-    """Writes what decides the images beside them, or compares with what is there."""
-    path = os.path.join(folder, "settings.json")
-    settings = json.loads(json.dumps(settings))
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            there = json.load(file)
-        # Solver, time grid and last position once stood in a field of their own, and only those given.
-        there = {**_DEFAULTS, **there.pop("more", {}), **there}
-        names = sorted(settings.keys() | there.keys())
-        lines = [
-            f"  {name}: there {there.get(name)!r}, now {settings.get(name)!r}"
-            for name in names
-            if there.get(name) != settings.get(name)
-        ]
-        if lines:
-            raise ValueError(
-                f"{folder} holds images of another run; give another folder, or the same settings.\n" + "\n".join(lines)
+        tokenizer = model.require("tokenizer")
+        model.require("generator")
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images} must be at least 1.")
+        self.options, self.num_images = options, num_images
+        self._extractor, self._reference, self._reference_name = extractor, reference, reference_name
+        self._mesh, self._per_device_batch_size = mesh, per_device_batch_size
+        self._write_png, self._write_npz = write_png, write_npz
+        self._image_size = tokenizer.resolution, options.num_columns * tokenizer.column_width
+        if extractor is not None and num_images < 2:
+            raise ValueError(f"num_images={num_images}: a covariance, and so FID, needs at least 2.")
+        if extractor is not None and reference is not None:
+            network = extractor.network
+            check_comparable(reference, network.protocol_for(self._image_size), network.sizes(self._image_size))
+        comparable = reference is not None and reference.features is not None
+        self._num_stored_features = num_stored_features if comparable else 0
+        if extractor is not None and reference is not None and num_stored_features and not comparable:
+            logging.info(
+                "No KID, precision and recall: %s holds no features, as ADM's files do not. `eqjax make-statistics` "
+                "writes them, from the images.",
+                reference_name or "the reference",
             )
-    elif jax.process_index() == 0:
-        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            json.dump(settings, file, indent=2)
+
+    def evaluate(self, model: Model, folder: str | os.PathLike[str]) -> Result:
+        """Generates the images, or resumes generating them, and measures them.
+
+        Args:
+          model: the model.
+          folder: folder of the images, on a file system that all processes see.
+
+        Returns:
+          "metrics", by name, and "protocol", everything that decides them.
+
+        Raises:
+          ValueError: the folder holds images of another protocol.
+          FloatingPointError: images with values that are not finite.
+        """
+        protocol = self._protocol(model)
+        samples = generate(
+            model,
+            self.options,
+            self.num_images,
+            folder,
+            mesh=self._mesh,
+            per_device_batch_size=self._per_device_batch_size,
+        )
+        if self._write_png:
+            samples.write_png()
+        if self._write_npz:
+            logging.info("Wrote %s", samples.write_npz())
+        metrics: dict[str, float] = {}
+        if self._extractor is not None:
+            found = self._extractor.collect(
+                samples.batches(), self.num_images, num_stored_features=self._num_stored_features, folder=folder
+            )
+            metrics = found.scores
+            if self._reference is not None:
+                metrics = compare(self._reference, found.statistics) | metrics
+        return {"metrics": metrics, "protocol": protocol}
+
+    def evaluate_step(self, step: int, model: Model, *, workdir: str | os.PathLike[str]) -> dict[str, float]:
+        """Returns the metrics of a model in training; its images are removed afterwards.
+
+        Args:
+          step: training step, for the name of the folder.
+          model: the model at this step.
+          workdir: workdir of the training run; images are in `workdir`/evaluation meanwhile.
+        """
+        # A run killed here comes back to this step with the same weights, and resumes, or on a device that does not
+        # repeat itself bit for bit with others, and starts over in another folder.
+        parent = os.path.join(workdir, "evaluation")
+        metrics = self.evaluate(model, os.path.join(parent, f"{int(step):08d}_{weights_id(model)[:8]}"))["metrics"]
+        if jax.process_index() == 0:
+            shutil.rmtree(parent)
+        return metrics
+
+    def _protocol(self, model: Model) -> dict[str, Any]:
+        protocol = {
+            "weights": weights_id(model),
+            "count": self.num_images,
+            **self.options.to_dict(),
+            "image_size": list(self._image_size),
+            **device_entries(),
+        }
+        if self._extractor is not None:
+            protocol |= self._extractor.network.protocol_for(self._image_size)
+            if self._reference is not None:
+                protocol |= {"reference": self._reference_name, "reference_count": self._reference.count}
+        return protocol

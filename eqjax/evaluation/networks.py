@@ -1,34 +1,68 @@
-"""The networks of published figures, as metrics take them: Inception for FID and its family, LPIPS."""
+"""Loaders of the frozen networks behind published metrics: Inception for FID and its family, LPIPS."""
+
+from collections.abc import Callable
+import dataclasses
+import os
+
+import jax
 
 from eqjax import nets
-from eqjax.evaluation.features import Network
+from eqjax.evaluation.features import FeatureNetwork
+from eqjax.typing import Params, Tree
 
 
-def inception(folder=None):
-    """FID's Inception network, a `Network`.
+def inception(folder: str | os.PathLike[str] | None = None) -> FeatureNetwork:
+    """Loads FID's Inception network.
 
     Args:
-      folder: where its weights lie; None: `eqjax.nets.weights_folder()`.
+      folder: folder of the weights; None: `eqjax.nets.weights_folder()`.
 
     Raises:
-      FileNotFoundError: they are not there; the message says where they come from.
+      FileNotFoundError: the weights are missing; the message tells where to get them.
       FrozenWeightsError: the file is damaged.
     """
     module, params = nets.load("inception", folder)
-    return from_module(module, params)
+    return inception_network(module, params)
 
 
-def from_module(module, params, weights="pt_inception-2015-12-05"):
-    """A `Network` of an `eqjax.nets.Inception` with any weights; `weights` names them in the protocol."""
+def inception_network(module: nets.Inception, params: Params, name: str = "pt_inception-2015-12-05") -> FeatureNetwork:
+    """Returns a `FeatureNetwork` of an Inception module with any weights.
 
-    def apply(params, images):
+    Args:
+      module: the network.
+      params: its parameters.
+      name: name of the weights in the protocol.
+    """
+
+    def apply(params: Params, images: jax.Array) -> dict[str, jax.Array]:
         found = nets.inception_features(params, images, module)
         return {"pool": found.pool, "logits": found.logits, "spatial": found.spatial}
 
-    return Network(apply, params, {"network": weights, "resize": "bilinear, 299, as TensorFlow 1"})
+    return FeatureNetwork(apply, params, {"network": name, "resize": "bilinear, 299, as TensorFlow 1"})
 
 
-def lpips(folder=None):
-    """(parameters, traced function) of LPIPS for `evaluate_reconstruction`; raises as `inception`."""
+@dataclasses.dataclass(frozen=True)
+class PerceptualDistance:
+    """A perceptual distance with its parameters.
+
+    Attributes:
+      apply: traceable function (params, images, reconstructions) → distances [B], for images in [-1, 1].
+      params: its parameters.
+    """
+
+    apply: Callable[[Tree, jax.Array, jax.Array], jax.Array]
+    params: Tree
+
+
+def lpips(folder: str | os.PathLike[str] | None = None) -> PerceptualDistance:
+    """Loads LPIPS.
+
+    Args:
+      folder: folder of the weights; None: `eqjax.nets.weights_folder()`.
+
+    Raises:
+      FileNotFoundError: the weights are missing; the message tells where to get them.
+      FrozenWeightsError: the file is damaged.
+    """
     module, params = nets.load("lpips", folder)
-    return params, lambda params, x, y: nets.lpips(params, x, y, module)
+    return PerceptualDistance(lambda params, x, y: nets.lpips(params, x, y, module), params)

@@ -1,124 +1,107 @@
-"""How much of an image a tokenizer keeps: PSNR, SSIM, LPIPS, and the FID of reconstructions (rFID).
+"""Reconstruction metrics of a tokenizer: PSNR, SSIM, LPIPS, and the FID of reconstructions (rFID).
 
 Images are encoded to the posterior's mean, decoded, and rounded to 8 bits before anything is measured.
+
+Letters: B batch, H height, W width.
 """
 
+from collections.abc import Callable, Iterator
+
 import jax
-import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from eqjax import pixels, sharding
-from eqjax.evaluation import statistics
-from eqjax.evaluation.parallel import BatchedShardMap, ProgressLogger
+from eqjax.evaluation.features import Extractor
+from eqjax.evaluation.image_metrics import psnr, ssim
+from eqjax.evaluation.image_sets import ImageSet
+from eqjax.evaluation.networks import PerceptualDistance
+from eqjax.evaluation.parallel import BatchedShardMap
+from eqjax.evaluation.statistics import Statistics, check_comparable, compare
+from eqjax.model import Model
+from eqjax.progress import ProgressLogger
 from eqjax.tokenizer.tiling import decode_images, encode_images
-
-_WINDOW, _SIGMA = 11, 1.5
-_K1, _K2 = 0.01, 0.03
-
-
-def ssim(images, reconstructions):
-    """Structural similarity per image, for images in [-1, 1]: [B, H, W, 3] → [B].
-
-    Gaussian window of 11 pixels and σ 1.5, each channel by itself, averaged over all places where the
-    window lies inside the image.
-
-    Raises:
-      ValueError: images smaller than the window.
-
-    Source: Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al., 2004),
-    section III.
-    """
-    if min(images.shape[1:3]) < _WINDOW:
-        raise ValueError(f"SSIM needs images of at least {_WINDOW} × {_WINDOW} pixels, not {images.shape[1:3]}.")
-    offsets = jnp.arange(_WINDOW) - _WINDOW // 2
-    weights = jnp.exp(-0.5 * jnp.square(offsets / _SIGMA))
-    weights /= weights.sum()
-
-    def blur(x):  # Rows, then columns, where the window fits.
-        for axis in (1, 2):
-            length = x.shape[axis] - _WINDOW + 1
-            parts = [w * jax.lax.slice_in_dim(x, i, i + length, axis=axis) for i, w in enumerate(weights)]
-            x = sum(parts)
-        return x
-
-    x, y = images, jnp.clip(reconstructions, -1, 1)
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = (_K1 * 2) ** 2, (_K2 * 2) ** 2  # The range of values is 2.
-    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return jnp.mean(numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)), axis=(1, 2, 3))
+from eqjax.typing import Tree
 
 
 def evaluate_reconstruction(
-    model, images, *, extractor=None, lpips=None, reference=None, mesh=None, rows_per_device=16, keep=0
-):
-    """Reconstructs a set of images and measures what was lost.
+    model: Model,
+    images: ImageSet,
+    *,
+    extractor: Extractor | None = None,
+    lpips: PerceptualDistance | None = None,
+    reference: Statistics | None = None,
+    mesh: Mesh | None = None,
+    per_device_batch_size: int = 16,
+) -> dict[str, float]:
+    """Reconstructs a set of images and measures the loss of quality.
 
     Args:
-      model: an `eqjax.Model` with a tokenizer.
-      images: an `ImageSet` whose size the tokenizer takes.
-      extractor: a `features.Extractor`, for rFID; None: without.
-      lpips: (params, traced function (params, images, reconstructions) → [B]) for images in [-1, 1]; None:
-        without.
-      reference: `statistics.Statistics` that reconstructions are compared with; None: those of `images`
-        themselves, computed here.
-      mesh: None: all devices.
-      rows_per_device: images that a device takes at a time.
-      keep: as in `Extractor.collect`.
+      model: a model with a tokenizer.
+      images: images of a size that the tokenizer accepts.
+      extractor: computes the features of rFID and rsFID; None: without them.
+      lpips: perceptual distance, such as `networks.lpips()`; None: without it.
+      reference: statistics to compare reconstructions with; None: those of `images`, computed here.
+      mesh: devices to use; None: all.
+      per_device_batch_size: images that each device processes at a time.
 
     Returns:
-      {"count", "psnr", "ssim", "lpips", "rfid", "rsfid"}: means over images; only what was asked for.
+      Means over the images: "psnr", "ssim", and if requested "lpips", "rfid" and "rsfid".
 
     Raises:
-      ValueError: no tokenizer, or images that do not fit it; statistics of another protocol.
+      ValueError: the model has no tokenizer, or the images do not fit it.
+      StatisticsError: the reference has another protocol.
+
+    Example:
+      >>> images = image_sets.from_path("images")  # doctest: +SKIP
+      >>> evaluate_reconstruction(eqjax.load_pretrained("photos"), images)  # doctest: +SKIP
+      {'psnr': 27.8, 'ssim': 0.85}
     """
     model.require("tokenizer")
-    extra = None if lpips is None else lpips[0]
     measure = BatchedShardMap(
-        _measure(None if lpips is None else lpips[1]),
-        (model, extra),
+        _make_measure(None if lpips is None else lpips.apply),
+        (model, None if lpips is None else lpips.params),
         mesh or sharding.make_mesh(),
-        rows_per_device,
+        per_device_batch_size,
     )
-    values, countdown = [], ProgressLogger("reconstructions", images.count)
+    scores: list[dict[str, np.ndarray]] = []
+    progress = ProgressLogger("reconstructions", images.count)
 
-    def reconstructions():
+    def reconstructions() -> Iterator[np.ndarray]:
         for batch in images.batches():
             for start in range(0, len(batch), measure.batch_size):
                 rows = batch[start : start + measure.batch_size]
-                out, scores = measure(rows)
-                values.append(scores)
-                countdown.update(len(rows))
-                yield out
+                rounded, found = measure(rows)
+                scores.append(found)
+                progress.update(len(rows))
+                yield rounded
 
-    result = {"count": images.count}
+    result: dict[str, float] = {}
     if extractor is None:
         for _ in reconstructions():
             pass
     else:
         if reference is None:
-            reference = extractor.collect(images.batches(), images.count, keep=keep).statistics
+            reference = extractor.collect(images.batches(), images.count).statistics
         size = next(iter(images.batches())).shape[1:3]
-        network = extractor.network
-        statistics.check_comparable(reference, network.protocol_for(size), network.sizes(size))
-        found = extractor.collect(reconstructions(), images.count, what="features of reconstructions")
-        result |= {f"r{name}": value for name, value in statistics.compare(reference, found.statistics).items()}
-    for name in values[0]:
-        result[name] = float(np.mean(np.concatenate([scores[name] for scores in values]), dtype=np.float64))
-    return result
+        check_comparable(reference, extractor.network.protocol_for(size), extractor.network.sizes(size))
+        found = extractor.collect(reconstructions(), images.count, name="features of reconstructions")
+        result = {f"r{name}": value for name, value in compare(reference, found.statistics).items()}
+    means = {name: np.concatenate([batch[name] for batch in scores]).mean(dtype=np.float64) for name in scores[0]}
+    return result | {name: float(mean) for name, mean in means.items()}
 
 
-def _measure(lpips):
-    """The traced function of `BatchedShardMap`: uint8 images → (uint8 reconstructions, {name: [b]})."""
+def _make_measure(lpips: Callable[[Tree, jax.Array, jax.Array], jax.Array] | None) -> Callable[..., Tree]:
+    """Returns the function for `BatchedShardMap`: uint8 images → (uint8 reconstructions, {metric: values [B]})."""
 
-    def measure(params, images):
+    def measure(params: tuple[Model, Tree], images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         model, lpips_params = params
+        tokenizer = model.require("tokenizer")
         images = pixels.from_uint8(images)
-        latents = encode_images(model.tokenizer, model.tokenizer_params, images)
-        rounded = pixels.to_uint8(decode_images(model.tokenizer, model.tokenizer_params, latents))
+        latents = encode_images(tokenizer, model.tokenizer_params, images)
+        rounded = pixels.to_uint8(decode_images(tokenizer, model.tokenizer_params, latents))
         out = pixels.from_uint8(rounded)
-        scores = {"psnr": pixels.psnr(images, out), "ssim": ssim(images, out)}
+        scores = {"psnr": psnr(images, out), "ssim": ssim(images, out)}
         if lpips is not None:
             scores["lpips"] = lpips(lpips_params, images, out)
         return rounded, scores

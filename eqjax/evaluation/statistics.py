@@ -1,36 +1,41 @@
-"""Statistics of a set of images, in files: what a reference is compared by, without its images.
+"""Statistics of a set of images in files, and metrics between two of them.
 
 Three kinds of npz are read:
 
-    ADM's          mu, sigma, mu_s, sigma_s   (pooled and spatial; further arrays are left alone)
+    ADM's          mu, sigma, mu_s, sigma_s   (pooled and spatial features; further arrays are ignored)
     plain          mu, sigma
-    eqjax's        ADM's, and count, protocol (JSON) and, where wanted, features (pooled, for KID,
-                   precision and recall)
+    eqjax's        ADM's arrays, count, protocol (JSON) and optionally features (pooled, for KID, precision
+                   and recall)
 
-Arrays are read without pickle, so that a file from outside executes nothing.
+Arrays are read without pickle, so a file from outside executes nothing.
+
+Letters: N images, D pooled features, S spatial features.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
+from typing import Any
 import zipfile
 import zlib
 
-from absl import logging
+from jaxtyping import Float
 import numpy as np
 
-from eqjax.evaluation import fid
+from eqjax.differences import check_equal
+from eqjax.evaluation import feature_metrics, fid
 from eqjax.io import atomic_write
 
 _FORMAT = "eqjax-statistics-1"
-# Of a protocol: what must agree for two sets of statistics to be comparable.
-COMPARED = ("network", "resize", "rounding", "image_size")
-# What reading an npz raises that is truncated, has a damaged byte, or is none.
+# Entries of a protocol that must agree for two sets of statistics to be comparable.
+_COMPARED = ("network", "resize", "rounding", "image_size")
+# What reading raises for an npz that is truncated, damaged, or of another format.
 NPZ_ERRORS = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class StatisticsError(ValueError):
-    """Statistics that are not what they should be; the message says both sides and what to do."""
+    """Statistics that cannot be read or compared; the message names both sides and a remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,46 +43,53 @@ class Statistics:
     """Moments of a set of images under a feature network.
 
     Attributes:
-      mean, covariance: of pooled features, float64 [D] and [D, D].
-      spatial_mean, spatial_covariance: of spatial features (sFID), or None.
-      count: images behind them, or None where the file does not say.
-      protocol: how they were made, JSON values; {} where the file does not say.
-      features: pooled features, float32 [count, D], or of a uniform choice among the images (which the protocol
-        then states under "features"), or None.
+      mean: mean of the pooled features, float64.
+      covariance: covariance of the pooled features, float64.
+      spatial_mean: mean of the spatial features (for sFID), or None.
+      spatial_covariance: covariance of the spatial features, or None.
+      count: number of images, or None if the file does not record it.
+      protocol: how the statistics were computed, as JSON values; {} if the file does not record it.
+      features: pooled features of all images, or of a uniform choice among them (the protocol then describes it
+        under "features"), or None.
     """
 
-    mean: np.ndarray
-    covariance: np.ndarray
-    spatial_mean: np.ndarray | None = None
-    spatial_covariance: np.ndarray | None = None
+    mean: Float[np.ndarray, "D"]
+    covariance: Float[np.ndarray, "D D"]
+    spatial_mean: Float[np.ndarray, "S"] | None = None
+    spatial_covariance: Float[np.ndarray, "S S"] | None = None
     count: int | None = None
-    protocol: dict = dataclasses.field(default_factory=dict)
-    features: np.ndarray | None = None
+    protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
+    features: Float[np.ndarray, "N D"] | None = None
 
 
-def save(path, statistics):
-    """Writes statistics as an npz that other tools read too (mu, sigma, mu_s, sigma_s), whole or not at all."""
+def save(path: str | os.PathLike[str], statistics: Statistics) -> None:
+    """Writes statistics as an npz that other tools read too (mu, sigma, mu_s, sigma_s)."""
     arrays = {"mu": statistics.mean, "sigma": statistics.covariance}
-    if statistics.spatial_mean is not None:
+    if statistics.spatial_mean is not None and statistics.spatial_covariance is not None:
         arrays |= {"mu_s": statistics.spatial_mean, "sigma_s": statistics.spatial_covariance}
     if statistics.features is not None:
         arrays["features"] = statistics.features
     header = {"format": _FORMAT, "count": statistics.count, "protocol": statistics.protocol}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, protocol=json.dumps(header), **arrays)
+        np.savez(file, protocol=np.array(json.dumps(header)), **arrays)
 
 
-def load(path):
+def load(path: str | os.PathLike[str]) -> Statistics:
     """Reads a statistics file of any of the three kinds.
 
     Raises:
       FileNotFoundError: there is no such file.
-      StatisticsError: truncated or damaged, without the expected arrays, arrays that do not fit each other, or
+      StatisticsError: the file is truncated or damaged, lacks arrays, or holds arrays that do not fit each other or
         values that are not finite.
+
+    Example:
+      >>> save("/tmp/statistics.npz", Statistics(np.zeros(2), np.eye(2), count=100))
+      >>> load("/tmp/statistics.npz").count
+      100
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no statistics file at {path}; eqjax.cli.make_statistics computes one from images.")
+        raise FileNotFoundError(f"no statistics file at {path}; `eqjax make-statistics` computes one from images.")
     wanted = ("mu", "sigma", "mu_s", "sigma_s", "features", "protocol")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -88,7 +100,7 @@ def load(path):
             f"{path} cannot be read as npz ({error}): truncated, damaged, or of another kind."
         ) from error
     if "mu" not in arrays or "sigma" not in arrays:
-        hint = " It holds images: compute statistics with eqjax.cli.make_statistics." if "arr_0" in names else ""
+        hint = " It holds images: compute statistics with `eqjax make-statistics`." if "arr_0" in names else ""
         raise StatisticsError(f"{path} holds the arrays {names}; a statistics file needs mu and sigma.{hint}")
     if ("mu_s" in arrays) != ("sigma_s" in arrays):
         raise StatisticsError(f"{path} holds one of mu_s and sigma_s and not the other; found {names}.")
@@ -96,15 +108,6 @@ def load(path):
     _check_shapes(path, arrays)
     _check_finite(path, arrays)
     arrays = {name: a if name == "features" else a.astype(np.float64) for name, a in arrays.items()}
-    if _of_first_images(header, arrays):
-        logging.warning(
-            "%s keeps the features of the first %d of its %d images, which are of few classes where files are sorted: "
-            "they are left out, and with them KID, precision and recall. FID is right. Files that "
-            "eqjax.cli.make_statistics writes now keep a uniform choice.",
-            path,
-            len(arrays.pop("features")),
-            header["count"],
-        )
     return Statistics(
         arrays["mu"],
         arrays["sigma"],
@@ -116,7 +119,7 @@ def load(path):
     )
 
 
-def _header(path, text):
+def _header(path: str, text: np.ndarray | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
@@ -129,7 +132,7 @@ def _header(path, text):
     return header
 
 
-def _check_shapes(path, arrays):
+def _check_shapes(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
         if mean not in arrays:
             continue
@@ -143,34 +146,28 @@ def _check_shapes(path, arrays):
         raise StatisticsError(f"{path}: features {arrays['features'].shape} do not belong to mu {arrays['mu'].shape}.")
 
 
-def _check_finite(path, arrays):
+def _check_finite(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu":
             raise StatisticsError(f"{path}: {name} is {array.dtype}; numbers are expected.")
         wrong = array.size - np.count_nonzero(np.isfinite(array))
         if wrong:
             raise StatisticsError(
-                f"{path}: {wrong} of {array.size} values of {name} are NaN or infinite; make the file anew with "
-                "eqjax.cli.make_statistics."
+                f"{path}: {wrong} of {array.size} values of {name} are NaN or infinite; recompute the file with "
+                "`eqjax make-statistics`."
             )
 
 
-def _of_first_images(header, arrays):
-    """Whether a file keeps features as they were first kept: those of the first images, in file order."""
-    kept, count = len(arrays.get("features", ())), header.get("count")
-    return count is not None and 0 < kept < count and "features" not in header.get("protocol", {})
-
-
-def check_comparable(reference, protocol, sizes):
-    """Checks that statistics can be compared with what a network will compute, before it does.
+def check_comparable(reference: Statistics, protocol: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Checks before any work that statistics can be compared with what a network will compute.
 
     Args:
-      reference: a `Statistics`.
-      protocol: the other side's protocol.
-      sizes: {"pool": D, "spatial": S} of the other side's features.
+      reference: statistics to compare with.
+      protocol: protocol of the other side.
+      sizes: feature sizes of the other side, {"pool": D, "spatial": S}.
 
     Raises:
-      StatisticsError: another feature size, or another protocol where the reference states one.
+      StatisticsError: another feature size, or a protocol that differs from the one the reference records.
     """
     have = {"pool": len(reference.mean)}
     if reference.spatial_mean is not None:
@@ -179,34 +176,62 @@ def check_comparable(reference, protocol, sizes):
         if size != sizes[name]:
             raise StatisticsError(
                 f"the reference statistics are of {size} {name} features, this network gives {sizes[name]}: they "
-                "were made with another network or layer; make them with eqjax.cli.make_statistics."
+                "were computed with another network or layer; compute them with `eqjax make-statistics`."
             )
-    differences = [
-        f"  {key}: reference {reference.protocol[key]!r}, here {protocol[key]!r}"
-        for key in COMPARED
-        if key in reference.protocol and key in protocol and reference.protocol[key] != protocol[key]
-    ]
-    if differences:
-        raise StatisticsError(
-            "the reference statistics were made under another protocol; distances to them would mean nothing. Make "
-            "them anew from images treated alike, with eqjax.cli.make_statistics.\n" + "\n".join(differences)
-        )
+    common = [name for name in _COMPARED if name in reference.protocol and name in protocol]
+    check_equal(
+        {name: reference.protocol[name] for name in common},
+        {name: protocol[name] for name in common},
+        "the reference statistics were computed under another protocol, so distances to them would mean nothing. "
+        "Recompute them from images treated alike, with `eqjax make-statistics`.",
+        found_name="reference",
+        expected_name="here",
+        error=StatisticsError,
+    )
 
 
-def compare(reference, statistics):
-    """FID, and sFID where both sides have spatial features: {"fid": …, "sfid": …}.
+def compare(
+    reference: Statistics,
+    evaluated: Statistics,
+    *,
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+    num_neighbors: int = 3,
+) -> dict[str, float]:
+    """Returns all metrics between two sets of images.
 
-    Warns where either side has too few images for a covariance of full rank.
+    Warns if either side has too few images for a covariance of full rank.
+
+    Args:
+      reference: statistics of the reference images.
+      evaluated: statistics of the evaluated images.
+      num_subsets: number of KID's subsets.
+      subset_size: images per subset of KID; lowered to the number of stored features if there are fewer.
+      seed: seed of KID's subsets.
+      num_neighbors: neighbors of precision and recall.
+
+    Returns:
+      "fid"; "sfid" if both sides have spatial features; "kid", "kid_std", "precision" and "recall" and their
+      parameters if both sides stored features.
+
+    Raises:
+      ValueError: feature sizes that differ.
     """
-    for name, one in (("reference", reference), ("evaluated", statistics)):
-        if one.count is not None:
-            fid.warn_if_few(one.count, len(one.mean), name)
-    result = {"fid": fid.frechet_distance(reference.mean, reference.covariance, statistics.mean, statistics.covariance)}
-    if reference.spatial_mean is not None and statistics.spatial_mean is not None:
-        result["sfid"] = fid.frechet_distance(
-            reference.spatial_mean,
-            reference.spatial_covariance,
-            statistics.spatial_mean,
-            statistics.spatial_covariance,
-        )
+    for name, side in (("reference", reference), ("evaluated", evaluated)):
+        if side.count is not None:
+            fid.warn_if_few(side.count, len(side.mean), name)
+    result: dict[str, float] = {
+        "fid": fid.frechet_distance(reference.mean, reference.covariance, evaluated.mean, evaluated.covariance)
+    }
+    spatial = reference.spatial_mean, reference.spatial_covariance, evaluated.spatial_mean, evaluated.spatial_covariance
+    if all(array is not None for array in spatial):
+        result["sfid"] = fid.frechet_distance(*spatial)
+    ours, theirs = evaluated.features, reference.features
+    if ours is not None and theirs is not None and min(len(ours), len(theirs)) > num_neighbors:
+        size = min(subset_size, len(ours), len(theirs))
+        mean, deviation = feature_metrics.kid(ours, theirs, num_subsets=num_subsets, subset_size=size, seed=seed)
+        precision, recall = feature_metrics.precision_recall(theirs, ours, num_neighbors=num_neighbors)
+        result |= {"kid": mean, "kid_std": deviation, "kid_subset_size": size, "kid_subsets": num_subsets}
+        result |= {"precision": precision, "recall": recall, "precision_recall_k": num_neighbors}
     return result

@@ -1,25 +1,34 @@
-"""Are the columns one task? Loss per column, conflict between their gradients, and transfer between them.
+"""Tests whether all columns are one task: loss per column, conflict between gradients, transfer between columns.
 
-    ℓ_k        the flow loss of column k
-    conflict   cos(∇ℓ_i, ∇ℓ_j) on one batch: 1 where columns ask for the same change of the weights
-    ceiling    the same between two batches for one column: what sampling noise leaves of "the same task"
-    agreement  cos between two batches, of two columns, over their ceilings: of the gradients without that noise
-    transfer   ℓ on columns whose loss was never trained, over ℓ there after training on all columns
+    ℓ_k              the flow loss of column k
+    conflict         cos(∇ℓ_i, ∇ℓ_j) on one batch: 1 if columns ask for the same change of the weights
+    ceiling          the same between two batches, for one column: the noise of sampling batches lowers it below 1
+    noise-corrected  cos(∇ℓ_i, ∇ℓ_j) between two batches, divided by both columns' ceilings: without that noise
+    transfer         ℓ on columns whose loss was never trained, over ℓ there after training on all columns
 
 Losses of different tokenizers are in different units, so compare ratios and cosines between them.
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, sections 1 and 4.3.
+
+Letters: N images, B batch, L columns, D latent size, P weights.
 """
 
+from collections.abc import Iterable, Sequence
 import functools
+from typing import TypeAlias
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 import numpy as np
 import optax
 
-from eqjax.generator import column_weights
+from eqjax.generator import Generator, column_weights
+from eqjax.typing import AnyArray, Params, PRNGKey
+
+# Scaled latents and labels of a batch.
+LatentBatch: TypeAlias = tuple[Float[AnyArray, "B L D"], Int[AnyArray, "B"]]
 
 
 @flax.struct.dataclass
@@ -27,44 +36,56 @@ class MeanAndStderr:
     """A mean over batches, with its standard error.
 
     Attributes:
-      mean, error: arrays of one shape.
+      mean: mean over the batches.
+      stderr: standard error of the mean; NaN for a single batch.
     """
 
-    mean: np.ndarray
-    error: np.ndarray
+    mean: Float[np.ndarray, "..."]
+    stderr: Float[np.ndarray, "..."]
 
 
-def estimate(samples):
-    """Samples [n, …] → their `MeanAndStderr`; the error of one sample is NaN."""
+def mean_and_stderr(samples: Sequence[Float[AnyArray, "..."]] | Float[AnyArray, "..."]) -> MeanAndStderr:
+    """Returns the mean of samples along their first axis, and its standard error.
+
+    Example:
+      >>> mean_and_stderr(np.array([[1.0], [3.0]]))
+      MeanAndStderr(mean=array([2.]), stderr=array([1.]))
+    """
     samples = np.asarray(samples, np.float64)
     n = len(samples)
-    error = samples.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full(samples.shape[1:], np.nan)
-    return MeanAndStderr(samples.mean(0), error)
+    stderr = samples.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full(samples.shape[1:], np.nan)
+    return MeanAndStderr(samples.mean(0), stderr)
 
 
-def column_losses(generator, params, batches, key):
-    """Loss of every column, without dropout: `MeanAndStderr` of [L].
+def column_losses(generator: Generator, params: Params, batches: Iterable[LatentBatch], key: PRNGKey) -> MeanAndStderr:
+    """Returns the loss of every column, [L], without dropout.
 
     Args:
-      generator, params: module and parameters.
-      batches: list of (scaled latents [B, L, D], labels [B]) of one shape.
-      key: of times and noise; batch i uses fold_in(key, i).
+      generator: the module.
+      params: its parameters.
+      batches: scaled latents and labels, of one shape.
+      key: random key of times and noise; batch i uses fold_in(key, i).
     """
     losses = [_losses(generator, params, *batch, jax.random.fold_in(key, i)) for i, batch in enumerate(batches)]
-    return estimate(jax.device_get(losses))
+    return mean_and_stderr(jax.device_get(losses))
 
 
-def gradient_cosines(generator, params, batches, key):
-    """Cosines between the gradients of different columns' losses with respect to all weights.
+def gradient_cosines(
+    generator: Generator, params: Params, batches: Sequence[LatentBatch], key: PRNGKey
+) -> tuple[MeanAndStderr, MeanAndStderr]:
+    """Returns the cosines between the gradients of different columns' losses with respect to all weights.
 
-    Holds the gradients of all columns at once: 2 · L times the size of the weights.
+    Holds the gradients of all columns of two batches: 2 · L times the size of the weights.
 
     Args:
-      as `column_losses`; at least two batches.
+      generator: the module.
+      params: its parameters.
+      batches: scaled latents and labels, of one shape; at least two batches.
+      key: random key of times and noise; batch i uses fold_in(key, i).
 
     Returns:
-      (conflict, ceiling): `MeanAndStderr`s of [L, L], within a batch and between one batch and the next. The
-      diagonal of the second is the ceiling; that of the first is 1.
+      Cosines [L, L] within a batch (the conflict; their diagonal is 1), and between one batch and the next (their
+      diagonal is the ceiling).
 
     Raises:
       ValueError: fewer than two batches.
@@ -78,50 +99,73 @@ def gradient_cosines(generator, params, batches, key):
         if before is not None:
             between.append(before @ gradients.T)
         before = gradients
-    return estimate(jax.device_get(within)), estimate(jax.device_get(between))
+    return mean_and_stderr(jax.device_get(within)), mean_and_stderr(jax.device_get(between))
 
 
-def agreement(between):
-    """Cosines freed of sampling noise: of the gradients that infinitely large batches would have.
+def noise_corrected_cosines(between: Float[np.ndarray, "L L"]) -> Float[np.ndarray, "L L"]:
+    """Returns cosines corrected for sampling noise (disattenuated), as infinitely large batches would give them.
 
-    Noise of two batches is independent, so it shortens the cosine between them by a factor of each column,
-    and the diagonal, where the true cosine is 1, holds these factors' squares.
+        ĉ_ij = c_ij / √(c_ii · c_jj)
+
+    The noise of two batches is independent. It multiplies the cosine between them by one factor per column, and
+    the diagonal, where the true cosine is 1, holds the squares of these factors.
 
     Args:
-      between: [L, L], mean cosines between one batch and another, as `gradient_cosines` gives them.
+      between: mean cosines c between one batch and another, as `gradient_cosines` returns them.
 
     Returns:
-      [L, L], symmetric, diagonal 1; NaN for columns whose gradients are nothing but noise. May exceed 1 by chance.
+      Symmetric, diagonal 1; NaN for columns whose gradients are pure noise. May exceed 1 by chance.
 
     Source: the correction for attenuation, C. Spearman, Am. J. Psychol. 15, 1904.
+
+    Example:
+      >>> noise_corrected_cosines(np.array([[0.25, 0.1], [0.1, 0.25]])).tolist()
+      [[1.0, 0.4], [0.4, 1.0]]
     """
     both = (between + between.T) / 2
     length = np.sqrt(np.where(np.diag(both) > 0, np.diag(both), np.nan))
     return both / np.outer(length, length)
 
 
-def off_diagonal(cosines):
-    """The mean over pairs of different columns, of [..., L, L] → [...]."""
+def off_diagonal_mean(cosines: Float[np.ndarray, "... L L"]) -> Float[np.ndarray, "..."] | np.floating:
+    """Returns the mean over pairs of different columns.
+
+    Example:
+      >>> float(off_diagonal_mean(np.array([[1.0, 0.5], [0.25, 1.0]])))
+      0.375
+    """
     size = cosines.shape[-1]
     return cosines[..., ~np.eye(size, dtype=bool)].mean(-1)
 
 
-def train(generator, latents, labels, *, steps, batch_size=32, learning_rate=1e-3, columns=None, seed=0):
-    """A short training on latents in memory, with the loss of all columns or of some.
+def train(
+    generator: Generator,
+    latents: Float[AnyArray, "N L D"],
+    labels: Int[AnyArray, "N"],
+    *,
+    steps: int,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    columns: Iterable[int] | None = None,
+    seed: int = 0,
+) -> Params:
+    """Trains a generator briefly on latents in memory, with the loss of all columns or of some.
 
-    AdamW, linear warm-up over a twentieth of the steps, then a cosine to zero. Columns without loss are
+    Uses AdamW with linear warm-up over a twentieth of the steps, then a cosine decay to zero. Columns without loss are
     still seen by those with loss.
 
     Args:
-      generator: module.
-      latents: [N, L, D], scaled.
-      labels: [N].
-      steps, batch_size, learning_rate: of the training; batches are drawn with replacement.
-      columns: numbers of the columns whose loss counts; None: all.
-      seed: of weights, batches, noise and dropout.
+      generator: the module.
+      latents: scaled latents.
+      labels: their labels.
+      steps: number of steps.
+      batch_size: batch size; batches are drawn with replacement.
+      learning_rate: peak learning rate.
+      columns: indices of the columns whose loss counts; None: all.
+      seed: seed of initial weights, batches, noise and dropout.
 
     Returns:
-      parameters.
+      The trained parameters.
 
     Raises:
       ValueError: columns that do not exist, or none.
@@ -141,18 +185,28 @@ def train(generator, latents, labels, *, steps, batch_size=32, learning_rate=1e-
 
 
 @functools.lru_cache
-def _optimizer(steps, learning_rate):
+def _optimizer(steps: int, learning_rate: float) -> optax.GradientTransformation:
     warmup = max(steps // 20, 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, max(steps, warmup + 1))
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=0.02))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
-def _train_step(generator, steps, learning_rate, batch_size, state, latents, labels, weights, key):
+def _train_step(
+    generator: Generator,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    state: tuple[Params, optax.OptState],
+    latents: jax.Array,
+    labels: jax.Array,
+    weights: AnyArray,
+    key: PRNGKey,
+) -> tuple[Params, optax.OptState]:
     pick_key, loss_key = jax.random.split(key)
     rows = jax.random.randint(pick_key, (batch_size,), 0, len(latents))
 
-    def loss(params):
+    def loss(params: Params) -> jax.Array:
         losses = generator.apply({"params": params}, latents[rows], labels[rows], method="column_losses", rngs=loss_key)
         return losses @ weights
 
@@ -162,7 +216,13 @@ def _train_step(generator, steps, learning_rate, batch_size, state, latents, lab
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(generator, params, latents, labels, key):
+def _losses(
+    generator: Generator,
+    params: Params,
+    latents: Float[AnyArray, "B L D"],
+    labels: Int[AnyArray, "B"],
+    key: PRNGKey,
+) -> Float[jax.Array, "L"]:
     return generator.apply(
         {"params": params},
         latents,
@@ -175,8 +235,14 @@ def _losses(generator, params, latents, labels, key):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _directions(generator, params, latents, labels, key):
-    """Gradients of the columns' losses, each of length 1: [L, number of weights]."""
+def _directions(
+    generator: Generator,
+    params: Params,
+    latents: Float[AnyArray, "B L D"],
+    labels: Int[AnyArray, "B"],
+    key: PRNGKey,
+) -> Float[jax.Array, "L P"]:
+    """Returns the gradient of every column's loss, normalized to length 1."""
     gradients = jax.jacrev(lambda params: _losses(generator, params, latents, labels, key))(params)
     flat = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(gradients)], axis=1)
     return flat / jnp.linalg.norm(flat, axis=1, keepdims=True)

@@ -1,1 +1,1 @@
-"""Performance: chips, operation counts, and what a step costs on machines that are not here."""
+"""Performance: data sheets of accelerators, FLOP counts, and the predicted cost of sampling and of a training step."""

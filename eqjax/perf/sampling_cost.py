@@ -1,67 +1,90 @@
-"""What sampling must compute and read: the floor that measured times are compared with.
+"""Lower bounds on the cost of sampling, which measured times are compared with.
 
-Only matrix products count as operations (2 per multiplication and addition). Bytes are what slow memory must
-deliver when nothing stays in caches: weights for every use, keys and values, modulations written and read.
+FLOPs are those of matrix products, 2 per multiplication and addition. Bytes are the traffic of slow memory if
+nothing stays in caches: weights for every use, keys and values, modulations written and read.
 
-Letters: B batch, R = B or 2B rows, L columns, T condition tokens, E width, W flow width, M evaluations.
+Letters: B batch, R = B or 2B rows, L columns, T condition tokens, E width, W flow width, M velocity evaluations.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from eqjax.generator import Generator
 from eqjax.generator.flow_head import TIME_FEATURES
 from eqjax.sampling import sampler
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Floating-point operations, and bytes of slow memory."""
+    """What a computation must do.
+
+    Attributes:
+      flops: floating-point operations.
+      bytes: bytes read from and written to slow memory.
+    """
 
     flops: float
     bytes: float
 
-    def __add__(self, other):
+    def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.flops + other.flops, self.bytes + other.bytes)
 
-    def seconds(self, flops_per_second, bytes_per_second):
-        """The floor: the longer of the two times."""
+    def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
+        """Returns the least time on a machine: the longer of computing and moving bytes.
+
+        Example:
+          >>> Cost(flops=2e12, bytes=1e12).seconds(flops_per_second=1e12, bytes_per_second=1e12)
+          2.0
+        """
         return max(self.flops / flops_per_second, self.bytes / bytes_per_second)
 
 
-def sampling_cost(generator, *, batch, num_columns, evaluations, guided=True):
-    """{"condition", "transformer", "flow head": `Cost`} of drawing a batch of latents.
+def sampling_cost(
+    generator: Generator, *, batch_size: int, num_columns: int, num_evaluations: int, guided: bool = True
+) -> dict[str, Cost]:
+    """Returns the cost of sampling a batch of latents, by part of the generator.
 
     Args:
-      generator: a `Generator`; only its fields matter.
-      batch: B.
+      generator: a generator; only its fields matter.
+      batch_size: B.
       num_columns: L.
-      evaluations: M per column, of the flow's solver (`flow.solver_table(…).times.size`).
-      guided: with the null class.
+      num_evaluations: M per column, `flow.solver_table(…).times.size`.
+      guided: whether classifier-free guidance doubles the rows, R = 2B.
+
+    Returns:
+      {"condition", "transformer", "flow head"}: the `Cost` of all columns.
+
+    Example:
+      >>> cost = sampling_cost(Generator(), batch_size=1, num_columns=16, num_evaluations=100)
+      >>> round(sum(part.flops for part in cost.values()) / 1e9)  # GFLOP of an image of the L size.
+      711
     """
-    g, item = generator, jnp.dtype(generator.dtype).itemsize
-    rows = batch * (2 if guided else 1)
+    g, item_size = generator, jnp.dtype(generator.dtype).itemsize
+    rows = batch_size * (2 if guided else 1)
     e2, w2, tokens = g.width**2, g.flow_width**2, g.num_cond_tokens
-    classes = min(batch + (1 if guided else 0), g.num_classes + 1)
-    condition = Cost(2 * g.depth * 10 * e2 * tokens * classes, item * g.depth * 10 * e2)
+    classes = min(batch_size + (1 if guided else 0), g.num_classes + 1)
+    condition = Cost(2 * g.depth * 10 * e2 * tokens * classes, item_size * g.depth * 10 * e2)
     seen = min(g.window_size or num_columns, num_columns) + tokens
     column = Cost(
         rows * (2 * g.depth * (14 * e2 + 2 * g.width * seen) + 2 * g.latent_dim * g.width),
-        item * g.depth * (14 * e2 + rows * 2 * g.width * seen),
+        item_size * g.depth * (14 * e2 + rows * 2 * g.width * seen),
     )
     wide = 3 * g.flow_depth + 2
-    chunk = max(1, sampler.MODULATION_BYTES // (rows * wide * g.flow_width * item))
+    chunk = max(1, sampler.MODULATION_BYTES // (rows * wide * g.flow_width * item_size))
     modulations = Cost(
-        evaluations * (rows * 2 * w2 * wide + 2 * (TIME_FEATURES * g.flow_width + w2))
+        num_evaluations * (rows * 2 * w2 * wide + 2 * (TIME_FEATURES * g.flow_width + w2))
         + rows * 2 * g.width * g.flow_width,
-        item * (math.ceil(evaluations / chunk) * w2 * wide + 2 * evaluations * rows * wide * g.flow_width),
+        item_size * (math.ceil(num_evaluations / chunk) * w2 * wide + 2 * num_evaluations * rows * wide * g.flow_width),
     )
     ends = g.latent_dim * g.flow_width
     denoise = Cost(
-        evaluations * (rows * (4 * g.flow_depth * w2 + 2 * ends) + batch * 2 * ends),
-        evaluations * item * (2 * g.flow_depth * w2 + 2 * ends),
+        num_evaluations * (rows * (4 * g.flow_depth * w2 + 2 * ends) + batch_size * 2 * ends),
+        num_evaluations * item_size * (2 * g.flow_depth * w2 + 2 * ends),
     )
     head = modulations + denoise
     return {
@@ -71,8 +94,13 @@ def sampling_cost(generator, *, batch, num_columns, evaluations, guided=True):
     }
 
 
-def compiled_cost(function, *args):
-    """`Cost` by the compiler's count, of a function without loops: it counts a loop's body once."""
-    analysis = jax.jit(function).lower(*args).compile().cost_analysis()
+def compiled_cost(function: Callable[..., Any], *args: Any) -> Cost:
+    """Returns the compiler's count for a function without loops (it counts the body of a loop once).
+
+    Args:
+      function: any function that JAX can trace.
+      *args: its arguments, arrays or jax.ShapeDtypeStruct.
+    """
+    analysis: Any = jax.jit(function).lower(*args).compile().cost_analysis()
     analysis = analysis[0] if isinstance(analysis, list) else analysis
     return Cost(analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0))

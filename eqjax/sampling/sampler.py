@@ -339,7 +339,7 @@ def _shard_inputs(mesh, params, batch, source):
     Raises:
       ValueError: the rows do not divide among the devices.
     """
-    rows, devices = batch[0].shape[0] * sharding.batch_share(mesh)[1], mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, devices = batch[0].shape[0] * sharding.batch_shard(mesh)[1], mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % devices:
         raise ValueError(
             f"a batch of {rows} does not divide among {devices} devices of the mesh (data × fsdp): give a multiple of "

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from eqjax.data import default_config as data_config
 from eqjax.data import make_source
+from eqjax.typing import Config
 
 # ── Fields and defaults ─────────────────────────────────────────────────────────────────────────
 
@@ -28,9 +29,9 @@ def _optional_text() -> config_dict.FieldReference:
     return config_dict.placeholder(str)
 
 
-def run_config() -> ml_collections.ConfigDict:
+def run_config() -> Config:
     """Returns the fields that both trainers share."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.seed = 0  # Of parameters, batches and noise.
     config.batch_size = 256  # Images per step, of all processes and devices together.
     config.accumulation_steps = 1  # Microbatches per step, computed one after another to save memory.
@@ -55,9 +56,9 @@ def run_config() -> ml_collections.ConfigDict:
     return config
 
 
-def optimizer_config() -> ml_collections.ConfigDict:
+def optimizer_config() -> Config:
     """Returns the fields of an optimizer: Adam with a constant learning rate."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.name = "adamw"  # Or "muon": orthogonalized updates of kernels, AdamW elsewhere; for the tokenizer only.
     config.learning_rate = 1e-4  # After the warm-up.
     # Batch size for which learning_rate is meant: it is scaled in proportion to batch_size; None: it is not scaled.
@@ -78,9 +79,9 @@ def optimizer_config() -> ml_collections.ConfigDict:
     return config
 
 
-def sampling_config(**changes: Any) -> ml_collections.ConfigDict:
+def sampling_config(**changes: Any) -> Config:
     """Returns the fields of `eqjax.sampling.options.SamplingOptions`, which documents them, with `changes`."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.guidance_scale = 1.0  # Of classifier-free guidance; 1: none.
     config.guidance_schedule = "linear"  # Over the columns: "linear" from 1 to the scale, or "constant".
     config.num_flow_steps = 100  # Steps of the ODE solver per column.
@@ -92,9 +93,9 @@ def sampling_config(**changes: Any) -> ml_collections.ConfigDict:
     return config
 
 
-def metrics_config() -> ml_collections.ConfigDict:
+def metrics_config() -> Config:
     """Returns the fields of FID and its family, measured on samples during a generator's training."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.every = _optional()  # Steps between measurements, a multiple of eval_every; None: none.
     config.num_images = 10_000  # Samples per measurement.
     config.reference = _optional_text()  # Statistics file of the real images; see `eqjax make-statistics`.
@@ -103,9 +104,9 @@ def metrics_config() -> ml_collections.ConfigDict:
     return config
 
 
-def objective_config() -> ml_collections.ConfigDict:
+def objective_config() -> Config:
     """Returns the fields of the tokenizer's objective (see eqjax.training.tokenizer) with the published weights."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.kl_weight = 0.01
     config.l2_weight = 0.0  # Of the squared error beside L1; not published, useful without LPIPS.
     config.perceptual_weight = 1.0  # Of LPIPS; 0 needs no VGG weights.
@@ -118,18 +119,18 @@ def objective_config() -> ml_collections.ConfigDict:
     return config
 
 
-def discriminator_config() -> ml_collections.ConfigDict:
+def discriminator_config() -> Config:
     """Returns the fields of the tokenizer's discriminator, as published."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.kind = "dino"  # Heads on frozen DINO features; or "patch": PatchGAN, which needs no pretrained file.
     config.channels = 64  # PatchGAN: channels of the first layer.
     config.num_layers = 3  # PatchGAN: layers that halve the image.
     return config
 
 
-def tokenizer_module_config() -> ml_collections.ConfigDict:
+def tokenizer_module_config() -> Config:
     """Returns the fields of `eqjax.Tokenizer`, which documents them, with the published size."""
-    config = ml_collections.ConfigDict(convert_dict=False)  # `semantic` is None or a dict.
+    config: Config = ml_collections.ConfigDict(convert_dict=False)  # `semantic` is None or a dict.
     config.channels = 128  # Base width.
     config.channel_multipliers = (1, 1, 2, 4, 4)  # Width of every level, in multiples of `channels`.
     config.num_res_blocks = 2  # Per level of the encoder; the decoder has one more.
@@ -147,9 +148,9 @@ def tokenizer_module_config() -> ml_collections.ConfigDict:
     return config
 
 
-def generator_module_config() -> ml_collections.ConfigDict:
+def generator_module_config() -> Config:
     """Returns the fields of `eqjax.Generator`, which documents them, with the published size L."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.width = 1024
     config.depth = 32  # Layers.
     config.num_heads = 16  # Of both attentions.
@@ -168,7 +169,7 @@ def generator_module_config() -> ml_collections.ConfigDict:
     return config
 
 
-def tokenizer_config() -> ml_collections.ConfigDict:
+def tokenizer_config() -> Config:
     """Returns the complete configuration of a tokenizer's training: published sizes, weights and optimizers."""
     config = run_config()
     config.trainer = "tokenizer"
@@ -193,7 +194,7 @@ def tokenizer_config() -> ml_collections.ConfigDict:
     return config
 
 
-def generator_config() -> ml_collections.ConfigDict:
+def generator_config() -> Config:
     """Returns the complete configuration of a generator's training: published size L and optimizer."""
     config = run_config()
     config.trainer = "generator"
@@ -234,7 +235,7 @@ _LEAST_OPTIONAL = {
 }
 
 
-def check_config(config: ml_collections.ConfigDict, default: ml_collections.ConfigDict) -> None:
+def check_config(config: Config, default: Config) -> None:
     """Checks that a configuration has the fields of `default`, with values in their ranges.
 
     The fields of modules and of the data are checked where modules and data are made.
@@ -274,7 +275,7 @@ def check_config(config: ml_collections.ConfigDict, default: ml_collections.Conf
             raise ValueError(f"{name}={value} must be at least 0, or None to count warmup_steps.")
 
 
-def _fields(part: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _fields(part: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (name, value) of every field, except inside the parts that are modules'."""
     for key, value in part.items():
         if isinstance(value, ml_collections.ConfigDict) and key not in ("tokenizer", "generator"):
@@ -294,7 +295,7 @@ def _check_integer(name: str, value: Any, least: int, optional: bool) -> None:
 # ── Epochs to steps ─────────────────────────────────────────────────────────────────────────────
 
 
-def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def resolve(config: Config) -> Config:
     """Converts epochs to steps, and scales learning rates to the batch size.
 
     Args:
@@ -317,5 +318,5 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-def _steps_per_epoch(config: ml_collections.ConfigDict) -> float:
+def _steps_per_epoch(config: Config) -> float:
     return len(make_source(config.data)) / config.batch_size

@@ -83,7 +83,7 @@ class Run:
         # ── Mesh ────────────────────────────────────────────────────────────────────────────────
         self._mesh, self._root = sharding.make_mesh(shape=config.mesh), jax.random.key(config.seed)
         sharding.check_batch(self._mesh, config.batch_size, config.accumulation_steps)
-        process_index, process_count = sharding.batch_share(self._mesh)
+        process_index, process_count = sharding.batch_shard(self._mesh)
         self._config, self._workdir, self._trainer = config, workdir, trainer
         self._is_compiled, self._seconds_at_peak = False, None
         with contextlib.ExitStack() as stack:
@@ -225,7 +225,7 @@ class Run:
                 where = self._trainer.find_nonfinite(before, batch, jax.random.fold_in(self._root, step - 1))
         except Exception as error:  # Most likely too little memory: the message is about the run's end.
             where = f"unknown, as the search for it failed ({error!r:.200})"
-        count = self._watch.in_a_row
+        count = self._watch.consecutive_nonfinite
         raise FloatingPointError(
             f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of {count} steps in a row, "
             f"from step {step - count + 1} on, were skipped. First offending module: {where}. The last good state is "
@@ -283,7 +283,7 @@ class Run:
         """Saves state, data position, counts and results of a step, unless they are saved already."""
         counts = {
             "nonfinite_steps": self._watch.nonfinite_steps,
-            "consecutive_nonfinite": self._watch.in_a_row,
+            "consecutive_nonfinite": self._watch.consecutive_nonfinite,
             "tokenizer": self._trainer.tokenizer_fingerprint,
         }
         self._checkpoints.save(step, state, {**self._data.get_state(), **counts}, results or None)

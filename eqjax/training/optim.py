@@ -1,4 +1,7 @@
-"""Optimisers and schedules of both stages, from their part of a configuration."""
+"""Optimizers, learning rate schedules, EMA decay and gradient accumulation of both trainers."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,60 +9,77 @@ import optax
 import optax.contrib
 
 from eqjax import sharding
+from eqjax.typing import AnyArray, Config, Params, PRNGKey, Scalar, Tree
 
 SCHEDULES = ("constant", "cosine", "step")
 
 
-def make_schedule(config, total_steps):
-    """The learning rate at a step (the number of updates done before it).
+def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the number of steps done: a linear warm-up, then the schedule.
 
     Args:
-      config: as `config.optimizer_config`.
-      total_steps: updates of the whole run.
-
-    Returns:
-      A function of the step.
+      config: fields of `config.optimizer_config`.
+      total_steps: steps of the whole run.
 
     Raises:
-      ValueError: an unknown schedule.
-    """
-    if config.schedule not in SCHEDULES:
-        raise ValueError(f"optimizer.schedule={config.schedule!r} is not one of {SCHEDULES}.")
-    base, warmup = config.learning_rate, config.warmup_steps
+      ValueError: the schedule is unknown.
 
-    def schedule(step):
-        after = jnp.maximum(step - warmup, 0)
-        rate = base * jnp.minimum(1.0, step / max(warmup, 1e-12)) if warmup else jnp.asarray(base)
-        if config.schedule == "cosine":
-            share = jnp.clip(after / max(total_steps - warmup, 1), 0, 1)
-            rate *= config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + jnp.cos(jnp.pi * share))
-        elif config.schedule == "step":
-            rate *= config.decay_rate ** jnp.floor(after / config.decay_every)
-        return rate
+    Example:
+      >>> from eqjax.training.config import optimizer_config
+      >>> config = optimizer_config()
+      >>> config.update(learning_rate=0.5, warmup_steps=2.0)
+      >>> schedule = make_schedule(config, total_steps=100)
+      >>> [float(schedule(step)) for step in range(4)]
+      [0.0, 0.25, 0.5, 0.5]
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "constant":
+        decay = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        decay = _cosine(peak, max(total_steps - warmup, 1), config.final_lr_ratio)
+    elif config.schedule == "step":
+        decay = optax.exponential_decay(peak, config.decay_every, config.decay_rate, staircase=True)
+    else:
+        raise ValueError(f"optimizer.schedule={config.schedule!r} is not one of {SCHEDULES}.")
+    schedule = optax.join_schedules([_warmup(peak, warmup), decay], [warmup]) if warmup else decay
+    return lambda count: schedule(jnp.asarray(count, jnp.float32))  # The warm-up may end inside a step.
+
+
+def _warmup(peak: float, steps: float) -> optax.Schedule:
+    # optax.linear_schedule computes peak - peak · (1 - n / steps), which rounds differently.
+    return lambda count: peak * jnp.minimum(1.0, count / steps)
+
+
+def _cosine(peak: float, steps: float, final_ratio: float) -> optax.Schedule:
+    def schedule(count: Any) -> Any:
+        # optax.cosine_decay_schedule takes the cosine of (π · count) / steps, which rounds differently: near the
+        # end of the run by 1e-6, and by 1e-4 where the final ratio is 0.
+        fraction = jnp.clip(count / steps, 0, 1)
+        return peak * (final_ratio + (1 - final_ratio) * 0.5 * (1 + jnp.cos(jnp.pi * fraction)))
 
     return schedule
 
 
-def weight_decay_mask(params):
-    """Which parameters weight decay applies to: a tree of booleans.
+def weight_decay_mask(params: Params) -> Tree:
+    """Returns a tree of booleans: True for parameters on which weight decay acts.
 
-    All but biases, norms' scales, and the whole flow head. Names tell them apart, as stacked
-    layers give vectors a second dimension.
+    These are all parameters except biases, scales of norms, and the flow head. They are told apart by their names, as
+    stacked layers give vectors a second dimension.
 
     Source: Equivariant Image Modeling, arXiv 2503.18948, appendix; its published training code.
     """
 
-    def decay(path, _):
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
         names = [entry.key for entry in path]
         return names[-1] not in ("bias", "scale") and "flow_head" not in names
 
-    return jax.tree_util.tree_map_with_path(decay, params)
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def muon_dimension_numbers(params):
-    """Which axes of a tokenizer's kernels are input and output, for Muon; None elsewhere."""
+def muon_dimension_numbers(params: Params) -> Tree:
+    """Returns the input and output axes of a tokenizer's kernels, for Muon; None for other parameters."""
 
-    def axes(path, leaf):
+    def axes(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
         if path[-1].key != "kernel":
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
@@ -67,19 +87,24 @@ def muon_dimension_numbers(params):
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def make_optimizer(config, total_steps, matrices=None):
-    """Gradient clipping, then AdamW, or Muon on kernels with AdamW elsewhere.
+def make_optimizer(
+    config: Config,
+    total_steps: int,
+    dimension_numbers: Callable[[Any], Tree] | None = None,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns gradient clipping followed by AdamW, or by Muon on kernels and AdamW elsewhere.
 
     Args:
-      config: as `config.optimizer_config`.
-      total_steps: updates of the whole run, for the schedule.
-      matrices: for Muon, a function like `muon_dimension_numbers`.
+      config: fields of `config.optimizer_config`.
+      total_steps: steps of the whole run, for the schedule.
+      dimension_numbers: function of the parameters, such as `muon_dimension_numbers`; None: Muon is not available.
 
     Returns:
-      An optax transformation, and the schedule that it follows.
+      The optimizer, and its learning rate schedule.
 
     Raises:
-      ValueError: an unknown name, or "muon" where there is no `matrices`.
+      ValueError: the name or the schedule is unknown, "muon" comes without `dimension_numbers`, or the gradients
+        would be clipped to 0.
 
     Source: AdamW, arXiv 1711.05101; Muon with steps of AdamW's size, arXiv 2502.16982, section 2.2.
     """
@@ -93,14 +118,14 @@ def make_optimizer(config, total_steps, matrices=None):
             weight_decay=config.weight_decay,
             mask=weight_decay_mask,
         )
-    elif config.name == "muon" and matrices is not None:
+    elif config.name == "muon" and dimension_numbers is not None:
         optimizer = optax.contrib.muon(
             schedule,
             weight_decay=config.weight_decay,
             adam_b1=config.b1,
             adam_b2=config.b2,
             consistent_rms=0.2,
-            muon_weight_dimension_numbers=matrices,
+            muon_weight_dimension_numbers=dimension_numbers,
         )
     else:
         raise ValueError(f"optimizer.name={config.name!r} is neither 'adamw' nor, for the tokenizer, 'muon'.")
@@ -108,52 +133,76 @@ def make_optimizer(config, total_steps, matrices=None):
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"optimizer.grad_clip_norm={clip_norm} must be above 0, or None for no clipping.")
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optimizer), schedule
+    return _with_standard_promotion(optax.chain(clip, optimizer)), schedule
 
 
-def accumulate_gradients(compute, batch, key, parts, carry=None):
-    """Means over equal parts of a batch, worked through one after another: the whole batch's in less memory.
+def _with_standard_promotion(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lets optax raise floats to integer powers, where jax_numpy_dtype_promotion is "strict"."""
+
+    def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def accumulate_gradients(
+    compute: Callable[[Any, Tree, PRNGKey], tuple[Tree, Any]],
+    batch: Tree,
+    key: PRNGKey,
+    num_microbatches: int,
+    carry: Any = None,
+) -> tuple[Tree, Any]:
+    """Averages `compute` over equal microbatches, one after another: the result of the whole batch in less memory.
 
     Args:
-      compute: (carry, batch, key) → (values, carry), the values being means over the batch.
-      batch: a pytree of arrays [b, …].
-      key: for randomness; every part gets one of its own.
-      parts: their number; 1 computes on the whole batch, with `key` itself.
-      carry: what goes from part to part.
+      compute: (carry, batch, key) → (values, carry); the values are means over the batch.
+      batch: tree of arrays [B, ...].
+      key: source of randomness; every microbatch gets a key of its own.
+      num_microbatches: number of microbatches; 1 computes on the whole batch, with `key` itself.
+      carry: initial value of what `compute` hands from one microbatch to the next.
 
     Returns:
-      values, carry.
+      The means of the values, and the last carry.
 
     Raises:
-      ValueError: the batch does not divide.
+      ValueError: the batch is not a multiple of the number of microbatches.
+
+    Example:
+      >>> mean = lambda carry, batch, key: (batch.mean(), carry)
+      >>> float(accumulate_gradients(mean, jnp.arange(8.0), jax.random.key(0), num_microbatches=4)[0])
+      3.5
     """
-    if parts < 1:
-        raise ValueError(f"accumulation_steps={parts} must be at least 1.")
-    if parts == 1:
+    if num_microbatches < 1:
+        raise ValueError(f"accumulation_steps={num_microbatches} must be at least 1.")
+    if num_microbatches == 1:
         return compute(carry, batch, key)
     size = jax.tree.leaves(batch)[0].shape[0]
-    if size % parts:
-        raise ValueError(f"a batch of {size} does not divide into accumulation_steps={parts} parts.")
+    if size % num_microbatches:
+        raise ValueError(
+            f"a batch of {size} does not divide into accumulation_steps={num_microbatches} microbatches; set "
+            "batch_size to a multiple."
+        )
 
-    def split(x):
-        # Every parts-th row, so that each part is spread over the devices as the whole batch is.
-        x = x.reshape(size // parts, parts, *x.shape[1:])
+    def split(x: AnyArray) -> jax.Array:
+        # Strided, so that each microbatch is spread over the devices as the whole batch is.
+        x = x.reshape(size // num_microbatches, num_microbatches, *x.shape[1:])
         return sharding.constrain(jnp.moveaxis(x, 1, 0), None, "batch", *[None] * (x.ndim - 2))
 
-    def add(before, part):
+    def add(before: tuple[Tree, Any], microbatch: tuple[jax.Array, Tree]) -> tuple[tuple[Tree, Any], None]:
         total, carry = before
-        index, rows = part
+        index, rows = microbatch
         values, carry = compute(carry, rows, jax.random.fold_in(key, index))
-        return (jax.tree.map(lambda t, x: t + x / parts, total, values), carry), None
+        return (jax.tree.map(lambda t, x: t + x / num_microbatches, total, values), carry), None
 
     rows = jax.tree.map(split, batch)
     shapes, _ = jax.eval_shape(compute, carry, jax.tree.map(lambda x: x[0], rows), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, (zeros, carry), (jnp.arange(parts), rows))[0]
+    return jax.lax.scan(add, (zeros, carry), (jnp.arange(num_microbatches), rows))[0]
 
 
-def ema_decay(config, updates):
-    """The average's decay at update number `updates` (the first is 1)."""
+def ema_decay(config: Config, step: Scalar) -> Scalar:
+    """Returns the decay of the EMA weights at a step; the first step is 1."""
     if not config.ema_warmup:
         return config.ema_decay
-    return jnp.minimum(config.ema_decay, (1 + updates) / (10 + updates))
+    return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))

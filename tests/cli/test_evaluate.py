@@ -166,7 +166,7 @@ def test_what_evaluation_refuses_before_it_draws(halves, tmp_path):
     assert os.listdir(tmp_path) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text('{"model": []}')
-    with pytest.raises(ValueError, match="results.json was not written by eqjax.cli.evaluate"):
+    with pytest.raises(ValueError, match="results.json was not written by `eqjax evaluate`"):
         evaluate.generation(parse(evaluate, "--weights=absent", *options))
     for wrong in ("--solver=eular", "--time_grid=cosin", "--guidance_schedule=lin", "--sampler=solver=heun"):
         with pytest.raises(flags.Error, match="euler|cosine|linear|sampler"):

@@ -37,17 +37,17 @@ def test_footprints_are_local_in_a_strict_tokenizer(model, images):
     outside = np.ones(192, bool)
     outside[4 * (center - halo) : 4 * (center + halo + 1)] = False
     assert maps[center][:, outside].max() == 0
-    shares = equivariance.footprint_shares(maps, 4, reach=(0, 1, halo))
-    assert shares[0] < shares[1] <= shares[halo] == pytest.approx(1)
+    fractions = equivariance.footprint_fractions(maps, 4, reach=(0, 1, halo))
+    assert fractions[0] < fractions[1] <= fractions[halo] == pytest.approx(1)
 
 
-def test_footprint_shares_of_a_known_map():
+def test_footprint_fractions_of_a_known_map():
     maps = np.zeros((3, 1, 6))
     maps[:, 0] = [[0.5, 0.5, 0, 0, 0, 0], [0, 0.1, 0.4, 0.4, 0.1, 0], [0, 0, 0, 0.2, 0.4, 0.4]]
-    assert equivariance.footprint_shares(maps, 2, reach=(0, 1)) == pytest.approx({0: (1 + 0.8 + 0.8) / 3, 1: 1})
+    assert equivariance.footprint_fractions(maps, 2, reach=(0, 1)) == pytest.approx({0: (1 + 0.8 + 0.8) / 3, 1: 1})
 
 
-def test_what_is_refused(model, images):
+def test_too_few_or_too_narrow_images_are_rejected(model, images):
     with pytest.raises(ValueError, match="need at least 2 images of 208 pixels; these are 3 of 204"):
         equivariance.shift_errors(model, images, [16], 192)
     with pytest.raises(ValueError, match="give at least 2"):

@@ -68,20 +68,20 @@ def test_inception_score_shuffled_and_in_file_order(recorded):
 def test_inception_score_of_sorted_certain_images():
     """Forty images of ten certain classes: exactly 10 together, and 1 where every part holds one class."""
     logits = np.where(np.repeat(np.arange(10), 4)[:, None] == np.arange(10), 2000.0, 0.0)
-    one = feature_metrics.InceptionScore(40, splits=1)
+    one = feature_metrics.InceptionScore(40, num_splits=1)
     one.update(logits)
     assert one.result()[0] == pytest.approx(10, rel=1e-12)
-    by_class = feature_metrics.InceptionScore(40, splits=10, shuffle_seed=None)
+    by_class = feature_metrics.InceptionScore(40, num_splits=10, shuffle_seed=None)
     by_class.update(logits)
     assert by_class.result() == (pytest.approx(1, rel=1e-12), pytest.approx(0, abs=1e-12))
 
 
 def test_kid_and_precision_recall_are_the_recorded_ones(recorded):
     generated, reference, _, values = recorded
-    mean, _ = feature_metrics.kid(generated, reference, subsets=20, subset_size=200)
+    mean, _ = feature_metrics.kid(generated, reference, num_subsets=20, subset_size=200)
     assert mean == pytest.approx(values["kid_mean"], rel=1e-5)
     for block in (2048, 77):
-        precision, recall = feature_metrics.precision_recall(reference, generated, block=block)
+        precision, recall = feature_metrics.precision_recall(reference, generated, block_size=block)
         # Whole numbers of images: 582 of 600 and 61 of 500.
         assert (precision, recall) == (round(values["precision"] * 600) / 600, round(values["recall"] * 500) / 500)
 
@@ -91,12 +91,15 @@ def test_an_image_at_the_edge_of_a_ball_is_inside():
     reference = np.arange(5.0)[:, None] * np.ones((1, 3))
     generated = np.array([-1.0, -1.0001, 5.0, 5.0001, 2.5])[:, None] * np.ones((1, 3))
     for block in (1, 2, 2048):
-        assert feature_metrics.precision_recall(reference, generated, k=1, block=block)[0] == 0.6
+        assert feature_metrics.precision_recall(reference, generated, num_neighbors=1, block_size=block)[0] == 0.6
 
 
 def test_equal_sets_with_repeated_images_have_full_precision_and_recall():
     x = np.repeat(np.random.default_rng(0).standard_normal((30, 500)) * 100 + 50, 4, axis=0).astype(np.float32)
-    assert feature_metrics.precision_recall(x, x[::-1], k=3, block=17) == (1.0, 1.0)  # All radii are 0.
+    assert feature_metrics.precision_recall(x, x[::-1], num_neighbors=3, block_size=17) == (
+        1.0,
+        1.0,
+    )  # All radii are 0.
 
 
 def test_what_metrics_refuse():
@@ -110,7 +113,7 @@ def test_what_metrics_refuse():
         fid.Moments(2).update(np.zeros((1, 3)))
     with pytest.raises(ValueError, match="at least 2 images, there are 0"):
         fid.Moments(2).result()
-    with pytest.raises(ValueError, match="of 10 parts needs at least 10 images, not 9"):
+    with pytest.raises(ValueError, match="of 10 splits needs at least 10 images, not 9"):
         feature_metrics.InceptionScore(9)
     score = feature_metrics.InceptionScore(10)
     score.update(np.zeros((9, 4)))

@@ -1,4 +1,4 @@
-"""Passes over images: what is kept, what is bounded, and what is refused."""
+"""Passes over images and sources of images: results, stored features, and rejected input."""
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,7 @@ from tests.evaluation import tiny_models
 
 @pytest.fixture(scope="module")
 def extractor():
-    return Extractor(tiny_models.network(), rows_per_device=2)
+    return Extractor(tiny_models.network(), per_device_batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -25,37 +25,40 @@ def test_a_pass_equals_numpy_in_any_batches(extractor, images):
     pool = np.concatenate([extractor(images[i : i + 8])["pool"] for i in range(0, 30, 8)])
     for sizes in ([30], [1, 13, 16]):
         batches = np.split(images, np.cumsum(sizes)[:-1])
-        found = extractor.collect(iter(batches), 30, keep=20).statistics
+        found = extractor.collect(iter(batches), 30, num_stored_features=20).statistics
         np.testing.assert_allclose(found.mean, pool.mean(0), rtol=1e-6)
         np.testing.assert_allclose(found.covariance, np.cov(pool.astype(np.float64), rowvar=False), rtol=1e-6)
         np.testing.assert_array_equal(found.features, pool[stored_images(30, 20)])
         assert found.count == 30 and found.protocol["image_size"] == [16, 16] and found.spatial_mean.shape == (4,)
 
 
-def test_kept_images_are_of_all_classes_of_sorted_files():
-    kept = stored_images(50_000, 10_000)
-    assert len(set(kept)) == 10_000 and (np.diff(kept) > 0).all()
-    per_class = np.bincount(kept // 50, minlength=1000)  # Fifty images per class, class after class.
+def test_stored_images_are_of_all_classes_of_sorted_files():
+    stored = stored_images(50_000, 10_000)
+    assert len(set(stored)) == 10_000 and (np.diff(stored) > 0).all()
+    per_class = np.bincount(stored // 50, minlength=1000)  # Fifty images per class, class after class.
     assert (per_class > 0).all() and per_class.max() < 30
-    np.testing.assert_array_equal(kept, stored_images(50_000, 10_000))
+    np.testing.assert_array_equal(stored, stored_images(50_000, 10_000))
     np.testing.assert_array_equal(stored_images(30, 50), np.arange(30))
     assert len(stored_images(30, 0)) == 0
 
 
-def test_the_protocol_says_which_features_were_kept(extractor, images):
-    for keep, rule in ((30, None), (0, None), (20, "of 20 images, uniformly by RandomState(2020)")):
-        assert extractor.collect(iter([images]), 30, keep=keep).statistics.protocol.get("features") == rule
+@pytest.mark.parametrize(
+    ("num_stored", "rule"), [(30, None), (0, None), (20, "of 20 images, uniformly by RandomState(2020)")]
+)
+def test_the_protocol_records_which_features_were_stored(extractor, images, num_stored, rule):
+    found = extractor.collect(iter([images]), 30, num_stored_features=num_stored).statistics
+    assert found.protocol.get("features") == rule
 
 
 def test_the_same_images_have_distance_zero(extractor, images):
-    found = extractor.collect(iter([images]), 30, keep=30)
-    result = compare(found.statistics, found, subset_size=10, subsets=2)
+    found = extractor.collect(iter([images]), 30, num_stored_features=30)
+    result = compare(found.statistics, found.statistics, subset_size=10, num_subsets=2)
     assert result["fid"] == pytest.approx(0, abs=1e-6) and result["precision"] == result["recall"] == 1
     few = extractor.collect(iter([images[:5]]), 5)
-    assert "inception_score" not in compare(found.statistics, few)  # Ten parts need ten images.
+    assert few.scores == {}  # Ten parts need ten images.
 
 
-def test_images_that_are_refused(extractor, images):
+def test_bad_images_are_rejected(extractor, images):
     wrong = images.astype(np.float32)
     wrong[3, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match=r"images \[3\] of a batch of 30 hold NaN"):
@@ -103,20 +106,23 @@ def test_a_broken_image_is_named(tmp_path, images):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_an_npz_with_a_damaged_byte(tmp_path, images, save):
+def test_a_damaged_byte_of_an_npz_is_reported_or_harmless(tmp_path, images, save):
     save(tmp_path / "s.npz", images)
     whole = (tmp_path / "s.npz").read_bytes()
     for place in (len(whole) // 2, 60, 150):  # Among the images, in the zip's header, in the array's.
         (tmp_path / "s.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        error, found = None, []
         try:
             found = list(image_sets.from_path(tmp_path / "s.npz").batches())
-        except StatisticsError as error:
-            assert "s.npz" in str(error)
-        else:
+        except StatisticsError as raised:
+            error = str(raised)
+        if error is None:
             assert place != len(whole) // 2 and len(np.concatenate(found)) == 30
+        else:
+            assert "s.npz" in error
 
 
-def test_an_npz_without_images(tmp_path, images):
+def test_an_npz_without_images_is_rejected(tmp_path):
     np.savez(tmp_path / "two.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(StatisticsError, match=r"holds the arrays \['mu', 'sigma'\]; images are expected in arr_0"):
         image_sets.from_path(tmp_path / "two.npz")

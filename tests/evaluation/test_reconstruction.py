@@ -9,7 +9,8 @@ from skimage.metrics import structural_similarity
 
 from eqjax import pixels
 from eqjax.evaluation import Extractor, ImageSet, StatisticsError, evaluate_reconstruction
-from eqjax.evaluation.reconstruction import ssim
+from eqjax.evaluation.image_metrics import psnr, ssim
+from eqjax.evaluation.networks import PerceptualDistance
 from tests.evaluation import tiny_models
 
 
@@ -29,13 +30,13 @@ def test_a_pass_over_a_set():
     images = np.random.default_rng(0).integers(0, 256, (11, 16, 24, 3), np.uint8)
     images[:, :8] = 100
     source = ImageSet(11, "random", lambda: iter([images[:6], images[6:]]))
-    model, extractor = tiny_models.model(), Extractor(tiny_models.network(), rows_per_device=2)
-    lpips = np.float32(3), lambda scale, x, y: scale * jnp.abs(x - y).mean((1, 2, 3))
-    result = evaluate_reconstruction(model, source, extractor=extractor, lpips=lpips, rows_per_device=1)
+    model, extractor = tiny_models.model(), Extractor(tiny_models.network(), per_device_batch_size=2)
+    lpips = PerceptualDistance(lambda scale, x, y: scale * jnp.abs(x - y).mean((1, 2, 3)), np.float32(3))
+    result = evaluate_reconstruction(model, source, extractor=extractor, lpips=lpips, per_device_batch_size=1)
     out = np.asarray(model.decode(model.encode(images)))
     x, y = pixels.from_uint8(images), pixels.from_uint8(out)
-    assert result["count"] == 11 and set(result) == {"count", "psnr", "ssim", "lpips", "rfid", "rsfid"}
-    assert result["psnr"] == pytest.approx(float(pixels.psnr(x, y).mean()), rel=1e-5)
+    assert set(result) == {"psnr", "ssim", "lpips", "rfid", "rsfid"}
+    assert result["psnr"] == pytest.approx(float(psnr(x, y).mean()), rel=1e-5)
     assert result["ssim"] == pytest.approx(float(ssim(x, y).mean()), rel=1e-4)
     # Other batches may round values next to a half to the other of two gray levels: 1e-6 for each.
     assert result["lpips"] == pytest.approx(float(3 * jnp.abs(x - y).mean()), rel=1e-4)

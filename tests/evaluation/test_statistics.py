@@ -1,4 +1,4 @@
-"""Statistics files: the three kinds, what is refused, and that nothing half written stays."""
+"""Statistics files: the three kinds, rejected files and comparisons, and interrupted writes."""
 
 import dataclasses
 import json
@@ -11,18 +11,18 @@ from eqjax.evaluation import statistics
 from eqjax.evaluation.statistics import Statistics, StatisticsError
 
 PROTOCOL = {"network": "tiny", "resize": "none", "rounding": "8 bit", "image_size": [4, 4]}
-KEPT = {"features": "of 5 images, uniformly"}
+STORED = {"features": "of 5 images, uniformly"}
 
 
 @pytest.fixture(name="stats")
 def _stats():
     rng = np.random.default_rng(0)
     return Statistics(
-        rng.normal(size=3), np.eye(3), rng.normal(size=2), np.eye(2), 7, PROTOCOL | KEPT, np.ones((5, 3), "f4")
+        rng.normal(size=3), np.eye(3), rng.normal(size=2), np.eye(2), 7, PROTOCOL | STORED, np.ones((5, 3), "f4")
     )
 
 
-def test_ours_there_and_back(tmp_path, stats):
+def test_saved_statistics_load_unchanged(tmp_path, stats):
     statistics.save(tmp_path / "s.npz", stats)
     loaded = statistics.load(tmp_path / "s.npz")
     for field in dataclasses.fields(stats):
@@ -31,7 +31,7 @@ def test_ours_there_and_back(tmp_path, stats):
         assert {"mu", "sigma", "mu_s", "sigma_s"} <= set(file.files)
 
 
-def test_files_of_others(tmp_path, stats):
+def test_files_of_other_tools_load(tmp_path, stats):
     np.savez(tmp_path / "plain.npz", mu=stats.mean, sigma=stats.covariance)
     np.savez(
         tmp_path / "adm.npz",
@@ -48,8 +48,8 @@ def test_files_of_others(tmp_path, stats):
     assert set(statistics.compare(adm, stats)) == {"fid", "sfid"}
 
 
-def test_files_that_are_not_statistics(tmp_path, stats):
-    with pytest.raises(FileNotFoundError, match="eqjax.cli.make_statistics computes one"):
+def test_files_that_are_not_statistics_are_rejected(tmp_path, stats):
+    with pytest.raises(FileNotFoundError, match="`eqjax make-statistics` computes one"):
         statistics.load(tmp_path / "absent.npz")
     np.savez(tmp_path / "images.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(StatisticsError, match=r"holds the arrays \['arr_0'\]; .* needs mu and sigma. It holds images"):
@@ -75,7 +75,7 @@ def test_files_that_are_not_statistics(tmp_path, stats):
         statistics.load(tmp_path / "cut.npz")
 
 
-def test_values_that_are_not_finite_and_damaged_bytes(tmp_path, stats):
+def test_values_that_are_not_finite_and_damaged_bytes_are_rejected(tmp_path, stats):
     for name, value in (("mu", np.nan), ("sigma", np.inf), ("features", -np.inf)):
         arrays = dict(mu=stats.mean.copy(), sigma=np.eye(3), features=np.ones((7, 3)))
         arrays[name].flat[1] = value
@@ -94,18 +94,6 @@ def test_values_that_are_not_finite_and_damaged_bytes(tmp_path, stats):
             statistics.load(tmp_path / "s.npz")
 
 
-def test_features_of_the_first_images_are_left_out(tmp_path, stats, caplog):
-    """As files were once written: KID would compare with the first classes alone."""
-    statistics.save(tmp_path / "old.npz", dataclasses.replace(stats, protocol=PROTOCOL))
-    with caplog.at_level("WARNING"):
-        loaded = statistics.load(tmp_path / "old.npz")
-    assert loaded.features is None and "features of the first 5 of its 7 images" in caplog.text
-    np.testing.assert_array_equal(loaded.mean, stats.mean)
-    all_kept = dataclasses.replace(stats, protocol=PROTOCOL, count=5)
-    statistics.save(tmp_path / "all.npz", all_kept)
-    assert statistics.load(tmp_path / "all.npz").features.shape == (5, 3)
-
-
 def test_interrupted_writing_leaves_what_was_there(tmp_path, stats):
     statistics.save(tmp_path / "s.npz", stats)
 
@@ -119,7 +107,7 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, stats):
     assert statistics.load(tmp_path / "s.npz").count == 7
 
 
-def test_what_cannot_be_compared(stats):
+def test_other_sizes_and_protocols_cannot_be_compared(stats):
     sizes = {"pool": 3, "spatial": 2}
     statistics.check_comparable(stats, PROTOCOL, sizes)
     statistics.check_comparable(dataclasses.replace(stats, protocol={}), PROTOCOL, sizes)
@@ -131,7 +119,7 @@ def test_what_cannot_be_compared(stats):
         statistics.check_comparable(stats, {**PROTOCOL, "resize": "bicubic"}, sizes)
 
 
-def test_too_few_images_are_reported_with_their_number(stats, caplog):
+def test_too_few_images_are_logged_with_their_number(stats, caplog):
     few = dataclasses.replace(stats, count=3)
     with caplog.at_level("WARNING"):
         statistics.compare(stats, few)

@@ -1,5 +1,7 @@
 """Columns as tasks: losses, gradients and transfer, on cases whose answer is known."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +68,7 @@ def test_the_mean_over_some_columns():
 def test_losses_and_cosines_of_batches(generator, batches):
     params = tiny_models.random_params(generator, 0)
     losses = tasks.column_losses(generator, params, batches, jax.random.key(0))
-    assert losses.mean.shape == losses.error.shape == (COLUMNS,) and (losses.error > 0).all()
+    assert losses.mean.shape == losses.stderr.shape == (COLUMNS,) and (losses.stderr > 0).all()
     conflict, ceiling = tasks.gradient_cosines(generator, params, batches, jax.random.key(0))
     np.testing.assert_allclose(np.diag(conflict.mean), 1, rtol=1e-5)
     np.testing.assert_allclose(conflict.mean, conflict.mean.T, atol=1e-6)
@@ -90,7 +92,7 @@ def test_losses_and_cosines_of_batches(generator, batches):
         tasks.gradient_cosines(generator, params, batches[:1], jax.random.key(0))
 
 
-def test_agreement_is_free_of_the_noise_of_batches():
+def test_noise_corrected_cosines_are_free_of_the_noise_of_batches():
     """Two tasks at 60°, their gradients seen through noise several times as long."""
     rng, size = np.random.default_rng(0), 4000
     true = np.zeros((3, size))
@@ -98,14 +100,14 @@ def test_agreement_is_free_of_the_noise_of_batches():
     true[1] = 0.5 * true[0] + np.sqrt(0.75) * true[1]
     rows = true + rng.normal(size=(400, 3, size)) * np.array([0.1, 0.15, 0.2])[:, None]
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-    between = np.mean([a @ b.T for a, b in zip(rows[:-1], rows[1:], strict=True)], axis=0)
+    between = np.mean([a @ b.T for a, b in itertools.pairwise(rows)], axis=0)
     assert between[0, 1] < 0.1
-    np.testing.assert_allclose(tasks.agreement(between), [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]], atol=0.03)
-    assert np.isnan(tasks.agreement(np.array([[-0.1, 0], [0, 0.4]]))[0]).all()
+    np.testing.assert_allclose(tasks.noise_corrected_cosines(between), [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]], atol=0.03)
+    assert np.isnan(tasks.noise_corrected_cosines(np.array([[-0.1, 0], [0, 0.4]]))[0]).all()
 
 
-def test_off_diagonal():
-    assert tasks.off_diagonal(np.array([[1.0, 0.2], [0.4, 1.0]])) == pytest.approx(0.3)
+def test_mean_of_the_off_diagonal():
+    assert tasks.off_diagonal_mean(np.array([[1.0, 0.2], [0.4, 1.0]])) == pytest.approx(0.3)
 
 
 def test_only_the_columns_asked_for_are_trained(generator):
@@ -123,6 +125,6 @@ def test_only_the_columns_asked_for_are_trained(generator):
 
 
 @pytest.mark.parametrize("columns", [[], [4], [-1]])
-def test_columns_that_do_not_exist(generator, columns):
+def test_columns_that_do_not_exist_are_rejected(generator, columns):
     with pytest.raises(ValueError, match=r"must be some of 0 … 3"):
         tasks.train(generator, np.zeros((2, COLUMNS, 3)), np.zeros(2, int), steps=1, columns=columns)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqjax import Generator, Model, Tokenizer
-from eqjax.evaluation import Network
+from eqjax.evaluation import FeatureNetwork
 from tests.random_params import random_params
 
 PROTOCOL = {"network": "tiny", "resize": "none"}
@@ -49,7 +49,7 @@ def network():
         flat = small.reshape(len(images), -1)
         return {name: jnp.tanh(flat @ matrix / 8) for name, matrix in params.items()}
 
-    return Network(apply, params, PROTOCOL)
+    return FeatureNetwork(apply, params, PROTOCOL)
 
 
 SIZES = {"pool": 5, "logits": 7, "spatial": 4}

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs import photos_generator, photos_tokenizer
 from eqjax import load_pretrained, pretrained
-from eqjax.evaluation import Extractor, Settings, networks, report, statistics
+from eqjax.evaluation import Extractor, GenerationEvaluator, GenerationOptions, networks, statistics
 from eqjax.training import generator
 from tests.evaluation import tiny_models
 from tests.random_params import random_params
@@ -32,7 +32,9 @@ def tiny_inception():
 def write_reference(path):
     """Statistics of noise, to compare images of 16 × 16 with."""
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-    statistics.save(path, Extractor(tiny_models.network(), rows_per_device=8).collect(iter([images]), 20).statistics)
+    statistics.save(
+        path, Extractor(tiny_models.network(), per_device_batch_size=8).collect(iter([images]), 20).statistics
+    )
     return path
 
 
@@ -58,12 +60,11 @@ def make_config(tokenizer, reference, **metrics):
 
 
 def measure(weights, reference):
-    """FID of what is drawn with a weights file, as eqjax.cli.evaluate does it."""
-    extractor, settings = Extractor(tiny_models.network(), rows_per_device=8), Settings(num_columns=4, **SETTINGS)
-    folder, reference = weights.parent / "again", statistics.load(reference)
-    model = load_pretrained(weights)
-    options = dict(extractor=extractor, reference=reference)
-    return report.evaluate_generation(model, settings, COUNT, folder, **options)["metrics"]["fid"]
+    """FID of what is drawn with a weights file, as `eqjax evaluate` does it."""
+    model, options = load_pretrained(weights), GenerationOptions(num_columns=4, **SETTINGS)
+    extractor = Extractor(tiny_models.network(), per_device_batch_size=8)
+    evaluator = GenerationEvaluator(model, options, COUNT, extractor=extractor, reference=statistics.load(reference))
+    return evaluator.evaluate(model, weights.parent / "again")["metrics"]["fid"]
 
 
 def logged(workdir, name):

@@ -39,7 +39,7 @@ def test_a_continued_run_stays_one(wandb, tmp_path):
         with MetricWriter(tmp_path / "cats", "project") as writer:
             writer.config(ml_collections.ConfigDict({"seed": 3}))
             writer.scalars(1, {"loss": 2.0, "column": np.array([0.5, 1.5])})
-            writer.picture(1, "samples", np.zeros((4, 6, 3), np.uint8))
+            writer.image(1, "samples", np.zeros((4, 6, 3), np.uint8))
     assert [(options["project"], options["name"], options["id"]) for options in wandb.started] == [
         ("project", "cats", None),
         ("project", "cats", "run1"),

@@ -16,7 +16,7 @@ from eqjax.published import LATENT_SCALE
 from eqjax.training import loop
 from eqjax.training.config import check_config, generator_config, resolve
 from eqjax.training.generator import nan_report
-from eqjax.training.generator.sample_metrics import sample_metrics
+from eqjax.training.generator.sample_metrics import make_evaluator
 from eqjax.training.generator.step import Batch, GeneratorStep
 from eqjax.training.state import TrainState
 from eqjax.typing import Config, PRNGKey
@@ -71,8 +71,8 @@ class GeneratorTrainer(loop.Trainer):
         encode = check.make_encode(model.require("tokenizer"), model.latent_scale)
         self._train_step = GeneratorStep.from_config(config, model.require("generator"), encode)
         self._per_image_losses = jax.jit(self._train_step.per_image_losses)
-        self._sample_metrics = sample_metrics(config, model, workdir) if config.metrics.every else None
-        self._config, self._model = config, model
+        self._evaluator = make_evaluator(config, model) if config.metrics.every else None
+        self._config, self._workdir, self._model = config, workdir, model
 
     # ── Training ────────────────────────────────────────────────────────────────────────────────
 
@@ -101,7 +101,7 @@ class GeneratorTrainer(loop.Trainer):
 
     def evaluation_batches(self, mesh: jax.sharding.Mesh) -> EvalBatches:
         """Opens this process's batches of held-out images."""
-        config, (process_index, process_count) = self._config, sharding.batch_share(mesh)
+        config, (process_index, process_count) = self._config, sharding.batch_shard(mesh)
         return eval_batches(
             config.data,
             batch_size=config.batch_size,
@@ -121,9 +121,9 @@ class GeneratorTrainer(loop.Trainer):
             losses.append(sharding.gather(values)[sharding.gather(batch["mask"])])
         column_losses, step = np.mean(np.concatenate(losses), axis=0), int(state.step)
         results = {"eval_loss": float(np.mean(column_losses)), "eval_column_loss": column_losses}
-        due = self._sample_metrics is not None and step % self._config.metrics.every == 0
-        if self._sample_metrics is not None and (due or step == self._config.total_steps):
-            results |= self._sample_metrics(step, self._trained_model(state))
+        due = bool(self._config.metrics.every) and step % self._config.metrics.every == 0
+        if self._evaluator is not None and (due or step == self._config.total_steps):
+            results |= self._evaluator.evaluate_step(step, self._trained_model(state), workdir=self._workdir)
         return results
 
     def images(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:

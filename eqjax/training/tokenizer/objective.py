@@ -48,7 +48,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from eqjax import nets, pixels
+from eqjax import nets
+from eqjax.evaluation.image_metrics import psnr
 from eqjax.tokenizer import Decoded, Tokenizer, losses
 from eqjax.tokenizer.augment import NUM_UNIFORMS, diff_augment
 from eqjax.tokenizer.posterior import posterior_noise
@@ -259,7 +260,7 @@ class Objective:
             terms["lpips"] = jnp.mean(self.lpips(frozen, images, fakes))
             recon += self.perceptual_weight * terms["lpips"]
         nll = recon * images[0].size
-        terms["psnr"] = jnp.mean(pixels.psnr(images, fakes))
+        terms["psnr"] = jnp.mean(psnr(images, fakes))
         return nll, terms | {"recon_loss": recon, "nll_loss": nll}
 
     def _semantic_term(

@@ -11,6 +11,7 @@ import numpy as np
 from eqjax import pixels, pretrained, sharding
 from eqjax.data import EvalBatches, eval_batches, make_iterator, make_source
 from eqjax.differences import check_equal
+from eqjax.evaluation.image_metrics import psnr
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop
 from eqjax.training.config import check_config, resolve, tokenizer_config
@@ -92,7 +93,7 @@ class TokenizerTrainer(loop.Trainer):
 
     def evaluation_batches(self, mesh: jax.sharding.Mesh) -> EvalBatches:
         """Opens this process's batches of held-out images."""
-        config, (process_index, process_count) = self._config, sharding.batch_share(mesh)
+        config, (process_index, process_count) = self._config, sharding.batch_shard(mesh)
         return eval_batches(
             config.data,
             batch_size=config.batch_size,
@@ -106,8 +107,8 @@ class TokenizerTrainer(loop.Trainer):
         values, mesh = [], sharding.mesh_of(state)
         for batch in self.evaluation_batches(mesh):
             batch = sharding.shard_batch(batch, mesh)
-            psnr, _ = self._reconstruct(state.ema_params, batch["image"])
-            values.append(sharding.gather(psnr)[sharding.gather(batch["mask"])])
+            per_image, _ = self._reconstruct(state.ema_params, batch["image"])
+            values.append(sharding.gather(per_image)[sharding.gather(batch["mask"])])
         return {"eval_psnr": float(np.mean(np.concatenate(values)))}
 
     def images(self, state: TokenizerState, batch: Batch) -> dict[str, np.ndarray]:
@@ -122,7 +123,7 @@ class TokenizerTrainer(loop.Trainer):
     ) -> tuple[Float[jax.Array, " B"], UInt8[jax.Array, "B H W 3"]]:
         floats = pixels.from_uint8(images)
         decoded: Any = self._tokenizer.apply({"params": params}, floats)
-        return pixels.psnr(floats, decoded.images), pixels.to_uint8(decoded.images)
+        return psnr(floats, decoded.images), pixels.to_uint8(decoded.images)
 
     # ── Result ──────────────────────────────────────────────────────────────────────────────────
 
@@ -212,7 +213,7 @@ def measure_latent_scale(
         posterior: Any = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")
         return jnp.mean(jnp.square(posterior.sample(key)))
 
-    process_index, process_count = sharding.batch_share(mesh)
+    process_index, process_count = sharding.batch_shard(mesh)
     batches = make_iterator(
         config.data,
         batch_size=config.batch_size,

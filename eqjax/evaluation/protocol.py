@@ -1,0 +1,23 @@
+"""Entries of a protocol: what was evaluated, and where."""
+
+import jax
+
+from eqjax import pretrained
+from eqjax.fingerprint import fingerprint
+from eqjax.model import Model
+
+# Entries that record where a result was computed, not what.
+DEVICE_ENTRIES = ("jax", "device")
+
+
+def weights_id(model: Model) -> str:
+    """Returns sixteen hexadecimal digits that change with any weight and any field of the modules."""
+    halves = {name: getattr(model, name) for name in ("tokenizer", "generator")}
+    fields = {name: pretrained.module_to_dict(module) for name, module in halves.items() if module is not None}
+    params = {name: getattr(model, f"{name}_params") for name in fields}
+    return fingerprint(params, {**fields, "latent_scale": model.latent_scale})[:16]
+
+
+def device_entries() -> dict[str, str]:
+    """Returns JAX's version and the kind of device, {"jax": …, "device": …}."""
+    return dict(zip(DEVICE_ENTRIES, (jax.__version__, jax.devices()[0].device_kind), strict=True))

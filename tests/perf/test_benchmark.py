@@ -1,0 +1,81 @@
+"""The benchmark on tiny models: its rows, its table, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqjax.perf import benchmark, flops
+from eqjax.perf.benchmark import BenchmarkOptions
+from eqjax.sampling.options import SamplingOptions
+from eqjax.training.generator import GeneratorStep
+from tests.sampling import small_models
+
+SAMPLING = SamplingOptions(guidance_scale=7.0, num_flow_steps=2)
+
+
+@pytest.fixture(name="model")
+def _model():
+    model = small_models.model(True)
+    params = jax.tree.map(jnp.asarray, (model.tokenizer_params, model.generator_params))
+    return model.replace(tokenizer_params=params[0], generator_params=params[1])
+
+
+def test_sampling_has_rows_for_all_parts_with_consistent_rates(model, monkeypatch):
+    monkeypatch.setattr(benchmark, "matmul_peak", lambda _: 1e12)
+    monkeypatch.setattr(benchmark, "make_model", lambda *_: model)
+    options = BenchmarkOptions(num_columns=3, sampling=SAMPLING, repeats=1)
+    results = benchmark.run_benchmark("sampling", options)
+    assert [row["part"] for row in results["rows"]] == ["transformer", "flow head", "sampling", "decoder"]
+    for row in results["rows"]:
+        assert row["seconds_per_column"] > 0 and 0 < row["fraction_of_peak"] < 1
+        np.testing.assert_allclose(row["images_per_second"] * row["seconds_per_column"] * 3, 1, rtol=1e-6)
+    assert results["num_flow_steps"] == 2 and results["guidance_scale"] == 7
+    line, empty, *table = benchmark.format_results(results).splitlines()
+    assert "kind=sampling" in line and not empty and len(table) == 2 + 4
+
+
+def test_floor_runs_nothing_and_has_no_times(model, monkeypatch):
+    monkeypatch.setattr(benchmark, "build_modules", lambda *_: (model.tokenizer, model.generator))
+    monkeypatch.setattr(benchmark, "measure", lambda *_, **__: pytest.fail("a function was timed"))
+    results = benchmark.run_benchmark("floor", BenchmarkOptions(num_columns=3, sampling=SAMPLING))
+    assert [row["part"] for row in results["rows"]] == ["condition", "transformer", "flow head", "decoder"]
+    assert all(row.keys() == {"part", "gflop", "gigabytes"} and row["gflop"] > 0 for row in results["rows"])
+    assert results["peak_tflops"] is None
+
+
+def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkeypatch):
+    """The step is one product instead of a generator's, behind the encoder."""
+    monkeypatch.setattr(benchmark, "build_modules", lambda *_: (model.tokenizer, model.generator))
+    weights = np.ones((model.generator.latent_dim, 64), np.float32)
+
+    class OneProduct(GeneratorStep):
+        def __call__(self, encoder_params, state, batch, key):
+            latents, _ = self.encode(encoder_params, batch, key)
+            return state.replace(step=state.step + 1), {"loss": jnp.mean(latents @ weights)}
+
+    monkeypatch.setattr(benchmark, "GeneratorStep", OneProduct)
+    options = BenchmarkOptions(config="configs/photos_generator.py:tiny", batch_size=2, num_columns=3, repeats=1)
+    cached, images = benchmark.measure_training(options)
+    assert (cached.part, images.part) == ("step from cached latents", "step from images")
+    assert cached.flops == 2 * 2 * 3 * weights.size
+
+    def encode(images):
+        return model.tokenizer.apply({"params": model.tokenizer_params}, images, method="encode").mean
+
+    shape = (2, model.tokenizer.resolution, 3 * model.tokenizer.column_width, 3)
+    assert images.flops == cached.flops + flops.count(encode, jax.ShapeDtypeStruct(shape, "float32"))
+    assert cached.timing.seconds > 0 and cached.timing.compile_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("flying", "S", r"'flying' is not one of \('sampling', 'decoding', 'training', 'floor'\)"),
+        ("training", "XL", r"neither one of \['B', 'H', 'L', 'S'\] nor a config file"),
+        ("floor", "configs/photos_tokenizer.py", "holds no generator"),
+    ],
+)
+def test_unknown_kinds_and_configs_are_refused(kind, config, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark.run_benchmark(kind, BenchmarkOptions(config=config))
