@@ -1,13 +1,17 @@
 """eqjax: equivariant image modeling in JAX. A column tokenizer and a windowed causal generator."""
 
-from eqjax import convert
-from eqjax.generator import Generator
-from eqjax.model import Model
-from eqjax.pretrained import load_pretrained
-from eqjax.sampling.outpainting import outpaint
-from eqjax.sampling.panorama import panorama
-from eqjax.sampling.sampler import sample_latents
-from eqjax.tokenizer import Tokenizer
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eqjax import convert, pixels
+    from eqjax.generator import Generator
+    from eqjax.model import Model
+    from eqjax.pretrained import load_pretrained
+    from eqjax.sampling.outpainting import outpaint
+    from eqjax.sampling.panorama import panorama
+    from eqjax.sampling.sampler import sample_latents
+    from eqjax.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -15,9 +19,33 @@ __all__ = [
     "Generator",
     "Model",
     "Tokenizer",
-    "outpaint",
     "convert",
     "load_pretrained",
+    "outpaint",
     "panorama",
+    "pixels",
     "sample_latents",
 ]
+
+# Imported at first use: importing JAX takes seconds, and the command line answers --help without it.
+_MODULES = {
+    "Generator": "eqjax.generator",
+    "Model": "eqjax.model",
+    "Tokenizer": "eqjax.tokenizer",
+    "load_pretrained": "eqjax.pretrained",
+    "outpaint": "eqjax.sampling.outpainting",
+    "panorama": "eqjax.sampling.panorama",
+    "sample_latents": "eqjax.sampling.sampler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("convert", "pixels"):
+        return importlib.import_module(f"eqjax.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'eqjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

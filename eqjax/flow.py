@@ -1,4 +1,4 @@
-"""Rectified flow between data and noise along straight lines, and how to integrate it.
+"""Rectified flow between data and noise along straight lines, and solvers that integrate it.
 
     z_t = t · noise + (1 − t) · data,      velocity = dz_t/dt = noise − data,      t in [0, 1].
 
@@ -9,9 +9,11 @@ Time runs from data at t = 0 to noise at t = 1; sampling integrates from 1 down 
     heun              p = z_n + h_n v_n,  z_{n+1} = z_n + h_n (v_n + v(p, t_{n+1})) / 2    order 2
     adams_bashforth   z_{n+1} = z_n + h_n ((1 + r/2) v_n − r/2 v_{n−1}),  r = h_n / h_{n−1}    order 2
 
-Heun evaluates the velocity twice a step; the others once (Adams–Bashforth begins with an Euler step).
+Heun evaluates the velocity twice per step, the others once (Adams–Bashforth begins with an Euler step).
 
-Guidance moves the velocity away from the unconditional one: v = v_null + g · (v_class − v_null).
+Classifier-free guidance extrapolates from the unconditional velocity: v = v_null + g · (v_class − v_null).
+
+Letters: N steps, M evaluations of the velocity, L columns, D latent size.
 
 Source: Flow Straight and Fast, arXiv 2209.03003, section 2; classifier-free diffusion guidance,
 arXiv 2207.12598, section 3; the schedule over columns: arXiv 2503.18948, section 3.3; solvers: Hairer,
@@ -19,75 +21,84 @@ Nørsett, Wanner, Solving Ordinary Differential Equations I, sections II.1 and I
 arXiv 2403.03206, section 5.3.2.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from eqjax.typing import Scalar
+from eqjax.typing import AnyArray, Scalar, Tree
 
 SCHEDULES = ("linear", "constant")
 SOLVERS = ("euler", "heun", "adams_bashforth")
 TIME_GRIDS = ("uniform", "shifted", "cosine")
 
-# Training times are squeezed into [ε, 1]: at 0 there would be nothing to learn.
+# A grid by its name, or its times.
+TimeGrid: TypeAlias = str | Sequence[Scalar] | np.ndarray
+
+# Training times are mapped into [ε, 1): at 0 there is no noise left to remove.
 _EPSILON = 1e-5
-# Of the shifted grid: steps are 3 times smaller at the noise than they would be, and larger at the data.
+# Shift of the "shifted" grid: its steps are up to 3 times smaller near the noise, and larger near the data.
 _SHIFT = 3.0
 
 
 class SolverTable(NamedTuple):
-    """A solver on a grid, as one row per evaluation of the velocity; float32 [M] each.
+    """A solver on a time grid: one row per evaluation of the velocity, float32.
 
-    With v the velocity at x and `before` that of the evaluation before, an evaluation does
-    x ← base + weight · v + previous_weight · before, and base ← x where `completes_step` is 1.
+    An evaluation computes the velocity v at (x, time) and updates
+    x ← step_start + weight · v + previous_weight · v_previous, with v_previous the velocity of the evaluation
+    before. Where `completes_step` is 1, step_start ← x follows.
 
     Attributes:
-      times: at which the velocity is evaluated, exactly these.
-      weight, previous_weight, completes_step: as above.
+      times: times of the evaluations.
+      weight: weights of the velocity.
+      previous_weight: weights of the previous velocity.
+      completes_step: 1 where an evaluation ends a step, else 0.
     """
 
-    times: np.ndarray
-    weight: np.ndarray
-    previous_weight: np.ndarray
-    completes_step: np.ndarray
+    times: Float[AnyArray, "M"]
+    weight: Float[AnyArray, "M"]
+    previous_weight: Float[AnyArray, "M"]
+    completes_step: Float[AnyArray, "M"]
 
 
-def to_training_time(uniform):
-    """Uniform numbers in [0, 1) to training times in [1e-5, 1)."""
-    return uniform * (1 - _EPSILON) + _EPSILON
+def to_training_time(uniforms: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
+    """Maps uniforms in [0, 1) to training times in [1e-5, 1)."""
+    return uniforms * (1 - _EPSILON) + _EPSILON
 
 
-def interpolate(data, noise, time):
-    """z_t on the straight line: data and noise [..., D], time [...] → [..., D]."""
+def interpolate(
+    data: Float[AnyArray, "*#batch D"], noise: Float[AnyArray, "*#batch D"], time: Float[AnyArray, "*#batch"]
+) -> Float[AnyArray, "..."]:
+    """Returns z_t = t · noise + (1 − t) · data, [..., D]."""
     time = time[..., None]
     return time * noise + (1 - time) * data
 
 
-def velocity_target(data, noise):
-    """The velocity of the straight line, noise − data: the same at every time."""
+def velocity_target(data: Float[AnyArray, "*#batch D"], noise: Float[AnyArray, "*#batch D"]) -> Float[AnyArray, "..."]:
+    """Returns the velocity of the straight line, noise − data; it is the same at every time."""
     return noise - data
 
 
-def time_points(
-    num_steps: int, time_grid: str | Sequence[Scalar] | np.ndarray = "uniform"
-) -> Float[np.ndarray, "num_times"]:
-    """The grid 1 = t_0 > … > t_N = 0, float64 [num_steps + 1].
+def time_points(num_steps: int, time_grid: TimeGrid = "uniform") -> Float[np.ndarray, "num_times"]:
+    """Returns the grid 1 = t_0 > … > t_N = 0, float64 [N + 1].
 
     Args:
       num_steps: N ≥ 1.
       time_grid: "uniform"; "shifted", 3u / (1 + 2u), with small steps near the noise; "cosine",
-        sin²(πu/2), with small steps at both ends; or the N + 1 times themselves.
+        sin²(πu/2), with small steps at both ends; or N + 1 times that fall from 1 to 0.
 
     Raises:
       ValueError: an unknown name, no steps, or times that do not fall from 1 to 0.
+
+    Example:
+      >>> time_points(2, "shifted").tolist()
+      [1.0, 0.75, 0.0]
     """
     if num_steps < 1:
         raise ValueError(f"num_flow_steps={num_steps} must be ≥ 1.")
-    uniform = np.arange(num_steps, -1, -1) / num_steps
     if not isinstance(time_grid, str):
         times = np.asarray(time_grid, np.float64)
         if times.shape != (num_steps + 1,) or times[0] != 1 or times[-1] != 0 or not (np.diff(times) < 0).all():
@@ -96,6 +107,7 @@ def time_points(
                 f"from 1 to 0, not {times.tolist() if times.size < 20 else times.shape}."
             )
         return times
+    uniform = np.arange(num_steps, -1, -1) / num_steps
     if time_grid == "uniform":
         return uniform
     if time_grid == "shifted":
@@ -107,17 +119,20 @@ def time_points(
     raise ValueError(f"time_grid={time_grid!r} is not one of {TIME_GRIDS}, nor an array of times.")
 
 
-def solver_table(
-    solver: str, num_steps: int, time_grid: str | Sequence[Scalar] | np.ndarray = "uniform"
-) -> SolverTable:
-    """The `SolverTable` of a solver: N evaluations for N steps, with Heun 2N.
+def solver_table(solver: str, num_steps: int, time_grid: TimeGrid = "uniform") -> SolverTable:
+    """Returns the table of a solver: M = N evaluations for N steps, with Heun 2N.
 
     Args:
       solver: "euler" (as published), "heun" or "adams_bashforth".
-      num_steps, time_grid: as `time_points`.
+      num_steps: N ≥ 1.
+      time_grid: the name of a grid, or N + 1 times, see `time_points`.
 
     Raises:
-      ValueError: an unknown solver; as `time_points`.
+      ValueError: an unknown solver or grid, or no steps.
+
+    Example:
+      >>> solver_table("heun", 1).times.tolist()
+      [1.0, 0.0]
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
@@ -125,83 +140,99 @@ def solver_table(
     times, h = points[:-1], np.diff(points)
     previous_weight, completes_step = np.zeros(num_steps), np.ones(num_steps)
     if solver == "heun":
-        pairs = dict(
-            times=(times, points[1:]),
-            weight=(h, h / 2),
-            previous_weight=(previous_weight, h / 2),
-            completes_step=(1 - completes_step, completes_step),
+        table = SolverTable(
+            times=_alternate(times, points[1:]),
+            weight=_alternate(h, h / 2),
+            previous_weight=_alternate(previous_weight, h / 2),
+            completes_step=_alternate(1 - completes_step, completes_step),
         )
-        rows = [np.stack(pairs[name], axis=1).reshape(-1) for name in SolverTable._fields]
     else:
         if solver == "adams_bashforth":
             previous_weight[1:] = -h[1:] * h[1:] / h[:-1] / 2
-        rows = times, h - previous_weight, previous_weight, completes_step
-    return SolverTable(*(np.asarray(row, np.float32) for row in rows))
+        table = SolverTable(times, h - previous_weight, previous_weight, completes_step)
+    return SolverTable(*(np.asarray(row, np.float32) for row in table))
 
 
-def integrate(velocity, noise, table, prepare=lambda times: times, chunk=None):
-    """Integrates from t = 1 to t = 0.
+def _alternate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Interleaves two arrays: first[0], second[0], first[1], second[1] and so on."""
+    return np.stack([first, second], axis=1).reshape(-1)
+
+
+def integrate(
+    velocity: Callable[[jax.Array, Tree], jax.Array],
+    noise: Float[AnyArray, "*batch D"],
+    table: SolverTable,
+    prepare: Callable[[jax.Array], Tree] = lambda times: times,
+    chunk_size: int | None = None,
+) -> Float[jax.Array, "*batch D"]:
+    """Integrates the flow from t = 1 to t = 0.
 
     Args:
-      velocity: function of (z, element) → [..., D].
-      noise: z at t = 1, float32 [..., D].
+      velocity: function of (z, prepared) → [..., D].
+      noise: z at t = 1.
       table: a `SolverTable` of M evaluations.
-      prepare: function of times [n] → pytree whose leaves have a leading axis n, whose elements
-        `velocity` is given: what depends on time and not on z, for many times at once.
-      chunk: times that `prepare` is given at once, to bound its memory; None: all M. The numbers
-        do not depend on it.
+      prepare: function of times [n] → pytree of leaves [n, …]. It computes for many times at once what does not
+        depend on z; `velocity` receives one element of it.
+      chunk_size: times per call of `prepare`, at most, to bound its memory; None: all M. It does not change the
+        result.
 
     Returns:
-      z at t = 0, float32 [..., D].
+      z at t = 0, float32.
     """
 
     def evaluate(carry, row):
-        x, base, before = carry
-        element, table = row
-        v = velocity(x, element).astype(jnp.float32)
-        x = base + table.weight * v + table.previous_weight * before
-        return (x, jnp.where(table.completes_step > 0, x, base), v), None
+        x, step_start, previous_velocity = carry
+        prepared, table = row
+        v = velocity(x, prepared).astype(jnp.float32)
+        x = step_start + table.weight * v + table.previous_weight * previous_velocity
+        return (x, jnp.where(table.completes_step > 0, x, step_start), v), None
 
-    def run(carry, table):
+    def integrate_chunk(carry, table):
         return jax.lax.scan(evaluate, carry, (prepare(table.times), table))[0], None
 
-    noise = noise.astype(jnp.float32)
+    noise = jnp.asarray(noise, jnp.float32)
     carry = noise, noise, jnp.zeros_like(noise)
     table = jax.tree.map(jnp.asarray, table)
     evaluations = table.times.shape[0]
-    parts = -(-evaluations // (chunk or evaluations))
-    if parts == 1:
-        return run(carry, table)[0][0]
-    size = -(-evaluations // parts)
-    # Rows of zeros at the end leave x where it landed.
-    padded = jax.tree.map(lambda a: jnp.pad(a, (0, parts * size - evaluations)).reshape(parts, size), table)
-    return jax.lax.scan(run, carry, padded)[0][1]
+    num_chunks = -(-evaluations // (chunk_size or evaluations))
+    if num_chunks == 1:
+        return integrate_chunk(carry, table)[0][0]
+    size = -(-evaluations // num_chunks)
+    # Rows of zeros pad the last chunk; they do not change step_start.
+    padded = jax.tree.map(lambda a: jnp.pad(a, (0, num_chunks * size - evaluations)).reshape(num_chunks, size), table)
+    return jax.lax.scan(integrate_chunk, carry, padded)[0][1]
 
 
-def classifier_free_guidance(conditional, unconditional, scale):
-    """v_null + g · (v_class − v_null)."""
+def classifier_free_guidance(
+    conditional: Float[AnyArray, "..."] | float, unconditional: Float[AnyArray, "..."] | float, scale: Scalar
+) -> Float[AnyArray, "..."] | float:
+    """Returns v_null + g · (v_class − v_null), for the scale g."""
     return unconditional + scale * (conditional - unconditional)
 
 
-def guidance_scales(scale, schedule, num_columns):
-    """Guidance per column, float32 [num_columns].
+def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns: int) -> Float[jax.Array, "L"]:
+    """Returns the guidance scale of every column, float32.
 
     Args:
       scale: g at the last column ("linear": 1 + (g − 1)(k + 1)/L at column k) or everywhere
-        ("constant"); or g of every column, [num_columns], whatever the schedule.
+        ("constant"); or the scale of every column, [L], whatever the schedule.
       schedule: "linear" or "constant".
       num_columns: L.
 
     Raises:
-      ValueError: an unknown schedule; another number of columns.
+      ValueError: an unknown schedule, or scales for another number of columns.
+
+    Example:
+      >>> guidance_scales(5.0, "linear", 4).tolist()
+      [2.0, 3.0, 4.0, 5.0]
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"guidance_schedule={schedule!r} is not one of {SCHEDULES}.")
-    scale = jnp.asarray(scale, jnp.float32)
-    if scale.ndim:
-        if scale.shape != (num_columns,):
-            raise ValueError(f"guidance_scale has shape {scale.shape}; expected a number, or [{num_columns}].")
-        return scale
+    scales = jnp.asarray(scale, jnp.float32)
+    if scales.ndim:
+        if scales.shape != (num_columns,):
+            raise ValueError(f"guidance_scale has shape {scales.shape}; expected a number, or [{num_columns}].")
+        return scales
     if schedule == "constant":
-        return jnp.full(num_columns, scale, jnp.float32)
-    return 1 + (scale - 1) * jnp.arange(1, num_columns + 1, dtype=jnp.float32) / num_columns
+        return jnp.full(num_columns, scales, jnp.float32)
+    return 1 + (scales - 1) * jnp.arange(1, num_columns + 1, dtype=jnp.float32) / num_columns

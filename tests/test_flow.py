@@ -8,7 +8,7 @@ import pytest
 from eqjax import flow
 
 
-def test_straight_line():
+def test_interpolation_and_velocity_are_those_of_the_straight_line():
     data, noise = jnp.array([[1.0, 2.0]]), jnp.array([[5.0, -2.0]])
     np.testing.assert_allclose(flow.interpolate(data, noise, jnp.array([0.25])), [[2.0, 1.0]])
     np.testing.assert_allclose(flow.interpolate(data, noise, jnp.array([0.0])), data)
@@ -16,7 +16,7 @@ def test_straight_line():
     np.testing.assert_allclose(flow.velocity_target(data, noise), [[4.0, -4.0]])
 
 
-def test_times():
+def test_time_grids_by_hand():
     np.testing.assert_allclose(flow.time_points(4), [1.0, 0.75, 0.5, 0.25, 0.0])
     np.testing.assert_allclose(flow.time_points(2, "shifted"), [1.0, 0.75, 0.0])
     np.testing.assert_allclose(flow.time_points(3, "cosine"), [1.0, 0.75, 0.25, 0.0])
@@ -25,7 +25,7 @@ def test_times():
     assert flow.to_training_time(jnp.ones(())) == 1.0
 
 
-def test_plans_by_hand():
+def test_tables_equal_those_by_hand():
     h = -0.5
     expected = {
         "euler": ([1, 0.5], [h, h], [0, 0], [1, 1]),
@@ -41,42 +41,42 @@ def test_plans_by_hand():
     np.testing.assert_allclose(uneven.previous_weight, [0, 0.8 * 2], rtol=1e-6)
 
 
-def solve(field, solver, steps, time_grid="uniform", chunk=None):
-    plan = flow.solver_table(solver, steps, time_grid)
-    return jax.jit(lambda z: flow.integrate(field, z, plan, chunk=chunk))(jnp.ones(1))
+def solve(field, solver, steps, time_grid="uniform", chunk_size=None):
+    table = flow.solver_table(solver, steps, time_grid)
+    return jax.jit(lambda z: flow.integrate(field, z, table, chunk_size=chunk_size))(jnp.ones(1))
 
 
 @pytest.mark.parametrize("solver", flow.SOLVERS)
-def test_exact_for_a_constant_velocity(solver):
+def test_every_solver_is_exact_for_a_constant_velocity(solver):
     for time_grid in flow.TIME_GRIDS:
-        np.testing.assert_allclose(solve(lambda z, t: 0 * z + 0.3, solver, 7, time_grid), [0.7], atol=2e-6)
+        np.testing.assert_allclose(solve(lambda z, _: 0 * z + 0.3, solver, 7, time_grid), [0.7], atol=2e-6)
 
 
 @pytest.mark.parametrize("time_grid", flow.TIME_GRIDS)
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("adams_bashforth", 2)])
 def test_order_of_convergence(solver, order, time_grid):
     # dz/dt = z · exp(t): z(0) = exp(1 − e). The slope of log error over log N is the order.
-    exact, steps = np.exp(1 - np.e), np.array([8, 16, 32])
+    exact, steps = np.exp(1 - np.e), [8, 16, 32]
     errors = [abs(float(solve(lambda z, t: z * jnp.exp(t), solver, n, time_grid)[0]) - exact) for n in steps]
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert abs(slope - order) < 0.25, (slope, errors)
 
 
 @pytest.mark.parametrize("solver", flow.SOLVERS)
-def test_chunks_change_nothing(solver):
+def test_the_chunk_size_does_not_change_the_result(solver):
     field = lambda z, t: z * jnp.cos(3 * t)  # noqa: E731
     whole = solve(field, solver, 7)
-    for chunk in (1, 3, 5, 100):
-        np.testing.assert_allclose(solve(field, solver, 7, chunk=chunk), whole, rtol=1e-6)
+    for chunk_size in (1, 3, 5, 100):
+        np.testing.assert_allclose(solve(field, solver, 7, chunk_size=chunk_size), whole, rtol=1e-6)
 
 
 def test_each_time_is_prepared_once_in_order():
     out = []
-    plan = flow.solver_table("euler", 3)
-    flow.integrate(lambda z, t: 0 * z, jnp.zeros(1), plan, prepare=lambda times: out.append(times) or times)
+    table = flow.solver_table("euler", 3)
+    flow.integrate(lambda z, _: 0 * z, jnp.zeros(1), table, prepare=lambda times: out.append(times) or times)
     np.testing.assert_allclose(out[0], [1, 2 / 3, 1 / 3], rtol=1e-6)
     # The velocity of a step is that of its own time: only the first step moves.
-    z = flow.integrate(lambda z, t: jnp.where(t > 0.9, -3.0, 0.0) + 0 * z, jnp.zeros(1), plan)
+    z = flow.integrate(lambda z, t: jnp.where(t > 0.9, -3.0, 0.0) + 0 * z, jnp.zeros(1), table)
     np.testing.assert_allclose(z, 1.0, rtol=1e-6)
 
 
@@ -92,12 +92,12 @@ def test_each_time_is_prepared_once_in_order():
         (dict(time_grid=[1, 0.5, 0.4, 0.1, 0.05]), "that fall from 1 to 0"),
     ],
 )
-def test_bad_plans(change, message):
+def test_a_bad_solver_or_grid_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         flow.solver_table(**{"solver": "euler", "num_steps": 4, **change})
 
 
-def test_guidance():
+def test_guidance_by_hand():
     assert flow.classifier_free_guidance(3.0, 1.0, 2.5) == 6.0
     assert flow.classifier_free_guidance(3.0, 1.0, 0.0) == 1.0
     np.testing.assert_allclose(flow.guidance_scales(5.0, "linear", 4), [2.0, 3.0, 4.0, 5.0])

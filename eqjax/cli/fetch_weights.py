@@ -1,31 +1,57 @@
-r"""Fetches the published weights of the frozen networks, and checks those that are there.
+r"""Fetches the published weights of the frozen networks that losses and metrics use, and checks them.
 
-    python -m eqjax.cli.fetch_weights                  # all of: lpips dino dinov2 inception
-    python -m eqjax.cli.fetch_weights lpips dino       # what training a tokenizer with DINO's critic needs
-    python -m eqjax.cli.fetch_weights --mirror=file:///shared/weights
+    eqjax fetch-weights                  # all of them: lpips dino dinov2 inception
+    eqjax fetch-weights lpips dino       # those that training a tokenizer needs
+    eqjax fetch-weights --mirror=file:///shared/weights
 
-Files go to $EQJAX_WEIGHTS, or ~/.cache/eqjax. Names and shapes of all arrays are checked before a file
-gets its name, and its SHA-256 is recorded beside it. Where there is no network, the command says which
-file to put where.
+Names and shapes of all arrays are checked before a file gets its name, and its SHA-256 is recorded beside it. Without
+a network connection, the command names the files to copy and where to put them.
 """
 
+from collections.abc import Sequence
 import os
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 import tqdm
 
-from eqjax.nets import download
-
-_FOLDER = flags.DEFINE_string("folder", None, "Where files go. Default: $EQJAX_WEIGHTS, or ~/.cache/eqjax.")
-_MIRROR = flags.DEFINE_string("mirror", None, "URL of a folder with the same file names, instead of the publishers'.")
+from eqjax.cli.runner import flag_group
 
 
-def fetch_all(names, folder=None, mirror=None):
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    with flag_group(values, "Input"):
+        flags.DEFINE_string(
+            "mirror", None, "URL of a folder with the same file names, instead of the publishers'.", flag_values=values
+        )
+    with flag_group(values, "Output"):
+        flags.DEFINE_string(
+            "folder", None, "Folder of the files. Default: $EQJAX_WEIGHTS, or ~/.cache/eqjax.", flag_values=values
+        )
+
+
+def run(args: flags.FlagValues, words: Sequence[str]) -> None:
+    """Fetches the networks that `words` name, or all.
+
+    Raises:
+      ValueError: there is no such network.
+      OSError: files are missing or wrong; each has been logged.
+    """
+    from eqjax.nets import download
+
+    errors = fetch_all(words or list(download.NETWORKS), args.folder, args.mirror)
+    if errors:
+        raise OSError(f"{len(errors)} of the files could not be fetched; see above.")
+
+
+def fetch_all(
+    names: Sequence[str], folder: str | os.PathLike[str] | None = None, mirror: str | None = None
+) -> list[Exception]:
     """Fetches every file of the named networks.
 
     Args:
-      names: of `eqjax.nets.download.NETWORKS`.
-      folder: where to; None: the default one.
+      names: keys of `eqjax.nets.download.NETWORKS`.
+      folder: where to write the files; None: the default folder.
       mirror: URL of a folder that holds the files under their names, or None.
 
     Returns:
@@ -34,40 +60,33 @@ def fetch_all(names, folder=None, mirror=None):
     Raises:
       ValueError: there is no such network.
     """
-    networks, errors = {name: download.find_network(name) for name in names}, []
+    from eqjax.nets import download
+
+    errors: list[Exception] = []
+    networks = {name: download.find_network(name) for name in names}
     for name, network in networks.items():
         for file in network.files:
             url = f"{mirror.rstrip('/')}/{file.name}" if mirror else None
             try:
                 path, downloaded = _fetch(name, file, folder, url)
                 size = os.path.getsize(path) / 1e6
-                logging.info("%s: %s (%.1f MB) %s.", name, path, size, "fetched" if downloaded else "is there and good")
+                logging.info(
+                    "%s: %s (%.1f MB) %s.", name, path, size, "fetched" if downloaded else "is present and valid"
+                )
             except (download.FrozenWeightsError, OSError) as error:
                 errors.append(error)
                 logging.error("%s: %s", name, error)
     return errors
 
 
-def _fetch(name, file, folder, url):
-    """`download.fetch` with a line of progress, which a pipe or log file does not get."""
+def _fetch(name: str, file: Any, folder: str | os.PathLike[str] | None, url: str | None) -> tuple[str, bool]:
+    """Calls `download.fetch` with a progress bar, which a pipe or log file does not get."""
+    from eqjax.nets import download
+
     with tqdm.tqdm(desc=file.name, unit="B", unit_scale=True, disable=None, leave=False) as bar:
 
-        def show(done, total):
+        def show(done: int, total: int | None) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         return download.fetch(name, file, folder, url, show)
-
-
-def _main(argv):
-    logging.set_verbosity(logging.INFO)
-    try:
-        errors = fetch_all(argv[1:] or list(download.NETWORKS), _FOLDER.value, _MIRROR.value)
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
-    if errors:
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    app.run(_main)

@@ -1,6 +1,6 @@
-r"""Predicts what a generator's training step takes on machines that are not here: memory, FLOPs, traffic, time.
+r"""Predicts what a generator's training step takes on machines that are not at hand: memory, FLOPs, traffic, time.
 
-    eqjax plan --config=configs/imagenet_generator.py:size=L --num_chips=256 --mesh=data:16,fsdp:16 --chips=H100,v5p
+    eqjax plan --config=imagenet_generator:size=L --num_chips=256 --mesh=data:16,fsdp:16 --chips=H100,v5p
 
 The command compiles the real step, from latents, for as many virtual CPU devices, and allocates no array. The
 partitioning is that of the real machine. Activation memory and the choice of collectives are the CPU compiler's,
@@ -12,28 +12,37 @@ image is added to the compute time; the encoder's activations are left out.
 import dataclasses
 import os
 
-from absl import app, flags
-import jax
-from ml_collections import config_flags
+from absl import flags
 
 from eqjax.cli import runner
 from eqjax.io import write_json
-from eqjax.perf import step_plan
-from eqjax.perf.chips import find_chip
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A generator's config file, with a variant after a colon.")
-_NUM_CHIPS = flags.DEFINE_integer("num_chips", 8, "Number of devices.", lower_bound=1)
-_CHIPS = flags.DEFINE_list("chips", ["H100", "v5e", "v5p"], "Chips to estimate for, by their names in perf/chips.py.")
-_MESH = flags.DEFINE_string("mesh", None, "Mesh of the devices; default: that of the config.")
-_NUM_COLUMNS = flags.DEFINE_integer("num_columns", 16, "Columns of a training image.", lower_bound=1)
-_ENCODER = flags.DEFINE_float(
-    "encoder_gflop", 0.0, "GFLOP per image of an encoder in the step (154 for the published one)."
-)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the plan and the estimates to.")
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    with runner.flag_group(values, "Step"):
+        runner.define_config(values, "Generator's configuration: a shipped name or a file, with :variant.")
+        flags.DEFINE_integer("num_columns", 16, "Columns of a training image.", 1, flag_values=values)
+        flags.DEFINE_float(
+            "encoder_gflop", 0.0, "GFLOP per image of an encoder in the step (published: 154).", 0.0, flag_values=values
+        )
+    with runner.flag_group(values, "Machine"):
+        flags.DEFINE_integer("num_chips", 8, "Number of devices.", 1, flag_values=values)
+        flags.DEFINE_string(
+            "mesh", None, "Mesh of the devices; default: that of the configuration.", flag_values=values
+        )
+        flags.DEFINE_list(
+            "chips", ["H100", "v5e", "v5p"], "Chips to estimate for: H100, H200, A100, v4, v5e, v5p, v6e.",
+            flag_values=values,
+        )  # fmt: skip
+    with runner.flag_group(values, "Output"):
+        flags.DEFINE_string("output", None, "JSON file to write the plan and the estimates to.", flag_values=values)
 
 
 def use_virtual_devices(count: int) -> None:
     """Makes JAX run on `count` virtual CPU devices; call it before anything uses a device."""
+    import jax
+
     flag = "--xla_force_host_platform_device_count"
     kept = [item for item in os.environ.get("XLA_FLAGS", "").split() if not item.startswith(flag)]
     # Nothing runs, so time spent on optimizing the CPU program would be lost.
@@ -42,26 +51,22 @@ def use_virtual_devices(count: int) -> None:
     jax.config.update("jax_num_cpu_devices", count)
 
 
-def main(argv: list[str]) -> None:
-    """Plans, prints the tables, writes JSON."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; give all as --name=value")
-    config = _CONFIG.value
-    if _MESH.value is not None:
-        config.mesh = _MESH.value
-    try:
-        for name in _CHIPS.value:
-            find_chip(name)  # An unknown name fails here, before minutes of compiling.
-        use_virtual_devices(_NUM_CHIPS.value)
-        plan = step_plan.plan_step(config, _NUM_CHIPS.value, _NUM_COLUMNS.value)
-        estimates = [step_plan.estimate(plan, name, _ENCODER.value * 1e9) for name in _CHIPS.value]
-    except ValueError as error:
-        raise SystemExit(f"eqjax plan: {error}") from error
+def run(args: flags.FlagValues) -> None:
+    """Plans the step, prints the tables and writes JSON.
+
+    Raises:
+      ValueError: an unknown chip; a configuration, mesh or batch size that does not fit.
+    """
+    from eqjax.perf import chips, step_plan
+
+    for name in args.chips:
+        chips.find_chip(name)  # An unknown name fails here, before minutes of compiling.
+    config = args.config
+    if args.mesh is not None:
+        config.mesh = args.mesh
+    use_virtual_devices(args.num_chips)
+    plan = step_plan.plan_step(config, args.num_chips, args.num_columns)
+    estimates = [step_plan.estimate(plan, name, args.encoder_gflop * 1e9) for name in args.chips]
     print(step_plan.format_plan(plan, estimates))
-    if _OUTPUT.value:
-        write_json(_OUTPUT.value, dataclasses.asdict(plan) | {"estimates": list(map(dataclasses.asdict, estimates))})
-
-
-if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
-    app.run(main, flags_parser=runner.parse_flags)
+    if args.output:
+        write_json(args.output, dataclasses.asdict(plan) | {"estimates": list(map(dataclasses.asdict, estimates))})

@@ -1,194 +1,337 @@
-"""What the commands have in common: flags, logging, several processes, compiled programs kept on disk."""
+"""The shell that all commands share: flags, help, set-up of JAX, error messages and exit codes."""
 
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
 import difflib
+import importlib
 import logging as python_logging
 import os
 import re
-import runpy
+import sys
+import textwrap
+import types
 
-from absl import app, flags, logging
-import jax
+from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from eqjax.checkpoints import UnreadableError
-from eqjax.training.fault_tolerance import Preempted
+from eqjax import config_files
+from eqjax.cli import processes
 
-_CACHE = flags.DEFINE_string(
-    "compilation_cache", os.path.join("~", ".cache", "eqjax", "xla"), "Folder of compiled programs; empty for none."
-)
-
-# Exit codes: 0 done, 1 an error that a restart would meet again, and this one (EX_TEMPFAIL of sysexits.h): the
-# run was asked to stop and has saved; the same command continues it.
+# Exit codes: 0 for success, 1 for an error that a restart would meet again, and this one (EX_TEMPFAIL of sysexits.h)
+# for a command that was asked to stop and has saved its progress; the same command resumes it.
 EXIT_PREEMPTED = 75
 
-# Names under which starters say who is who: ours, and torchrun's.
-_COORDINATES = (
-    ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"),
-    ("MASTER_ADDR", "WORLD_SIZE", "RANK"),
-)
+# Errors whose message says what is wrong and what to do; a traceback would hide it.
+_EXPLAINED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
+_CACHE_VARIABLE, _CACHE = "JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "eqjax", "xla")
+_GROUP, _WIDTH, _INDENT = "group: ", 100, 29
 
 
-def set_up(join=True):
-    """Logging to the terminal, the other processes of the run (unless not to `join`), compiled programs' folder."""
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_not_from_libraries)
-    if join:
-        join_processes()
-    if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """An entry of `eqjax.cli.main.COMMANDS`.
+
+    Attributes:
+      module: name of the module in `eqjax.cli`.
+      summary: one line for `eqjax --help`.
+      words: the arguments besides flags, as --help shows them; "" if the command takes none.
+      uses_jax: whether to set up JAX before the command runs.
+      joins: whether to connect the processes that a starter started.
+    """
+
+    module: str
+    summary: str
+    words: str = ""
+    uses_jax: bool = True
+    joins: bool = True
+
+    @property
+    def name(self) -> str:
+        """The name on the command line."""
+        return self.module.replace("_", "-")
+
+    def load(self) -> types.ModuleType:
+        """Imports the module."""
+        return importlib.import_module(f"eqjax.cli.{self.module}")
 
 
-def process_numbers(environment):
-    """Which process this is, for programs whose processes need not know each other.
+@contextlib.contextmanager
+def flag_group(values: flags.FlagValues, title: str) -> Iterator[None]:
+    """Puts the flags that are defined in the block under a title of `eqjax NAME --help`.
 
     Args:
-      environment: as `distributed_arguments`; the coordinator's address need not be set.
-
-    Returns:
-      (index, count), (0, 1) where nothing is set; None where JAX has to ask the platform.
-
-    Raises:
-      ValueError: only one of the two variables is set, or numbers that make no sense.
+      values: the flags.
+      title: the title, such as "Output".
     """
-    for _, *names in _COORDINATES:
-        count, index = (environment.get(name) for name in names)
-        if count is None and index is None:
-            continue
-        if count is None or index is None:
-            raise ValueError(f"{names[count is not None]} not set, but {names[count is None]} is; set both.")
-        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
-            raise ValueError(f"{names[1]}={index} must be a number below {names[0]}={count}.")
-        return int(index), int(count)
-    return None if environment.get("EQJAX_DISTRIBUTED") == "auto" else (0, 1)
+    before = set(values)
+    yield
+    for name in values:
+        if name not in before:
+            values.register_flag_by_module(_GROUP + title, values[name])
 
 
-def distributed_arguments(environment):
-    """What jax.distributed.initialize is called with.
+def define_config(
+    values: flags.FlagValues, text: str = "Configuration: a shipped name or a file, with :variant."
+) -> None:
+    """Defines a required --config: a shipped configuration or a file, whose fields are flags --config.name=value."""
+    config_flags.DEFINE_config_file("config", None, text, flag_values=values)
+    flags.mark_flag_as_required("config", flag_values=values)
+
+
+def run(command: Command, arguments: Sequence[str]) -> None:
+    """Runs a command; returns if it succeeds.
 
     Args:
-      environment: a mapping such as os.environ. COORDINATOR_ADDRESS (host:port), NUM_PROCESSES and
-        PROCESS_ID; or as torchrun sets them: MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK, and
-        LOCAL_RANK where LOCAL_WORLD_SIZE is above 1; or
-        EQJAX_DISTRIBUTED=auto, for clusters that JAX recognizes itself (TPU pods, SLURM, Open MPI).
-
-    Returns:
-      A dict of arguments, empty for automatic recognition; None for a single process.
+      command: the command.
+      arguments: what follows its name on the command line.
 
     Raises:
-      ValueError: only a part of the variables is set, or numbers that make no sense.
+      SystemExit: with `EXIT_PREEMPTED`, or with 1 after one message.
     """
-    numbers = process_numbers(environment)
-    if numbers is None:
-        return {}
-    index, count = numbers
-    if count == 1:
-        return None
-    names = next(names for names in _COORDINATES if names[1] in environment)
-    address = environment.get(names[0])
-    if address is None:
-        raise ValueError(f"{names[0]} not set, but the others of {', '.join(names)} are; set all three.")
-    if ":" not in address:
-        # At MASTER_PORT itself torchrun's agent listens.
-        address = f"{address}:{int(environment.get('MASTER_PORT', '29500')) + 1}"
-    arguments = dict(coordinator_address=address, num_processes=count, process_id=index)
-    if environment.get("LOCAL_WORLD_SIZE", "1") != "1" and "LOCAL_RANK" in environment:
-        # Several processes on a machine: one accelerator each, as torchrun's programs take them.
-        arguments["local_device_ids"] = [int(environment["LOCAL_RANK"])]
-    return arguments
-
-
-def join_processes():
-    """Connects the processes of a run, where `distributed_arguments` finds that there are several."""
-    arguments = distributed_arguments(os.environ)
-    if arguments is None:
+    if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments):
+        print(help_text(command))
         return
-    jax.distributed.initialize(**arguments)
-    logging.info("Process %d of %d.", jax.process_index(), jax.process_count())
+    try:
+        args, words = parse(command, arguments)
+    except (flags.Error, *_EXPLAINED) as error:
+        print(f"eqjax {command.name}: {error}\nSee: eqjax {command.name} --help", file=sys.stderr)
+        raise SystemExit(1) from error
+    work = command.load().run
+    finish(
+        lambda: work(args, words) if command.words else work(args),
+        uses_jax=command.uses_jax,
+        joins=command.joins,
+        cache=args.compilation_cache if command.uses_jax else None,
+    )
 
 
-def _not_from_libraries(record):
+def parse(command: Command, arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """Parses the flags of a command.
+
+    Args:
+      command: the command.
+      arguments: what follows its name on the command line.
+
+    Returns:
+      The flags, and the words between them.
+
+    Raises:
+      absl.flags.Error: an unknown flag, named with the nearest known one; a wrong or missing value.
+      FileNotFoundError: there is no such configuration file.
+      ValueError: an unknown field of the configuration, named with the nearest known one; an unknown variant; words
+        for a command that takes none.
+    """
+    argv = [f"eqjax {command.name}", *arguments]
+    with _as_sys_argv(argv):
+        values = _define(command)
+        config = values["config"].parser if "config" in values else None
+        if isinstance(config, ConfigFileFlagParser):
+            argv[:] = find_config(argv)
+            check_fields(argv)
+        try:
+            words = values(argv)[1:]
+        except flags.UnrecognizedFlagError as error:
+            nearest = difflib.get_close_matches(error.flagname, list(values), 1, 0)[0]
+            raise flags.Error(f"unknown flag --{error.flagname}; the nearest is --{nearest}.") from error
+        except flags.IllegalFlagValueError as error:
+            missing = [name for name in values if f"Flag --{name} must have a value" in str(error)]
+            raise flags.Error(f"--{missing[0]} is missing." if missing else str(error)) from error
+    if words and not command.words:
+        raise ValueError(f"unknown arguments {' '.join(words)}; flags are given as --name=value.")
+    return values, words
+
+
+def finish(work: Callable[[], object], *, uses_jax: bool = True, joins: bool = True, cache: str | None = None) -> None:
+    """Sets up logging and JAX, and does the work; returns if it succeeds.
+
+    Args:
+      work: the function to call.
+      uses_jax, joins: as the attributes of `Command`.
+      cache: folder of compiled programs; "" for none, None for JAX_COMPILATION_CACHE_DIR or ~/.cache/eqjax/xla.
+
+    Raises:
+      SystemExit: with `EXIT_PREEMPTED`, or with 1 after one message.
+    """
+    try:
+        set_up(uses_jax=uses_jax, joins=joins, cache=cache)
+        work()
+    except _EXPLAINED as error:
+        logging.error("%s", error)
+        raise SystemExit(1) from error
+    except Exception as error:
+        # Imported only here: both import JAX, which not every command needs.
+        from eqjax.checkpoints import UnreadableError
+        from eqjax.training.fault_tolerance import Preempted
+
+        if isinstance(error, Preempted):
+            logging.info("%s Exit code %d; the same command resumes it.", error, EXIT_PREEMPTED)
+            raise SystemExit(EXIT_PREEMPTED) from error
+        if isinstance(error, UnreadableError):
+            logging.error("%s", error)
+            raise SystemExit(1) from error
+        raise
+
+
+def set_up(*, uses_jax: bool = True, joins: bool = True, cache: str | None = None) -> None:
+    """Sets up logging to the terminal, connects the processes and sets JAX's folder of compiled programs.
+
+    Args:
+      uses_jax, joins, cache: as for `finish`.
+    """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # absl's own flags, which its logging reads.
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_of_interest)
+    if not uses_jax:
+        return
+    import jax
+
+    if joins:
+        processes.join_processes()
+    if cache is None and not os.environ.get(_CACHE_VARIABLE):
+        cache = _CACHE
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache) or None)
+    if joins:
+        logging.info("Devices: %s", jax.devices())
+
+
+def _is_of_interest(record: python_logging.LogRecord) -> bool:
     """Keeps Orbax's many INFO lines per checkpoint, and JAX's about absent platforms, out of the log."""
     foreign = "orbax" in record.pathname or "xla_bridge" in record.pathname
     return record.levelno > python_logging.INFO or not foreign
 
 
-def finish(run):
-    """Sets up, calls `run()`, and ends the process with the exit code that says how it went.
+# ── Flags ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def _as_sys_argv(argv: list[str]) -> Iterator[None]:
+    """Sets sys.argv, in which ml_collections looks for the fields of a configuration, for the block."""
+    before, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _define(command: Command) -> flags.FlagValues:
+    """Returns the flags of a command, not parsed yet."""
+    values = flags.FlagValues()
+    command.load().define_flags(values)
+    if command.uses_jax:
+        with flag_group(values, "Output"):
+            flags.DEFINE_string(
+                "compilation_cache", None, f'Folder of compiled programs, {_CACHE}; "" for none.', flag_values=values
+            )
+    return values
+
+
+def _config_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yields (index, value) of every --config=value; the value may be the next argument."""
+    for i, argument in enumerate(argv):
+        if found := re.fullmatch("--?config(?:=(.*))?", argument):
+            if found[1] is not None:
+                yield i, found[1]
+            elif i + 1 < len(argv):
+                yield i + 1, argv[i + 1]
+
+
+def find_config(argv: Sequence[str]) -> list[str]:
+    """Returns a command line with the paths of its configurations, shipped ones looked up by name.
 
     Raises:
-      SystemExit: of `EXIT_PREEMPTED`, or of 1 with the error as one message.
+      FileNotFoundError: there is no such configuration file.
     """
-    try:
-        set_up()
-        logging.info("Devices: %s", jax.devices())
-        run()
-    except Preempted as stopped:
-        logging.info("%s Exit code %d; the same command continues it.", stopped, EXIT_PREEMPTED)
-        raise SystemExit(EXIT_PREEMPTED) from stopped
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, UnreadableError) as error:
-        # These say what is wrong and what to do; a stack of frames would hide it.
-        logging.error("%s", error)
-        raise SystemExit(1) from error
+    found = list(argv)
+    for i, value in _config_arguments(argv):
+        try:
+            path = config_files.find(value)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"--config={value}: {error}") from error
+        found[i] = path if argv[i] == value else f"--config={path}"
+    return found
 
 
-def parse_flags(argv):
-    """Parses a command line with a `--config`, as `flags_parser` of app.run.
-
-    Raises:
-      SystemExit: of 1 with what is wrong with the configuration as one message, where ml_collections has a stack.
-    """
-    try:
-        check_fields(argv)
-    except (ValueError, OSError) as error:
-        logging.error("%s", error)
-        raise SystemExit(1) from error
-    return app.parse_flags_with_usage(argv)
-
-
-def check_fields(argv):
+def check_fields(argv: Sequence[str]) -> None:
     """Compares the fields that a command line sets by name with those of its configuration.
 
     Raises:
       FileNotFoundError: there is no such configuration file.
-      ValueError: an unknown field, named with the nearest one that there is; or an unknown variant.
+      ValueError: an unknown field, named with the nearest known one; an unknown variant.
     """
-    files = [found[1] or following for argument, following in zip(argv, [*argv[1:], ""], strict=True)
-             if (found := re.fullmatch("--?config(?:=(.*))?", argument))]  # fmt: skip
-    if not files:
+    values = [value for _, value in _config_arguments(argv)]
+    if not values:
         return
-    path, *variant = files[-1].split(":", 1)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"--config={files[-1]}: there is no file {path}.")
-    config = runpy.run_path(path)["get_config"](*variant)
+    config = config_files.load(values[-1])
     for field in (found[1] for argument in argv if (found := re.match(r"--?(?:no)?config\.([^=]+)", argument))):
         try:
             config_path.get_value(field, config)
         except (AttributeError, LookupError, TypeError) as error:
-            nearest = difflib.get_close_matches(field, _names(config), 1, 0)[0]
+            nearest = difflib.get_close_matches(field, _field_names(config), 1, 0)[0]
             raise ValueError(
-                f"--config.{field}: {path} has no such field; the nearest is --config.{nearest}."
+                f"--config.{field}: {os.path.basename(values[-1]).partition(':')[0]} has no such field; the nearest is "
+                f"--config.{nearest}."
             ) from error
 
 
-def _names(config, prefix=""):
+def _field_names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
-            yield from _names(value, f"{prefix}{name}.")
+            yield from _field_names(value, f"{prefix}{name}.")
         else:
             yield prefix + name
 
 
-def train(train_and_evaluate):
-    """Defines the flags of a training command and calls `train_and_evaluate(config, workdir)`."""
-    config = config_flags.DEFINE_config_file("config", None, "Configuration file, with a variant after a colon.")
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, images, weights.")
-    flags.mark_flags_as_required(["config", "workdir"])
+# ── Help ──────────────────────────────────────────────────────────────────────────────────────
 
-    def main(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"unknown arguments {argv[1:]}; fields are set as --config.name=value")
-        finish(lambda: train_and_evaluate(config.value, workdir.value))
 
-    app.run(main, flags_parser=parse_flags)
+def help_text(command: Command) -> str:
+    """Returns the help of a command: the head of its module's docstring, and its flags in groups."""
+    with _as_sys_argv([f"eqjax {command.name}"]):
+        values = _define(command)
+    lines = [f"usage: eqjax {command.name} {f'{command.words} ' if command.words else ''}[--flag=value …]", ""]
+    lines += _head(command.load().__doc__ or "")
+    groups = {
+        title.removeprefix(_GROUP): members
+        for title, members in values.flags_by_module_dict().items()
+        if title.startswith(_GROUP)
+    }
+    grouped = {flag.name for members in groups.values() for flag in members}
+    if others := [values[name] for name in values if name not in grouped]:
+        groups = {"Flags": others, **groups}
+    for title, members in groups.items():
+        lines += ["", f"{title}:"]
+        for flag in members:
+            lines += _flag_lines(flag)
+    return "\n".join(lines)
+
+
+def _head(text: str) -> list[str]:
+    """Returns the lines of a docstring up to its first example, which is indented."""
+    paragraphs, kept = text.split("\n\n"), []
+    for paragraph in paragraphs:
+        kept.append(paragraph)
+        if paragraph.startswith("    "):
+            break
+    return "\n\n".join(kept).rstrip().split("\n")
+
+
+def _flag_lines(flag: flags.Flag) -> list[str]:
+    """Returns the description of a flag: its name, default (… for none) and text."""
+    if flag.boolean:
+        name = f"  --{'no' if flag.value else ''}{flag.name}"
+    elif isinstance(flag.default, ml_collections.ConfigDict):
+        name = f"  --{flag.name}.NAME=…"
+    else:
+        default = "…" if flag.default is None or not isinstance(flag.default_as_str, str) else flag.default_as_str
+        name = f"  --{flag.name}={default.strip(chr(39))}"
+    name = name.ljust(_INDENT - 2) + "  "
+    return textwrap.wrap(
+        flag.help or "", _WIDTH, initial_indent=name, subsequent_indent=" " * _INDENT, break_on_hyphens=False
+    )

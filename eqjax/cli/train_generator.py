@@ -1,14 +1,32 @@
-r"""Trains a windowed causal generator on a trained tokenizer.
+"""Trains a windowed causal generator on a trained tokenizer.
 
-    python -m eqjax.cli.train_generator --config=configs/photos_generator.py --workdir=runs/generator \
-        --config.tokenizer_weights=runs/tokenizer
+Fields of the configuration are set by name: --config.batch_size=32 --config.optimizer.learning_rate=1e-4. The same
+command resumes a run that was interrupted.
 
-Fields are set by name: --config.batch_size=32 --config.optimizer.learning_rate=1e-4. The same command
-continues a run that was cut off.
+    eqjax train-generator --config=photos_generator --workdir=runs/generator --config.tokenizer_weights=runs/tokenizer
 """
 
-from eqjax.cli import runner
-from eqjax.training import generator
+from absl import flags
 
-if __name__ == "__main__":
-    runner.train(generator.train_and_evaluate)
+from eqjax.cli.runner import define_config, flag_group
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    with flag_group(values, "What"):
+        define_config(values)
+    with flag_group(values, "Output"):
+        flags.DEFINE_string(
+            "workdir",
+            None,
+            "Folder of the run: checkpoints, logs, images, weights.",
+            required=True,
+            flag_values=values,
+        )
+
+
+def run(args: flags.FlagValues) -> None:
+    """Trains to the end, or until the process is asked to stop."""
+    from eqjax.training import generator
+
+    generator.train_and_evaluate(args.config, args.workdir)

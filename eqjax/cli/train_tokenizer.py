@@ -1,13 +1,32 @@
-r"""Trains a column tokenizer.
+"""Trains a column tokenizer.
 
-    python -m eqjax.cli.train_tokenizer --config=configs/photos_tokenizer.py --workdir=runs/tokenizer
+Fields of the configuration are set by name: --config.batch_size=32 --config.optimizer.learning_rate=1e-4. The same
+command resumes a run that was interrupted.
 
-Fields are set by name: --config.batch_size=32 --config.optimizer.learning_rate=1e-4. The same command
-continues a run that was cut off.
+    eqjax train-tokenizer --config=photos_tokenizer --workdir=runs/tokenizer
 """
 
-from eqjax.cli import runner
-from eqjax.training import tokenizer
+from absl import flags
 
-if __name__ == "__main__":
-    runner.train(tokenizer.train_and_evaluate)
+from eqjax.cli.runner import define_config, flag_group
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    with flag_group(values, "What"):
+        define_config(values)
+    with flag_group(values, "Output"):
+        flags.DEFINE_string(
+            "workdir",
+            None,
+            "Folder of the run: checkpoints, logs, images, weights.",
+            required=True,
+            flag_values=values,
+        )
+
+
+def run(args: flags.FlagValues) -> None:
+    """Trains to the end, or until the process is asked to stop."""
+    from eqjax.training import tokenizer
+
+    tokenizer.train_and_evaluate(args.config, args.workdir)

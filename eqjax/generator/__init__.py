@@ -1,4 +1,4 @@
-"""The windowed causal generator: column latents, one after another."""
+"""The windowed causal generator: it predicts column latents one after another."""
 
 from eqjax.generator.flow_head import FlowHead, Modulations
 from eqjax.generator.generator import Condition, Generator, column_weights, mean_loss
@@ -10,8 +10,8 @@ __all__ = [
     "Condition",
     "FlowHead",
     "Generator",
-    "Modulations",
     "KVCache",
+    "Modulations",
     "column_weights",
     "mean_loss",
 ]

@@ -1,60 +1,77 @@
-"""The flow head: an MLP that gives the velocity of one column's latent under its context.
+"""The flow head: an MLP that predicts the velocity of one column's latent, given its context.
 
-What it computes splits in two. The modulations (shift, scale and gate of every block) depend on
-time and context and not on the state of the flow, so a sampler computes those of all its steps
-in one product, before the loop over steps; `denoise` is what remains inside the loop.
+The computation splits in two. The modulations (shift, scale and gate of every block) depend on time and
+context and not on the state of the flow, so a sampler computes those of all its steps in one matrix product
+before the loop over steps; only `denoise` remains inside the loop.
+
+Letters: D latent size, E context size, W flow width.
 
 Source: Autoregressive Image Generation without Vector Quantization, arXiv 2406.11838, section 4;
 adaptive norms: DiT, arXiv 2212.09748, section 3.2.
 """
 
+from collections.abc import Sequence
 import math
 
 import flax.linen as nn
 import flax.struct
 import jax
+from jax.nn.initializers import Initializer
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from eqjax.generator.layers import layer_norm, remat_policy, xavier
+from eqjax.typing import AnyArray
 
 TIME_FEATURES = 256
 
 
 @flax.struct.dataclass
 class Modulations:
-    """What time and context tell the blocks.
+    """Adaptive-norm parameters of the flow head, computed from time and context.
 
     Attributes:
-      blocks: shift, scale and gate per block, [..., depth, 3, W].
-      final: shift and scale before the last projection, [..., 2, W].
+      blocks: shift, scale and gate per block.
+      final: shift and scale before the output projection.
     """
 
-    blocks: jax.Array
-    final: jax.Array
+    blocks: Float[jax.Array, "... depth 3 W"]
+    final: Float[jax.Array, "... 2 W"]
 
 
-def time_features(time):
-    """Sinusoidal features [cos, sin] of times in [0, 1], not rescaled: [...] → float32 [..., 256]."""
+def time_features(time: Float[AnyArray, "*batch"]) -> Float[jax.Array, "*batch 256"]:
+    """Returns sinusoidal features [cos, sin] of times in [0, 1], without rescaling the times; float32."""
     half = TIME_FEATURES // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = time.astype(jnp.float32)[..., None] * frequencies
+    time = jnp.asarray(time, jnp.float32)[..., None]
+    angles = time * jax.lax.broadcast_to_rank(frequencies, time.ndim)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def modulate(x, shift, scale):
-    """x · (1 + scale) + shift, in float32."""
+def modulate(
+    x: Float[jax.Array, "... W"], shift: Float[jax.Array, "... W"], scale: Float[jax.Array, "... W"]
+) -> Float[jax.Array, "... W"]:
+    """Returns x · (1 + scale) + shift, in float32."""
     return x.astype(jnp.float32) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
 
 
 class FlowBlock(nn.Module):
-    """x + gate · mlp(modulated norm of x); the residual stream is float32."""
+    """Residual block: x + gate · mlp(modulated norm of x); the residual stream is float32.
+
+    Attributes:
+      width: W.
+      dtype: compute dtype of the MLP.
+    """
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, modulation):
-        """x [..., W], modulation [..., 3, W] → [..., W]."""
+    def __call__(
+        self, x: Float[jax.Array, "... W"], modulation: Float[jax.Array, "... 3 W"]
+    ) -> Float[jax.Array, "... W"]:
+        """Applies the block under one modulation per position."""
         shift, scale, gate = jnp.moveaxis(modulation, -2, 0)
         h = modulate(layer_norm(1e-6, jnp.float32, name="norm")(x), shift, scale).astype(self.dtype)
         h = nn.Dense(self.width, dtype=self.dtype, kernel_init=xavier, name="mlp_in")(h)
@@ -63,24 +80,24 @@ class FlowBlock(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Velocity of a column's latent.
+    """Predicts the velocity of a column's latent.
 
     Attributes:
       width: W, of the hidden layers.
-      depth: residual blocks.
+      depth: number of residual blocks.
       latent_dim: D.
-      dtype: compute dtype of the products; norms, modulation sums and time are float32.
-      remat: as the generator's; any recomputation does blocks anew here.
+      dtype: compute dtype of the matrix products; norms, modulated sums and time are float32.
+      remat: rematerialization policy of the generator; any but "none" recomputes whole blocks here.
     """
 
     width: int
     depth: int
     latent_dim: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool | str = False
 
-    def setup(self):
-        def dense(features, init=xavier):
+    def setup(self) -> None:
+        def dense(features: int | Sequence[int], init: Initializer = xavier) -> nn.DenseGeneral:
             return nn.DenseGeneral(features, dtype=self.dtype, kernel_init=init)
 
         small, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
@@ -96,23 +113,32 @@ class FlowHead(nn.Module):
         self.final_norm = layer_norm(1e-6, jnp.float32, use_bias=False, use_scale=False)
         self.output_proj = dense(self.latent_dim, zeros)
 
-    def __call__(self, x_t, time, context):
-        """x_t [..., D], time [...], context [..., E] → velocity, float32 [..., D]."""
+    def __call__(
+        self, x_t: Float[AnyArray, "... D"], time: Float[AnyArray, "..."], context: Float[AnyArray, "... E"]
+    ) -> Float[jax.Array, "... D"]:
+        """Returns the velocity at states x_t and times under contexts, float32."""
         return self.denoise(self.embed(x_t), self.modulations(time, context))
 
-    def modulations(self, time, context):
-        """`Modulations` for times and contexts that broadcast against each other: [...], [..., E]."""
-        time = self.time_out(nn.silu(self.time_in(time_features(time))))  # [..., W]
-        hidden = time.astype(jnp.float32) + self.context_proj(context).astype(jnp.float32)
-        hidden = nn.silu(hidden).astype(self.dtype)  # [..., W]
+    def modulations(self, time: Float[AnyArray, "..."], context: Float[AnyArray, "... E"]) -> Modulations:
+        """Computes the modulations of all blocks.
+
+        Args:
+          time: times, of a shape that broadcasts against that of the contexts without their last axis.
+          context: outputs of the transformer.
+        """
+        embedded_time = self.time_out(nn.silu(self.time_in(time_features(time)))).astype(jnp.float32)  # [..., W]
+        embedded_context = self.context_proj(context).astype(jnp.float32)  # [..., W]
+        rank = max(embedded_time.ndim, embedded_context.ndim)
+        hidden = jax.lax.broadcast_to_rank(embedded_time, rank) + jax.lax.broadcast_to_rank(embedded_context, rank)
+        hidden = nn.silu(hidden).astype(self.dtype)
         return Modulations(self.modulation(hidden), self.final_modulation(hidden))
 
-    def embed(self, x_t):
-        """The state of the flow [..., D] → float32 [..., W]."""
+    def embed(self, x_t: Float[AnyArray, "... D"]) -> Float[jax.Array, "... W"]:
+        """Projects the state of the flow to the width of the blocks, float32."""
         return self.input_proj(x_t).astype(jnp.float32)
 
-    def denoise(self, x, modulations):
-        """An embedded state [..., W] under modulations → velocity, float32 [..., D]."""
+    def denoise(self, x: Float[jax.Array, "... W"], modulations: Modulations) -> Float[jax.Array, "... D"]:
+        """Returns the velocity at an embedded state under modulations, float32."""
         for i, block in enumerate(self.blocks):
             x = block(x, modulations.blocks[..., i, :, :])
         shift, scale = jnp.moveaxis(modulations.final, -2, 0)

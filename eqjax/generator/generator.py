@@ -1,85 +1,105 @@
-"""The windowed causal generator: from the last few columns to the distribution of the next.
+"""The windowed causal generator: it predicts the distribution of the next column from the last few.
 
-Letters: B batch, L columns, T condition tokens, E width, D latent size.
+Letters: B batch, L columns, T condition tokens, E width, H heads, d head size, D latent size, M flow times per
+column in training.
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.2.
 """
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 import numpy as np
 
 from eqjax import flow, sharding
-from eqjax.generator.flow_head import FlowHead
-from eqjax.generator.layers import KVCache, layer_norm, remat_policy, stacked_blocks, window_mask, xavier
+from eqjax.generator.flow_head import FlowHead, Modulations
+from eqjax.generator.layers import KVCache, layer_norm, normalize, remat_policy, stacked_blocks, window_mask, xavier
 from eqjax.generator.rope import rope_angles
+from eqjax.typing import AnyArray, PRNGKey, Scalar
 
 _normal = nn.initializers.normal(0.02)
 
 
 @flax.struct.dataclass
 class Condition:
-    """What a class contributes, computed once per class.
+    """What columns read of their class, computed once per class.
 
     Attributes:
-      keys, values: of the condition tokens in every layer, [depth, B, T, H, head_dim].
-      first: the context of the first column, [B, E].
+      keys: keys of the condition tokens in every layer.
+      values: values of the condition tokens in every layer.
+      first: context of the first column.
     """
 
-    keys: jax.Array
-    values: jax.Array
-    first: jax.Array
+    keys: Float[AnyArray, "depth B T H d"]
+    values: Float[AnyArray, "depth B T H d"]
+    first: Float[AnyArray, "B E"]
 
 
-def column_weights(num_columns, columns):
-    """What the columns' losses count in a training on some of them: float32 [num_columns], of sum 1.
+def column_weights(num_columns: int, columns: Iterable[int]) -> Float[np.ndarray, "L"]:
+    """Returns per-column loss weights, zero outside `columns` and summing to 1.
 
-    Columns whose loss does not count are still seen by those whose loss does.
+    Columns of weight zero are still seen by the others.
 
     Args:
       num_columns: L.
-      columns: numbers of the columns whose loss counts.
+      columns: indices of the columns whose loss counts.
 
     Raises:
-      ValueError: columns that do not exist, or none.
+      ValueError: no columns, or indices outside 0 … L − 1.
+
+    Example:
+      >>> column_weights(4, [1, 3]).tolist()
+      [0.0, 0.5, 0.0, 0.5]
     """
-    columns = sorted(set(columns))
-    if not columns or not set(columns) <= set(range(num_columns)):
-        raise ValueError(f"columns={columns} must be some of 0 … {num_columns - 1}.")
-    return np.isin(np.arange(num_columns), columns) / np.float32(len(columns))
+    indices = sorted(set(columns))
+    if not indices or not set(indices) <= set(range(num_columns)):
+        raise ValueError(f"columns={indices} must be some of 0 … {num_columns - 1}.")
+    return np.isin(np.arange(num_columns), indices) / np.float32(len(indices))
 
 
-def mean_loss(losses, columns=None):
-    """The mean of columns' losses [L], over all of them or over those of the numbers `columns`."""
-    return jnp.mean(losses) if columns is None else losses @ column_weights(len(losses), columns)
+def mean_loss(losses: Float[AnyArray, "L"], columns: Iterable[int] | None = None) -> Float[jax.Array, ""]:
+    """Returns the mean of per-column losses over `columns` (indices); None: over all columns."""
+    return jnp.mean(losses) if columns is None else jnp.asarray(losses) @ column_weights(len(losses), columns)
 
 
 class Generator(nn.Module):
     """Class-conditional transformer over column latents with a rectified-flow head.
 
-    Latents are those of the tokenizer times the latent scale, so that they have unit scale. Label
-    `num_classes` is the null class. Randomness in `loss` is drawn from the flax streams "flow"
-    (times and noise), "rope" (position shift), "label" and "dropout"; `rngs=key` serves them all.
+    Latents are the tokenizer's, multiplied by the latent scale so that they have unit scale. Label
+    `num_classes` is the null class. Losses draw from the flax random streams "flow" (times and noise), "rope"
+    (position shift), "label" and "dropout"; `rngs=key` serves all of them.
 
     Attributes:
       width: E.
-      depth: layers.
-      num_heads: of both attentions.
+      depth: number of layers.
+      num_heads: heads of self-attention and cross-attention, H.
       latent_dim: D.
-      num_classes: without the null class.
+      num_classes: number of classes without the null class.
       num_cond_tokens: T.
-      window_size: columns that a column sees, itself included; None: all before it.
-      max_rope_shift: positions are shifted by 0 … max_rope_shift − 1, drawn per training step.
-      flow_width, flow_depth: of the flow head.
-      flow_batch_mult: flow times drawn per column in training.
-      dropout_rate: on attention weights, attention outputs and in the MLP.
+      window_size: columns that a column attends to, itself included; None: all up to it.
+      max_rope_shift: training shifts positions by 0 … max_rope_shift − 1, drawn per step.
+      flow_width: width of the flow head.
+      flow_depth: residual blocks of the flow head.
+      flow_batch_mult: M, flow times drawn per column in training.
+      dropout_rate: dropout on attention weights, attention outputs and in the MLP.
       label_dropout_rate: probability that training replaces a label by the null class.
-      remat: what the backward pass computes anew instead of storing it: "none", "full" (all but the
-        inputs of blocks), "dots" (all but products) or "projections" (all but products with parameters;
-        attention is computed anew). False and True are "none" and "full".
+      remat: rematerialization policy, which trades recomputation in the backward pass for memory: "none" stores
+        all activations, "full" only the inputs of blocks, "dots" the results of matrix products, "projections"
+        the results of products with parameters (attention is recomputed). False and True mean "none" and "full".
       dtype: compute dtype; parameters, norms, softmax, RoPE and the flow's state are float32.
+
+    Example:
+      >>> generator = Generator(width=32, depth=2, num_heads=4, latent_dim=8, num_classes=10)
+      >>> params = generator.init_params(jax.random.key(0))
+      >>> latents, labels = jnp.zeros((1, 6, 8)), jnp.array([3])
+      >>> generator.apply({"params": params}, latents, labels, method="context").shape
+      (1, 6, 32)
     """
 
     width: int = 1024
@@ -96,9 +116,9 @@ class Generator(nn.Module):
     dropout_rate: float = 0.1
     label_dropout_rate: float = 0.1
     remat: bool | str = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("width", "depth", "num_heads", "latent_dim", "num_classes", "num_cond_tokens", "max_rope_shift",
                      "flow_width", "flow_depth", "flow_batch_mult"):  # fmt: skip
@@ -118,7 +138,7 @@ class Generator(nn.Module):
             raise ValueError(f"window_size={self.window_size} must be ≥ 1 (the own column), or None for all.")
         remat_policy(self.remat)
 
-    def setup(self):
+    def setup(self) -> None:
         self.class_embedding = self.param("class_embedding", _normal, (self.num_classes, self.width))
         self.null_embedding = self.param("null_embedding", _normal, (1, self.width))
         self.cond_positions = self.param("cond_positions", _normal, (self.num_cond_tokens, self.width))
@@ -136,148 +156,226 @@ class Generator(nn.Module):
         self.flow_head = FlowHead(self.flow_width, self.flow_depth, self.latent_dim, self.dtype, self.remat)
 
     @property
-    def head_dim(self):
-        """Channels per attention head."""
+    def head_dim(self) -> int:
+        """Channels per attention head, d."""
         return self.width // self.num_heads
 
     @nn.nowrap
-    def init_params(self, key):
-        """Fresh parameters (float32)."""
+    def init_params(self, key: PRNGKey) -> Mapping[str, Any]:
+        """Returns random initial parameters, float32."""
         latents, labels = jnp.zeros((1, 2, self.latent_dim)), jnp.zeros(1, jnp.int32)
         return self.init({"params": key}, latents, labels)["params"]
 
-    def __call__(self, latents, labels):
-        """Velocity at the latents themselves and t = 1: [B, L, D]; touches every parameter."""
+    def __call__(self, latents: Float[AnyArray, "B L D"], labels: Int[AnyArray, "B"]) -> Float[jax.Array, "B L D"]:
+        """Returns the velocity at the latents themselves and t = 1; it uses every parameter."""
         context = self.context(latents, labels)
         return self.velocity(latents, jnp.ones(latents.shape[:2]), context)
 
-    def context(self, latents, labels, *, rope_shift=0, deterministic=True):
-        """What conditions each column: latents [B, L, D], labels [B] → [B, L, E].
+    def context(
+        self,
+        latents: Float[AnyArray, "..."],
+        labels: Int[AnyArray, "B"],
+        *,
+        rope_shift: Scalar = 0,
+        deterministic: bool = True,
+    ) -> Float[jax.Array, "B L E"]:
+        """Returns the context on which each column is conditioned.
 
-        Row k depends on the class and on columns before k (in a stack of layers, window_size − 1
-        columns further per layer).
+        Row k depends on the class and on columns before k; a stack of layers reaches window_size − 1 columns
+        further back per layer.
 
         Args:
-          latents: scaled latents.
-          labels: in 0 … num_classes, the last one being the null class.
+          latents: scaled latents [B, L, D].
+          labels: integers in 0 … num_classes; num_classes is the null class.
           rope_shift: added to all positions.
-          deterministic: no dropout.
+          deterministic: disables dropout.
 
         Raises:
-          ValueError: latents of another size.
+          ValueError: latents of another shape.
         """
         self._check_latents(latents)
         condition = self.condition(labels, deterministic=deterministic)
-        # The last column conditions none.
-        x = self.input_norm(self.latent_proj(jnp.asarray(latents[:, :-1], self.dtype)))  # [B, L-1, E]
+        # No column is conditioned on the last one.
+        x = self._embed_latents(latents[:, :-1])  # [B, L-1, E]
         x, length = sharding.constrain(x, "batch", None, None), x.shape[1]
         angles = rope_angles(jnp.arange(length) + rope_shift, self.head_dim)
         mask = window_mask(length, self.window_size)
         keys_values = condition.keys, condition.values
         x, _ = self.blocks.columns(x, keys_values, angles, mask, deterministic)
-        return jnp.concatenate([condition.first[:, None], self.output_norm(x)], axis=1)
+        return jnp.concatenate([condition.first[:, None], normalize(self.output_norm, x)], axis=1)
 
-    def velocity(self, x_t, time, context):
-        """Velocity of the flow: x_t [..., D], time [...], context [..., E] → float32 [..., D]."""
+    def velocity(
+        self, x_t: Float[AnyArray, "... D"], time: Float[AnyArray, "..."], context: Float[AnyArray, "... E"]
+    ) -> Float[jax.Array, "... D"]:
+        """Returns the velocity of the flow at states x_t and times in [0, 1] under contexts, float32."""
         return self.flow_head(x_t, jnp.asarray(time), context)
 
-    def loss(self, latents, labels, *, columns=None, time=None, noise=None, rope_shift=None, deterministic=False):
-        """The rectified-flow loss, a scalar: `mean_loss` of `column_losses`, which see, over all columns or some."""
+    def loss(
+        self,
+        latents: Float[AnyArray, "..."],
+        labels: Int[AnyArray, "B"],
+        *,
+        columns: Iterable[int] | None = None,
+        time: Float[AnyArray, "rows"] | None = None,
+        noise: Float[AnyArray, "rows D"] | None = None,
+        rope_shift: Scalar | None = None,
+        deterministic: bool = False,
+    ) -> Float[jax.Array, ""]:
+        """Returns the mean rectified-flow loss over `columns` (indices); None: over all columns.
+
+        The other arguments are those of `column_losses`, whose mean this is.
+        """
         losses = self.column_losses(
             latents, labels, time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic
         )
         return mean_loss(losses, columns)
 
-    def column_losses(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
-        """The rectified-flow loss of every column, [L].
+    def column_losses(
+        self,
+        latents: Float[AnyArray, "..."],
+        labels: Int[AnyArray, "B"],
+        *,
+        time: Float[AnyArray, "rows"] | None = None,
+        noise: Float[AnyArray, "rows D"] | None = None,
+        rope_shift: Scalar | None = None,
+        deterministic: bool = False,
+    ) -> Float[jax.Array, "L"]:
+        """Returns the rectified-flow loss of every column, averaged over the batch, flow times and channels.
 
         Args:
-          latents: [B, L, D], scaled.
-          labels: [B], integers.
-          time: uniform numbers in [0, 1), [flow_batch_mult · B · L], the whole batch of columns
-            again and again; drawn where None.
-          noise: [flow_batch_mult · B · L, D]; drawn where None.
-          rope_shift: drawn from 0 … max_rope_shift − 1 where None.
-          deterministic: neither dropout nor label dropout.
+          latents: scaled latents [B, L, D].
+          labels: integers in 0 … num_classes.
+          time: uniforms in [0, 1), [M · B · L]: all columns of the batch, M times over; None: drawn.
+          noise: [M · B · L, D]; None: drawn.
+          rope_shift: shift of the positions; None: drawn from 0 … max_rope_shift − 1.
+          deterministic: disables dropout and label dropout.
+
+        Raises:
+          ValueError: latents of another shape.
         """
-        options = dict(time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic)
-        return jnp.mean(self._square_errors(latents, labels, **options), axis=(0, 1, 3))
+        errors = self._squared_errors(
+            latents, labels, time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic
+        )
+        return jnp.mean(errors, axis=(0, 1, 3))
 
-    def per_image_losses(self, latents, labels, *, deterministic=False):
-        """As `column_losses`, of every image: [B, L]."""
-        return jnp.mean(self._square_errors(latents, labels, deterministic=deterministic), axis=(0, 3))
+    def per_image_losses(
+        self, latents: Float[AnyArray, "..."], labels: Int[AnyArray, "B"], *, deterministic: bool = False
+    ) -> Float[jax.Array, "B L"]:
+        """Returns the rectified-flow loss of every column of every image, with drawn times, noise and shift.
 
-    def _square_errors(self, latents, labels, *, time=None, noise=None, rope_shift=None, deterministic=False):
-        """Of the velocity, [M, B, L, D]."""
+        Args:
+          latents: scaled latents [B, L, D].
+          labels: integers in 0 … num_classes.
+          deterministic: disables dropout and label dropout.
+
+        Raises:
+          ValueError: latents of another shape.
+        """
+        return jnp.mean(self._squared_errors(latents, labels, deterministic=deterministic), axis=(0, 3))
+
+    def _squared_errors(
+        self,
+        latents: Float[AnyArray, "..."],
+        labels: Int[AnyArray, "B"],
+        *,
+        time: Float[AnyArray, "rows"] | None = None,
+        noise: Float[AnyArray, "rows D"] | None = None,
+        rope_shift: Scalar | None = None,
+        deterministic: bool = False,
+    ) -> Float[jax.Array, "M B L D"]:
+        """Returns squared errors of the predicted velocity."""
         if rope_shift is None:
             rope_shift = jax.random.randint(self.make_rng("rope"), (), 0, self.max_rope_shift)
         if self.label_dropout_rate and not deterministic:
             drop = jax.random.bernoulli(self.make_rng("label"), self.label_dropout_rate, labels.shape)
             labels = jnp.where(drop, self.num_classes, labels)
         context = self.context(latents, labels, rope_shift=rope_shift, deterministic=deterministic)
-        # The batch keeps an axis of its own: merged with others it could not be split over devices.
+        # The batch keeps its own axis: merged with others it could not be sharded.
         rows = (self.flow_batch_mult, *latents.shape[:2])
-        time = jax.random.uniform(self.make_rng("flow"), rows) if time is None else jnp.reshape(time, rows)
+        uniforms = jax.random.uniform(self.make_rng("flow"), rows) if time is None else jnp.reshape(time, rows)
         shape = (*rows, self.latent_dim)
-        noise = jax.random.normal(self.make_rng("flow"), shape) if noise is None else jnp.reshape(noise, shape)
-        time = flow.to_training_time(sharding.constrain(time, None, "batch", None))
-        noise = sharding.constrain(noise, None, "batch", None, None)
-        velocity = self.velocity(flow.interpolate(latents, noise, time), time, context)  # [M, B, L, D]
-        return jnp.square(velocity - flow.velocity_target(latents, noise))
+        normals = jax.random.normal(self.make_rng("flow"), shape) if noise is None else jnp.reshape(noise, shape)
+        times = flow.to_training_time(sharding.constrain(uniforms, None, "batch", None))
+        normals = sharding.constrain(normals, None, "batch", None, None)
+        latents = latents[None]  # [1, B, L, D]
+        velocity = self.velocity(flow.interpolate(latents, normals, times), times, context)  # [M, B, L, D]
+        return jnp.square(velocity - flow.velocity_target(latents, normals))
 
-    def condition(self, labels, *, deterministic=True):
-        """What the labels [B] contribute to every column, a `Condition`."""
-        table = jnp.concatenate([self.class_embedding, self.null_embedding])
-        tokens = table[labels][:, None] + self.cond_positions  # [B, T, E]
-        tokens = sharding.constrain(self.input_norm(jnp.asarray(tokens, self.dtype)), "batch", None, None)
-        tokens, (keys, values) = self.blocks.condition(tokens, deterministic)
-        return Condition(keys, values, self.output_norm(tokens[:, -1]))
-
-    @nn.nowrap
-    def init_cache(self, batch, columns):
-        """A `KVCache` before the first column, with the slots that `columns` columns need."""
-        slots = columns if self.window_size is None else min(self.window_size, columns)
-        shape = (self.depth, batch, slots, self.num_heads, self.head_dim)
-        return KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-
-    def decode_step(self, latent, column, cache, condition, max_position=None):
-        """Takes in one column and gives the context of the next.
+    def condition(self, labels: Int[AnyArray, "B"], *, deterministic: bool = True) -> Condition:
+        """Computes the `Condition` of classes.
 
         Args:
-          latent: [B, D], scaled, of column number `column`.
-          column: integer; columns 0 … column − 1 have been taken in.
+          labels: integers in 0 … num_classes.
+          deterministic: disables dropout.
+        """
+        table = jnp.concatenate([self.class_embedding, self.null_embedding])
+        tokens = table[labels][:, None] + self.cond_positions[None]  # [B, T, E]
+        tokens = normalize(self.input_norm, tokens.astype(self.dtype))
+        tokens = sharding.constrain(tokens, "batch", None, None)
+        tokens, (keys, values) = self.blocks.condition(tokens, deterministic)
+        return Condition(keys, values, normalize(self.output_norm, tokens[:, -1]))
+
+    @nn.nowrap
+    def init_cache(self, batch_size: int, num_columns: int) -> KVCache:
+        """Returns an empty `KVCache`.
+
+        Args:
+          batch_size: rows of the batch.
+          num_columns: columns that will be sampled; a cache never needs more slots than this or the window.
+        """
+        slots = num_columns if self.window_size is None else min(self.window_size, num_columns)
+        shape = (self.depth, batch_size, slots, self.num_heads, self.head_dim)
+        return KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+    def decode_step(
+        self,
+        latent: Float[AnyArray, "B D"],
+        column: Int[jax.Array, ""],
+        cache: KVCache,
+        condition: Condition,
+        max_position: Scalar | None = None,
+    ) -> tuple[Float[jax.Array, "B E"], KVCache]:
+        """Processes one column and returns the context of the next.
+
+        Args:
+          latent: scaled latent of the column.
+          column: index of the column; columns 0 … column − 1 are in the cache.
           cache: their `KVCache`.
-          condition: of the batch's labels.
-          max_position: queries of cross-attention, whose keys have no position, are rotated by this
-            position at most; None: by their own, as published.
+          condition: `Condition` of the classes of column + 1.
+          max_position: bounds the position that rotates queries of cross-attention, whose keys have no position;
+            None: unbounded, as published.
 
         Returns:
-          Context of column + 1, [B, E]; the cache with this column.
+          The context of column + 1, and the cache that contains this column.
         """
-        x = self.input_norm(self.latent_proj(jnp.asarray(latent, self.dtype)))[:, None]  # [B, 1, E]
+        x = self._embed_latents(latent)[:, None]  # [B, 1, E]
         angles = rope_angles(column[None], self.head_dim)
         cross_angles = angles
         if max_position is not None:
             cross_angles = rope_angles(jnp.minimum(column, max_position)[None], self.head_dim)
         slots = cache.keys.shape[2]
-        mask = jnp.arange(slots) <= column  # Slots not yet written hold nothing.
+        mask = jnp.arange(slots) <= column  # Later slots have not been written yet.
         keys_values = condition.keys, condition.values
-        x, cache = self.blocks.column(x, cache, keys_values, angles, cross_angles, column % slots, mask)
-        return self.output_norm(x[:, 0]), cache
+        x, cache = self.blocks.decode_step(x, cache, keys_values, angles, cross_angles, column % slots, mask)
+        return normalize(self.output_norm, x[:, 0]), cache
 
-    def flow_modulations(self, time, context):
-        """`Modulations` of times [...] under contexts [..., E] that broadcast against each other."""
+    def flow_modulations(self, time: Float[AnyArray, "..."], context: Float[AnyArray, "... E"]) -> Modulations:
+        """Returns the flow head's `Modulations` for times and contexts that broadcast against each other."""
         return self.flow_head.modulations(time, context)
 
-    def flow_embed(self, x_t):
-        """The flow's state [..., D] → [..., flow_width]."""
+    def flow_embed(self, x_t: Float[AnyArray, "... D"]) -> Float[jax.Array, "... W"]:
+        """Projects the flow's state to the width of the flow head."""
         return self.flow_head.embed(x_t)
 
-    def flow_denoise(self, x, modulations):
-        """An embedded state under modulations → velocity, float32 [..., D]."""
+    def flow_denoise(self, x: Float[jax.Array, "... W"], modulations: Modulations) -> Float[jax.Array, "... D"]:
+        """Returns the velocity at an embedded state under modulations, float32."""
         return self.flow_head.denoise(x, modulations)
 
-    def _check_latents(self, latents):
+    def _embed_latents(self, latents: Float[AnyArray, "... D"]) -> Float[jax.Array, "... E"]:
+        """Projects scaled latents to the width of the transformer."""
+        return normalize(self.input_norm, self.latent_proj(jnp.asarray(latents, self.dtype)))
+
+    def _check_latents(self, latents: AnyArray) -> None:
         if latents.ndim != 3 or latents.shape[1] < 1 or latents.shape[2] != self.latent_dim:
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}; this generator takes [batch, columns ≥ 1, "

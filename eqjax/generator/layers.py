@@ -1,108 +1,156 @@
 """The transformer block of the generator: windowed causal self-attention, cross-attention, MLP.
 
-Letters: B batch, L columns, T condition tokens, E width, H heads, R cache slots.
+Letters: B batch, L columns, T condition tokens, E width, H heads, d head size, R slots of the KV cache.
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.2; pre-norm transformer blocks:
 arXiv 1706.03762.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float
 
 from eqjax import sharding
-from eqjax.generator.rope import rotate
+from eqjax.generator.rope import Angles, rotate
+from eqjax.typing import AnyArray, Scalar
 
 xavier = nn.initializers.xavier_uniform()
 
+# Keys and values of the condition tokens in one layer.
+KeysValues: TypeAlias = tuple[Float[AnyArray, "B T H d"], Float[AnyArray, "B T H d"]]
 
-def layer_norm(epsilon, dtype, **kwargs):
-    """LayerNorm with float32 statistics, in the variance's accurate two-pass form."""
+
+@flax.struct.dataclass
+class KVCache:
+    """Rolling KV cache of self-attention: keys and values of the last R columns in every layer.
+
+    Column k is stored in slot k mod R.
+
+    Attributes:
+      keys: rotated keys.
+      values: values.
+    """
+
+    keys: Float[AnyArray, "depth B R H d"]
+    values: Float[AnyArray, "depth B R H d"]
+
+
+def layer_norm(epsilon: float, dtype: DTypeLike, **kwargs: Any) -> nn.LayerNorm:
+    """Returns a LayerNorm with float32 statistics, whose variance is computed in the accurate two-pass form.
+
+    Args:
+      epsilon: added to the variance.
+      dtype: of the output.
+      **kwargs: other fields of `nn.LayerNorm`.
+    """
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, **kwargs)
 
 
-def window_mask(length, window):
-    """Which column sees which: [length, length] booleans, query i sees i − window + 1 … i.
+def normalize(norm: nn.LayerNorm, x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
+    """Applies a `layer_norm` to inputs of its dtype."""
+    # Flax promotes bfloat16 to float32 implicitly. A cast of x beforehand would change the rounding of gradients.
+    with jax.numpy_dtype_promotion("standard"):
+        return norm(x)
+
+
+def window_mask(length: int, window: int | None) -> Bool[jax.Array, "L L"]:
+    """Returns the mask of windowed causal attention: query i attends to keys i − window + 1 … i.
 
     Args:
       length: number of columns L.
-      window: columns seen, the own one included; None: all that came before.
+      window: columns seen, including the query's own; None: all columns up to it.
+
+    Example:
+      >>> window_mask(3, 2).astype(int).tolist()
+      [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
     distance = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
     mask = distance >= 0
     return mask if window is None else mask & (distance < window)
 
 
-@flax.struct.dataclass
-class KVCache:
-    """Keys and values of the last columns, in slots column mod R, per layer.
-
-    Attributes:
-      keys, values: [depth, B, R, H, head_dim]; keys are rotated.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-
-
-def attend(query, key, value, mask, weights_fn=lambda weights: weights):
-    """Multi-head attention; scores and softmax in float32.
+def attend(
+    query: Float[AnyArray, "B Q H d"],
+    key: Float[AnyArray, "B K H d"],
+    value: Float[AnyArray, "B K H d"],
+    mask: Bool[AnyArray, "..."] | None,
+    weights_fn: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+) -> Float[jax.Array, "B Q H d"]:
+    """Computes multi-head attention, with scores and softmax in float32.
 
     Args:
-      query: [B, Q, H, d]; key, value: [B, K, H, d].
-      mask: booleans that broadcast to [B, H, Q, K], or None.
+      query: queries.
+      key: keys.
+      value: values.
+      mask: True where a query may attend to a key; it broadcasts to [B, H, Q, K]. None: everywhere.
       weights_fn: applied to the attention weights (dropout).
     """
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     scores = scores * query.shape[-1] ** -0.5
     if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
+        scores = jnp.where(jax.lax.broadcast_to_rank(mask, 4), scores, -jnp.inf)
     weights = weights_fn(jax.nn.softmax(scores, axis=-1)).astype(value.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 class Block(nn.Module):
-    """One layer. Condition tokens pass its MLP alone, so they depend on the class and nothing else.
+    """One layer. Condition tokens pass through its MLP only, so they depend on nothing but the class.
 
-    `condition` is that path, and gives the keys and values that columns attend to; `columns` takes
-    all columns of a sequence at once, `column` one column after those held in a cache.
+    Three methods serve the three uses: `condition` transforms the condition tokens and returns their keys and
+    values, `columns` processes all columns of a sequence, `decode_step` one column with a KV cache.
+
+    Attributes:
+      width: E.
+      num_heads: heads of both attentions.
+      dropout_rate: dropout on attention weights, attention outputs and in the MLP.
+      dtype: compute dtype.
     """
 
     width: int
     num_heads: int
     dropout_rate: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         heads = (self.num_heads, self.width // self.num_heads)
-        linear = dict(dtype=self.dtype, kernel_init=xavier)
 
-        def norm(epsilon):
-            return layer_norm(epsilon, self.dtype)
+        def project(features: int | Sequence[int], axis: int | Sequence[int] = -1) -> nn.DenseGeneral:
+            return nn.DenseGeneral(features, axis=axis, dtype=self.dtype, kernel_init=xavier)
 
-        def project(features, axis=-1):
-            return nn.DenseGeneral(features, axis=axis, **linear)
-
-        self.self_norm = norm(1e-6)
-        # Query, key and value are one matrix, as its Xavier bound depends on it.
+        self.self_norm = layer_norm(1e-6, self.dtype)
+        # Query, key and value share one matrix, because its Xavier bound depends on its size.
         self.self_qkv = project((3, *heads))
         self.self_out = project(self.width, (-2, -1))
-        self.cross_norm, self.cross_condition_norm = norm(1e-5), norm(1e-5)
+        self.cross_norm, self.cross_condition_norm = layer_norm(1e-5, self.dtype), layer_norm(1e-5, self.dtype)
         self.cross_query, self.cross_key, self.cross_value = (project(heads) for _ in range(3))
         self.cross_out = project(self.width, (-2, -1))
-        self.mlp_norm = norm(1e-6)
+        self.mlp_norm = layer_norm(1e-6, self.dtype)
         self.mlp_in, self.mlp_out = project(4 * self.width), project(self.width)
         self.dropout = nn.Dropout(self.dropout_rate)
 
-    def condition(self, condition, deterministic):
-        """Condition tokens [B, T, E] → the next layer's, and this layer's (keys, values) [B, T, H, d]."""
-        x = self.cross_condition_norm(condition)
+    def condition(
+        self, tokens: Float[jax.Array, "B T E"], deterministic: bool
+    ) -> tuple[Float[jax.Array, "B T E"], KeysValues]:
+        """Returns the next layer's condition tokens, and their keys and values for this layer's cross-attention."""
+        x = normalize(self.cross_condition_norm, tokens)
         keys_values = self.cross_key(x), self.cross_value(x)
-        return self._mlp(condition, deterministic), keys_values
+        return self._mlp(tokens, deterministic), keys_values
 
-    def columns(self, x, keys_values, angles, mask, deterministic):
-        """All columns [B, L, E] → [B, L, E]."""
+    def columns(
+        self,
+        x: Float[jax.Array, "B L E"],
+        keys_values: KeysValues,
+        angles: Angles,
+        mask: Bool[jax.Array, "L L"],
+        deterministic: bool,
+    ) -> tuple[Float[jax.Array, "B L E"], None]:
+        """Processes all columns of a sequence; returns them and None, as a scan over layers expects."""
         drop = lambda weights: self.dropout(weights, deterministic=deterministic)  # noqa: E731
         x = sharding.constrain(x, "batch", None, None)
         query, key, value = self._self_projections(x, angles)
@@ -110,8 +158,30 @@ class Block(nn.Module):
         x = x + drop(self.cross_out(self._cross(x, keys_values, angles, drop)))
         return self._mlp(x, deterministic), None
 
-    def column(self, x, cache, keys_values, angles, cross_angles, slot, mask):
-        """The column at cache slot `slot`: [B, 1, E] → [B, 1, E], and the layer's cache with it inside."""
+    def decode_step(
+        self,
+        x: Float[jax.Array, "B 1 E"],
+        cache: KVCache,
+        keys_values: KeysValues,
+        angles: Angles,
+        cross_angles: Angles,
+        slot: Scalar,
+        mask: Bool[jax.Array, "R"],
+    ) -> tuple[Float[jax.Array, "B 1 E"], KVCache]:
+        """Processes one column and writes it to the layer's cache.
+
+        Args:
+          x: the column.
+          cache: this layer's cache, [B, R, H, d].
+          keys_values: keys and values of the condition tokens.
+          angles: rotation of the column's query and key in self-attention.
+          cross_angles: rotation of its query in cross-attention.
+          slot: cache slot of the column.
+          mask: slots that hold columns, this one included.
+
+        Returns:
+          The column, and the cache that contains it.
+        """
         query, key, value = self._self_projections(x, angles)
         cache = KVCache(
             jax.lax.dynamic_update_slice_in_dim(cache.keys, key, slot, axis=1),
@@ -121,72 +191,83 @@ class Block(nn.Module):
         x = x + self.cross_out(self._cross(x, keys_values, cross_angles))
         return self._mlp(x, True), cache
 
-    def _self_projections(self, x, angles):
-        query, key, value = jnp.moveaxis(self.self_qkv(self.self_norm(x)), -3, 0)
+    def _self_projections(self, x: Float[jax.Array, "B L E"], angles: Angles) -> tuple[jax.Array, jax.Array, jax.Array]:
+        query, key, value = jnp.moveaxis(self.self_qkv(normalize(self.self_norm, x)), -3, 0)
         return rotate(query, angles), rotate(key, angles), value
 
-    def _cross(self, x, keys_values, angles, weights_fn=lambda weights: weights):
-        # As published: queries are rotated by their absolute position, condition keys are not.
-        query = rotate(self.cross_query(self.cross_norm(x)), angles)
+    def _cross(
+        self,
+        x: Float[jax.Array, "B L E"],
+        keys_values: KeysValues,
+        angles: Angles,
+        weights_fn: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+    ) -> Float[jax.Array, "B L H d"]:
+        # As published: queries are rotated by their absolute position, keys of the condition are not.
+        query = rotate(self.cross_query(normalize(self.cross_norm, x)), angles)
         return attend(query, *keys_values, None, weights_fn)
 
-    def _mlp(self, x, deterministic):
-        h = nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=False)
+    def _mlp(self, x: Float[jax.Array, "B N E"], deterministic: bool) -> Float[jax.Array, "B N E"]:
+        h = nn.gelu(self.mlp_in(normalize(self.mlp_norm, x)), approximate=False)
         h = self.mlp_out(self.dropout(h, deterministic=deterministic))
         return x + self.dropout(h, deterministic=deterministic)
 
 
-def remat_policy(name):
-    """What the backward pass keeps, by the name of a recomputation policy.
+def remat_policy(name: bool | str) -> dict[str, Any] | None:
+    """Returns what the backward pass stores under a rematerialization policy.
 
     Args:
-      name: "none", "full", "dots" or "projections"; False and True are "none" and "full".
+      name: "none", "full", "dots" or "projections", see `Generator`; False and True mean "none" and "full".
 
     Returns:
-      Keyword arguments for nn.remat, or None for no recomputation.
+      Keyword arguments of `nn.remat`; None without rematerialization.
 
     Raises:
-      ValueError: another name.
+      ValueError: an unknown policy.
     """
     policies = {
         "full": None,
         "dots": jax.checkpoint_policies.dots_saveable,
         "projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     }
-    name = {False: "none", True: "full"}.get(name, name)
+    if isinstance(name, bool):
+        name = "full" if name else "none"
     if name == "none":
         return None
     if name not in policies:
         raise ValueError(f"remat={name!r} is not one of {['none', *policies]}.")
-    return dict(prevent_cse=False, policy=policies[name])
+    return {"prevent_cse": False, "policy": policies[name]}
 
 
-def stacked_blocks(depth, remat, **fields):
-    """`depth` blocks with parameters stacked along a leading axis, each method scanned over layers.
+def stacked_blocks(depth: int, remat: bool | str, **fields: Any) -> nn.Module:
+    """Returns `depth` blocks as one module, whose parameters are stacked and whose methods scan over the layers.
 
-    Compile time does not grow with depth. With `remat` (see `remat_policy`) the backward pass
-    computes blocks anew instead of keeping all their activations.
+    Compile time does not grow with depth.
+
+    Args:
+      depth: number of layers.
+      remat: rematerialization policy, see `remat_policy`.
+      **fields: fields of `Block`.
     """
     block, options = Block, remat_policy(remat)
     if options is not None:
-        # The number of `deterministic` among the arguments; `self` does not count in this form.
+        # Positions of `deterministic` among the arguments, not counting `self`.
         block = nn.remat(
             block,
             methods={
-                "condition": dict(options, static_argnums=(1,)),
-                "columns": dict(options, static_argnums=(4,)),
+                "condition": {**options, "static_argnums": (1,)},
+                "columns": {**options, "static_argnums": (4,)},
             },
         )
-    # What a look inside captures (`capture_intermediates`) is stacked as the parameters are.
+    # Intermediates that `capture_intermediates` collects are stacked like the parameters.
     axes = {"params": 0, "intermediates": 0}
-    over = dict(variable_axes=axes, split_rngs={"params": True, "dropout": True}, length=depth)
+    over_layers = {"variable_axes": axes, "split_rngs": {"params": True, "dropout": True}, "length": depth}
     same = nn.broadcast
     scanned = nn.scan(
         block,
         methods={
-            "condition": dict(over, in_axes=(same,)),
-            "columns": dict(over, in_axes=(0, same, same, same)),
-            "column": dict(over, in_axes=(0, 0, same, same, same, same)),
+            "condition": {**over_layers, "in_axes": (same,)},
+            "columns": {**over_layers, "in_axes": (0, same, same, same)},
+            "decode_step": {**over_layers, "in_axes": (0, 0, same, same, same, same)},
         },
     )
     return scanned(**fields)

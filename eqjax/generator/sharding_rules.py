@@ -1,15 +1,15 @@
 """Logical axes of the generator's parameters, by path; `eqjax.sharding` maps them to a mesh.
 
-Letters: E width, H heads, d head_dim, T condition tokens, W flow width, D latent size. Arrays of
-stacked layers come with their depth first, which is never split.
+Letters: E width, H heads, d head size, T condition tokens, W flow width, D latent size. Arrays of
+stacked layers have their depth as the first axis, which is never sharded.
 """
 
-# The first pattern found in a path, with as many axes as the array has dimensions, counts.
-LOGICAL_AXES = (
+# The first pattern applies that is found in the path and has as many axes as the array.
+LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"\bclass_embedding$", (None, "embed")),  # [classes, E]
     (r"\bcond_positions$", (None, "embed")),  # [T, E]
     (r"\blatent_proj/kernel$", (None, "embed")),  # [D, E]
-    # Blocks: split by heads and by hidden channels, so that each of attention and MLP ends in one sum.
+    # Blocks are sharded by heads and by hidden channels, so attention and MLP end in one all-reduce each.
     (r"\bblocks/self_qkv/kernel$", (None, "embed", None, "heads", None)),  # [depth, E, 3, H, d]
     (r"\bblocks/self_qkv/bias$", (None, None, "heads", None)),
     (r"\bblocks/cross_(query|key|value)/kernel$", (None, "embed", "heads", None)),  # [depth, E, H, d]
@@ -18,7 +18,7 @@ LOGICAL_AXES = (
     (r"\bblocks/mlp_in/kernel$", (None, "embed", "mlp")),  # [depth, E, 4E]
     (r"\bblocks/mlp_in/bias$", (None, "mlp")),
     (r"\bblocks/mlp_out/kernel$", (None, "mlp", "embed")),  # [depth, 4E, E]
-    # Flow head: the same in its blocks; modulations are split along the channels that they modulate.
+    # The same for the blocks of the flow head; modulations are sharded along the channels that they modulate.
     (r"\bflow_head/blocks_\d+/mlp_in/kernel$", ("embed", "mlp")),  # [W, W]
     (r"\bflow_head/blocks_\d+/mlp_in/bias$", ("mlp",)),
     (r"\bflow_head/blocks_\d+/mlp_out/kernel$", ("mlp", "embed")),

@@ -16,7 +16,7 @@ import numpy as np
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
-from eqjax.latent_cache.check import make_encode
+from eqjax.latent_cache.encode import LatentEncoder
 from eqjax.model import Model
 from eqjax.perf import flops
 from eqjax.perf.benchmark_models import build_modules, make_model, names_weights, random_params, read_config
@@ -43,7 +43,7 @@ class BenchmarkOptions:
     """What is measured.
 
     Attributes:
-      config: a published size ("S", "B", "L", "H"), "path.py:variant", or a model with weights.
+      config: a published size ("S", "B", "L", "H"), a config file with ":variant", or a model with weights.
       batch_size: images at once.
       num_columns: columns of an image.
       dtype: compute dtype of tokenizer and generator.
@@ -208,7 +208,7 @@ def _sampling_costs(generator: Generator, options: BenchmarkOptions) -> dict[str
 
 def measure_sampling(options: BenchmarkOptions, model: Model) -> Iterator[Measurement]:
     """Measures the transformer, the flow head, and both together as `sample_latents` runs them."""
-    generator, params = model.generator, model.generator_params
+    generator, params = model.require("generator"), model.generator_params
     batch_size, num_columns, guided = options.batch_size, options.num_columns, options.sampling.is_guided
     labels = jnp.arange(batch_size, dtype=jnp.int32) % generator.num_classes
     latents = jax.random.normal(jax.random.key(0), (num_columns, batch_size, generator.latent_dim))
@@ -249,21 +249,27 @@ def measure_sampling(options: BenchmarkOptions, model: Model) -> Iterator[Measur
 
 def measure_decoding(options: BenchmarkOptions, model: Model) -> Measurement:
     """Measures the decoder."""
-    shape = (options.batch_size, options.num_columns, model.tokenizer.embed_dim)
+    tokenizer = model.require("tokenizer")
+    shape = (options.batch_size, options.num_columns, tokenizer.embed_dim)
     arguments = model.tokenizer_params, jax.random.normal(jax.random.key(0), shape)
-    decode, cost = _decode(model.tokenizer), compiled_cost(_decode(model.tokenizer), *arguments)
+    decode = _decode(tokenizer)
+    cost = compiled_cost(decode, *arguments)
     return Measurement("decoder", cost.flops, cost.bytes, measure(decode, *arguments, repeats=options.repeats))
 
 
 def _decode(tokenizer: Tokenizer) -> Callable[[Params, Float[Array, "B L D"]], Float[Array, "B H W 3"]]:
-    return lambda params, latents: tokenizer.apply({"params": params}, latents, method="decode").images
+    def decode(params: Params, latents: Float[Array, "B L D"]) -> Float[Array, "B H W 3"]:
+        decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
+        return decoded.images
+
+    return decode
 
 
 def floor(options: BenchmarkOptions) -> Iterator[Measurement]:
     """Counts FLOPs and bytes of all parts: by closed forms, and by the compiler for the decoder."""
     if names_weights(options.config):
         model = make_model(options.config, options.dtype)
-        tokenizer, generator = model.tokenizer, model.generator
+        tokenizer, generator = model.require("tokenizer"), model.require("generator")
     else:
         tokenizer, generator = build_modules(options.config, options.dtype)
     for part, cost in _sampling_costs(generator, options).items():
@@ -278,7 +284,7 @@ def floor(options: BenchmarkOptions) -> Iterator[Measurement]:
 
 def measure_training(options: BenchmarkOptions) -> Iterator[Measurement]:
     """Measures training steps on one device: a generator's from cached latents and from images, or a tokenizer's."""
-    config: Any = read_config(options.config)
+    config = read_config(options.config)
     config.batch_size, config[config.trainer].dtype = options.batch_size, options.dtype
     random = np.random.default_rng(0)
     if config.trainer == "tokenizer":
@@ -296,7 +302,7 @@ def measure_training(options: BenchmarkOptions) -> Iterator[Measurement]:
         yield _measure_step("step", step, step, trainer.rules, state, images, options.repeats)
         return
 
-    generator_step = GeneratorStep.from_config(config, generator, make_encode(tokenizer, LATENT_SCALE))
+    generator_step = GeneratorStep.from_config(config, generator, LatentEncoder(tokenizer, LATENT_SCALE))
     frozen = random_params(tokenizer)
     step, plain_step = (jax.tree_util.Partial(s, frozen) for s in (generator_step, generator_step.without_remat()))
     latents = random.standard_normal((options.batch_size, options.num_columns, generator.latent_dim), np.float32)

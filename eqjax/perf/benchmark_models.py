@@ -1,29 +1,27 @@
 """Models to measure: a published size or a config with random weights, or a model with its own weights."""
 
-import os
-import runpy
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-import ml_collections
 import numpy as np
 
-from eqjax import pretrained
+from eqjax import config_files, pretrained
 from eqjax.generator import Generator
 from eqjax.model import Model
 from eqjax.published import GENERATOR_SIZES
 from eqjax.tokenizer import Tokenizer
 from eqjax.training.config import generator_config
-from eqjax.typing import Params
+from eqjax.typing import Config, Params
 
 
 def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer, Generator]:
     """Returns the modules of a published size or of a generator's config, without weights.
 
     Args:
-      config: "S", "B", "L" or "H", or "path.py:variant". A config that names no tokenizer gets the published one.
+      config: "S", "B", "L" or "H", or a config file with ":variant". If it names no tokenizer, the published one
+        counts.
       dtype: the compute dtype of both modules.
 
     Raises:
@@ -32,7 +30,7 @@ def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer,
     if config in GENERATOR_SIZES:
         tokenizer, generator = Tokenizer(), Generator(**GENERATOR_SIZES[config])
     else:
-        fields: Any = read_config(config)
+        fields = read_config(config)
         if "generator" not in fields:
             raise ValueError(f"--config={config} holds no generator; give a generator's config.")
         if fields.tokenizer_weights:
@@ -43,20 +41,23 @@ def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer,
     return tokenizer.clone(dtype=jnp.dtype(dtype)), generator.clone(dtype=jnp.dtype(dtype))
 
 
-def read_config(config: str) -> ml_collections.ConfigDict:
-    """Returns the training config of "path.py:variant", or of a published size.
+def read_config(config: str) -> Config:
+    """Returns the training config of a file, or of a published size.
+
+    Args:
+      config: "S", "B", "L" or "H", or a file as `config_files.find` takes it.
 
     Raises:
-      ValueError: `config` is neither a size nor a file.
+      ValueError: `config` is neither a size nor a file; or an unknown variant.
     """
     if config in GENERATOR_SIZES:
-        fields: Any = generator_config()
+        fields = generator_config()
         fields.generator.update(GENERATOR_SIZES[config])
         return fields
-    path, _, variant = config.partition(":")
-    if not os.path.isfile(path):
-        raise ValueError(f"--config={config} is neither one of {sorted(GENERATOR_SIZES)} nor a config file.")
-    return runpy.run_path(path)["get_config"](variant or None)
+    try:
+        return config_files.load(config)
+    except FileNotFoundError as error:
+        raise ValueError(f"--config={config} is none of the sizes {', '.join(GENERATOR_SIZES)}, and {error}") from error
 
 
 def random_params(module: Tokenizer | Generator) -> Params:
@@ -73,10 +74,12 @@ def names_weights(config: str) -> bool:
     """Returns whether `config` names a model with weights, rather than a published size or a config file.
 
     Example:
-      >>> names_weights("photos"), names_weights("L"), names_weights("configs/photos_generator.py:tiny")
+      >>> names_weights("photos"), names_weights("L"), names_weights("photos_generator:tiny")
       (True, False, False)
     """
-    return config not in GENERATOR_SIZES and not config.partition(":")[0].endswith(".py")
+    path = config.partition(":")[0]
+    is_config = path.endswith(".py") or path.removeprefix("configs/") in config_files.names()
+    return config not in GENERATOR_SIZES and not is_config
 
 
 def make_model(config: str, dtype: DTypeLike = "float32") -> Model:
@@ -92,10 +95,8 @@ def make_model(config: str, dtype: DTypeLike = "float32") -> Model:
       FileNotFoundError: there are no such weights.
     """
     if names_weights(config):
-        model = pretrained.load_pretrained(config)
-        return model.replace(
-            tokenizer=model.tokenizer.clone(dtype=jnp.dtype(dtype)),
-            generator=model.generator.clone(dtype=jnp.dtype(dtype)),
-        )
+        model: Any = pretrained.load_pretrained(config)
+        halves = {name: model.require(name).clone(dtype=jnp.dtype(dtype)) for name in ("tokenizer", "generator")}
+        return model.replace(**halves)
     tokenizer, generator = build_modules(config, dtype)
     return Model(tokenizer, random_params(tokenizer), generator, random_params(generator), 1.0, None)

@@ -10,12 +10,10 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES
-from eqjax.latent_cache.check import encoding_params
+from eqjax.latent_cache.encode import encoder_params
 from eqjax.perf import flops
 from eqjax.perf.chips import find_chip
 from eqjax.perf.hlo import Collective, collectives
@@ -23,7 +21,7 @@ from eqjax.tables import markdown_table
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop
 from eqjax.training.generator import GeneratorStep
-from eqjax.typing import Tree
+from eqjax.typing import Config, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +74,7 @@ class Estimate:
     utilization: tuple[float, float]
 
 
-def lower(
-    config: ml_collections.ConfigDict, devices: Sequence[jax.Device], num_columns: int
-) -> tuple[jax.stages.Lowered, Tree, Tree, int]:
+def lower(config: Config, devices: Sequence[jax.Device], num_columns: int) -> tuple[Any, Tree, Tree, int]:
     """Lowers the training step on latents, from shapes alone.
 
     Args:
@@ -110,7 +106,7 @@ def lower(
     return loop.compile_step(step, LOGICAL_AXES, mesh, state, key).lower(state, batch), state, batch, needed
 
 
-def encoder_bytes(config: ml_collections.ConfigDict) -> int:
+def encoder_bytes(config: Config) -> int:
     """Returns the bytes of the encoder's parameters, which every device holds when a step reads images.
 
     Args:
@@ -126,10 +122,10 @@ def encoder_bytes(config: ml_collections.ConfigDict) -> int:
         params = pretrained.load(pretrained.resolve_path(config.tokenizer_weights or "")).params["tokenizer"]
     except FileNotFoundError:
         params = pretrained.abstract_params(Tokenizer())
-    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoding_params(params)))
+    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoder_params(params)))
 
 
-def plan_step(config: ml_collections.ConfigDict, num_chips: int, num_columns: int = 16) -> StepPlan:
+def plan_step(config: Config, num_chips: int, num_columns: int = 16) -> StepPlan:
     """Plans a training step on a mesh; compiles, but allocates no array.
 
     Args:
@@ -168,7 +164,7 @@ def plan_step(config: ml_collections.ConfigDict, num_chips: int, num_columns: in
         },
         flops=needed,
         float32=str(config.generator.dtype) == "float32",
-        traffic=collectives(compiled.as_text()),
+        traffic=collectives(str(compiled.as_text())),
     )
 
 

@@ -20,7 +20,7 @@ class SamplingKeywords(TypedDict, total=False):
     guidance_schedule: str
     num_flow_steps: Scalar
     solver: str
-    time_grid: str | Sequence[Scalar] | np.ndarray
+    time_grid: flow.TimeGrid
     temperature: Scalar
     max_position: Scalar | None
 
@@ -59,7 +59,7 @@ class SamplingOptions:
     guidance_schedule: str = "linear"
     num_flow_steps: Scalar = 100
     solver: str = "euler"
-    time_grid: str | Sequence[Scalar] | np.ndarray = "uniform"
+    time_grid: flow.TimeGrid = "uniform"
     temperature: Scalar = 1.0
     max_position: Scalar | None = None
 

@@ -1,6 +1,7 @@
-"""The command's flags: what they become."""
+"""The benchmark command: what its flags become, and what it refuses."""
 
 from absl import flags
+import pytest
 
 from eqjax.cli import benchmark
 from eqjax.perf.benchmark import BenchmarkOptions
@@ -11,19 +12,25 @@ def parse(*arguments):
     values = flags.FlagValues()
     benchmark.define_flags(values)
     values(["benchmark", *arguments])
-    return benchmark.options_from_flags(values)
+    return values
 
 
-def test_flags_without_arguments_are_the_default_options():
-    assert parse() == BenchmarkOptions()
+def test_no_flags_are_the_default_options():
+    assert benchmark.benchmark_options(parse()) == BenchmarkOptions()
 
 
 def test_every_flag_reaches_the_options():
-    options = parse(
+    args = parse(
         "--config=L", "--batch_size=4", "--num_columns=8", "--dtype=bfloat16", "--guidance_scale=1",
         "--num_flow_steps=10", "--solver=heun", "--repeats=5",
     )  # fmt: skip
     sampling = SamplingOptions(guidance_scale=1.0, num_flow_steps=10, solver="heun")
-    assert options == BenchmarkOptions(
+    assert benchmark.benchmark_options(args) == BenchmarkOptions(
         config="L", batch_size=4, num_columns=8, dtype="bfloat16", sampling=sampling, repeats=5
     )
+
+
+@pytest.mark.parametrize("words", [[], ["sampling", "training"]])
+def test_one_kind_of_work_must_be_named(words):
+    with pytest.raises(ValueError, match="name one kind of work to measure, of sampling, decoding, training, floor"):
+        benchmark.run(parse(), words)

@@ -1,30 +1,27 @@
 """What commands make of their arguments: fields by name, and one message where something is wrong."""
 
-from absl import flags
-from ml_collections import config_flags
 import pytest
 
 from configs import photos_tokenizer
 from eqjax import pretrained
 from eqjax.cli import runner
+from eqjax.cli.main import COMMANDS
 from tests import subprocesses
 from tests.random_params import random_params
 
 
 def parse(config, *arguments):
     """The configuration that a command line gives."""
-    values, argv = flags.FlagValues(), ["program", f"--config=configs/{config}", *arguments]
-    runner.check_fields(argv)
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return values.config
+    command = COMMANDS["train-tokenizer"]
+    args, _ = runner.parse(command, [f"--config=configs/{config}", "--workdir=w", *arguments])
+    return args.config
 
 
 @pytest.mark.parametrize(
     ("config", "argument", "value"),
     [
-        ("tokenizer_imagenet256.py", "tokenizer.attention_window=1", 1),
-        ("tokenizer_imagenet256.py", "tokenizer.semantic=None", None),
+        ("imagenet_tokenizer.py", "tokenizer.attention_window=1", 1),
+        ("imagenet_tokenizer.py", "tokenizer.semantic=None", None),
         ("photos_generator.py", "generator.window_size=None", None),
         ("photos_generator.py", "generator.remat=projections", "projections"),
         ("photos_generator.py", "data.classes=ant,bee", ("ant,bee",)),
@@ -54,8 +51,8 @@ def test_what_is_unknown():
 def test_an_unknown_field_ends_the_command_in_one_message(tmp_path):
     workdir = tmp_path / "run"
     arguments = ("--config=configs/photos_tokenizer.py:tiny", f"--workdir={workdir}", "--config.nope=3")
-    output = subprocesses.run("eqjax.cli.train_tokenizer", *arguments, code=1)
-    assert "--config.nope: configs/photos_tokenizer.py has no such field; the nearest is --config." in output
+    output = subprocesses.run("eqjax", "train-tokenizer", *arguments, code=1)
+    assert "--config.nope: photos_tokenizer.py has no such field; the nearest is --config." in output
     assert "Traceback" not in output and not workdir.exists()
 
 
@@ -63,6 +60,6 @@ def test_the_demo_says_what_weights_lack(tmp_path):
     module = pretrained.build_module("tokenizer", dict(photos_tokenizer.get_config("tiny").tokenizer))
     path = tmp_path / "tokenizer.safetensors"
     pretrained.save(path, pretrained.Weights({"tokenizer": module}, {"tokenizer": random_params(module)}, 1.0))
-    output = subprocesses.run("eqjax.cli.demo", f"--weights={path}", f"--output={tmp_path / 'out'}", code=1)
+    output = subprocesses.run("eqjax", "demo", f"--weights={path}", f"--output={tmp_path / 'out'}", code=1)
     assert f"--weights={path} holds no generator" in output
     assert "Traceback" not in output and not (tmp_path / "out").exists()

@@ -24,33 +24,33 @@ def tokenizer_file(tmp_path_factory):
 
 def command(*arguments):
     environment = dict(os.environ, JAX_PLATFORMS="cpu")
-    full = [sys.executable, "-m", "eqjax.cli.convert", *arguments]
+    full = [sys.executable, "-m", "eqjax", "convert", *arguments]
     return subprocess.run(full, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("averaged", [True, False])
-def test_tokenizer_there_and_back(tmp_path, tokenizer_file, averaged):
+@pytest.mark.parametrize("variant", ["ema", "raw"])
+def test_tokenizer_there_and_back(tmp_path, tokenizer_file, variant):
     there, back = tmp_path / "tokenizer.safetensors", tmp_path / "back.ckpt"
-    convert_command.from_torch(tokenizer_file, there, averaged, latent_scale=0.25)
+    convert_command.from_torch(tokenizer_file, there, variant, latent_scale=0.25)
     weights = pretrained.load(there)
     assert weights.latent_scale == 0.25
     assert weights.modules["tokenizer"].square_downsamples == 1
     convert_command.to_torch(there, back)
     state = torch_archive.load(back)["state_dict"]
     assert set(state) == {name for name in published_checkpoints.lightning_shapes() if not name.startswith("loss.")}
-    salt = "" if averaged else published_checkpoints.LIVE
-    for pick in (convert.live_tokenizer_state_dict, convert.averaged_tokenizer_state_dict):
+    salt = "" if variant == "ema" else published_checkpoints.RAW
+    for pick in (convert.raw_tokenizer_state_dict, convert.ema_tokenizer_state_dict):
         for name, array in pick(state).items():
             ran = ".block.1." not in name or not name.startswith("semantic_decoder.")
             expected = reference_weights.weight(name, array.shape, salt) if ran else np.zeros(array.shape)
             np.testing.assert_array_equal(array, expected, err_msg=name)
 
 
-@pytest.mark.parametrize("averaged", [True, False])
-def test_generator_there_and_back(tmp_path, averaged):
+@pytest.mark.parametrize("variant", ["ema", "raw"])
+def test_generator_there_and_back(tmp_path, variant):
     there, back = tmp_path / "generator.safetensors", tmp_path / "back.ckpt"
     convert_command.from_torch(
-        published_checkpoints.GENERATOR, there, averaged, num_heads=4, window_size=6, max_rope_shift=2
+        published_checkpoints.GENERATOR, there, variant, num_heads=4, window_size=6, max_rope_shift=2
     )
     module = pretrained.load(there).modules["generator"]
     assert (module.num_heads, module.window_size, module.max_rope_shift) == (4, 6, 2)
@@ -59,7 +59,9 @@ def test_generator_there_and_back(tmp_path, averaged):
     for key in ("model", "model_ema"):
         assert len(checkpoint[key]) == 133
         for name, array in checkpoint[key].items():
-            expected = reference_weights.weight(name, array.shape, "" if averaged else published_checkpoints.LIVE)
+            expected = reference_weights.weight(
+                name, array.shape, "" if variant == "ema" else published_checkpoints.RAW
+            )
             np.testing.assert_array_equal(array, expected, err_msg=name)
 
 
@@ -87,15 +89,15 @@ def test_a_file_with_both_parts_needs_a_name(tmp_path, tokenizer_file):
         convert_command.to_torch(tmp_path / "t.safetensors", tmp_path / "y.ckpt", "generator")
 
 
-def test_the_command_converts_and_summarises(tmp_path):
+def test_the_command_converts_and_summarizes(tmp_path):
     target = tmp_path / "g.safetensors"
-    options = ["--num_heads=4", "--weights=live", "--latent_scale=0.5"]
+    options = ["--num_heads=4", "--variant=raw", "--latent_scale=0.5"]
     done = command(f"--input={published_checkpoints.GENERATOR}", f"--output={target}", *options)
     assert done.returncode == 0, done.stderr
     assert f"generator with 0.3 M parameters written to {target}" in done.stderr
     weights = pretrained.load(target)
     assert weights.latent_scale == 0.5
-    expected = reference_weights.weight("fake_latent", (1, 64), published_checkpoints.LIVE)
+    expected = reference_weights.weight("fake_latent", (1, 64), published_checkpoints.RAW)
     np.testing.assert_array_equal(weights.params["generator"]["null_embedding"], expected)
 
 

@@ -41,7 +41,8 @@ def test_the_command_says_what_to_put_where_and_fails(tmp_path):
         [
             sys.executable,
             "-m",
-            "eqjax.cli.fetch_weights",
+            "eqjax",
+            "fetch-weights",
             "inception",
             f"--folder={tmp_path}",
             "--mirror=file:///nowhere",

@@ -2,13 +2,13 @@
 
 import weakref
 
-from absl import flags
 import numpy as np
 from PIL import Image
 import pytest
 
 from eqjax import load_pretrained, panorama, pretrained
-from eqjax.cli import sample
+from eqjax.cli import runner, sample
+from eqjax.cli.main import COMMANDS
 from tests.sampling.small_models import model
 
 
@@ -26,11 +26,11 @@ def weights(tmp_path_factory):
 def _command(weights, tmp_path):
     def command(*, written="out.png", **options):
         output = tmp_path / "out.png"
-        defaults = dict(weights=weights, output=output, num_flow_steps=2, solver="adams_bashforth")
-        values = flags.FlagValues()
-        sample.define_flags(values)
-        values(["sample", *(f"--{name}={value}" for name, value in {**defaults, **options}.items())])
-        sample.run(values)
+        defaults = dict(weights=weights, output=output, guidance_scale=2, guidance_schedule="constant")
+        defaults |= dict(num_flow_steps=2, solver="adams_bashforth")
+        arguments = [f"--{name}={value}" for name, value in {**defaults, **options}.items() if value is not None]
+        args, _ = runner.parse(COMMANDS["sample"], arguments)
+        sample.run(args)
         return np.asarray(Image.open(tmp_path / written))
 
     return command
@@ -41,7 +41,7 @@ def test_photographs_stand_upright(tmp_path):
     image[:, :16] = 255
     exif[0x0112] = 6  # To be turned clockwise by a quarter.
     Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(sample.read_photograph(tmp_path / "turned.png"), np.rot90(image, -1))
+    np.testing.assert_array_equal(sample.read_image(tmp_path / "turned.png"), np.rot90(image, -1))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_photographs_stand_upright(tmp_path):
         ("cat:5,dog", None, 16),
         ("cat:20,dog", 21, 21),
         ("cat", None, 16),
-        ("cat:20,dog", None, "--columns is missing: dog begins at column 20"),
+        ("cat:20,dog", None, "--num_columns is missing: dog begins at column 20"),
         ("cat:20,dog:5,eel", 20, "ends before dog .from column 20., eel .from column 25. of --classes"),
     ],
 )
@@ -66,13 +66,13 @@ def test_columns_of_a_panorama(classes, columns, expected):
 
 
 def test_grid_of_classes_and_seeds(command):
-    out = command(classes="cat,2", seeds="0,5", columns=4)
+    out = command(classes="cat,2", seeds="0,5", num_columns=4)
     assert out.shape == (2 * 16 + 2, 2 * 8 + 2, 3)
-    np.testing.assert_array_equal(out, command(classes="cat,2", seeds="0,5", columns=4))
+    np.testing.assert_array_equal(out, command(classes="cat,2", seeds="0,5", num_columns=4))
 
 
 def test_panorama_with_classes_and_gif(command, tmp_path):
-    out = command(classes="cat:20,dog", transition=4, columns=50, gif=True, gif_pixels=6)
+    out = command(classes="cat:20,dog", transition=4, num_columns=50, gif=True, gif_pixels=6)
     assert out.shape == (16, 100, 3)
     with Image.open(tmp_path / "out.gif") as gif:
         assert (gif.size, gif.n_frames) == ((64, 16), (100 - 64) // 6 + 1)
@@ -104,9 +104,9 @@ def test_gif_moves_along_and_holds_one_frame(tmp_path, monkeypatch):
 
 
 def test_a_panorama_goes_on(command, tmp_path):
-    options = dict(classes="cat", columns=32, state=tmp_path / "state.npz")
+    options = dict(classes="cat", num_columns=32, state=tmp_path / "state.npz")
     parts = [command(**options, written="out-000000.png"), command(**options, written="out-000032.png")]
-    once = command(classes="cat", columns=64, state=tmp_path / "other.npz", written="out-000000.png")
+    once = command(classes="cat", num_columns=64, state=tmp_path / "other.npz", written="out-000000.png")
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), once)
     assert not (tmp_path / "out.png").exists()
     # Nothing but the state is needed, and what is given must agree with it.
@@ -116,8 +116,8 @@ def test_a_panorama_goes_on(command, tmp_path):
         (dict(classes="dog"), "--classes: saved cat, given dog"),
         (dict(classes="cat:5,dog"), "--classes: saved cat, given cat:5,dog"),
         (dict(classes=9), "--classes: saved cat, given 9"),
-        (dict(guidance=3), r"--guidance: saved \[2.0\], given \[3.0\]"),
-        (dict(guidance_schedule="linear"), r"--guidance: saved \[2.0\], given"),
+        (dict(guidance_scale=3), r"--guidance_scale: saved \[2.0\], given \[3.0\]"),
+        (dict(guidance_schedule="linear"), r"--guidance_scale: saved \[2.0\], given"),
         (dict(solver="heun"), "--solver: saved adams_bashforth, given heun"),
         (dict(num_flow_steps=3), "--num_flow_steps: saved 2, given 3"),
         (dict(seeds="0,1"), r"--seeds: saved \[0\], given \[0, 1\]"),
@@ -125,7 +125,7 @@ def test_a_panorama_goes_on(command, tmp_path):
         (dict(transition=2), "--transition: saved 0, given 2"),
         (dict(max_position=2), "--max_position: saved None, given 2"),
     ):
-        with pytest.raises(ValueError, match=f"panorama of other settings(.|\n)*{sides}"):
+        with pytest.raises(ValueError, match=f"panorama of other options(.|\n)*{sides}"):
             command(state=state, **change)
     with pytest.raises(ValueError, match=r"classes \['cow'\] are not among"):
         command(classes="cow", state=state)
@@ -135,19 +135,19 @@ def test_a_panorama_goes_on(command, tmp_path):
         command(state=state)
     assert state.read_bytes() == before
     (tmp_path / "out-000064.png").rmdir()
-    assert command(state=state, guidance=2, written="out-000064.png").shape == (16, 32, 3)
+    assert command(state=state, guidance_scale=2, written="out-000064.png").shape == (16, 32, 3)
 
 
 def test_a_panorama_of_several_seeds_with_linear_guidance_goes_on(command, tmp_path):
     options = dict(classes="cat:20,dog", seeds="0,5", state=tmp_path / "state.npz", guidance_schedule="linear")
-    assert command(**options, columns=32, written="out-000000.png").shape == (2 * 16 + 2, 64, 3)
+    assert command(**options, num_columns=32, written="out-000000.png").shape == (2 * 16 + 2, 64, 3)
     assert command(**options, written="out-000032.png").shape == (2 * 16 + 2, 32, 3)
 
 
 def test_a_panorama_with_an_end_ends(weights, command, tmp_path):
     strips = panorama(load_pretrained(weights), "cat", num_columns=20, num_flow_steps=2, guidance_scale=2.0)
     strips.save(tmp_path / "state.npz")
-    options = dict(state=tmp_path / "state.npz", solver="euler", columns=30)
+    options = dict(state=tmp_path / "state.npz", solver="euler", num_columns=30)
     assert command(**options, written="out-000000.png").shape == (16, 40, 3)
     with pytest.raises(ValueError, match="its 20 columns are all drawn"):
         command(**options)
@@ -156,14 +156,14 @@ def test_a_panorama_with_an_end_ends(weights, command, tmp_path):
 def test_photograph(command, tmp_path):
     picture = tmp_path / "photo.png"
     Image.fromarray(np.full((32, 50, 3), 90, np.uint8)).save(picture)
-    out = command(classes="cat", photograph=picture, left=2, right=3, resize=True)
+    out = command(classes="cat", image=picture, left=2, right=3, resize=True)
     assert out.shape == (16, 24 + 10, 3) and (out[:, 6:26] == 90).all()
     # Seeds, classes and guidance along the way: one continuation below another.
-    both = command(classes="cat:1,dog", photograph=picture, right=3, resize=True, seeds="0,3", guidance="2,3,4")
+    both = command(classes="cat:1,dog", image=picture, right=3, resize=True, seeds="0,3", guidance_scale="2,3,4")
     assert both.shape == (2 * 16 + 2, 24 + 6, 3) and (both[:16, :22] == 90).all()
     assert (both[:16] != both[18:]).any() and (both[:16] != out[:, 4:]).any()
     with pytest.raises(ValueError, match=r"image height 32 does not fit .*\(--resize\)"):
-        command(classes="cat", photograph=picture, right=3)
+        command(classes="cat", image=picture, right=3)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_photograph(command, tmp_path):
     [
         (dict(classes="cat:x"), "'cat:x' is neither name nor name:columns"),
         (dict(classes="cow"), r"classes \['cow'\] are not among"),
-        (dict(classes="cat:3", columns=5), "covers columns 0 … 2, and the image has 5 columns"),
+        (dict(classes="cat:3", num_columns=5), "covers columns 0 … 2, and the image has 5 columns"),
         (dict(classes="cat:3,dog:0"), "needs at least 1"),
         (dict(classes="cat", num_flow_steps=0), "num_flow_steps=0 must be ≥ 1"),
         ({}, "--classes is missing"),
@@ -180,15 +180,15 @@ def test_photograph(command, tmp_path):
         (dict(classes="cat", seeds=""), "--seeds is empty"),
         (dict(classes="cat", seeds="0,a"), "--seeds=0,a: each must be an integer"),
         (dict(classes="cat", seeds=2**40), "--seeds=1099511627776: each must be an integer of 32 bits"),
-        (dict(classes="cat", guidance="x"), "--guidance=x: each must be a number"),
-        (dict(classes="cat", guidance=""), "--guidance is empty"),
-        (dict(classes="cat", left=2), "--left cannot be used here: without --photograph"),
+        (dict(classes="cat", guidance_scale="x"), "--guidance_scale=x: each must be a number"),
+        (dict(classes="cat", guidance_scale=""), "--guidance_scale is empty"),
+        (dict(classes="cat", left=2), "--left cannot be used here: without --image"),
         (dict(classes="cat", transition=2), "--transition cannot be used here: it needs --classes one after another"),
         (
-            dict(classes="cat", photograph="a.png", state="s.npz"),
-            "--state cannot be used here: a photograph goes on by",
+            dict(classes="cat", image="a.png", state="s.npz"),
+            "--state cannot be used here: an image is continued by",
         ),
-        (dict(classes="cat", photograph="a.png", panorama=True, columns=3), "--columns, --panorama cannot be used"),
+        (dict(classes="cat", image="a.png", panorama=True, num_columns=3), "--num_columns, --panorama cannot be used"),
         (dict(classes="cat", output="."), "--output=. is a folder"),
     ],
 )
@@ -200,4 +200,4 @@ def test_errors(command, options, message):
 def test_classes_beyond_a_photographs_continuation(command, tmp_path):
     Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(tmp_path / "photo.png")
     with pytest.raises(ValueError, match=r"--left=2 --right=3 ends before dog \(from column 3\)"):
-        command(classes="cat:3,dog", photograph=tmp_path / "photo.png", left=2, right=3)
+        command(classes="cat:3,dog", image=tmp_path / "photo.png", left=2, right=3)

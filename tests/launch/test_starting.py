@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from eqjax.cli import runner
+from eqjax.cli import processes, runner
 from launch import local
 from tests import subprocesses
 
@@ -20,31 +20,33 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 def test_who_is_who():
     ours = dict(COORDINATOR_ADDRESS="node0:1234", NUM_PROCESSES="4", PROCESS_ID="3")
     expected = dict(coordinator_address="node0:1234", num_processes=4, process_id=3)
-    assert runner.distributed_arguments(ours) == expected
+    assert processes.distributed_arguments(ours) == expected
     torchrun = dict(MASTER_ADDR="node0", MASTER_PORT="1234", WORLD_SIZE="4", RANK="3")
     # The port itself is taken by torchrun's agent.
-    assert runner.distributed_arguments(torchrun) == {**expected, "coordinator_address": "node0:1235"}
-    local = runner.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="4", LOCAL_RANK="3"))
+    assert processes.distributed_arguments(torchrun) == {**expected, "coordinator_address": "node0:1235"}
+    local = processes.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="4", LOCAL_RANK="3"))
     assert local["local_device_ids"] == [3]
-    assert runner.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0")).keys() == expected.keys()
-    assert runner.distributed_arguments({}) is None
-    assert runner.distributed_arguments(dict(ours, NUM_PROCESSES="1", PROCESS_ID="0")) is None
-    assert runner.distributed_arguments(dict(EQJAX_DISTRIBUTED="auto")) == {}
+    assert (
+        processes.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0")).keys() == expected.keys()
+    )
+    assert processes.distributed_arguments({}) is None
+    assert processes.distributed_arguments(dict(ours, NUM_PROCESSES="1", PROCESS_ID="0")) is None
+    assert processes.distributed_arguments(dict(EQJAX_DISTRIBUTED="auto")) == {}
     with pytest.raises(ValueError, match="COORDINATOR_ADDRESS not set, but the others of .* are"):
-        runner.distributed_arguments(dict(NUM_PROCESSES="2", PROCESS_ID="0"))
+        processes.distributed_arguments(dict(NUM_PROCESSES="2", PROCESS_ID="0"))
     with pytest.raises(ValueError, match="PROCESS_ID=4 must be a number below NUM_PROCESSES=4"):
-        runner.distributed_arguments(dict(ours, PROCESS_ID="4"))
+        processes.distributed_arguments(dict(ours, PROCESS_ID="4"))
 
 
 def test_numbers_of_processes_that_need_not_know_each_other():
-    assert runner.process_numbers(dict(NUM_PROCESSES="4", PROCESS_ID="3")) == (3, 4)
-    assert runner.process_numbers(dict(WORLD_SIZE="2", RANK="1", MASTER_ADDR="node0")) == (1, 2)
-    assert runner.process_numbers({}) == (0, 1)
-    assert runner.process_numbers(dict(EQJAX_DISTRIBUTED="auto")) is None
+    assert processes.process_numbers(dict(NUM_PROCESSES="4", PROCESS_ID="3")) == (3, 4)
+    assert processes.process_numbers(dict(WORLD_SIZE="2", RANK="1", MASTER_ADDR="node0")) == (1, 2)
+    assert processes.process_numbers({}) == (0, 1)
+    assert processes.process_numbers(dict(EQJAX_DISTRIBUTED="auto")) is None
     with pytest.raises(ValueError, match="PROCESS_ID not set, but NUM_PROCESSES is; set both"):
-        runner.process_numbers(dict(NUM_PROCESSES="2"))
+        processes.process_numbers(dict(NUM_PROCESSES="2"))
     with pytest.raises(ValueError, match="WORLD_SIZE not set, but RANK is"):
-        runner.process_numbers(dict(RANK="0"))
+        processes.process_numbers(dict(RANK="0"))
 
 
 def test_gpus_are_shared_out():

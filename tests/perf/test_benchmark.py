@@ -65,14 +65,14 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
 
     shape = (2, model.tokenizer.resolution, 3 * model.tokenizer.column_width, 3)
     assert images.flops == cached.flops + flops.count(encode, jax.ShapeDtypeStruct(shape, "float32"))
-    assert cached.timing.seconds > 0 and cached.timing.compile_seconds > 0
+    assert cached.timing is not None and cached.timing.seconds > 0 and cached.timing.compile_seconds > 0
 
 
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
         ("flying", "S", r"'flying' is not one of \('sampling', 'decoding', 'training', 'floor'\)"),
-        ("training", "XL", r"neither one of \['B', 'H', 'L', 'S'\] nor a config file"),
+        ("training", "XL", "none of the sizes S, B, L, H, and there is no file XL"),
         ("floor", "configs/photos_tokenizer.py", "holds no generator"),
     ],
 )

@@ -13,7 +13,7 @@ KERNEL = np.ones((3, 3, 3, 7), np.float32)
 
 def _conv(image, stride):
     layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(image, KERNEL, (stride, stride), "VALID", dimension_numbers=layout)
+    return jax.lax.conv_general_dilated(image, jnp.asarray(KERNEL), (stride, stride), "VALID", dimension_numbers=layout)
 
 
 def test_a_matrix_product_counts_two_per_multiplication():

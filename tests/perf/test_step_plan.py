@@ -1,6 +1,7 @@
 """The cost model of a training step: a tiny plan from end to end, what counts, what is refused."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import pytest
@@ -18,7 +19,7 @@ def tiny_plan(**changes):
 
 def by_hand(**changes):
     """A plan with round numbers: one second of each term on the chip `unit`."""
-    values = dict(
+    values: dict[str, Any] = dict(
         model="by hand", num_chips=2, mesh="data:2", batch_size=4, num_parameters=1, flops=2e12, float32=False,
         memory={"parameters": 100, "EMA weights": 100, "frozen encoder": 7, "optimizer state": 200, "batch": 3,
                 "activations and gradients": 100},

@@ -5,6 +5,7 @@ python -m tests.training.sample_metrics_run WORKDIR TOKENIZER REFERENCE
 
 import contextlib
 import json
+import sys
 
 import numpy as np
 
@@ -80,9 +81,6 @@ def main(workdir, tokenizer, reference):
 
 
 if __name__ == "__main__":
-    from absl import app, flags
-
     from eqjax.cli import runner
 
-    flags.FLAGS.set_default("compilation_cache", "")  # The tests' own.
-    app.run(lambda argv: runner.finish(lambda: main(*argv[1:])))
+    runner.finish(lambda: main(*sys.argv[1:]))

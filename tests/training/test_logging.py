@@ -1,8 +1,9 @@
-"""Where logs go besides files: Weights & Biases, with a stand-in for its package."""
+"""Logs: JSON lines, and Weights & Biases with a stand-in for its package."""
 
 import json
 import sys
 import types
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -13,8 +14,8 @@ from eqjax.training.logging import MetricWriter
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """Records what is called; runs are named one, two, …"""
-    fake = types.ModuleType("wandb")
+    """A stand-in for the package, which records calls."""
+    fake: Any = types.ModuleType("wandb")
     fake.calls, fake.started = [], []
 
     class Run:
@@ -34,7 +35,7 @@ def wandb(monkeypatch):
     return fake
 
 
-def test_a_continued_run_stays_one(wandb, tmp_path):
+def test_a_resumed_run_stays_one_run_of_wandb(wandb, tmp_path):
     for _ in range(2):
         with MetricWriter(tmp_path / "cats", "project") as writer:
             writer.config(ml_collections.ConfigDict({"seed": 3}))
@@ -50,7 +51,7 @@ def test_a_continued_run_stays_one(wandb, tmp_path):
     assert {name: first[name] for name in scalars} == scalars
 
 
-def test_every_line_is_json(tmp_path):
+def test_every_line_is_json_and_vectors_become_curves(tmp_path):
     with MetricWriter(tmp_path) as writer:
         writer.scalars(1, {"loss": np.nan, "column": np.array([np.inf, 1.5]), "nonfinite_steps": 3})
 
@@ -61,7 +62,7 @@ def test_every_line_is_json(tmp_path):
     assert (line["loss"], line["column/00"], line["column/01"], line["nonfinite_steps"]) == (None, None, 1.5, 3)
 
 
-def test_without_the_package(tmp_path, monkeypatch):
+def test_wandb_is_needed_only_where_a_project_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ModuleNotFoundError, match="wandb_project='p' needs the package wandb: pip install wandb"):
         MetricWriter(tmp_path, "p")

@@ -10,7 +10,7 @@ import pytest
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
-from eqjax.latent_cache import check
+from eqjax.latent_cache.encode import LatentEncoder, encoder_params
 from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop
@@ -32,8 +32,8 @@ TOKENIZER = Tokenizer(
 @pytest.mark.parametrize("source", ["latents", "images"])
 def test_training_step_lowers_for_every_platform(source):
     config = default_config()
-    encode = check.make_encode(TOKENIZER, 0.5)
-    encoder = {} if source == "latents" else check.encoding_params(pretrained.abstract_params(TOKENIZER))
+    encode = LatentEncoder(TOKENIZER, 0.5)
+    encoder = {} if source == "latents" else encoder_params(pretrained.abstract_params(TOKENIZER))
     step = GeneratorStep.from_config(config, GENERATOR, encode)
     mesh, key = sharding.make_mesh(shape="fsdp:2,tensor:2"), jax.random.key(0)
     state = loop.abstract_state(step.init_state, LOGICAL_AXES, mesh, key)

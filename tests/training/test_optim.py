@@ -1,6 +1,7 @@
-"""Schedules and averages by closed forms; the optimizer against recorded steps."""
+"""Schedules, EMA weights and gradient accumulation by closed forms; the optimizer against recorded steps."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,41 +22,51 @@ def make(**fields):
     return config
 
 
-def rates(config, steps, total=1000):
-    schedule = optim.make_schedule(config, total)
-    return [float(schedule(step)) for step in steps]
+@pytest.mark.parametrize(
+    ("fields", "steps", "expected"),
+    [
+        (dict(learning_rate=2.0), [0, 7], [2, 2]),
+        (dict(learning_rate=2.0, warmup_steps=100.0), [0, 50, 100, 900], [0, 1, 2, 2]),
+        (dict(learning_rate=2.0, warmup_steps=2.5), [1, 2, 3], [0.8, 1.6, 2.0]),
+        (dict(warmup_steps=100.0, schedule="cosine", final_lr_ratio=0.1), [50, 100, 550, 1000], [0.5, 1, 0.55, 0.1]),
+        (dict(schedule="cosine", final_lr_ratio=0.0), [0, 500, 1000, 1001], [1, 0.5, 0, 0]),
+        (
+            dict(warmup_steps=10.0, schedule="step", decay_every=100, decay_rate=0.2),
+            [5, 10, 109, 110, 210],
+            [0.5, 1, 1, 0.2, 0.04],
+        ),
+    ],
+)
+def test_schedules_follow_closed_forms(fields, steps, expected):
+    schedule = optim.make_schedule(make(**{"learning_rate": 1.0, **fields}), 1000)
+    for kind in (int, jnp.int32):  # Steps on the host, and steps of a state.
+        found = [np.asarray(schedule(kind(step))) for step in steps]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_schedules():
-    config = make(learning_rate=2.0, warmup_steps=100.0)
-    np.testing.assert_allclose(rates(config, [0, 50, 100, 900]), [0, 1, 2, 2], rtol=1e-6)
-    config = make(learning_rate=2.0, warmup_steps=2.5)
-    np.testing.assert_allclose(rates(config, [1, 2, 3]), [0.8, 1.6, 2.0], rtol=1e-6)
-    config = make(learning_rate=1.0, warmup_steps=100.0, schedule="cosine", final_lr_ratio=0.1)
-    np.testing.assert_allclose(rates(config, [100, 550, 1000]), [1, 0.55, 0.1], rtol=1e-5)
-    config = make(learning_rate=1.0, warmup_steps=10.0, schedule="step", decay_every=100, decay_rate=0.2)
-    np.testing.assert_allclose(rates(config, [5, 10, 109, 110, 210]), [0.5, 1, 1, 0.2, 0.04], rtol=1e-5)
+def test_unknown_schedules_are_refused():
     with pytest.raises(ValueError, match="optimizer.schedule='linear' is not one of"):
         optim.make_schedule(make(schedule="linear"), 10)
 
 
-def test_averages():
+def test_ema_weights_and_their_decay_follow_closed_forms():
     average, decay = {"w": jnp.zeros(())}, 0.9
     for n in range(1, 6):
         average = ema_update(average, {"w": jnp.ones(())}, decay)
         np.testing.assert_allclose(average["w"], 1 - 0.9**n, rtol=1e-5)
     config = make(ema_decay=0.99, ema_warmup=True)
-    np.testing.assert_allclose([optim.ema_decay(config, n) for n in (1, 9, 10000)], [2 / 11, 10 / 19, 0.99], rtol=1e-6)
+    decays = [np.asarray(optim.ema_decay(config, n)) for n in (1, 9, 10000)]
+    np.testing.assert_allclose(decays, [2 / 11, 10 / 19, 0.99], rtol=1e-6)
     assert optim.ema_decay(make(ema_decay=0.5), 1) == 0.5
 
 
-def test_streams_differ():
+def test_random_streams_of_different_names_differ():
     key = jax.random.key(0)
     bits = {int(jax.random.bits(stream(key, name))) for name in ("flow", "rope", "label", "dropout", "posterior")}
     assert len(bits) == 5
 
 
-def test_what_decays():
+def test_weight_decay_acts_on_the_published_parameters():
     generator, params, _ = generator_case()
     mask = optim.weight_decay_mask(params)
     reference = convert.generator_state_dict(
@@ -66,24 +77,46 @@ def test_what_decays():
         assert (values == published).all(), name
 
 
-def test_muon_orthogonalises_kernels():
+def test_muon_orthogonalizes_kernels():
     params = {"conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}}
     optimizer, _ = optim.make_optimizer(make(name="muon", learning_rate=1.0), 10, optim.muon_dimension_numbers)
     gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    updates: Any = optimizer.update(gradient, optimizer.init(params), params)[0]
     values = np.linalg.svd(np.asarray(updates["conv"]["kernel"]).reshape(36, 8), compute_uv=False)
     assert values.max() / values.min() < 2
     assert (updates["conv"]["kernel"].shape, updates["conv"]["bias"].shape) == ((3, 3, 4, 8), (8,))
 
 
-def test_optimizer_names():
-    with pytest.raises(ValueError, match="optimizer.name='sgd' is neither"):
-        optim.make_optimizer(make(name="sgd"), 10, optim.muon_dimension_numbers)
-    with pytest.raises(ValueError, match="optimizer.name='muon' is neither"):
-        optim.make_optimizer(make(name="muon"), 10)
+@pytest.mark.parametrize(
+    ("fields", "numbers", "message"),
+    [
+        (dict(name="sgd"), optim.muon_dimension_numbers, "optimizer.name='sgd' is neither"),
+        (dict(name="muon"), None, "optimizer.name='muon' is neither"),
+        (dict(grad_clip_norm=0.0), None, "optimizer.grad_clip_norm=0.0 must be above 0, or None"),
+    ],
+)
+def test_impossible_optimizers_are_refused(fields, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        optim.make_optimizer(make(**fields), 10, numbers)
 
 
-def test_recorded_steps():
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    batch, params = jax.random.normal(jax.random.key(0), (12, 5)), jnp.arange(5.0)
+
+    def compute(count, batch, key):
+        del key
+        loss = jax.value_and_grad(lambda p: (((batch @ p) ** 2).mean(), batch.sum(1).mean()), has_aux=True)
+        return loss(params), count + 1
+
+    whole, one = optim.accumulate_gradients(compute, batch, jax.random.key(0), 1, 0)
+    microbatches, four = optim.accumulate_gradients(compute, batch, jax.random.key(0), 4, 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, microbatches)
+    assert (one, four) == (1, 4)
+    with pytest.raises(ValueError, match="batch of 12 does not divide into accumulation_steps=5"):
+        optim.accumulate_gradients(compute, batch, jax.random.key(0), 5, 0)
+
+
+def test_three_steps_are_those_recorded_from_the_reference():
     """Three steps of AdamW with clipping and averaging; the second loss is multiplied by 10."""
     generator, params, arrays = generator_case()
     clip = json.loads((GOLDEN / "generator_tiny.json").read_text())["config"]["clip"]

@@ -7,6 +7,7 @@ Writes RESULT (an option) with the final weights and the number of processes. Ex
 
 import dataclasses
 import json
+import sys
 import time
 
 import jax
@@ -106,9 +107,6 @@ def main(workdir, options):
 
 
 if __name__ == "__main__":
-    from absl import app, flags
-
     from eqjax.cli import runner
 
-    flags.FLAGS.set_default("compilation_cache", "")  # The tests' own.
-    app.run(lambda argv: runner.finish(lambda: main(argv[1], json.loads(argv[2]))))
+    runner.finish(lambda: main(sys.argv[1], json.loads(sys.argv[2])))

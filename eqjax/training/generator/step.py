@@ -91,7 +91,6 @@ class GeneratorStep:
         Returns:
           The state after the step, and its metrics: "loss", "grad_norm", "learning_rate" and "column_loss" [L].
         """
-
         loss_and_grads = jax.value_and_grad(self.loss, has_aux=True)
 
         def compute(carry: None, batch: Batch, key: PRNGKey) -> tuple[Any, None]:

@@ -11,6 +11,7 @@ from eqjax import pixels, pretrained, sharding
 from eqjax.data import EvalBatches, eval_batches, make_source
 from eqjax.generator import LOGICAL_AXES, column_weights
 from eqjax.latent_cache import check
+from eqjax.latent_cache.encode import LatentEncoder, encoder_params, latent_scale
 from eqjax.model import Model
 from eqjax.published import LATENT_SCALE
 from eqjax.training import loop
@@ -66,9 +67,9 @@ class GeneratorTrainer(loop.Trainer):
         """
         model, self._tokenizer_notes = load_model(config)
         params = model.tokenizer_params
-        self.frozen = {} if config.data.source == "latents" else check.encoding_params(params)
-        self.tokenizer_fingerprint = check.tokenizer_hash(params)
-        encode = check.make_encode(model.require("tokenizer"), model.latent_scale)
+        self.frozen = {} if config.data.source == "latents" else encoder_params(params)
+        self.tokenizer_fingerprint = check.encoder_fingerprint(params)
+        encode = LatentEncoder(model.require("tokenizer"), model.latent_scale)
         self._train_step = GeneratorStep.from_config(config, model.require("generator"), encode)
         self._per_image_losses = jax.jit(self._train_step.per_image_losses)
         self._evaluator = make_evaluator(config, model) if config.metrics.every else None
@@ -186,7 +187,7 @@ def load_model(config: Config) -> tuple[Model, str]:
         check.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
     if config.loss_columns is not None:
         column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
-    abstract, scale = pretrained.abstract_params(generator), check.latent_scale(weights)
+    abstract, scale = pretrained.abstract_params(generator), latent_scale(weights)
     return Model(tokenizer, params, generator, abstract, scale, class_names), weights.notes
 
 

@@ -138,6 +138,6 @@ def make_discriminator(config: Config, dtype: DTypeLike = jnp.float32) -> tuple[
     if config.kind == "dino":
         network, params = nets.load("dino", dtype=dtype)
         backbone: Any = network
-        heads = FeatureDiscriminator(backbone.width, len(backbone.readouts), dtype=dtype)
+        heads = FeatureDiscriminator(backbone.width, len(backbone.intermediate_layers), dtype=dtype)
         return DinoDiscriminator(backbone, heads), {"dino": params}
     raise ValueError(f"discriminator.kind={config.kind!r} is not one of {KINDS}.")

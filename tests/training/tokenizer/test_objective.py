@@ -18,7 +18,7 @@ from eqjax.training.tokenizer.objective import TERMS, ActiveTerms, Objective, Ra
 from tests import frozen_network_cases
 from tests.golden_cases import recorded_tokenizer, relative_error
 from tests.reference_weights import image, state_dict
-from tests.training import two_products
+from tests.training.tokenizer import two_products
 
 META, RECORDED = frozen_network_cases.objective()
 # Names of the reference and ours.

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import tokenizer_imagenet256
+from configs import imagenet_tokenizer
 from eqjax import convert, pretrained, sharding
 from eqjax.tokenizer import ENCODER_PARTS
 from eqjax.training import loop, tokenizer
@@ -20,7 +20,7 @@ from tests.random_params import random_params
 
 
 def make_config(variant="tiny", **overrides):
-    config = tokenizer_imagenet256.get_config(variant)
+    config = imagenet_tokenizer.get_config(variant)
     config.data.classes = ("brick", "coffee")
     config.update(log_every=1, checkpoint_every=30, image_every=None)
     config.update(overrides)
@@ -226,7 +226,7 @@ def test_stage_2_takes_the_converted_published_tokenizer(monkeypatch):
     converted = pretrained.build_module("tokenizer", fields)
     weights = pretrained.Weights({"tokenizer": converted}, {}, 1.0)
     monkeypatch.setattr(pretrained, "load", lambda _: weights)
-    config = tokenizer_imagenet256.get_config("stage2")
+    config = imagenet_tokenizer.get_config("stage2")
     config.stage1_weights = "photos"  # Not read: see above.
     assert load_modules(config)[1] is weights
     config.tokenizer.semantic = {**dict(config.tokenizer.semantic), "channel_multipliers": (8, 10)}
@@ -235,7 +235,7 @@ def test_stage_2_takes_the_converted_published_tokenizer(monkeypatch):
 
 
 def test_the_default_is_the_published_recipe():
-    config = tokenizer_imagenet256.get_config()
+    config = imagenet_tokenizer.get_config()
     check_config(config, tokenizer.default_config())
     terms, both = config.objective, (config.optimizer, config.discriminator_optimizer)
     assert (terms.kl_weight, terms.perceptual_weight, terms.semantic_weight) == (0.01, 1.0, 5.0)
@@ -250,5 +250,5 @@ def test_the_default_is_the_published_recipe():
         "constant",
         0,
     )
-    second = tokenizer_imagenet256.get_config("stage2")
+    second = imagenet_tokenizer.get_config("stage2")
     assert second.freeze_encoder and second.objective.semantic_weight == 0

@@ -1,0 +1,56 @@
+"""The console script `eqjax`: finds the command and runs it."""
+
+from collections.abc import Sequence
+import difflib
+import sys
+
+import eqjax
+from eqjax.cli import runner
+from eqjax.cli.runner import Command
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("demo", "samples images and panoramas with the shipped weights"),
+        Command("sample", "samples images and panoramas, and outpaints images"),
+        Command("convert", "converts published PyTorch weights to a weights file, and back", uses_jax=False),
+        Command("fetch_weights", "fetches the frozen networks of losses and metrics", "[NETWORK …]", uses_jax=False),
+        Command("train_tokenizer", "trains a column tokenizer"),
+        Command("train_generator", "trains a generator on a trained tokenizer"),
+        Command("cache_latents", "encodes a data set once, for training without the encoder", joins=False),
+        Command("evaluate", "measures generated images or reconstructions", "generation|reconstruction"),
+        Command("make_statistics", "computes reference statistics of a set of images, for FID and others"),
+        Command("analyze", "measures equivariance, and whether all columns are one task"),
+        Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor"),
+        Command("plan", "estimates a training step on machines that are not at hand", uses_jax=False),
+    )
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that the first argument names.
+
+    Args:
+      arguments: the command line without the program; None for sys.argv.
+
+    Raises:
+      SystemExit: if the command fails, see `eqjax.cli.runner`.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("--help", "-h", "-help", "help"):
+        print(help_text())
+    elif name == "--version":
+        print(eqjax.__version__)
+    elif name in COMMANDS:
+        runner.run(COMMANDS[name], rest)
+    else:
+        nearest = difflib.get_close_matches(name, COMMANDS, 1, 0)[0]
+        print(f"eqjax: unknown command {name!r}; the nearest is {nearest!r}. See: eqjax --help", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def help_text() -> str:
+    """Returns the list of commands."""
+    lines = [f"  {name:<17} {command.summary}" for name, command in COMMANDS.items()]
+    head = "eqjax: equivariant image modeling in JAX\n\nusage: eqjax COMMAND [--flag=value …]\n"
+    return "\n".join([head, *lines, "\nFlags of a command: eqjax COMMAND --help"])

@@ -1,0 +1,102 @@
+"""Finds and loads configuration files: the shipped ones by name, others by path.
+
+A configuration file is a Python file with a function `get_config(variant)` that returns a `ConfigDict`. The shipped
+ones are the files of the repository's folder configs/, which the wheel holds as eqjax/configs/.
+"""
+
+import difflib
+import os
+import pathlib
+import runpy
+from typing import Any
+
+import ml_collections
+
+_PACKAGE = pathlib.Path(__file__).parent
+
+
+def folder() -> pathlib.Path:
+    """Returns the folder of the shipped configuration files."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def names() -> list[str]:
+    """Returns the names of the shipped configuration files, without `.py`."""
+    return sorted(path.stem for path in folder().glob("*.py") if path.stem != "__init__")
+
+
+def find(name: str) -> str:
+    """Returns the path of a configuration file, followed by its variant.
+
+    Args:
+      name: path of a file, or name of a shipped one (with or without "configs/" and ".py"); a variant may follow
+        after a colon.
+
+    Raises:
+      FileNotFoundError: there is no such file, and no shipped one of this name.
+
+    Example:
+      >>> os.path.basename(find("photos_tokenizer:tiny"))
+      'photos_tokenizer.py:tiny'
+    """
+    path, colon, variant = name.partition(":")
+    if not os.path.isfile(path):
+        shipped = path.removeprefix("configs/").removesuffix(".py")
+        if shipped not in names():
+            nearest = difflib.get_close_matches(shipped, names(), 1, 0)[0]
+            raise FileNotFoundError(
+                f"there is no file {path}, and no shipped configuration of this name; the nearest of "
+                f"{', '.join(names())} is {nearest}."
+            )
+        path = str(folder() / f"{shipped}.py")
+    return path + colon + variant
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+    """Returns the configuration of a file, found as by `find`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the variant is unknown.
+      KeyError: the file defines no `get_config`.
+
+    Example:
+      >>> load("photos_tokenizer:tiny").tokenizer.resolution
+      16
+    """
+    path, _, variant = find(name).partition(":")
+    return runpy.run_path(path)["get_config"](*filter(None, [variant]))
+
+
+def parse_variant(text: str | None, **defaults: bool | int | float | str | tuple[str, ...]) -> dict[str, Any]:
+    """Parses a variant: "name", "name=value" or several of them, joined by commas.
+
+    Args:
+      text: the part after the colon in `--config=name:variant`, or None.
+      **defaults: the known names. A boolean may stand alone ("tiny"); others need a value, which is converted to the
+        type of the default. A tuple lists the possible values, the default first.
+
+    Returns:
+      A dict of all names.
+
+    Raises:
+      ValueError: an unknown name, a value of another type, or a value that is not listed.
+
+    Example:
+      >>> parse_variant("tiny,size=B", tiny=False, size=("L", "B"))
+      {'tiny': True, 'size': 'B'}
+    """
+    values = {name: default[0] if isinstance(default, tuple) else default for name, default in defaults.items()}
+    for item in filter(None, (text or "").split(",")):
+        name, _, value = item.partition("=")
+        if name not in defaults:
+            raise ValueError(f"unknown variant {name!r} in ':{text}'; known: {values}.")
+        choices, kind = defaults[name], type(values[name])
+        if isinstance(choices, tuple) and value not in choices:
+            raise ValueError(f"{name}={value!r} in ':{text}' is not one of {choices}.")
+        try:
+            values[name] = {"": True, "true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"variant {item!r} in ':{text}' needs a value of type {kind.__name__}.") from error
+    return values

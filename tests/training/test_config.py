@@ -1,0 +1,138 @@
+"""Configurations: complete defaults, checks of fields and ranges, command lines, epochs to steps."""
+
+from absl import flags
+import jax
+from ml_collections import config_flags
+import pytest
+
+from eqjax import pretrained
+from eqjax.sampling.options import SamplingOptions
+from eqjax.training.config import check_config, generator_config, resolve, sampling_config, tokenizer_config
+
+CONFIGS = {"tokenizer": tokenizer_config, "generator": generator_config}
+
+
+def count_millions(params):
+    return round(sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6, 1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_default_fields_of_a_module_are_its_own(name):
+    defaults = pretrained.module_to_dict({"tokenizer": pretrained.Tokenizer, "generator": pretrained.Generator}[name]())
+    module = pretrained.build_module(name, dict(CONFIGS[name]()[name]))
+    assert dict(CONFIGS[name]()[name]).keys() == defaults.keys()
+    # A generator without rematerialization is written in two ways.
+    assert {**pretrained.module_to_dict(module), "remat": False} == {**defaults, "remat": False}
+
+
+def test_defaults_are_the_published_full_size():
+    tokenizer = pretrained.build_module("tokenizer", dict(tokenizer_config().tokenizer))
+    assert (tokenizer.resolution, tokenizer.column_width, tokenizer.embed_dim) == (256, 16, 256)
+    params = pretrained.abstract_params(tokenizer)
+    assert (count_millions(params["encoder"]), count_millions(params["decoder"])) == (86.1, 121.5)
+    generator = pretrained.build_module("generator", dict(generator_config().generator))
+    assert count_millions(pretrained.abstract_params(generator)) == 644.5
+
+
+def test_default_sampling_options_are_those_of_the_sampler():
+    assert sampling_config().to_dict() == SamplingOptions().to_dict()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_defaults_pass_the_check_and_another_trainer_does_not(name):
+    check_config(CONFIGS[name](), CONFIGS[name]())
+    (other,) = CONFIGS.keys() - {name}
+    with pytest.raises(ValueError, match=f"trainer='{name}', this command trains '{other}'"):
+        check_config(CONFIGS[name](), CONFIGS[other]())
+
+
+def test_unknown_and_missing_fields_are_named():
+    config = generator_config()
+    with config.unlocked():
+        config.optimizer.momentum = 0.9
+        del config.sampling.solver
+    with pytest.raises(ValueError, match=r"unknown: \['optimizer.momentum'\]\n  missing: \['sampling.solver'\]"):
+        check_config(config, generator_config())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(batch_size=0), "batch_size=0 must be an integer of at least 1"),
+        (dict(accumulation_steps=0), "accumulation_steps=0 must be an integer of at least 1"),
+        (dict(accumulation_steps=3), "batch_size=256 is not a multiple of accumulation_steps=3"),
+        (dict(log_every=-1), "log_every=-1 must be an integer of at least 1, or None to turn it off"),
+        (dict(eval_every=0), "eval_every=0 must be an integer of at least 1, or None to turn it off"),
+        (dict(image_every=0.5), "image_every=0.5 must be an integer of at least 1, or None to turn it off"),
+        (dict(keep_every=True), "keep_every=True must be an integer of at least 1, or None to turn it off"),
+        (dict(metrics={"every": 0}), "metrics.every=0 must be an integer of at least 1, or None to turn it off"),
+        (
+            dict(optimizer={"lr_reference_batch_size": 0}),
+            "optimizer.lr_reference_batch_size=0 must be an integer of at least 1, or None to turn it off",
+        ),
+        (dict(keep_best="eval_loss:min", eval_every=None), "keep_best='eval_loss:min' needs .*; eval_every is None"),
+        (dict(total_epochs=0.0), "total_epochs=0.0 must be above 0, or None to count total_steps"),
+        (dict(optimizer={"warmup_epochs": -1.0}), "optimizer.warmup_epochs=-1.0 must be at least 0, or None to count"),
+    ],
+)
+def test_values_out_of_range_are_refused(fields, message):
+    config = generator_config()
+    config.update(fields)
+    with pytest.raises(ValueError, match=message):
+        check_config(config, generator_config())
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("log_every=None", None),
+        ("log_every=7", 7),
+        ("keep_every=500", 500),
+        ("total_epochs=1.5", 1.5),
+        ("keep_best=eval_loss:min", "eval_loss:min"),
+        ("keep_best=", ""),
+        ("optimizer.grad_clip_norm=None", None),
+        ("optimizer.grad_clip_norm=2.5", 2.5),
+        ("generator.window_size=None", None),
+        ("generator.remat=projections", "projections"),
+        ("sampling.max_position=12", 12),
+        ("loss_columns=(0, 2)", (0, 2)),
+    ],
+)
+def test_a_command_line_sets_optional_fields_and_turns_them_off(argument, value):
+    values, argv = flags.FlagValues(), ["program", f"--config.{argument}"]
+    config_flags.DEFINE_config_dict("config", generator_config(), flag_values=values, sys_argv=argv)
+    values(argv)
+    config = values.config
+    check_config(config, generator_config())
+    for name in argument.split("=")[0].split("."):
+        config = config[name]
+    assert config == value and type(config) is type(value)
+
+
+def small_data(config):
+    """Three photographs of 100 records each: 150 steps of 2 images per epoch."""
+    config.data.update(source="photos", classes=("brick", "coffee", "cat"), height=16, width=16)
+    config.batch_size = 2
+    return config
+
+
+def test_epochs_become_steps_and_learning_rates_scale_with_the_batch():
+    config = small_data(tokenizer_config())
+    config.total_epochs = 100.0
+    config.optimizer.update(learning_rate=1e-4, lr_reference_batch_size=256, warmup_epochs=1.5)
+    config.discriminator_optimizer.update(learning_rate=2e-4, lr_reference_batch_size=4, warmup_epochs=0.0)
+    resolved = resolve(config)
+    assert resolved.total_steps == 15_000
+    assert (resolved.optimizer.warmup_steps, resolved.discriminator_optimizer.warmup_steps) == (225.0, 0.0)
+    assert resolved.optimizer.learning_rate == pytest.approx(1e-4 * 2 / 256)
+    assert resolved.discriminator_optimizer.learning_rate == pytest.approx(1e-4)
+
+
+def test_resolving_twice_changes_nothing():
+    config = small_data(generator_config())
+    config.total_epochs = 2.0
+    config.optimizer.update(lr_reference_batch_size=256, warmup_epochs=1.0)
+    resolved = resolve(config)
+    check_config(resolved, generator_config())
+    assert resolve(resolved).to_dict() == resolved.to_dict() != config.to_dict()

@@ -1,0 +1,154 @@
+"""Runs survive non-finite steps, SIGTERM, kill -9, a full disk, other runs and damaged checkpoints of one process."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from eqjax.checkpoints import Checkpoints
+from eqjax.training import fault_tolerance, loop
+from tests import subprocesses
+from tests.training import toy_trainer
+from tests.training.toy_runs import equal, leaves, logged, saved_steps, train
+
+
+def test_nonfinite_updates_are_skipped_and_counted(tmp_path):
+    short = train(tmp_path / "short", toy_trainer.config(2))
+    long = train(tmp_path / "long", toy_trainer.config(4, max_consecutive_nonfinite=3), bad_steps=(3, 4))
+    assert int(long.step) == 4
+    assert equal(leaves(long)[1:], leaves(short)[1:])  # Weights and moments of the last good step.
+    assert logged(tmp_path / "long", "nonfinite_steps") == [(1, 0), (2, 0), (3, 1), (4, 2)]
+    # A resumed run takes over the counts.
+    train(tmp_path / "long", toy_trainer.config(6, max_consecutive_nonfinite=4), bad_steps=(5,))
+    assert logged(tmp_path / "long", "nonfinite_steps")[-2:] == [(5, 3), (6, 3)]
+
+
+def test_too_many_consecutive_nonfinite_steps_stop_the_run(tmp_path):
+    config = toy_trainer.config(20, max_consecutive_nonfinite=2)
+    with pytest.raises(
+        FloatingPointError, match=r"step 4: grad_norm and loss are not finite.*2 steps in a row"
+    ) as caught:
+        train(tmp_path, config, bad_steps=(3, 4, 5))
+    assert "from step 3 on, were skipped. First offending module: layer/kernel. The last" in str(caught.value)
+    assert "good state is kept as checkpoint 4" in str(caught.value)
+    resumed = train(tmp_path, toy_trainer.config(7, max_consecutive_nonfinite=5), bad_steps=(5,))
+    assert int(resumed.step) == 7 and all(np.isfinite(leaf).all() for leaf in leaves(resumed))
+
+
+def test_a_failing_diagnosis_does_not_hide_the_nonfinite_metrics(tmp_path):
+    class FailingTrainer(toy_trainer.ToyTrainer):
+        def find_nonfinite(self, *_):
+            raise MemoryError("16 GiB")
+
+    config = toy_trainer.config(1, max_consecutive_nonfinite=1)
+    with pytest.raises(FloatingPointError, match=r"step 1: .* not finite.*search for it failed \(MemoryError\('16 GiB"):
+        loop.train(config, str(tmp_path), FailingTrainer(config, bad_steps=(1,)))
+
+
+@contextlib.contextmanager
+def files_limited_to(size):
+    """Lets no file of this process grow beyond a number of bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
+    whole = train(tmp_path, toy_trainer.config(2))
+    with files_limited_to(20_000), pytest.raises(OSError, match=r"could not be written(.|\n)*Steps \[2\] are whole"):
+        train(tmp_path, toy_trainer.config(4))
+    config = toy_trainer.config(2)
+    with Checkpoints(tmp_path / "checkpoints", config.to_dict()) as checkpoints:
+        restored = checkpoints.restore(whole)
+    assert restored is not None and equal(leaves(restored[0]), leaves(whole))
+    assert int(train(tmp_path, toy_trainer.config(4)).step) == 4
+
+
+def test_a_workdir_of_a_live_run_is_refused(tmp_path):
+    message = r"held by another live run \(process \d+ on .*another workdir"
+    with fault_tolerance.WorkdirLock(tmp_path), pytest.raises(fault_tolerance.WorkdirInUseError, match=message):
+        train(tmp_path, toy_trainer.config(1))
+    assert int(train(tmp_path, toy_trainer.config(1)).step) == 1
+
+
+def test_sigterm_saves_and_exits_with_the_code_of_preemption(tmp_path):
+    """In a process of its own, which the signal stops; then the run is finished here, bit for bit."""
+    options = dict(total_steps=4000, delay=0.01, checkpoint_every=100_000)
+    process = subprocesses.start("tests.training.toy_trainer", tmp_path / "run", json.dumps(options), devices=4)
+    subprocesses.wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 75, output[-3000:]
+    (step,) = saved_steps(tmp_path / "run")
+    assert 3 <= step < 4000
+    resumed = train(tmp_path / "run", toy_trainer.config(step + 2))
+    assert equal(leaves(resumed), leaves(train(tmp_path / "whole", toy_trainer.config(step + 2))))
+
+
+def kill_at_random_and_compare(tmp_path, kills, seed):
+    """Kills a run repeatedly at random times, lets it end, and compares it with an uninterrupted run."""
+    rng, steps = random.Random(seed), 30 * (kills + 1)
+    options = dict(total_steps=steps, delay=0.005, checkpoint_every=3, result=str(tmp_path / "end.npz"))
+    for _ in range(kills):
+        process = subprocesses.start("tests.training.toy_trainer", tmp_path / "run", json.dumps(options), devices=4)
+        path = tmp_path / "run" / "metrics.jsonl"
+        before = len(path.read_text().splitlines()) if path.exists() else 0
+        subprocesses.wait_for_step(tmp_path / "run", before + rng.randint(1, 20), process)
+        time.sleep(rng.random() * 0.1)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    subprocesses.run("tests.training.toy_trainer", tmp_path / "run", json.dumps(options), devices=4)
+    end = np.load(tmp_path / "end.npz")
+    whole = train(tmp_path / "whole", toy_trainer.config(steps, log_every=None, checkpoint_every=None))
+    assert equal([end[f"arr_{i}"] for i in range(len(leaves(whole)))], leaves(whole))
+    logged_steps = [step for step, _ in logged(tmp_path / "run")]
+    assert set(logged_steps) == set(range(1, steps + 1))
+    assert len(logged_steps) - steps <= 6 * kills  # Repeated steps: two checkpoints may be in flight.
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    kill_at_random_and_compare(tmp_path, kills=1, seed=0)
+
+
+@pytest.mark.slow
+def test_a_run_killed_eight_times_resumes_bit_for_bit(tmp_path):
+    kill_at_random_and_compare(tmp_path, kills=8, seed=1)
+
+
+def test_two_processes_skip_a_step_that_one_cannot_read_and_one_resumes_on_another_mesh(tmp_path):
+    options = dict(total_steps=4, mesh="data:2,fsdp:2", result=str(tmp_path / "two.npz"))
+
+    def run_two():
+        arguments = ("tests.training.toy_trainer", tmp_path / "run", json.dumps(options))
+        codes, outputs = subprocesses.run_processes(*arguments, count=2, devices=2)
+        assert codes == [0, 0], outputs
+        return outputs
+
+    run_two()
+    whole = np.load(tmp_path / "two.npz")
+    # What process 1 wrote is damaged, which process 0 does not see: both take the step before it.
+    for path in (tmp_path / "run" / "checkpoints" / "4" / "state" / "ocdbt.process_1").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    outputs = run_two()
+    assert all("at step 2" in output for output in outputs), outputs
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["2", "4", "damaged-4"]
+    two = np.load(tmp_path / "two.npz")
+    assert equal([whole[name] for name in whole], [two[name] for name in two])
+    assert (two["processes"], two["devices"]) == (2, 4)
+    assert [step for step, _ in logged(tmp_path / "run")] == [1, 2, 3, 4, 3, 4]  # One process writes.
+    # One process, another mesh: the same values are restored, and training resumes.
+    restored = train(tmp_path / "run", toy_trainer.config(4, mesh="fsdp:4"))
+    assert equal([two[f"arr_{i}"] for i in range(len(leaves(restored)))], leaves(restored))
+    resumed = train(tmp_path / "run", toy_trainer.config(6, mesh="data:4"))
+    assert int(resumed.step) == 6 and logged(tmp_path / "run")[-1][1] < logged(tmp_path / "run")[0][1]

@@ -1,0 +1,106 @@
+"""The training loop: what is checked first, what is kept, what is traced."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from eqjax.checkpoints import ConfigMismatchError
+from eqjax.training import loop
+from tests.training import toy_trainer
+from tests.training.toy_runs import logged, saved_steps, train
+
+
+def test_meshes_and_batches_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="multiplies to 3"):
+        train(tmp_path / "run", toy_trainer.config(1, mesh="data:3"))
+    config = toy_trainer.config(1, batch_size=4)
+    config.accumulation_steps = 2
+    with pytest.raises(ValueError, match="accumulation_steps=2 microbatches makes 2 images per microbatch"):
+        train(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_data_are_opened_before_the_first_step(tmp_path):
+    class TrainerWithoutEvaluation(toy_trainer.ToyTrainer):
+        def evaluation_batches(self, mesh):
+            raise ValueError(f"nothing there for {mesh.size} devices")
+
+    config = toy_trainer.config(2, eval_every=2)
+    with pytest.raises(ValueError, match="nothing there for 4 devices"):
+        loop.train(config, str(tmp_path), TrainerWithoutEvaluation(config))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_the_newest_checkpoint_multiples_and_the_best_are_kept(tmp_path):
+    scores = {2: float("nan"), 4: 1.0, 6: 3.0, 8: float("nan"), 10: 4.0}
+    config = toy_trainer.config(10, keep_checkpoints=1, keep_every=6, keep_best="score:min")
+    config.eval_every = 2
+    train(tmp_path, config, evaluate=lambda state: {"score": scores[int(state.step)], "curve": np.ones(2)})
+    assert saved_steps(tmp_path) == [4, 6, 10]
+    assert logged(tmp_path, "curve/01")[0] == (2, 1.0)
+    with pytest.raises(ValueError, match="keep_best='score' must be 'name:min' or 'name:max'"):
+        train(tmp_path, toy_trainer.config(10, keep_best="score"))
+
+
+@pytest.mark.parametrize("keep_best", [None, "score:min"])
+def test_a_failing_evaluation_leaves_a_checkpoint(tmp_path, keep_best):
+    def evaluate(state):
+        if int(state.step) == 2:
+            raise ValueError("a bad image")
+        return {"score": 1.0}
+
+    def config(steps):
+        return toy_trainer.config(steps, eval_every=2, checkpoint_every=4, keep_best=keep_best)
+
+    with pytest.raises(ValueError, match="a bad image"):
+        train(tmp_path, config(4), evaluate=evaluate)
+    assert saved_steps(tmp_path) == [2]
+    assert int(train(tmp_path, config(4), evaluate=evaluate).step) == 4
+
+
+def write_two_classes(root):
+    for name, values in (("ant", range(4)), ("bee", range(100, 104))):
+        (root / name).mkdir(parents=True)
+        for value in values:
+            Image.new("RGB", (16, 16), (value, 2 * value, 0)).save(root / name / f"{value}.png")
+    return root
+
+
+def test_a_rejected_run_leaves_config_json_and_another_dtype_resumes(tmp_path):
+    root = write_two_classes(tmp_path / "data")
+    (root / "ant" / "2.png").write_bytes(b"no image")
+
+    def config(steps, dtype, seed=0):
+        config = toy_trainer.config(steps, seed=seed)
+        config.data.update(source="folder", root=str(root), resize=16, classes=("ant", "bee"))
+        config.generator = {"dtype": dtype}
+        return config
+
+    train(tmp_path, config(2, "bfloat16"))
+    kept = (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match="seed=0, this iterator seed=1"):
+        train(tmp_path, config(4, "float32", seed=1))
+    assert (tmp_path / "config.json").read_text() == kept and '"bfloat16"' in kept
+    assert int(train(tmp_path, config(4, "float32")).step) == 4
+    assert '"float32"' in (tmp_path / "config.json").read_text()
+    assert [step for step, _ in logged(tmp_path)] == [1, 2, 3, 4]
+    assert [count for _, count in logged(tmp_path, "corrupt_images")] == [1, 1, 1, 1]
+
+
+def test_a_run_resumes_only_with_its_own_tokenizer(tmp_path):
+    def resume(steps, tokenizer):
+        config = toy_trainer.config(steps)
+        return int(train(tmp_path, config, tokenizer_fingerprint=tokenizer).step)
+
+    assert resume(1, "a" * 64) == 1
+    with pytest.raises(ConfigMismatchError, match="another tokenizer: .* hash aaaaaaaaaaaaaaaa….* bbbbbbbbbbbbbbbb…"):
+        resume(2, "b" * 64)
+    assert resume(2, "a" * 64) == 2
+
+
+def test_the_profiler_traces_its_steps_alone(tmp_path):
+    traces = lambda: list((tmp_path / "profile").rglob("*.xplane.pb"))  # noqa: E731
+    train(tmp_path, toy_trainer.config(3, profile_from=3, profile_steps=1))  # It ends inside the range.
+    assert len(traces()) == 1
+    train(tmp_path, toy_trainer.config(5, profile_from=3, profile_steps=1))  # It begins behind it.
+    assert len(traces()) == 1
