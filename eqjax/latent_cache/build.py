@@ -44,20 +44,20 @@ def make_spec(
     """Returns the specification of a cache, and the records that it is made from.
 
     Args:
-      config: Data configuration of the images. Its size, crop and classes are used, its `flip` is not.
-      weights: The tokenizer.
+      config: data configuration of the images. Its size, crop and classes are used, its `flip` is not.
+      weights: the tokenizer.
       split: "train" for random crops; "eval" for the evaluation crops, one per image, not mirrored.
-      num_crops: Random crops per image.
-      flips: Whether to encode every crop mirrored too.
-      dtype: Dtype of the latents, "bfloat16" or "float16".
-      shard_size: Images per shard.
-      seed: Seed of the random crops.
+      num_crops: random crops per image.
+      flips: whether to encode every crop mirrored too.
+      dtype: dtype of the latents, "bfloat16" or "float16".
+      shard_size: images per shard.
+      seed: seed of the random crops.
 
     Returns:
       The specification, and a sequence of {"image", "label"} records.
 
     Raises:
-      ValueError: An argument is out of range, the data source is a cache itself, or the sizes do not fit.
+      ValueError: an argument is out of range, the data source is a cache itself, or the sizes do not fit.
     """
     if config.source == "latents":
         raise ValueError("source='latents' is already a cache; use the data configuration of its images.")
@@ -105,26 +105,26 @@ def build_cache(
     """Makes this process's shards of a cache, and the manifest if no shard is missing afterwards.
 
     Args:
-      output: Folder of the cache, shared by all processes.
-      config: Data configuration of the images. Its size, crop and classes are used, its `flip` is not.
-      weights: The tokenizer.
+      output: folder of the cache, shared by all processes.
+      config: data configuration of the images. Its size, crop and classes are used, its `flip` is not.
+      weights: the tokenizer.
       split: "train" for random crops; "eval" for the evaluation crops, one per image, not mirrored.
-      num_crops: Random crops per image.
-      flips: Whether to encode every crop mirrored too.
-      dtype: Dtype of the latents, "bfloat16" or "float16".
-      shard_size: Images per shard.
-      seed: Seed of the random crops.
-      batch_size: Images per call of the encoder, counting every crop and flip; rounded up to a multiple of the devices.
-      process_index: This process, in [0, process_count).
-      process_count: Number of processes.
-      wait: Whether to wait until the other processes' shards are complete too.
+      num_crops: random crops per image.
+      flips: whether to encode every crop mirrored too.
+      dtype: dtype of the latents, "bfloat16" or "float16".
+      shard_size: images per shard.
+      seed: seed of the random crops.
+      batch_size: images per call of the encoder, counting every crop and flip; rounded up to a multiple of the devices.
+      process_index: this process, in [0, process_count).
+      process_count: number of processes.
+      wait: whether to wait until the other processes' shards are complete too.
 
     Returns:
       Whether the cache is complete; without `wait`, False while other processes' shards are missing.
 
     Raises:
-      CacheError: The folder holds a cache with another specification.
-      ValueError: An argument is out of range, the data source is a cache itself, or the sizes do not fit.
+      CacheError: the folder holds a cache with another specification.
+      ValueError: an argument is out of range, the data source is a cache itself, or the sizes do not fit.
     """
     if not 0 <= process_index < process_count or batch_size < 1:
         raise ValueError(

@@ -54,8 +54,8 @@ class LatentEncoder:
     Calls can be traced by `jax.jit`.
 
     Attributes:
-      tokenizer: The frozen tokenizer.
-      scale: The factor that latents are multiplied by.
+      tokenizer: the frozen tokenizer.
+      scale: the factor that latents are multiplied by.
     """
 
     tokenizer: Tokenizer
@@ -67,9 +67,9 @@ class LatentEncoder:
         """Returns a scaled draw from the posterior, and the labels.
 
         Args:
-          params: The tokenizer's parameters, see `encoder_params`; an empty dict for cached latents.
+          params: the tokenizer's parameters, see `encoder_params`; an empty dict for cached latents.
           batch: "label" [B], and either "image" (uint8 [B, H, W, C]) or "latents" (posterior means [B, L, D]).
-          key: Random key of the posterior's noise.
+          key: random key of the posterior's noise.
         """
         if "latents" in batch:
             posterior = Posterior(jnp.asarray(batch["latents"], jnp.float32), self.tokenizer.posterior_std)
@@ -83,16 +83,16 @@ class MeanEncoder:
     """Encodes images into posterior means on all devices of this process, in calls of one size.
 
     Attributes:
-      batch_size: Images per call, a multiple of the number of devices.
+      batch_size: images per call, a multiple of the number of devices.
     """
 
     def __init__(self, weights: Weights, dtype: np.dtype, batch_size: int) -> None:
         """Puts the encoder on this process's devices.
 
         Args:
-          weights: The tokenizer.
-          dtype: Dtype of the means.
-          batch_size: Images per call, rounded up to a multiple of the number of devices.
+          weights: the tokenizer.
+          dtype: dtype of the means.
+          batch_size: images per call, rounded up to a multiple of the number of devices.
         """
         mesh = sharding.make_mesh(jax.local_devices())
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
