@@ -1,4 +1,4 @@
-"""The shape of the package: what imports what, what is required, what importing it costs."""
+"""The package: which module imports which, what is required, what importing costs."""
 
 import ast
 import graphlib
@@ -18,16 +18,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "eqjax").rglob("*.py"))
 PROGRAMS = sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 
-# Requirements whose import name is another, and those that are read (photographs), not imported.
+# Requirements with another import name, and requirements whose photographs are read without importing them.
 IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax"}
 NOT_IMPORTED = {"scikit-image", "scikit-learn"}
-# What an extra brings, imported only where a user asks for it.
+# Packages of extras, imported only when a user asks for them.
 OPTIONAL = {"matplotlib", "wandb"}
 MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.pretrained"}
 
 
 def imports(path):
-    """Full names of what a file imports, anywhere in it: modules, and what is taken from them."""
+    """Returns the full names of all modules and objects that a file imports, at any place."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -39,13 +39,13 @@ def imports(path):
 
 
 def unit(path):
-    """The part of the library that a file belongs to: eqjax.data, eqjax.flow, or eqjax itself."""
+    """Returns the part of the library to which a file belongs: eqjax.data, eqjax.flow, or eqjax itself."""
     first = path.relative_to(ROOT / "eqjax").parts[0].removesuffix(".py")
     return "eqjax" if first == "__init__" else f"eqjax.{first}"
 
 
 def unit_imports():
-    """{part of the library: the other parts that it imports}."""
+    """Returns {part of the library: other parts that it imports}."""
     graph = {unit(path): set() for path in LIBRARY}
     for path in LIBRARY:
         used = {".".join(name.split(".")[:2]) for name in imports(path) if name.split(".")[0] == "eqjax"}
@@ -55,7 +55,7 @@ def unit_imports():
 
 
 def module_imports():
-    """{module: the modules of the library that it imports}; a package counts as its `__init__`."""
+    """Returns {module: modules of the library that it imports}; a package counts as its `__init__`."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in LIBRARY}
     graph = {}
     for name, path in names.items():
@@ -65,9 +65,10 @@ def module_imports():
 
 
 def parse(text):
-    """{name: specifier} of requirement lines, without extras and comments."""
+    """Returns {name: specifier} of requirement lines, without extras and comments."""
     lines = (line.split("#")[0].strip() for line in text.splitlines())
-    return dict(re.fullmatch(r"([\w-]+)(.+)", line).groups() for line in lines if line)
+    matches = (re.fullmatch(r"([\w-]+)(.+)", line) for line in lines if line)
+    return {match[1]: match[2] for match in matches if match}
 
 
 def requirements():
@@ -80,36 +81,35 @@ def _project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_every_module_says_what_it_is():
+def test_every_module_has_a_docstring():
     silent = [str(path) for path in LIBRARY if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
     assert LIBRARY and not silent
 
 
 def test_every_folder_is_a_package():
-    """Otherwise it would be missing from what is installed."""
+    """Otherwise it would be missing from the wheel."""
     folders = {path.parent for path in LIBRARY}
     assert not [str(folder) for folder in folders if not (folder / "__init__.py").exists()]
 
 
-def test_no_drawers():
+def test_no_module_is_called_utils():
     drawers = {"utils", "util", "helpers", "misc"}
     assert not [str(path) for path in [*LIBRARY, *PROGRAMS] if drawers & {path.stem, path.parent.name}]
 
 
-def test_library_needs_no_other_framework_and_no_program():
-    for path in LIBRARY:
-        # The configurations are installed with the commands.
-        forbidden = {"torch", "tensorflow", "launch", "tests"} | ({"configs"} if unit(path) != "eqjax.cli" else set())
-        assert not {name.split(".")[0] for name in imports(path)} & forbidden, path
+def test_the_library_imports_neither_other_frameworks_nor_programs():
+    forbidden = {"torch", "tensorflow", "configs", "launch", "tests"}
+    found = {str(path): {name.split(".")[0] for name in imports(path)} & forbidden for path in LIBRARY}
+    assert not {path: names for path, names in found.items() if names}
 
 
 def test_modules_import_only_what_is_below_them():
-    """Modules, not folders: the sampler is below the model, the panorama above it, and both are sampling."""
+    """By modules, not folders: in sampling, the sampler is below the model and the panorama above it."""
     graph = module_imports()
     assert list(graphlib.TopologicalSorter(graph).static_order())  # Raises CycleError, naming the cycle.
 
 
-def test_parts_that_do_not_know_each_other():
+def test_parts_of_the_library_are_independent():
     graph = unit_imports()
     assert "eqjax.generator" not in graph["eqjax.tokenizer"] and "eqjax.tokenizer" not in graph["eqjax.generator"]
     assert not graph["eqjax.data"] & MODELS
@@ -120,7 +120,7 @@ def test_parts_that_do_not_know_each_other():
     assert {name for name, used in graph.items() if "eqjax.cli" in used} == {"eqjax.__main__"}
 
 
-def test_requirements_are_what_is_imported():
+def test_requirements_are_the_imported_packages():
     names = {name.split(".")[0] for path in [*LIBRARY, *PROGRAMS] for name in imports(path)}
     third_party = names - set(sys.stdlib_module_names) - {"eqjax", "configs", "launch"} - OPTIONAL
     assert third_party == {IMPORT_NAMES.get(name, name) for name in requirements().keys() - NOT_IMPORTED}
@@ -161,8 +161,8 @@ assert set(eqjax.__all__) <= set(dir(eqjax))
         eqjax.sampel  # noqa: B018 — the access itself is tested
 
 
-def test_importing_is_light():
-    """It neither starts a JAX backend nor loads other frameworks, so a program may still choose its devices."""
+def test_importing_starts_no_backend_and_loads_no_framework():
+    """A program may choose its devices after the import."""
     code = """
 import sys
 import eqjax
