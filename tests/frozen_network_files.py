@@ -9,7 +9,7 @@ from eqjax.nets import download
 from tests import reference_weights
 
 LPIPS = nets.LPIPS(widths=((2, 2), (2,), (2,), (3,), (3,)))
-DINO = nets.ViT(width=8, depth=2, num_heads=2, patch_size=4, grid=2, readouts=(0, 2))
+DINO = nets.ViT(width=8, depth=2, num_heads=2, patch_size=4, grid=2, intermediate_layers=(0, 2))
 # What the published files hold besides.
 UNUSED = {"lpips": {"classifier.6.bias": (10,)}, "dino": {"norm.weight": (8,), "norm.bias": (8,)}}
 

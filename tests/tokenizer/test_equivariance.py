@@ -50,23 +50,23 @@ def worst(out, reference):
 def test_whole_column_shift(strict, images):
     tokenizer, params = strict
     halo, width = tokenizer.halo_columns, tokenizer.column_width
-    latents = tiling._encode(tokenizer, params, images)
-    shifted = tiling._encode(tokenizer, params, jnp.roll(images, 3 * width, axis=2))
+    latents = tiling.encode_whole(tokenizer, params, images)
+    shifted = tiling.encode_whole(tokenizer, params, jnp.roll(images, 3 * width, axis=2))
     inside = slice(halo + 3, -halo)
     assert worst(shifted[:, inside], jnp.roll(latents, 3, axis=1)[:, inside]) < 1e-5
-    decoded = tiling._decode(tokenizer, params, latents)
-    moved = tiling._decode(tokenizer, params, jnp.roll(latents, 3, axis=1))
+    decoded = tiling.decode_whole(tokenizer, params, latents)
+    moved = tiling.decode_whole(tokenizer, params, jnp.roll(latents, 3, axis=1))
     inside = slice((halo + 3) * width, -halo * width)
     assert worst(moved[:, :, inside], jnp.roll(decoded, 3 * width, axis=2)[:, :, inside]) < 1e-5
 
 
 def test_pieces_equal_the_whole(strict, images):
     tokenizer, params = strict
-    whole = tiling._encode(tokenizer, params, images)
+    whole = tiling.encode_whole(tokenizer, params, images)
     parts = tiling.encode_images(tokenizer, params, images, tile_columns=5)
     assert worst(parts, whole) < 1e-5
     parts = tiling.decode_images(tokenizer, params, whole, tile_columns=5)
-    assert worst(parts, tiling._decode(tokenizer, params, whole)) < 1e-5
+    assert worst(parts, tiling.decode_whole(tokenizer, params, whole)) < 1e-5
 
 
 def test_pieces_have_one_shape(strict, images):
@@ -93,12 +93,12 @@ def test_halo_bounds_the_influence(strict, images):
         return np.flatnonzero(difference.max(axis=tuple(i for i in range(difference.ndim) if i != axis)))
 
     changed = images.at[:, :, 4 * center : 4 * center + 4].add(0.5)
-    touched = influence(lambda x: tiling._encode(tokenizer, params, x), images, changed, axis=1)
+    touched = influence(lambda x: tiling.encode_whole(tokenizer, params, x), images, changed, axis=1)
     assert abs(touched - center).max() <= halo
     assert abs(touched - center).max() >= halo // 2  # A halo of everything would be no statement.
-    latents = tiling._encode(tokenizer, params, images)
+    latents = tiling.encode_whole(tokenizer, params, images)
     changed = latents.at[:, center].add(0.5)
-    touched = influence(lambda z: tiling._decode(tokenizer, params, z), latents, changed, axis=2) // 4
+    touched = influence(lambda z: tiling.decode_whole(tokenizer, params, z), latents, changed, axis=2) // 4
     assert abs(touched - center).max() <= halo
     assert abs(touched - center).max() >= halo // 2
 
@@ -108,8 +108,8 @@ def test_published_style_mixes_all_columns():
     assert tokenizer.halo_columns is None
     assert make(norm="pixel")[0].halo_columns is None  # Global attention alone is enough.
     images = jax.random.uniform(jax.random.key(2), (1, 16, 160, 3), minval=-1.0)
-    before = tiling._encode(tokenizer, params, images)
-    after = tiling._encode(tokenizer, params, images.at[:, :, :4].set(1.0))
+    before = tiling.encode_whole(tokenizer, params, images)
+    after = tiling.encode_whole(tokenizer, params, images.at[:, :, :4].set(1.0))
     assert float(jnp.abs(after - before)[:, -1].max()) > 1e-4
     # So it is never cut into pieces.
     np.testing.assert_array_equal(tiling.encode_images(tokenizer, params, images, tile_columns=5), before)
