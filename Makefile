@@ -24,13 +24,13 @@ help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: $(INSTALLED)  ## Samples images and a panorama with the weights in this repository.
-	$(VENV)/bin/python -m eqjax.cli.demo
+	$(VENV)/bin/eqjax demo
 
 train-demo: $(INSTALLED)  ## Trains both stages from scratch on built-in photographs (about 10 minutes on a CPU) and samples.
-	$(VENV)/bin/python -m eqjax.cli.train_tokenizer --config=configs/photos_tokenizer.py:quick --workdir=$(OUTPUT)/tokenizer
-	$(VENV)/bin/python -m eqjax.cli.train_generator --config=configs/photos_generator.py:quick --workdir=$(OUTPUT)/generator \
+	$(VENV)/bin/eqjax train-tokenizer --config=photos_tokenizer:quick --workdir=$(OUTPUT)/tokenizer
+	$(VENV)/bin/eqjax train-generator --config=photos_generator:quick --workdir=$(OUTPUT)/generator \
 		--config.tokenizer_weights=$(OUTPUT)/tokenizer
-	$(VENV)/bin/python -m eqjax.cli.demo --weights=$(OUTPUT)/tokenizer,$(OUTPUT)/generator --output=$(OUTPUT)/samples
+	$(VENV)/bin/eqjax demo --weights=$(OUTPUT)/tokenizer,$(OUTPUT)/generator --output=$(OUTPUT)/samples
 
 test: $(INSTALLED_DEV)  ## Runs the tests.
 	$(VENV)/bin/python $(PYTEST) $(PYTEST_ARGS)
@@ -50,19 +50,19 @@ clean:  ## Removes the environments, caches and outputs/.
 	rm -rf $(VENV) $(VENV_OLDEST) .cache outputs build dist eqjax.egg-info
 
 # pip need not compile what is never imported: Python does it at the first import.
-$(INSTALLED): requirements.txt setup.py
+$(INSTALLED): requirements.txt pyproject.toml setup.py
 	@echo "Installing into $(VENV); this takes a minute or two, once."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.$(addsuffix ],$(addprefix [,$(EXTRA)))'
 	touch $@
 
-$(INSTALLED_DEV): requirements.txt setup.py
+$(INSTALLED_DEV): requirements.txt pyproject.toml setup.py
 	@echo "Installing into $(VENV); this takes a minute or two, once."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[dev$(addprefix $(COMMA),$(EXTRA))]'
 	touch $(INSTALLED) $@
 
-$(INSTALLED_OLDEST): requirements.txt setup.py tests/oldest.txt
+$(INSTALLED_OLDEST): requirements.txt pyproject.toml setup.py tests/oldest.txt
 	@echo "Installing into $(VENV_OLDEST); this takes a minute or two, once."
 	$(PYTHON_OLDEST) -m venv $(VENV_OLDEST)
 	$(VENV_OLDEST)/bin/python -m pip install --quiet --no-compile --constraint tests/oldest.txt --editable '.[dev]'

@@ -1,28 +1,30 @@
-r"""The demo generator: eight classes of built-in photographs, 64 pixels high.
+r"""The generator of the demo: eight classes of built-in photographs, 64 pixels high.
 
-    python -m eqjax.cli.train_generator --config=configs/photos_generator.py --workdir=runs/photos_generator \
+    eqjax train-generator --config=photos_generator --workdir=runs/photos_generator \
         --config.tokenizer_weights=runs/photos_tokenizer
 
-Without --config.tokenizer_weights it takes the shipped tokenizer. What to expect: 18 minutes on one core of a shared
-two-core CPU; a training loss of 0.88 at step 100 and 0.38 at the end, a held-out loss (eval_loss) of 0.54 at step 500
-and 0.38 at the end. These and the limits of what it draws stand in eqjax/weights/photos.md.
+The default of --config.tokenizer_weights is the shipped tokenizer. Expect 18 minutes on one core of a shared two-core
+CPU; a training loss of 0.88 at step 100 and 0.38 at the end, and a held-out loss (eval_loss) of 0.54 at step 500 and
+0.38 at the end. See eqjax/weights/photos.md, also for the limits of its samples.
 
-Variants (`--config=configs/photos_generator.py:name`):
-  quick  the part of `make train-demo`: about 5 minutes on 2 CPU cores
-  tiny   a few steps of a very small model: whether everything runs, on a tiny tokenizer, which it has to be given:
+Variants (`--config=photos_generator:name`):
+  quick  for `make train-demo`: about 5 minutes on 2 CPU cores
+  tiny   20 steps of a very small model, to see that everything runs, on a tiny tokenizer:
 
-    python -m eqjax.cli.train_tokenizer --config=configs/photos_tokenizer.py:tiny --workdir=runs/tiny_tokenizer
-    python -m eqjax.cli.train_generator --config=configs/photos_generator.py:tiny --workdir=runs/tiny \
+    eqjax train-tokenizer --config=photos_tokenizer:tiny --workdir=runs/tiny_tokenizer
+    eqjax train-generator --config=photos_generator:tiny --workdir=runs/tiny \
         --config.tokenizer_weights=runs/tiny_tokenizer
 """
 
-from configs import common
+from eqjax.config_files import parse_variant
+from eqjax.data.photos import DEMO_CLASSES
 from eqjax.training.config import generator_config
+from eqjax.typing import Config
 
 
-def get_config(variant=None):
-    """The configuration; see the text above for variants."""
-    args = common.parse_variant(variant, tiny=False, quick=False)
+def get_config(variant: str | None = None) -> Config:
+    """Returns the configuration of a variant; the module's docstring lists them."""
+    args = parse_variant(variant, quick=False, tiny=False)
     config = generator_config()
     config.tokenizer_weights = "photos"
     config.generator.update(
@@ -30,7 +32,7 @@ def get_config(variant=None):
         depth=3,
         num_heads=6,
         latent_dim=96,
-        num_classes=len(common.PHOTO_CLASSES),
+        num_classes=len(DEMO_CLASSES),
         num_cond_tokens=4,
         window_size=6,
         max_rope_shift=16,
@@ -38,8 +40,8 @@ def get_config(variant=None):
         flow_depth=3,
         dropout_rate=0.05,
     )
-    # Crops of 8 columns, up to the largest that an image holds.
-    config.data.update(source="photos", photo_classes=common.PHOTO_CLASSES, height=64, width=128)
+    # Crops of 8 columns, up to the largest in an image.
+    config.data.update(source="photos", photo_classes=DEMO_CLASSES, height=64, width=128)
     config.data.update(min_scale=0.5, max_scale=1.0)
     config.update(batch_size=32, total_steps=1700)
     config.update(log_every=100, eval_every=500, image_every=500, checkpoint_every=500)

@@ -1,38 +1,38 @@
-r"""The demo tokenizer: built-in photographs, 64 pixels high, strictly equivariant.
+r"""The tokenizer of the demo: built-in photographs, 64 pixels high, strictly equivariant.
 
-    python -m eqjax.cli.train_tokenizer --config=configs/photos_tokenizer.py --workdir=runs/photos_tokenizer
-    python -m eqjax.cli.train_tokenizer --config=configs/photos_tokenizer.py:stage2 --workdir=runs/photos_stage2 \
+    eqjax train-tokenizer --config=photos_tokenizer --workdir=runs/photos_tokenizer
+    eqjax train-tokenizer --config=photos_tokenizer:stage2 --workdir=runs/photos_stage2 \
         --config.stage1_weights=runs/photos_tokenizer
 
-The first stage minimises L1 + KL; the second sharpens the decoder against PatchGAN and leaves the latents as they are,
-so a generator may be trained on either.
+Stage 1 minimizes L1 + KL. Stage 2 trains the decoder against a PatchGAN discriminator, which sharpens reconstructions,
+and keeps the latents, so a generator may be trained on either.
 
-What to expect of the first stage: about an hour on one core of a shared two-core CPU; reconstructions of 27.0 dB PSNR
-on training crops and 28.4 dB on held-out ones (eval_psnr; 28.2 after 1500 steps). The second stage leaves them at
-28.4 dB. More in eqjax/weights/photos.md.
+Expect of stage 1: about an hour on one core of a shared two-core CPU; reconstructions of 27.0 dB PSNR on training crops
+and 28.4 dB on held-out ones (eval_psnr; 28.2 after 1500 steps). Stage 2 leaves them at 28.4 dB. See
+eqjax/weights/photos.md.
 
-Variants (`--config=configs/photos_tokenizer.py:name`):
-  stage2           the second stage; needs --config.stage1_weights
-  gan              PatchGAN in the first stage already, after 500 steps, for comparison
-  tiny             a few steps of a very small model: whether everything runs
-  quick            the part of `make train-demo`: about 5 minutes on 2 CPU cores
-  style=published  GroupNorm over the image and global attention, as in the paper, for comparison
+Variants (`--config=photos_tokenizer:name`, several joined by commas):
+  stage2           stage 2; needs --config.stage1_weights
+  gan              the discriminator in stage 1 already, after 500 steps, for comparison
+  style=published  GroupNorm over the image and global attention, as in the paper, for comparison; default: strict
+  quick            for `make train-demo`: about 5 minutes on 2 CPU cores
+  tiny             20 steps of a very small model, to see that everything runs
 """
 
-from configs import common
+from eqjax.config_files import parse_variant
+from eqjax.data.photos import DEMO_CLASSES
 from eqjax.training.config import tokenizer_config
+from eqjax.typing import Config
 
-# Less than the published 0.5, which has LPIPS beside it to hold reconstructions together.
+# Below the published 0.5, which is balanced by LPIPS.
 ADVERSARIAL_WEIGHT = 0.2
 
 
-def get_config(variant=None):
-    """The configuration; see the text above for variants."""
-    args = common.parse_variant(variant, tiny=False, quick=False, stage2=False, gan=False, style="strict")
-    if args["style"] not in ("strict", "published"):
-        raise ValueError(f"style={args['style']!r} is neither 'strict' nor 'published'.")
+def get_config(variant: str | None = None) -> Config:
+    """Returns the configuration of a variant; the module's docstring lists them."""
+    args = parse_variant(variant, stage2=False, gan=False, style=("strict", "published"), quick=False, tiny=False)
     config = tokenizer_config()
-    # Levels of 8 × 8 and 4 × 4 positions alone: full resolution is where a CPU would spend its time.
+    # Levels of 8 × 8 and 4 × 4 positions only: a CPU would spend its time at full resolution.
     config.tokenizer.update(
         patch_size=8,
         channels=80,
@@ -42,15 +42,15 @@ def get_config(variant=None):
         resolution=64,
         z_channels=24,
         embed_dim=96,
-        # Details start small in the latents: noise of the published strength would drown them for tens of
-        # thousands of steps.
+        # Details start small in the latents; noise of the published strength would hide them for tens of thousands of
+        # steps.
         posterior_std=0.005,
     )
     if args["style"] == "strict":
         config.tokenizer.update(norm="pixel", attention_window=1)
-    # Of the published terms those that need no pretrained file.
+    # The published terms that need no pretrained network.
     config.objective.update(kl_weight=0.03, perceptual_weight=0.0, semantic_weight=0.0, adversarial_weight=0.0)
-    config.data.update(source="photos", photo_classes=common.PHOTO_CLASSES, height=64, width=64)
+    config.data.update(source="photos", photo_classes=DEMO_CLASSES, height=64, width=64)
     config.data.update(min_scale=0.25, max_scale=0.6)
     config.update(batch_size=16, total_steps=10_000)
     config.update(log_every=100, eval_every=1000, image_every=1000, checkpoint_every=1000)
@@ -73,7 +73,7 @@ def get_config(variant=None):
         config.freeze_encoder = True
         config.objective.adversarial_start = 0
         config.total_steps = 1500
-        # Adam's small steps, from a decoder that is already good.
+        # Small steps of Adam, as the decoder is already good.
         config.optimizer.update(
             name="adamw", learning_rate=4e-4, b1=0.5, b2=0.9, grad_clip_norm=None, warmup_steps=200.0
         )

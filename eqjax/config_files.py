@@ -69,30 +69,32 @@ def load(name: str) -> ml_collections.ConfigDict:
     return runpy.run_path(path)["get_config"](*filter(None, [variant]))
 
 
-def parse_variant(text: str | None, **defaults: bool | int | float | str) -> dict[str, Any]:
+def parse_variant(text: str | None, **defaults: bool | int | float | str | tuple[str, ...]) -> dict[str, Any]:
     """Parses a variant: "name", "name=value" or several of them, joined by commas.
 
     Args:
       text: the part after the colon in `--config=name:variant`, or None.
-      **defaults: the known names; a boolean may stand alone ("tiny"), others need a value, which is converted to the
-        type of the default.
+      **defaults: the known names. A boolean may stand alone ("tiny"); others need a value, which is converted to the
+        type of the default. A tuple lists the possible values, the default first.
 
     Returns:
       A dict of all names.
 
     Raises:
-      ValueError: an unknown name, or a value of another type.
+      ValueError: an unknown name, a value of another type, or a value that is not listed.
 
     Example:
-      >>> parse_variant("tiny,size=B", tiny=False, size="L")
+      >>> parse_variant("tiny,size=B", tiny=False, size=("L", "B"))
       {'tiny': True, 'size': 'B'}
     """
-    values = dict(defaults)
+    values = {name: default[0] if isinstance(default, tuple) else default for name, default in defaults.items()}
     for item in filter(None, (text or "").split(",")):
         name, _, value = item.partition("=")
         if name not in defaults:
-            raise ValueError(f"unknown variant {name!r} in ':{text}'; known: {defaults}.")
-        kind = type(defaults[name])
+            raise ValueError(f"unknown variant {name!r} in ':{text}'; known: {values}.")
+        choices, kind = defaults[name], type(values[name])
+        if isinstance(choices, tuple) and value not in choices:
+            raise ValueError(f"{name}={value!r} in ':{text}' is not one of {choices}.")
         try:
             values[name] = {"": True, "true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Reports how far a long job is: log lines with the rate and the time left."""
+"""Logs the progress of long jobs: count, speed and time left."""
 
 import time
 
@@ -7,7 +7,7 @@ import jax
 
 
 def format_duration(seconds: float) -> str:
-    """Formats a duration as h:mm:ss.
+    """Formats a duration as h:mm:ss; fractions of a second are dropped.
 
     Example:
       >>> format_duration(3725.9)
@@ -18,16 +18,21 @@ def format_duration(seconds: float) -> str:
 
 
 class ProgressLogger:
-    """Logs count, rate and time left on process 0, at most once every few seconds."""
+    """Logs count, speed and time left on process 0, at most once every few seconds.
+
+    Example:
+      >>> progress = ProgressLogger("images", total=100)
+      >>> progress.update(50)  # Logs "images: 50/100, … per second, … left" after ten seconds.
+    """
 
     def __init__(self, what: str, total: int, done: int = 0, every: float = 10.0) -> None:
         """Starts the clock.
 
         Args:
-          what: name of the items, in plural.
+          what: plural name of the items.
           total: number of items.
-          done: items that were done before; they do not count in the rate.
-          every: least number of seconds between two lines.
+          done: number of items done before, which do not count in the speed.
+          every: shortest time between two lines, seconds.
         """
         self._what, self._total, self._done, self._every = what, total, done, every
         self._start, self._first = time.monotonic(), done
@@ -35,16 +40,16 @@ class ProgressLogger:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the logger was made."""
+        """Seconds since the start."""
         return time.monotonic() - self._start
 
     def update(self, count: int) -> None:
-        """Counts `count` more items, and logs if a line is due."""
+        """Adds `count` to the items done, and logs if a line is due."""
         self._done += count
         now = time.monotonic()
         if jax.process_index() or (now - self._last < self._every and self._done < self._total):
             return
         self._last = now
-        rate = (self._done - self._first) / max(now - self._start, 1e-9)
-        left = format_duration((self._total - self._done) / rate)
-        logging.info("%s: %d/%d, %.1f per second, %s left", self._what, self._done, self._total, rate, left)
+        speed = (self._done - self._first) / max(now - self._start, 1e-9)
+        left = format_duration((self._total - self._done) / max(speed, 1e-9))
+        logging.info("%s: %d/%d, %.1f per second, %s left", self._what, self._done, self._total, speed, left)

@@ -19,7 +19,7 @@ Params: TypeAlias = Mapping[str, Any]
 # What jax.jit accepts: containers with arrays as leaves.
 Tree: TypeAlias = Any
 # One example of a data set: names to arrays, such as {"image": uint8 [H, W, 3], "label": int}.
-Record: TypeAlias = dict[str, object]
+Record: TypeAlias = dict[str, Any]
 # Metrics by name: scalars, or vectors with one curve per entry.
 Metrics: TypeAlias = Mapping[str, Scalar]
 # A configuration, or a part of one. Its fields are made at run time, so type checkers cannot know them.

@@ -1,4 +1,4 @@
-"""The same training on meshes of 4 and 8 virtual devices; a program, as it needs eight of them."""
+"""Compares training on meshes of 4 and 8 devices; a program of its own, as it needs eight virtual devices."""
 
 from tests import test_sharding
 

@@ -1,4 +1,4 @@
-"""Programs that tests start: other numbers of devices, several processes, deaths."""
+"""Starts programs from tests: with other numbers of devices, as several processes, or to be killed."""
 
 import os
 import pathlib
@@ -12,13 +12,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def environment(devices=1):
+    """Returns environment variables for a program with so many virtual devices."""
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
     flags.append(f"--xla_force_host_platform_device_count={devices}")
     return dict(os.environ, XLA_FLAGS=" ".join(flags), JAX_PLATFORMS="cpu", NPROC="16")
 
 
 def start(module, *arguments, devices=1, **variables):
-    """Starts `python -m module`; its output goes to a pipe."""
+    """Starts `python -m module` with its output in a pipe; returns the process."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,
@@ -30,7 +31,7 @@ def start(module, *arguments, devices=1, **variables):
 
 
 def run_processes(module, *arguments, count, devices):
-    """Runs a program as several processes that know of each other; returns exit codes and outputs."""
+    """Runs a program as several connected processes; returns their exit codes and outputs."""
     address = f"localhost:{local.free_port()}"
     processes = [
         start(
@@ -48,7 +49,7 @@ def run_processes(module, *arguments, count, devices):
 
 
 def run(module, *arguments, devices=1, code=0, timeout=900, **variables):
-    """Runs a program to its end, checks its exit code and returns what it wrote."""
+    """Runs a program to its end, checks its exit code, and returns its output."""
     process = start(module, *arguments, devices=devices, **variables)
     try:
         output, _ = process.communicate(timeout=timeout)
@@ -60,7 +61,11 @@ def run(module, *arguments, devices=1, code=0, timeout=900, **variables):
 
 
 def wait_for_step(workdir, step, process):
-    """Waits until a training program has logged so many steps."""
+    """Waits until a training process has logged `step` lines.
+
+    Raises:
+      AssertionError: the process has ended before.
+    """
     path = workdir / "metrics.jsonl"
     while not (path.exists() and len(path.read_text().splitlines()) >= step):
         if process.poll() is not None:

@@ -1,4 +1,4 @@
-"""Checkpoints: round trip, another configuration, damage."""
+"""Checkpoints: round trips, other configurations, damaged files."""
 
 import pathlib
 import shutil
@@ -20,7 +20,7 @@ def mesh():
 
 
 def state(mesh, value):
-    # Numbers that cannot be compressed, so that damage to their file meets them.
+    # Random values cannot be compressed, so half a file does not hold them.
     tree = {
         "w": value + jax.random.normal(jax.random.key(0), (64, 64)),
         "half": jnp.full(3, value, jnp.bfloat16),
@@ -37,11 +37,17 @@ def write(folder, mesh, steps=(1, 2, 3), keep=3):
 
 def read(folder, mesh, config=CONFIG):
     with Checkpoints(folder, config) as checkpoints:
-        return checkpoints.restore(state(mesh, 0))
+        restored = checkpoints.restore(state(mesh, 0))
+    assert restored is not None
+    return restored
 
 
-def test_newest_comes_back_and_old_ones_go(tmp_path, mesh):
-    assert read(tmp_path, mesh) is None
+def test_a_new_run_restores_nothing(tmp_path, mesh):
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        assert checkpoints.restore(state(mesh, 0)) is None
+
+
+def test_the_newest_step_is_restored_and_older_ones_are_deleted(tmp_path, mesh):
     write(tmp_path, mesh, keep=2)
     restored, data = read(tmp_path, mesh)
     assert data == {"position": 30}
@@ -50,24 +56,24 @@ def test_newest_comes_back_and_old_ones_go(tmp_path, mesh):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "3"]
 
 
-def test_restores_onto_another_mesh(tmp_path, mesh):
+def test_a_step_is_restored_onto_another_mesh(tmp_path, mesh):
     write(tmp_path, mesh, steps=(1,))
     restored, _ = read(tmp_path, sharding.make_mesh(jax.devices()[:1]))
     assert restored["w"].sharding.mesh.size == 1
     np.testing.assert_array_equal(restored["w"], state(mesh, 1)["w"])
 
 
-def test_another_configuration(tmp_path, mesh):
+def test_another_model_is_refused_and_another_batch_size_is_not(tmp_path, mesh):
     write(tmp_path, mesh, steps=(1,))
     other = {**CONFIG, "generator": {"width": 16, "dtype": "float32"}, "batch_size": 8}
     with pytest.raises(ConfigMismatchError, match=r"generator.width: checkpoint 8, this run 16") as caught:
         read(tmp_path, mesh, other)
     assert "batch_size" not in str(caught.value)  # May change from run to run.
-    assert read(tmp_path, mesh, {**CONFIG, "batch_size": 8}) is not None
+    read(tmp_path, mesh, {**CONFIG, "batch_size": 8})
 
 
-def test_other_arrays_under_the_same_model(tmp_path, mesh):
-    """A newer checkpoint of another optimizer or objective is no damage: refused, and every step stays."""
+def test_other_arrays_of_the_same_model_are_refused(tmp_path, mesh):
+    """A newer checkpoint of another optimizer or objective is not damaged: it is refused, and every step stays."""
     write(tmp_path, mesh, steps=(1,))
     config = {**CONFIG, "optimizer": {"name": "muon", "learning_rate": 1.0}}
     more = {**state(mesh, 2), "half": jnp.zeros(5, jnp.bfloat16), "discriminator": {"kernel": jnp.ones(2)}}
@@ -87,9 +93,10 @@ def test_other_arrays_under_the_same_model(tmp_path, mesh):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["1", "2"]
 
 
-def test_a_run_may_go_on_in_another_precision(tmp_path, mesh):
+def test_a_run_may_resume_with_another_dtype(tmp_path, mesh):
     write(tmp_path, mesh, steps=(1,))
-    assert read(tmp_path, mesh, {**CONFIG, "generator": {"width": 8, "dtype": "bfloat16"}}) is not None
+    restored, _ = read(tmp_path, mesh, {**CONFIG, "generator": {"width": 8, "dtype": "bfloat16"}})
+    assert (restored["w"] == state(mesh, 1)["w"]).all()
 
 
 def damage(folder):
@@ -98,7 +105,7 @@ def damage(folder):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_damaged_newest_is_passed_over_and_can_be_written_again(tmp_path, mesh):
+def test_a_damaged_newest_step_is_renamed_and_can_be_saved_again(tmp_path, mesh):
     write(tmp_path, mesh)
     damage(tmp_path / "3" / "state")
     restored, data = read(tmp_path, mesh)
@@ -110,7 +117,7 @@ def test_damaged_newest_is_passed_over_and_can_be_written_again(tmp_path, mesh):
     assert (restored["w"] == state(mesh, 3)["w"]).all()
 
 
-def test_what_a_killed_save_left_goes(tmp_path, mesh):
+def test_remains_of_a_killed_save_are_removed(tmp_path, mesh):
     write(tmp_path, mesh, steps=(1,))
     left = tmp_path / "2.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "1", left)
@@ -118,12 +125,12 @@ def test_what_a_killed_save_left_goes(tmp_path, mesh):
     assert data == {"position": 10} and not left.exists()
 
 
-def test_keeping_nothing(tmp_path):
+def test_keeping_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep_checkpoints=0 would keep none"):
         Checkpoints(tmp_path, CONFIG, keep=0)
 
 
-def test_all_damaged(tmp_path, mesh):
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path, mesh):
     write(tmp_path, mesh, steps=(1, 2))
     for step in "12":
         damage(tmp_path / step / "state")

@@ -1,30 +1,33 @@
-"""The shape of the package: what imports what, what is required, what importing it costs."""
+"""The package: which module imports which, what is required, what importing costs."""
 
 import ast
 import graphlib
+import importlib
 import pathlib
 import re
-import runpy
 import subprocess
 import sys
-import types
+import tomllib
 
 import pytest
+
+import eqjax
+from eqjax.cli.main import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "eqjax").rglob("*.py"))
 PROGRAMS = sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 
-# Requirements whose import name is another, and those that are read (photographs), not imported.
+# Requirements with another import name, and requirements whose photographs are read without importing them.
 IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax"}
 NOT_IMPORTED = {"scikit-image", "scikit-learn"}
-# What an extra brings, imported only where a user asks for it.
+# Packages of extras, imported only when a user asks for them.
 OPTIONAL = {"matplotlib", "wandb"}
 MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.pretrained"}
 
 
 def imports(path):
-    """Full names of what a file imports, anywhere in it: modules, and what is taken from them."""
+    """Returns the full names of all modules and objects that a file imports, at any place."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -36,13 +39,13 @@ def imports(path):
 
 
 def unit(path):
-    """The part of the library that a file belongs to: eqjax.data, eqjax.flow, or eqjax itself."""
+    """Returns the part of the library to which a file belongs: eqjax.data, eqjax.flow, or eqjax itself."""
     first = path.relative_to(ROOT / "eqjax").parts[0].removesuffix(".py")
     return "eqjax" if first == "__init__" else f"eqjax.{first}"
 
 
 def unit_imports():
-    """{part of the library: the other parts that it imports}."""
+    """Returns {part of the library: other parts that it imports}."""
     graph = {unit(path): set() for path in LIBRARY}
     for path in LIBRARY:
         used = {".".join(name.split(".")[:2]) for name in imports(path) if name.split(".")[0] == "eqjax"}
@@ -52,7 +55,7 @@ def unit_imports():
 
 
 def module_imports():
-    """{module: the modules of the library that it imports}; a package counts as its `__init__`."""
+    """Returns {module: modules of the library that it imports}; a package counts as its `__init__`."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in LIBRARY}
     graph = {}
     for name, path in names.items():
@@ -62,58 +65,51 @@ def module_imports():
 
 
 def parse(text):
-    """{name: specifier} of requirement lines, without extras and comments."""
+    """Returns {name: specifier} of requirement lines, without extras and comments."""
     lines = (line.split("#")[0].strip() for line in text.splitlines())
-    return dict(re.fullmatch(r"([\w-]+)(.+)", line).groups() for line in lines if line)
+    matches = (re.fullmatch(r"([\w-]+)(.+)", line) for line in lines if line)
+    return {match[1]: match[2] for match in matches if match}
 
 
 def requirements():
     return parse((ROOT / "requirements.txt").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(name="setup_arguments")
-def _setup_arguments(monkeypatch):
-    """What setup.py hands to setuptools (which an environment need not have)."""
-    arguments = {}
-    fake, sdist = types.ModuleType("setuptools"), types.ModuleType("setuptools.command.sdist")
-    fake.setup, fake.find_packages, sdist.sdist = arguments.update, lambda include: include, object
-    monkeypatch.setitem(sys.modules, "setuptools", fake)
-    monkeypatch.setitem(sys.modules, "setuptools.command", types.ModuleType("setuptools.command"))
-    monkeypatch.setitem(sys.modules, "setuptools.command.sdist", sdist)
-    runpy.run_path(str(ROOT / "setup.py"))
-    return arguments
+@pytest.fixture(name="project", scope="module")
+def _project():
+    """The tables of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_every_module_says_what_it_is():
+def test_every_module_has_a_docstring():
     silent = [str(path) for path in LIBRARY if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
     assert LIBRARY and not silent
 
 
 def test_every_folder_is_a_package():
-    """Otherwise it would be missing from what is installed."""
+    """Otherwise it would be missing from the wheel."""
     folders = {path.parent for path in LIBRARY}
     assert not [str(folder) for folder in folders if not (folder / "__init__.py").exists()]
 
 
-def test_no_drawers():
+def test_no_module_is_called_utils():
     drawers = {"utils", "util", "helpers", "misc"}
     assert not [str(path) for path in [*LIBRARY, *PROGRAMS] if drawers & {path.stem, path.parent.name}]
 
 
-def test_library_needs_no_other_framework_and_no_program():
-    for path in LIBRARY:
-        # The configurations are installed with the commands.
-        forbidden = {"torch", "tensorflow", "launch", "tests"} | ({"configs"} if unit(path) != "eqjax.cli" else set())
-        assert not {name.split(".")[0] for name in imports(path)} & forbidden, path
+def test_the_library_imports_neither_other_frameworks_nor_programs():
+    forbidden = {"torch", "tensorflow", "configs", "launch", "tests"}
+    found = {str(path): {name.split(".")[0] for name in imports(path)} & forbidden for path in LIBRARY}
+    assert not {path: names for path, names in found.items() if names}
 
 
 def test_modules_import_only_what_is_below_them():
-    """Modules, not folders: the sampler is below the model, the panorama above it, and both are sampling."""
+    """By modules, not folders: in sampling, the sampler is below the model and the panorama above it."""
     graph = module_imports()
     assert list(graphlib.TopologicalSorter(graph).static_order())  # Raises CycleError, naming the cycle.
 
 
-def test_parts_that_do_not_know_each_other():
+def test_parts_of_the_library_are_independent():
     graph = unit_imports()
     assert "eqjax.generator" not in graph["eqjax.tokenizer"] and "eqjax.tokenizer" not in graph["eqjax.generator"]
     assert not graph["eqjax.data"] & MODELS
@@ -124,7 +120,7 @@ def test_parts_that_do_not_know_each_other():
     assert {name for name, used in graph.items() if "eqjax.cli" in used} == {"eqjax.__main__"}
 
 
-def test_requirements_are_what_is_imported():
+def test_requirements_are_the_imported_packages():
     names = {name.split(".")[0] for path in [*LIBRARY, *PROGRAMS] for name in imports(path)}
     third_party = names - set(sys.stdlib_module_names) - {"eqjax", "configs", "launch"} - OPTIONAL
     assert third_party == {IMPORT_NAMES.get(name, name) for name in requirements().keys() - NOT_IMPORTED}
@@ -136,19 +132,42 @@ def test_every_range_has_both_ends_and_the_oldest_is_tested():
     assert {name: match and f"=={match[1]}" for name, match in ranges.items()} == oldest
 
 
-def test_setup_takes_its_requirements_and_version_from_one_place(setup_arguments):
-    import eqjax
+def test_version_and_requirements_have_one_place_each(project):
+    dynamic = project["tool"]["setuptools"]["dynamic"]
+    assert dynamic == {"version": {"attr": "eqjax.__version__"}, "dependencies": {"file": ["requirements.txt"]}}
+    assert set(dynamic) == set(project["project"]["dynamic"])
+    # Tools that read this file without importing the package need a literal.
+    tree = ast.parse((ROOT / "eqjax" / "__init__.py").read_text(encoding="utf-8"))
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__version__"]
+    assert ast.literal_eval(assigned[0].value) == eqjax.__version__
 
-    assert parse("\n".join(setup_arguments["install_requires"])) == requirements()
-    assert setup_arguments["version"] == eqjax.__version__
-    assert set(setup_arguments["extras_require"]) == {"cuda12", "cuda13", "tpu", "wandb", "analysis", "dev"}
+
+def test_the_console_script_is_the_main_function_of_the_commands(project):
+    module, _, name = project["project"]["scripts"]["eqjax"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main
 
 
-def test_importing_is_light():
-    """It neither starts a JAX backend nor loads other frameworks, so a program may still choose its devices."""
+def test_public_names_are_imported_at_first_use():
     code = """
 import sys
 import eqjax
+assert "jax" not in sys.modules, "importing eqjax imports JAX"
+assert all(getattr(eqjax, name) is not None for name in eqjax.__all__)
+assert set(eqjax.__all__) <= set(dir(eqjax))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'sampel'"):
+        eqjax.sampel  # noqa: B018 — the access itself is tested
+
+
+def test_importing_starts_no_backend_and_loads_no_framework():
+    """A program may choose its devices after the import."""
+    code = """
+import sys
+import eqjax
+for name in eqjax.__all__:
+    getattr(eqjax, name)
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized(), "importing eqjax starts a JAX backend"
 heavy = {"torch", "tensorflow", "sklearn", "skimage"} & set(sys.modules)

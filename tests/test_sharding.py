@@ -1,4 +1,4 @@
-"""Meshes from text, rules on paths, batches; the same training on every mesh."""
+"""Meshes from text, rules on paths, batches; training gives the same result on every mesh."""
 
 import re
 
@@ -15,7 +15,7 @@ from eqjax.training import loop, optim
 from eqjax.training.config import optimizer_config
 
 
-def test_mesh_from_text():
+def test_sizes_of_mesh_axes_are_parsed_from_text():
     assert sharding.parse_mesh("data:-1", 8) == {"data": 8, "fsdp": 1, "tensor": 1}
     assert sharding.parse_mesh("fsdp:2, tensor:2,data:-1", 8) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert sharding.parse_mesh("tensor:4", 4) == {"data": 1, "fsdp": 1, "tensor": 4}
@@ -32,12 +32,12 @@ def test_mesh_from_text():
         ("data:2,data:4", r"'data:2,data:4' names 'data' twice"),
     ],
 )
-def test_meshes_that_make_no_sense(text, message):
+def test_impossible_meshes_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(shape=text)
 
 
-def test_rules_place_parameters_moments_and_averages():
+def test_rules_place_parameters_and_moments():
     mesh = sharding.make_mesh(shape="fsdp:2,tensor:2")
     generator = Generator(width=64, depth=2, num_heads=4, latent_dim=8, num_classes=3, flow_width=32, flow_depth=2)
     params = pretrained.abstract_params(generator)
@@ -68,7 +68,7 @@ def test_rules_place_parameters_moments_and_averages():
         assert sizes == {len(logical)}, pattern
 
 
-def test_arrays_without_a_rule():
+def test_large_arrays_without_a_rule_are_split_over_fsdp():
     mesh = sharding.make_mesh(shape="fsdp:4")
     assert sharding.spec_for("conv/kernel", (3, 3, 64, 128), mesh) == P(None, None, None, "fsdp")
     assert sharding.spec_for("conv/kernel", (3, 3, 128, 65), mesh) == P(None, None, "fsdp")
@@ -78,7 +78,7 @@ def test_arrays_without_a_rule():
     assert sharding.spec_for("heads", (8, 6), sharding.make_mesh(shape="tensor:4"), heads) == P()  # 6 / 4.
 
 
-def test_batches():
+def test_batches_are_split_and_gathered():
     mesh = sharding.make_mesh(shape="data:2,tensor:2")
     batch = sharding.shard_batch({"x": np.arange(8).reshape(4, 2)}, mesh)
     assert batch["x"].sharding.spec == P(("data", "fsdp"))
@@ -97,7 +97,7 @@ def test_batches():
         (8, 4, "in accumulation_steps=4 microbatches makes 2 images per microbatch, .* 4 devices .* multiple of 16"),
     ],
 )
-def test_batches_that_do_not_fit(batch_size, parts, message):
+def test_batches_that_do_not_divide_are_refused(batch_size, parts, message):
     mesh = sharding.make_mesh(shape="data:2,fsdp:2")
     sharding.check_batch(mesh, 16, 4)
     with pytest.raises(ValueError, match=message):
@@ -154,13 +154,13 @@ def check_meshes(meshes):
 
 
 @pytest.mark.slow
-def test_result_does_not_depend_on_the_mesh():
+def test_training_does_not_depend_on_the_mesh():
     check_meshes([(4, "fsdp:2,tensor:2", 4)])
 
 
 @pytest.mark.slow
-def test_result_does_not_depend_on_the_mesh_at_length():
-    """In a process of its own, with eight devices: see tests/eight_devices.py."""
+def test_training_does_not_depend_on_the_mesh_of_eight_devices():
+    """In a process of its own with eight devices: tests/eight_device_meshes.py."""
     from tests import subprocesses
 
     subprocesses.run("tests.eight_device_meshes", devices=8)

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs.common import PHOTO_CLASSES
 from eqjax import load_pretrained, pixels, pretrained
 from eqjax.data import default_config, eval_batches, make_iterator
+from eqjax.data.photos import DEMO_CLASSES
 from eqjax.evaluation import image_metrics
 
 
@@ -19,12 +19,12 @@ def crops(width):
     config = default_config()
     # The scales of the configurations: a crop twice as wide is half as high, as a share of the largest that fits.
     scales = dict(min_scale=0.25, max_scale=0.6) if width == 64 else dict(min_scale=0.5)
-    config.update(width=width, classes=PHOTO_CLASSES, **scales)
+    config.update(width=width, classes=DEMO_CLASSES, **scales)
     return config
 
 
 def test_what_it_is(model):
-    assert model.class_names == PHOTO_CLASSES
+    assert model.class_names == DEMO_CLASSES
     assert model.tokenizer.halo_columns is not None
     assert model.tokenizer.embed_dim == model.generator.latent_dim
 
@@ -45,7 +45,7 @@ def test_reconstruction(model):
 def test_samples_have_their_class_colors(model):
     """Every panorama is nearest in mean color and contrast to crops of its own photograph, most of the time."""
     images = np.asarray(
-        model.sample(np.arange(len(PHOTO_CLASSES)), num_columns=24, guidance_scale=2.0, num_flow_steps=10), np.float32
+        model.sample(np.arange(len(DEMO_CLASSES)), num_columns=24, guidance_scale=2.0, num_flow_steps=10), np.float32
     )
     with make_iterator(crops(128), batch_size=128, seed=1, process_index=0, process_count=1) as data:
         batch = next(data)
@@ -55,9 +55,9 @@ def test_samples_have_their_class_colors(model):
         return np.concatenate([pictures.mean((1, 2)), pictures.std((1, 2))], axis=-1)
 
     real = features(batch["image"])
-    centers = np.stack([real[batch["label"] == k].mean(0) for k in range(len(PHOTO_CLASSES))])
+    centers = np.stack([real[batch["label"] == k].mean(0) for k in range(len(DEMO_CLASSES))])
     nearest = np.linalg.norm(features(images)[:, None] - centers[None], axis=-1).argmin(-1)
-    assert (nearest == np.arange(len(PHOTO_CLASSES))).mean() >= 0.6, nearest
+    assert (nearest == np.arange(len(DEMO_CLASSES))).mean() >= 0.6, nearest
 
 
 def test_a_long_panorama_is_decoded_in_pieces_with_the_same_pixels(model):

@@ -2,7 +2,11 @@
 
 import functools
 
+import beartype
 import jaxtyping
+
+# An int is a float, as type checkers see it.
+check_types = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 
 
 def install():
@@ -20,4 +24,4 @@ def install():
         return fn if is_pytree else check(fn, typechecker=typechecker)
 
     jaxtyping.jaxtyped = check_unless_pytree
-    jaxtyping.install_import_hook("eqjax", "beartype.beartype")
+    jaxtyping.install_import_hook("eqjax", "tests.type_checking.check_types")

@@ -25,8 +25,8 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
-from configs import common, photos_tokenizer
-from eqjax import Generator, data, load_pretrained
+from eqjax import Generator, config_files, data, load_pretrained
+from eqjax.data.photos import DEMO_CLASSES
 from eqjax.evaluation import analysis, plots, tasks
 from eqjax.evaluation.protocol import device_entries
 from eqjax.evaluation.results import json_values
@@ -191,7 +191,7 @@ def compare(args):
     given = [f"--data.{name}" for name in config_flags.get_override_values(args["data"])]
     if given:
         raise ValueError(f"--compare trains on the built-in photographs; {', '.join(given)} would change nothing.")
-    photos = photo_config(common.PHOTO_CLASSES)
+    photos = photo_config(DEMO_CLASSES)
     kinds = {
         f"{style}, {attention}": (style, window)
         for style in ("published", "strict")
@@ -225,7 +225,7 @@ def train_tokenizer(args, style, seed):
       ValueError: it was trained under other flags.
     """
     workdir = os.path.join(args.output, "models", f"{style}_{seed}")
-    config = photos_tokenizer.get_config(f"style={style}")
+    config = config_files.load(f"photos_tokenizer:style={style}")
     config.tokenizer.update(patch_size=4, channels=args.channels, resolution=args.height, z_channels=16, embed_dim=32)
     # As published where it is called so: the small image's lowest level attends, everywhere or nearby.
     config.tokenizer.update(attention_resolutions=(args.height // 8,))

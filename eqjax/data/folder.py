@@ -1,7 +1,7 @@
-"""Images in class folders as a Grain source; both layouts that ImageNet comes in.
+"""Images in class folders as a Grain source, in both layouts of ImageNet.
 
-Class folders lie in the root, `root/class_name/image.jpg`, or, as code for latent diffusion lays ImageNet out
-(ILSVRC2012_train/data/n01440764/…), in its folder `data`: `root/data/class_name/image.jpg`.
+Class folders are in the root, `root/class_name/image.jpg`, or in its folder `data`, `root/data/class_name/image.jpg`,
+the layout of code for latent diffusion (ILSVRC2012_train/data/n01440764/…).
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,30 +9,114 @@ import os
 
 import numpy as np
 
-from eqjax.data import image_source, transforms
+from eqjax.data import image_source
+from eqjax.data.transforms import ResizeShorterSide
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 _LAYOUTS = "expected root/class_name/image.jpg, or root/data/class_name/image.jpg"
 
 
-def read_class_file(path: str) -> tuple[str, ...]:
-    """Reads class names in the order of their labels: the first word of each line, as in lists of synsets.
+def read_class_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Returns class names in the order of their labels, the first word of each line, as in lists of synsets.
 
-    Empty lines and lines that begin with # are left out.
+    Empty lines and lines that begin with # are skipped.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it names no class, or one twice.
+      FileNotFoundError: There is no such file.
+      ValueError: The file names no class, or one class twice.
     """
     with open(path, encoding="utf-8") as file:
         names = [line.split()[0] for line in file if line.strip() and not line.startswith("#")]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice:
-        raise ValueError(f"class_file={path!r} must name each class once, one per line; it names {twice or 'none'}.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if not names or repeated:
+        found = f"these names are repeated: {', '.join(repeated)}" if repeated else "it names none"
+        raise ValueError(f"class_file={os.fspath(path)!r} must name each class once, one per line; {found}.")
     return tuple(names)
 
 
+def find_class_root(root: str) -> str:
+    """Returns the folder that contains the class folders: `root`, or `root/data` in that layout.
+
+    Raises:
+      FileNotFoundError: `root` is not a folder.
+      ValueError: There are no class folders.
+    """
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"root={root!r} is not a folder; {_LAYOUTS}.")
+    found = _folders(root)
+    if not found:
+        images = "it contains images itself, " if _images(root) else ""
+        raise ValueError(f"{root!r} has no class folders: {images}{_LAYOUTS}.")
+    inner = os.path.join(root, "data")
+    # A class named "data" contains images.
+    return inner if found == ["data"] and _folders(inner) and not _images(inner) else root
+
+
+class FolderSource(image_source.ImageSource):
+    """Grain source of the images in class folders, sorted by class and then by file name.
+
+    Record i is {"image": uint8 [H, W, 3], "label": int}. A corrupt image is replaced by the nearest of its class that
+    can be decoded (i + 1, i - 1, i + 2, …), or, if its class has none, by the nearest of all.
+
+    Attributes:
+      root: The folder that contains the class folders.
+    """
+
+    root: str
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        classes: Sequence[str] | None = None,
+        max_corrupt_fraction: float = 0.01,
+        resize: ResizeShorterSide | None = None,
+        draft: bool = False,
+    ) -> None:
+        """Lists the files without opening them.
+
+        Args:
+          root: Folder of class folders, or the parent of their folder `data`.
+          classes: Names of class folders in the order of their labels; None takes all, sorted.
+          max_corrupt_fraction: Largest tolerated fraction of corrupt images, in [0, 1).
+          resize: The size that images are resized to during decoding; None keeps the size of the file.
+          draft: Whether large JPEGs may be halved during decoding; see `image_source.decode`.
+
+        Raises:
+          FileNotFoundError: `root` is not a folder.
+          ValueError: There are no classes, a listed class has no folder, a class has no images, or
+            `max_corrupt_fraction` is out of range.
+        """
+        super().__init__(max_corrupt_fraction, resize, draft)
+        self.root = find_class_root(os.fspath(root))
+        self.class_names = _list_classes(self.root, classes)
+        self._names: list[str] = []
+        self._starts = [0]  # Class c has the records from _starts[c] up to, not including, _starts[c + 1].
+        for name in self.class_names:
+            self._names.extend(_list_images(os.path.join(self.root, name)))
+            self._starts.append(len(self._names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def path(self, index: int) -> str:
+        """Returns the path of a record's file."""
+        return os.path.join(self.root, self.class_names[self._label(index)], self._names[index])
+
+    def _label(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+    def _open(self, index: int) -> tuple[str, int]:
+        return self.path(index), self._label(index)
+
+    def _substitutes(self, index: int) -> Iterator[int]:
+        """Yields the neighbors from near to far, first those in the class, then all."""
+        label = self._label(index)
+        yield from image_source.nearest(index, self._starts[label], self._starts[label + 1])
+        yield from image_source.nearest(index, 0, len(self))
+
+
 def _folders(root: str) -> list[str]:
+    """Returns the sorted names of the folders in a folder."""
     return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -43,24 +127,6 @@ def _images(folder: str) -> list[str]:
         for entry in os.scandir(folder)
         if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
     )
-
-
-def find_class_root(root: str) -> str:
-    """Returns the folder that holds the class folders: `root`, or `root/data` where that is the layout.
-
-    Raises:
-        FileNotFoundError: If `root` is not a folder.
-        ValueError: If it has no class folders.
-    """
-    if not os.path.isdir(root):
-        raise FileNotFoundError(f"root={root!r} is not a folder; {_LAYOUTS}.")
-    found = _folders(root)
-    if not found:
-        lies = "it holds images itself, " if _images(root) else ""
-        raise ValueError(f"{root!r} has no class folders: {lies}{_LAYOUTS}.")
-    inner = os.path.join(root, "data")
-    # A class that is called "data" holds images.
-    return inner if found == ["data"] and _folders(inner) and not _images(inner) else root
 
 
 def _list_classes(root: str, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -79,74 +145,17 @@ def _list_classes(root: str, classes: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _list_images(folder: str) -> list[str]:
+    """Returns the sorted names of the images of a class, after checking that there are some."""
     names = _images(folder)
     if names:
         return names
     inner = _folders(folder)
     if inner:
         raise ValueError(
-            f"Class folder {folder!r} has no images but folders ({', '.join(inner[:3])}, …): root lies too high. "
-            f"Give one split's own folder; {_LAYOUTS}."
+            f"Class folder {folder!r} has no images but folders ({', '.join(inner[:3])}, …): root is too high. "
+            f"Set root to the folder of one split; {_LAYOUTS}."
         )
     raise ValueError(
         f"Class folder {folder!r} has no images ({', '.join(EXTENSIONS)}). Add some, remove the folder, "
         "or leave it out of `classes`."
     )
-
-
-class FolderSource(image_source.ImageSource):
-    """Grain source of the images in class folders, sorted by class and then by file name.
-
-    Record i is {"image": [H, W, 3] uint8, "label": int}. A file that cannot be decoded is replaced by the nearest good
-    record of its class (i + 1, i - 1, i + 2, …), or, where its class has none, by the nearest good record of all.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        classes: Sequence[str] | None = None,
-        max_corrupt_fraction: float = 0.01,
-        fit: transforms.ResizeShorterSide | None = None,
-        draft: bool = False,
-    ):
-        """Lists the files; none is opened.
-
-        Args:
-            root: Folder of class folders, or the one above their folder `data`.
-            classes: Names of class folders in the order of their labels; all, sorted, when None.
-            max_corrupt_fraction: Largest tolerated share of undecodable files, in [0, 1).
-            fit: Size that images are resized to as they are decoded; the file's own when None.
-            draft: Whether large JPEGs may be halved while they are decoded; see `image_source.decode`.
-
-        Raises:
-            FileNotFoundError: If `root` is not a folder.
-            ValueError: If there are no classes, a listed class has no folder, a class has no images, or the share
-                is out of range.
-        """
-        super().__init__(max_corrupt_fraction, fit, draft)
-        self.root = find_class_root(os.fspath(root))
-        self.class_names = _list_classes(self.root, classes)
-        self._names: list[str] = []
-        self._starts = [0]  # Class c holds the records from _starts[c] up to, not including, _starts[c + 1].
-        for name in self.class_names:
-            self._names.extend(_list_images(os.path.join(self.root, name)))
-            self._starts.append(len(self._names))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def path(self, index: int) -> str:
-        """Returns the path of record `index`'s file."""
-        return os.path.join(self.root, self.class_names[self._label(index)], self._names[index])
-
-    def _label(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
-
-    def _open(self, index: int) -> tuple[str, int]:
-        return self.path(index), self._label(index)
-
-    def _substitutes(self, index: int) -> Iterator[int]:
-        """Yields the neighbors from near to far: those of the class first, then all."""
-        label = self._label(index)
-        yield from image_source.nearest(index, self._starts[label], self._starts[label + 1])
-        yield from image_source.nearest(index, 0, len(self))

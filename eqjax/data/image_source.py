@@ -1,40 +1,54 @@
-"""Decoding images, and what all sources of files share: a broken one is replaced, counted and bounded."""
+"""Decodes images, and replaces, counts and bounds corrupt ones for all sources of files."""
 
 import abc
 from collections.abc import Iterator
+import io
+import operator
+import os
 import threading
-from typing import BinaryIO
+from typing import Any, SupportsIndex
 
 from absl import logging
+from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
-from eqjax.data import transforms
+from eqjax.data.transforms import ResizeShorterSide
+from eqjax.typing import Record
 
 
-def decode(file: str | BinaryIO, fit: transforms.ResizeShorterSide | None = None, draft: bool = False) -> np.ndarray:
-    """Reads an image file as [H, W, 3] uint8 RGB, and resizes it, bilinear and antialiased.
+def decode(
+    file: str | os.PathLike[str] | io.BytesIO | io.BufferedReader,
+    resize: ResizeShorterSide | None = None,
+    draft: bool = False,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the RGB image in a file, resized if asked for, bilinear and antialiased.
 
-    Grey images are repeated, transparency is dropped, EXIF rotation is not applied.
+    Gray images are repeated, transparency is dropped, EXIF rotation is not applied.
 
     Args:
-        file: Path, or an open binary file.
-        fit: The size wanted; the file's own when None. Resizing here saves a copy of the whole image.
-        draft: Lets the JPEG decoder halve an image (once or more) that stays at least as large as wanted, before
-            the resize. Without effect on other images.
+      file: Path, or an open binary file.
+      resize: The wanted size; None keeps the size of the file. Resizing here saves a copy of the whole image.
+      draft: Whether the JPEG decoder may halve an image, repeatedly while it stays at least as large as wanted, before
+        the resize. Other formats ignore it.
     """
     with Image.open(file) as image:
-        rows, columns = fit.size(image.height, image.width) if fit else (image.height, image.width)
+        height, width = resize.output_size(image.height, image.width) if resize else (image.height, image.width)
         if draft:
-            image.draft("RGB", (columns, rows))
+            image.draft("RGB", (width, height))
         rgb = image.convert("RGB")
-        if rgb.size != (columns, rows):
-            rgb = rgb.resize((columns, rows), Image.Resampling.BILINEAR)
+        if rgb.size != (width, height):
+            rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(rgb)
 
 
 def nearest(index: int, start: int, stop: int) -> Iterator[int]:
-    """Yields the other numbers in [start, stop), nearest to `index` first; of two equally near, the larger first."""
+    """Yields the other integers in [start, stop), nearest to `index` first; of two equally near, the larger first.
+
+    Example:
+      >>> list(nearest(1, 0, 4))
+      [2, 0, 3]
+    """
     for distance in range(1, stop - start):
         for candidate in (index + distance, index - distance):
             if start <= candidate < stop:
@@ -42,28 +56,39 @@ def nearest(index: int, start: int, stop: int) -> Iterator[int]:
 
 
 class ImageSource(abc.ABC):
-    """Grain source of {"image": [H, W, 3] uint8, "label": int} that survives images that cannot be decoded.
+    """Grain source of {"image": uint8 [H, W, 3], "label": int} that tolerates corrupt images.
 
-    A bad image is logged once, counted, and replaced by a near good record, see the subclasses. The replacement
-    depends on the files alone, never on what was read before.
+    A corrupt image is logged once, counted, and replaced by a near one that can be decoded. The replacement depends on
+    the files alone, never on the order of reads.
 
-    Up to max(1, max_corrupt_fraction × records) bad images are tolerated, so that one never ends a run on a small data set;
-    max_corrupt_fraction = 0 tolerates none. They are counted when they are met. Worker processes have a copy of the source
-    each, so each counts, logs and bounds the bad images that it meets itself.
+    Up to max(1, max_corrupt_fraction × records) corrupt images are tolerated, so that a single one never ends a run on
+    a small data set; max_corrupt_fraction = 0 tolerates none. Images are counted when they are read. Every worker
+    process has a copy of the source, and counts, logs and bounds the corrupt images that it reads itself.
 
     Attributes:
-        class_names: Names of the labels.
+      class_names: Names of the labels.
+      max_corrupt_fraction: Largest tolerated fraction of corrupt images.
     """
 
     class_names: tuple[str, ...]
+    max_corrupt_fraction: float
 
-    def __init__(self, max_corrupt_fraction: float, fit: transforms.ResizeShorterSide | None, draft: bool):
-        """Takes the largest tolerated share of bad images, in [0, 1), and how to decode (see `decode`)."""
+    def __init__(self, max_corrupt_fraction: float, resize: ResizeShorterSide | None, draft: bool) -> None:
+        """Stores how to decode.
+
+        Args:
+          max_corrupt_fraction: Largest tolerated fraction of corrupt images, in [0, 1).
+          resize: The wanted size; None keeps the size of the file.
+          draft: Whether large JPEGs may be halved during decoding; see `decode`.
+
+        Raises:
+          ValueError: `max_corrupt_fraction` is out of range.
+        """
         if not 0 <= max_corrupt_fraction < 1:
             raise ValueError(f"max_corrupt_fraction={max_corrupt_fraction} must lie in [0, 1).")
         self.max_corrupt_fraction = max_corrupt_fraction
-        self._fit, self._draft = fit, draft
-        self._bad: dict[int, str] = {}  # Record number -> the error that it raised.
+        self._resize, self._draft = resize, draft
+        self._errors: dict[int, str] = {}  # Index of a corrupt image → its error.
         self._lock = threading.Lock()  # Grain reads from several threads.
 
     @abc.abstractmethod
@@ -71,71 +96,72 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def path(self, index: int) -> str:
-        """Returns where record `index` lies, for messages."""
+        """Returns the path of a record, for messages."""
 
     @abc.abstractmethod
-    def _open(self, index: int) -> tuple[str | BinaryIO, int]:
-        """Returns record `index`'s image file and its label."""
+    def _open(self, index: int) -> tuple[str | io.BytesIO, int]:
+        """Returns a record's image file and label."""
 
     @abc.abstractmethod
     def _substitutes(self, index: int) -> Iterator[int]:
-        """Yields the records that may take the place of `index`, the first choice first."""
+        """Yields the records that may replace a corrupt one, the first choice first."""
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
         self._lock = threading.Lock()
 
     @property
     def num_corrupt(self) -> int:
-        """Number of different undecodable images that this process has met so far."""
-        return len(self._bad)
+        """Number of different corrupt images that this process has read so far."""
+        return len(self._errors)
 
-    def __getitem__(self, index: int) -> transforms.Record:
-        index = int(index)
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        index = operator.index(index)
         record = self._read(index)
         substitutes = self._substitutes(index)
         while record is None:
             candidate = next(substitutes, None)
             if candidate is None:
-                raise ValueError(f"No image can be decoded; the last error, {self.path(index)}: {self._bad[index]}")
+                raise ValueError(f"No image can be decoded; the last error, {self.path(index)}: {self._errors[index]}")
             record = self._read(candidate)
         return record
 
-    def _read(self, index: int) -> transforms.Record | None:
-        """Decodes record `index`; None, logged and counted, where it is bad."""
-        if index in self._bad:
-            self._check_share()
+    def _read(self, index: int) -> Record | None:
+        """Returns a record, or None if its image is corrupt."""
+        if index in self._errors:
+            self._check_fraction()
             return None
         try:
             file, label = self._open(index)
-            return {"image": decode(file, self._fit, self._draft), "label": label}
-        except MemoryError:  # Says nothing about the file.
+            return {"image": decode(file, self._resize, self._draft), "label": label}
+        except MemoryError:  # Not the fault of the file.
             raise
         except Exception as error:
-            # Broken bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
-            self._note_bad(index, f"{type(error).__name__}: {error}")
+            # Corrupt bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
+            self._count_corrupt(index, f"{type(error).__name__}: {error}")
             return None
 
-    def _note_bad(self, index: int, reason: str) -> None:
+    def _count_corrupt(self, index: int, reason: str) -> None:
         with self._lock:
-            first_time = index not in self._bad
-            self._bad[index] = reason
-        if first_time:
-            logging.warning("Cannot decode %s (%s); a neighboring image takes its place.", self.path(index), reason)
-        self._check_share()
+            is_new = index not in self._errors
+            self._errors[index] = reason
+        if is_new:
+            logging.warning("Cannot decode %s (%s); a neighboring image replaces it.", self.path(index), reason)
+        self._check_fraction()
 
-    def _check_share(self) -> None:
-        """Raises when more images are bad than tolerated; and again on every later visit to a bad one."""
+    def _check_fraction(self) -> None:
+        """Raises if too many images are corrupt, also on every later visit to a corrupt image."""
         with self._lock:
-            bad = sorted(self._bad)
+            corrupt = sorted(self._errors)
         allowed = max(1, int(self.max_corrupt_fraction * len(self))) if self.max_corrupt_fraction > 0 else 0
-        if len(bad) > allowed:
-            paths = ", ".join(self.path(i) for i in bad[:10]) + (f", and {len(bad) - 10} more" if len(bad) > 10 else "")
+        if len(corrupt) > allowed:
+            paths = ", ".join(map(self.path, corrupt[:10]))
+            more = f", and {len(corrupt) - 10} more" if len(corrupt) > 10 else ""
             raise ValueError(
-                f"{len(bad)} of {len(self)} images ({len(bad) / len(self):.2%}) cannot be decoded, and "
-                f"max_corrupt_fraction={self.max_corrupt_fraction} tolerates {allowed}: {paths}. "
-                "Repair or remove them, or raise max_corrupt_fraction."
+                f"{len(corrupt)} of {len(self)} images ({len(corrupt) / len(self):.2%}) cannot be decoded, and "
+                f"max_corrupt_fraction={self.max_corrupt_fraction} tolerates {allowed}: {paths}{more}. "
+                "Repair or remove them, or increase max_corrupt_fraction."
             )

@@ -1,46 +1,51 @@
-"""Crops, resizes and flips of uint8 images, as plain functions and as Grain transforms.
+"""Crops, resizes and flips of uint8 images, as functions and as Grain transforms.
 
-The functions take and return numpy arrays [H, W, 3] uint8; a box is (left, top, right, bottom) in pixels of the
-image it cuts, right and bottom exclusive. The transform classes act on records {"image": [H, W, 3] uint8, "label":
-int} and are picklable, so that Grain can send them to worker processes.
+Functions take and return numpy arrays [H, W, 3] uint8. A box is (left, top, right, bottom) in pixels of its image,
+right and bottom exclusive. The transforms act on records {"image": uint8 [H, W, 3], "label": int} and are picklable, so
+that Grain can send them to worker processes.
 
-Every resize is Pillow's BILINEAR, which widens its filter when it shrinks an image (antialiasing). A region is cut
-out before it is resized, so no pixel outside a box ever reaches the result.
+Every resize is Pillow's BILINEAR, which widens its filter when it shrinks an image (antialiasing). A region is cut out
+before it is resized, so the result never depends on pixels outside its box.
 """
 
 import dataclasses
 import math
+from typing import TypeAlias
 
+from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
 from eqjax.typing import Record
 
-Box = tuple[int, int, int, int]
+Box: TypeAlias = tuple[int, int, int, int]
 
-# A region is enlarged at most this much where the image is large enough to allow it: beyond, crops are blurred by
-# the resize.
+# Largest enlargement of a region, unless the whole image is too small: larger ones make crops visibly blurred.
 MAX_UPSAMPLING = 1.3
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes an image [H, W, 3] uint8 to [height, width, 3] uint8, bilinear and antialiased."""
+def resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Returns an image resized to height × width pixels, bilinear and antialiased."""
     if image.shape[:2] == (height, width):
         return image
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
 
 
-def crop(image: np.ndarray, box: Box) -> np.ndarray:
-    """Cuts a box out of an image [H, W, 3] uint8; the result is a view [bottom - top, right - left, 3]."""
+def crop(image: UInt8[np.ndarray, "H W 3"], box: Box) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the part of an image inside a box, as a view."""
     left, top, right, bottom = box
     return image[top:bottom, left:right]
 
 
 def shorter_side_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Returns the (height, width) in pixels of an image whose shorter side is brought to `size`, its aspect kept.
+    """Returns the (height, width) of an image after its shorter side is resized to `size` and its aspect is kept.
 
-    The longer side is truncated to an integer, as torchvision's Resize does, so that crops fall on the same pixels.
+    The longer side is truncated to an integer, as in torchvision's Resize, so that crops contain the same pixels.
+
+    Example:
+      >>> shorter_side_size(375, 500, 256)
+      (256, 341)
     """
     if height <= width:
         return size, int(size * width / height)
@@ -53,17 +58,20 @@ def region_height_bounds(
     """Returns the smallest and largest height, in pixels, of a region to be cut out and resized to height × width.
 
     Args:
-        image_height: Height of the image, pixels.
-        image_width: Width of the image, pixels.
-        height: Height of the result, pixels; with `width` it gives the aspect of the region.
-        width: Width of the result, pixels.
-        min_scale: Smallest region as a fraction, in (0, 1], of the largest region of that aspect that fits in the
-            image.
-        max_scale: Largest region, likewise.
+      image_height: Height of the image in pixels.
+      image_width: Width of the image in pixels.
+      height: Height of the result in pixels; with `width` it gives the aspect of the region.
+      width: Width of the result in pixels.
+      min_scale: Smallest region, as a fraction in (0, 1] of the largest region of that aspect that fits in the image.
+      max_scale: Largest region, as such a fraction.
 
     Returns:
-        (low, high), 0 < low <= high <= image_height. Regions that would be enlarged more than MAX_UPSAMPLING times
-        are ruled out unless the image is too small to hold a larger one.
+      (low, high), 0 < low <= high <= image_height. They leave out regions that would be enlarged more than
+      MAX_UPSAMPLING times, unless the image is too small to contain a larger one.
+
+    Example:
+      >>> region_height_bounds(400, 600, 64, 64, 0.25, 1.0)
+      (100.0, 400.0)
     """
     largest = min(image_height, image_width * height / width)
     sharp = min(largest, height / MAX_UPSAMPLING)
@@ -71,7 +79,7 @@ def region_height_bounds(
 
 
 def _region_size(region_height: float, image_height: int, image_width: int, height: int, width: int) -> tuple[int, int]:
-    """Rounds a region of aspect width / height to whole pixels inside the image: (height, width)."""
+    """Returns (height, width) of a region of aspect width / height, rounded to whole pixels inside the image."""
     region_width = region_height * width / height
     return (
         min(max(round(region_height), 1), image_height),
@@ -88,10 +96,18 @@ def random_region(
     max_scale: float,
     rng: np.random.Generator,
 ) -> Box:
-    """Draws a region of aspect width / height: its size log-uniform between the bounds, its place uniform.
+    """Draws a region of aspect width / height, its size log-uniform between the bounds, its position uniform.
 
-    Log-uniform gives every octave of scale the same share of crops; a uniform draw would spend most on the largest.
-    Arguments as in `region_height_bounds`, and `rng`, the generator drawn from.
+    Log-uniform sizes give every octave of scale the same fraction of crops; uniform sizes would mostly be large.
+
+    Args:
+      image_height: Height of the image in pixels.
+      image_width: Width of the image in pixels.
+      height: Height of the result in pixels; with `width` it gives the aspect of the region.
+      width: Width of the result in pixels.
+      min_scale: Smallest region, as in `region_height_bounds`.
+      max_scale: Largest region, as in `region_height_bounds`.
+      rng: Generator of the two draws.
     """
     low, high = region_height_bounds(image_height, image_width, height, width, min_scale, max_scale)
     drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
@@ -101,9 +117,9 @@ def random_region(
     return left, top, left + region_width, top + region_height
 
 
-def _spread(length: int, size: int, most: int) -> list[int]:
-    """Returns up to `most` starts of separate pieces of `size` pixels, spread evenly over `length`."""
-    count = min(length // size, most)
+def _spread(length: int, size: int, limit: int) -> list[int]:
+    """Returns up to `limit` starts of disjoint pieces of `size` pixels, spread evenly over `length`."""
+    count = min(length // size, limit)
     if count == 1:
         return [(length - size) // 2]
     return [round(i * (length - size) / (count - 1)) for i in range(count)]
@@ -122,66 +138,82 @@ def region_grid(
     """Returns a fixed list of regions of aspect width / height at several scales, for evaluation.
 
     Scales are spaced geometrically between the bounds of `region_height_bounds`. At each scale the regions do not
-    overlap and are spread evenly over the image, at most `max_per_side` along either side. Boxes that would repeat
-    (an image too small for several scales) are listed once.
+    overlap and are spread evenly over the image. An image too small for several scales would repeat boxes; each is
+    listed once.
+
+    Args:
+      image_height: Height of the image in pixels.
+      image_width: Width of the image in pixels.
+      height: Height of the result in pixels; with `width` it gives the aspect of the regions.
+      width: Width of the result in pixels.
+      min_scale: Smallest region, as in `region_height_bounds`.
+      max_scale: Largest region, as in `region_height_bounds`.
+      num_scales: Number of scales.
+      max_per_side: Largest number of regions of one scale along either side of the image.
     """
     low, high = region_height_bounds(image_height, image_width, height, width, min_scale, max_scale)
-    boxes = []
-    for region_height in np.geomspace(high, low, num_scales):
-        rows, columns = _region_size(float(region_height), image_height, image_width, height, width)
-        for top in _spread(image_height, rows, max_per_side):
-            for left in _spread(image_width, columns, max_per_side):
-                boxes.append((left, top, left + columns, top + rows))
+    boxes: list[Box] = []
+    for scale in np.geomspace(high, low, num_scales):
+        region_height, region_width = _region_size(float(scale), image_height, image_width, height, width)
+        for top in _spread(image_height, region_height, max_per_side):
+            for left in _spread(image_width, region_width, max_per_side):
+                boxes.append((left, top, left + region_width, top + region_height))
     return list(dict.fromkeys(boxes))
 
 
 @dataclasses.dataclass(frozen=True)
 class ResizeShorterSide:
-    """The shorter side is brought to `shorter_side` pixels; more, where a height × width crop would not fit."""
+    """The size of images after a resize: `shorter_side`, or more if a height × width crop would not fit.
+
+    Attributes:
+      shorter_side: Shorter side of the result in pixels.
+      height: Height of the crop in pixels.
+      width: Width of the crop in pixels.
+    """
 
     shorter_side: int
     height: int
     width: int
 
-    def size(self, rows: int, columns: int) -> tuple[int, int]:
-        """Returns the (height, width) in pixels that an image of rows × columns is brought to."""
-        rows, columns = shorter_side_size(rows, columns, self.shorter_side)
-        enlarge = max(self.height / rows, self.width / columns)
-        if enlarge > 1:
-            rows, columns = max(round(rows * enlarge), self.height), max(round(columns * enlarge), self.width)
-        return rows, columns
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the (height, width) that an image of height × width pixels is resized to."""
+        height, width = shorter_side_size(height, width, self.shorter_side)
+        enlargement = max(self.height / height, self.width / width)
+        if enlargement > 1:
+            height, width = max(round(height * enlargement), self.height), max(round(width * enlargement), self.width)
+        return height, width
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Cuts height × width pixels at a uniformly drawn place."""
+    """Cuts out height × width pixels at a uniformly drawn position."""
 
     height: int
     width: int
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        rows, columns = record["image"].shape[:2]
-        top = int(rng.integers(0, rows - self.height + 1))
-        left = int(rng.integers(0, columns - self.width + 1))
+        height, width = record["image"].shape[:2]
+        top = int(rng.integers(0, height - self.height + 1))
+        left = int(rng.integers(0, width - self.width + 1))
         return {**record, "image": crop(record["image"], (left, top, left + self.width, top + self.height))}
 
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop:
-    """Cuts height × width pixels from the middle (rounding towards the top left)."""
+    """Cuts out height × width pixels in the middle, rounded towards the top left."""
 
     height: int
     width: int
 
     def __call__(self, record: Record) -> Record:
-        rows, columns = record["image"].shape[:2]
-        top, left = (rows - self.height) // 2, (columns - self.width) // 2
+        height, width = record["image"].shape[:2]
+        top, left = (height - self.height) // 2, (width - self.width) // 2
         return {**record, "image": crop(record["image"], (left, top, left + self.width, top + self.height))}
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomScaleCrop:
-    """Cuts a random region of several scales (see `random_region`) and resizes it to height × width pixels."""
+    """Cuts out a random region (see `random_region`) and resizes it to height × width pixels."""
 
     height: int
     width: int
@@ -190,7 +222,8 @@ class RandomScaleCrop:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         image = record["image"]
-        box = random_region(*image.shape[:2], self.height, self.width, self.min_scale, self.max_scale, rng)
+        image_height, image_width = image.shape[:2]
+        box = random_region(image_height, image_width, self.height, self.width, self.min_scale, self.max_scale, rng)
         return {**record, "image": resize(crop(image, box), self.height, self.width)}
 
 

@@ -1,143 +1,105 @@
-"""Where a generator's latents come from: images, encoded inside the jitted step, or a cache of posterior means.
+"""Checks that a cache of latents was made by the tokenizer, and from the images, that a run trains on."""
 
-Both give the same latents for the same image, crop, flip and key, but for the rounding of the cache.
-"""
-
-import hashlib
-import math
+from typing import Any
 
 from absl import logging
-import jax
-import jax.numpy as jnp
-import numpy as np
 
-from eqjax import pixels, pretrained, published
-from eqjax.latent_cache.format import CacheError
-from eqjax.tokenizer import ENCODER_PARTS
-from eqjax.tokenizer.posterior import Posterior
+from eqjax import pretrained
+from eqjax.differences import differences
+from eqjax.fingerprint import fingerprint
+from eqjax.latent_cache.encode import encoder_params, latent_scale
+from eqjax.latent_cache.format import CacheError, LatentSource
+from eqjax.tokenizer import Tokenizer
+from eqjax.typing import Config, Params
+
+# Largest relative difference between a cache's measured scale and the scale in use that passes without a warning.
+_SCALE_TOLERANCE = 0.1
 
 
-def tokenizer_hash(params):
-    """SHA-256 over names, shapes and float32 values of the parameters of a tokenizer that encode.
+def encoder_fingerprint(params: Params) -> str:
+    """Returns the fingerprint of a tokenizer's encoder.
 
-    Not of the file, which changes when a generator joins it; nor of the decoder, which the second stage of training
-    changes alone.
+    The file is not part of it, because it changes when a generator is added; nor is the decoder, because the second
+    stage of tokenizer training changes only the decoder.
     """
-    digest = hashlib.sha256()
-    encoding = jax.tree_util.tree_leaves_with_path(encoding_params(params))
-    for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in encoding):
-        array = np.ascontiguousarray(np.asarray(leaf, np.float32))
-        digest.update(f"{path}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    return fingerprint(encoder_params(params))
 
 
-def encoding_fields(tokenizer):
-    """The fields of a tokenizer that decide what it encodes, as JSON values; its compute dtype does not."""
+def encoder_fields(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the fields of a tokenizer that decide what it encodes, as JSON values; its compute dtype does not."""
     fields = pretrained.module_to_dict(tokenizer)
     skipped = ("dtype", "semantic")
     return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items() if k not in skipped}
 
 
-def noise_mean_square(std):
-    """E[s²] of a `Posterior`'s noise level s ~ N(0, std/0.8), clipped to ±std: what draws add to the mean's square.
+def check_cache(source: LatentSource, weights: pretrained.Weights, config: Config, path: str) -> None:
+    """Checks that a cache fits the tokenizer and the data configuration of a run.
 
-    With c = 0.8, φ the normal density and Q its upper tail: (std/c)² · (1 − 2Q(c) − 2cφ(c) + 2c²Q(c)).
-    """
-    c = 0.8
-    density, tail = math.exp(-c * c / 2) / math.sqrt(2 * math.pi), math.erfc(c / math.sqrt(2)) / 2
-    return (std / c) ** 2 * (1 - 2 * tail - 2 * c * density + 2 * c * c * tail)
-
-
-def check_cache(source, weights, config, where):
-    """Compares a cache of latents with the tokenizer and the data configuration of a run.
+    A measured scale that is more than a tenth off the tokenizer's is logged as a warning.
 
     Args:
-      source: the `LatentSource`.
-      weights: the tokenizer's `Weights`.
-      config: the data configuration.
-      where: the tokenizer's file, for messages.
+      source: The cache.
+      weights: The tokenizer.
+      config: The data configuration.
+      path: The tokenizer's file, for messages.
 
     Raises:
-      CacheError: another tokenizer, or another size of images; both sides are named.
+      CacheError: The cache was made by another tokenizer or holds images of another size.
     """
-    plan, tokenizer = source.plan, weights.modules["tokenizer"]
-    have, want = plan.tokenizer, encoding_fields(tokenizer)
-    differing = [
-        f"{k}: cache {have.get(k)}, run {want.get(k)}" for k in sorted(have | want) if have.get(k) != want.get(k)
-    ]
-    ours = tokenizer_hash(weights.params["tokenizer"])
-    if differing or plan.tokenizer_hash != ours:
-        detail = "; ".join(differing) or "same architecture, other weights"
-        raise CacheError(
-            f"the cache {source.root} was made by another tokenizer: its encoder's weights have the hash "
-            f"{plan.tokenizer_hash[:16]}…, those of {where} {ours[:16]}… ({detail}). Give the tokenizer that made it, "
-            "or make a cache with this one: python -m eqjax.cli.cache_latents"
+    spec, ours = source.spec, encoder_fingerprint(weights.params["tokenizer"])
+    lines = differences(
+        spec.encoder_fields, encoder_fields(weights.modules["tokenizer"]), found_name="cache", expected_name="tokenizer"
+    )
+    if lines or spec.encoder_fingerprint != ours:
+        detail = lines or ["  the architecture is the same, the weights are not"]
+        message = (
+            f"The cache {source.root} was made by another tokenizer: the fingerprint of its encoder is "
+            f"{spec.encoder_fingerprint[:16]}…, that of {path} is {ours[:16]}…. Use the tokenizer that made the cache, "
+            "or make a cache with this one (eqjax cache-latents)."
         )
-    size = (config.height, config.width)
-    cached = (plan.data["height"], plan.data["width"])
+        raise CacheError("\n".join([message, *detail]))
+    size, cached = (config.height, config.width), (spec.data["height"], spec.data["width"])
     if size != cached:
         raise CacheError(
-            f"data.height × data.width = {size[0]} × {size[1]}, but the cache {source.root} holds crops of "
-            f"{cached[0]} × {cached[1]} pixels ({plan.shape[0]} columns). Set the cache's size, or make another cache."
+            f"data.height × data.width is {size[0]} × {size[1]}, but the cache {source.root} holds crops of "
+            f"{cached[0]} × {cached[1]} pixels ({spec.shape[0]} columns). Set the size of the cache, or make another."
         )
     measured, used = source.manifest["latent_scale"], latent_scale(weights)
-    if abs(measured / used - 1) > 0.1:
-        says = "states none: the published" if weights.latent_scale is None else "states"
+    if abs(measured / used - 1) > _SCALE_TOLERANCE:
+        origin = "the published scale, because the file has none" if weights.latent_scale is None else "its own"
         logging.warning(
-            "The latents of %s want a scale of %.5f, the tokenizer %s %s %.5f, which is used.",
-            *(source.root, measured, where, says, used),
+            "The latents of %s have unit scale when multiplied by %.5f; training uses %.5f of the tokenizer %s (%s).",
+            *(source.root, measured, used, path, origin),
         )
 
 
-def check_caches(train, evaluation, weights, config, where):
-    """As `check_cache` of the caches for training and for evaluation, which may be the same one.
+def check_caches(
+    train: LatentSource,
+    evaluation: LatentSource,
+    weights: pretrained.Weights,
+    config: Config,
+    path: str,
+) -> None:
+    """Checks the caches for training and for evaluation with `check_cache`, and that their classes agree.
+
+    Args:
+      train: The cache for training.
+      evaluation: The cache for evaluation; may be the same one.
+      weights: The tokenizer.
+      config: The data configuration.
+      path: The tokenizer's file, for messages.
 
     Raises:
-      CacheError: as `check_cache`, or caches of other classes; both sides are named.
+      CacheError: A cache does not fit, or the two have different classes.
     """
-    check_cache(train, weights, config, where)
+    check_cache(train, weights, config, path)
     if evaluation.root == train.root:
         return
-    check_cache(evaluation, weights, config, where)
+    check_cache(evaluation, weights, config, path)
     if evaluation.class_names != train.class_names:
         differing = sorted({*evaluation.class_names} ^ {*train.class_names})[:5]
         raise CacheError(
-            f"the cache {evaluation.root} has {len(evaluation.class_names)} classes, {train.root} "
-            f"{len(train.class_names)}, and not the same in the same order ({differing} …): labels would mean other "
-            "things. Make both from the same classes."
+            f"The cache {evaluation.root} has {len(evaluation.class_names)} classes and {train.root} has "
+            f"{len(train.class_names)}, but they differ or are in another order (only one side has: "
+            f"{', '.join(differing) or 'none'}), so labels would not agree. Make both caches from the same classes."
         )
-
-
-def latent_scale(weights):
-    """What a run multiplies latents by: what the tokenizer's file states, else the published number."""
-    return published.LATENT_SCALE if weights.latent_scale is None else weights.latent_scale
-
-
-def encoding_params(params):
-    """Those of a tokenizer's parameters that encode: all that a generator's training needs on its devices."""
-    return {name: params[name] for name in ENCODER_PARTS if name in params}
-
-
-def make_encode(tokenizer, scale):
-    """How a batch becomes what the generator sees, in training and in evaluation; to be traced.
-
-    Args:
-      tokenizer: the frozen tokenizer.
-      scale: what latents are multiplied by.
-
-    Returns:
-      A function of the tokenizer's parameters (those of `encoding_params`; none for cached latents), a batch with
-      "label" and either "image" (uint8 [B, H, W, 3]) or "latents" (posterior means [B, L, D]), and a key. It returns a
-      draw from the posterior, scaled, float32 [B, L, D], and the labels [B].
-    """
-
-    def encode(params, batch, key):
-        if "latents" in batch:
-            posterior = Posterior(jnp.asarray(batch["latents"], jnp.float32), tokenizer.posterior_std)
-        else:
-            images = pixels.from_uint8(batch["image"])
-            posterior = tokenizer.apply({"params": params}, images, method="encode")
-        return posterior.sample(key) * scale, batch["label"]
-
-    return encode

@@ -16,7 +16,7 @@ import numpy as np
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
-from eqjax.latent_cache.check import make_encode
+from eqjax.latent_cache.encode import LatentEncoder
 from eqjax.model import Model
 from eqjax.perf import flops
 from eqjax.perf.benchmark_models import build_modules, make_model, names_weights, random_params, read_config
@@ -301,7 +301,7 @@ def measure_training(options: BenchmarkOptions) -> Iterator[Measurement]:
         return
 
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    steps = generator_training.make_steps(generator, optimizer, make_encode(tokenizer, LATENT_SCALE), config)
+    steps = generator_training.make_steps(generator, optimizer, LatentEncoder(tokenizer, LATENT_SCALE), config)
     step, plain_step = (jax.tree_util.Partial(step, random_params(tokenizer)) for step in steps)
     latents = random.standard_normal((options.batch_size, options.num_columns, generator.latent_dim), np.float32)
     for part, batch in (

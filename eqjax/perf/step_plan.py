@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES
-from eqjax.latent_cache.check import encoding_params
+from eqjax.latent_cache.encode import encoder_params
 from eqjax.perf import flops
 from eqjax.perf.chips import find_chip
 from eqjax.perf.hlo import Collective, collectives
@@ -128,7 +128,7 @@ def encoder_bytes(config: Config) -> int:
         params = pretrained.load(pretrained.resolve_path(config.tokenizer_weights or "")).params["tokenizer"]
     except FileNotFoundError:
         params = pretrained.abstract_params(Tokenizer())
-    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoding_params(params)))
+    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoder_params(params)))
 
 
 def plan_step(config: Config, num_chips: int, num_columns: int = 16) -> StepPlan:

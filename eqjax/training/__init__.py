@@ -1,1 +1,1 @@
-"""Training of both stages: `tokenizer.train_and_evaluate` and `generator.train_and_evaluate`."""
+"""Trains the tokenizer and the generator: `tokenizer.train_and_evaluate`, `generator.train_and_evaluate`."""

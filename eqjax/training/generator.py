@@ -20,6 +20,7 @@ from eqjax.data import make_source
 from eqjax.evaluation import Extractor, GenerationEvaluator, GenerationOptions, networks, statistics
 from eqjax.generator import LOGICAL_AXES, column_weights, mean_loss
 from eqjax.latent_cache import check
+from eqjax.latent_cache.encode import LatentEncoder, encoder_params, latent_scale
 from eqjax.model import Model
 from eqjax.training import loop, nan_report, optim
 from eqjax.training.config import check_config, resolve
@@ -77,12 +78,12 @@ def make_stage(config, workdir=None):
     weights = load_tokenizer(config)
     names = _check_data(config, generator.num_classes, weights)
     tokenizer = weights.modules["tokenizer"]
-    scale = check.latent_scale(weights)
+    scale = latent_scale(weights)
     # Frozen parameters are arguments of every program that uses them, never its constants.
     frozen = weights.params["tokenizer"]
-    encoder = {} if config.data.source == "latents" else check.encoding_params(frozen)
+    encoder = {} if config.data.source == "latents" else encoder_params(frozen)
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    encode = check.make_encode(tokenizer, scale)
+    encode = LatentEncoder(tokenizer, scale)
     steps = make_steps(generator, optimizer, encode, config)
     # Its parameters are not made yet: their shapes.
     model = Model(tokenizer, frozen, generator, pretrained.abstract_params(generator), scale, names)
@@ -148,7 +149,7 @@ def make_stage(config, workdir=None):
     step, plain_step = (jax.tree_util.Partial(step, encoder) for step in steps)
     return loop.Stage(
         init, step, evaluate, show_images, export, LOGICAL_AXES, diagnose, plain_step,
-        tokenizer=check.tokenizer_hash(frozen), open_evaluation=open_evaluation,
+        tokenizer=check.encoder_fingerprint(frozen), open_evaluation=open_evaluation,
     )  # fmt: skip
 
 

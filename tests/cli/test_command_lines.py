@@ -20,8 +20,8 @@ def parse(config, *arguments):
 @pytest.mark.parametrize(
     ("config", "argument", "value"),
     [
-        ("tokenizer_imagenet256.py", "tokenizer.attention_window=1", 1),
-        ("tokenizer_imagenet256.py", "tokenizer.semantic=None", None),
+        ("imagenet_tokenizer.py", "tokenizer.attention_window=1", 1),
+        ("imagenet_tokenizer.py", "tokenizer.semantic=None", None),
         ("photos_generator.py", "generator.window_size=None", None),
         ("photos_generator.py", "generator.remat=projections", "projections"),
         ("photos_generator.py", "data.classes=ant,bee", ("ant,bee",)),

@@ -6,16 +6,24 @@ import pathlib
 import jax
 import pytest
 
-from configs.common import parse_variant
 from eqjax import data, pretrained
+from eqjax.config_files import parse_variant
 from eqjax.training import generator, optim, tokenizer
 from eqjax.training.config import check_config
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 VARIANTS = {
     "photos_tokenizer": [None, "tiny", "quick", "style=published", "tiny,style=published", "gan", "stage2"],
-    "tokenizer_imagenet256": [None, "stage2", "strict", "bf16", "tiny", "tiny,stage2", "tiny,strict"],
+    "imagenet_tokenizer": [
+        None,
+        "stage2",
+        "style=strict",
+        "precision=bfloat16",
+        "tiny",
+        "tiny,stage2",
+        "tiny,style=strict",
+    ],
     "photos_generator": [None, "tiny", "quick"],
     "imagenet_generator": ["size=S", "size=B", None, "size=H,precision=bfloat16,remat=full", "tiny"],
     "places_generator": [None, "remat=projections", "tiny"],
@@ -58,8 +66,8 @@ def test_shapes(name, variant):
 
 PAIRS = {
     "photos_generator": "photos_tokenizer",
-    "imagenet_generator": "tokenizer_imagenet256",
-    "places_generator": "tokenizer_imagenet256",
+    "imagenet_generator": "imagenet_tokenizer",
+    "places_generator": "imagenet_tokenizer",
 }
 
 
@@ -72,7 +80,7 @@ def test_tiny_stages_fit_each_other(second, first):
     assert data.photo_classes == configs[0].data.photo_classes and len(data.photo_classes) == model.num_classes
     assert not configs[1].tokenizer_weights  # None that would not fit.
     recipe = importlib.import_module(f"configs.{second}").__doc__
-    assert f"{first}.py:tiny" in recipe and f"{second}.py:tiny" in recipe
+    assert f"--config={first}:tiny" in recipe and f"--config={second}:tiny" in recipe
 
 
 def test_demo_model_is_small():
@@ -109,9 +117,9 @@ def test_variants_are_strict():
         parse_variant("tinny", tiny=False)
     with pytest.raises(ValueError, match="'width=x'.*type int"):
         parse_variant("width=x", width=1)
-    with pytest.raises(ValueError, match="style='loose' is neither"):
+    with pytest.raises(ValueError, match="style='loose' in ':style=loose' is not one of"):
         importlib.import_module("configs.photos_tokenizer").get_config("style=loose")
-    with pytest.raises(ValueError, match="size='XL' is not one of"):
+    with pytest.raises(ValueError, match="size='XL' in ':size=XL' is not one of"):
         importlib.import_module("configs.imagenet_generator").get_config("size=XL")
     config = importlib.import_module("configs.imagenet_generator").get_config("remat=some")
     with pytest.raises(ValueError, match="remat='some' is not one of .*projections"):

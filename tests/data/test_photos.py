@@ -1,11 +1,11 @@
-"""The built-in photographs: what they are, and that training never sees a held-out column."""
+"""The built-in photographs: their files, and their held-out parts, which training never reads."""
 
 import importlib.util
 
 import numpy as np
 import pytest
 
-from eqjax.data import default_config, make_iterator, photos
+from eqjax.data import default_config, eval_batches, make_iterator, photos
 
 
 @pytest.fixture(name="striped")
@@ -20,12 +20,12 @@ def _striped(monkeypatch):
     monkeypatch.setattr(photos, "load_photo", load)
 
 
-def test_every_photograph_is_there_in_color():
-    for name in photos.PHOTOS:
-        image = photos.load_photo(name)
-        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and min(image.shape[:2]) >= 300, name
-        assert image.std() > 5, name
-        assert photos.load_photo(name) is image  # Decoded once.
+@pytest.mark.parametrize("name", photos.PHOTOS)
+def test_photograph_is_installed_in_color(name):
+    image = photos.load_photo(name)
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and min(image.shape[:2]) >= 300
+    assert image.std() > 5
+    assert photos.load_photo(name) is image  # Decoded once.
 
 
 def test_retina_has_no_black_border():
@@ -33,24 +33,26 @@ def test_retina_has_no_black_border():
     assert image[..., 0].min() > 20 and image.shape == (960, 960, 3)
 
 
-def test_parts_make_up_the_image():
-    for holdout in (0.2, 0.13):
-        left = photos.PhotoSource(train=True, holdout=holdout)[8]
-        right = photos.PhotoSource(train=False, holdout=holdout)[8]
-        assert left["label"] == right["label"] == 8
-        np.testing.assert_array_equal(np.concatenate([left["image"], right["image"]], axis=1), photos.load_photo("cat"))
+@pytest.mark.parametrize("fraction", [0.2, 0.13])
+def test_parts_make_up_the_image(fraction):
+    left = photos.PhotoSource(train=True, holdout_fraction=fraction)[8]
+    right = photos.PhotoSource(train=False, holdout_fraction=fraction)[8]
+    assert left["label"] == right["label"] == 8
+    np.testing.assert_array_equal(np.concatenate([left["image"], right["image"]], axis=1), photos.load_photo("cat"))
 
 
-def test_train_and_held_out_crops_share_no_column(striped):
+@pytest.mark.usefixtures("striped")
+def test_train_and_held_out_crops_share_no_pixel():
     config = default_config()
     config.update(classes=("brick", "cat"), height=16, width=24, num_threads=0)
-    for train, value in ((True, 10), (False, 200)):
-        with make_iterator(config, batch_size=64, seed=0, train=train, process_index=0, process_count=1) as batches:
-            images = np.concatenate([next(batches)["image"] for _ in range(3)])
-        assert np.unique(images).tolist() == [value]
+    with make_iterator(config, batch_size=64, seed=0, process_index=0, process_count=1) as batches:
+        assert np.unique([next(batches)["image"] for _ in range(3)]).tolist() == [10]
+    held_out = eval_batches(config, batch_size=64, process_index=0, process_count=1)
+    assert np.unique([batch["image"] for batch in held_out]).tolist() == [200]
 
 
-def test_held_out_part_is_the_right_fifth(striped):
+@pytest.mark.usefixtures("striped")
+def test_held_out_part_is_the_right_fifth():
     assert photos.PhotoSource(train=True)[0]["image"].shape == (90, 160, 3)
     assert photos.PhotoSource(train=False)[0]["image"].shape == (90, 40, 3)
 
@@ -71,23 +73,23 @@ def test_grid_is_fixed_and_has_every_class():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"classes": ("cat", "dog")}, "dog.*built-in photographs: brick"),
         ({"classes": ("cat", "cat")}, "different names"),
         ({"classes": ()}, "one or more"),
-        ({"holdout": 0.7}, r"holdout=0.7 must lie in \[0, 0.5\]"),
-        ({"holdout": 0, "train": False}, "nothing to evaluate on"),
+        ({"holdout_fraction": 0.7}, r"holdout_fraction=0.7 must lie in \[0, 0.5\]"),
+        ({"holdout_fraction": 0, "train": False}, "nothing to evaluate on"),
         ({"epoch_length": 0}, "epoch_length=0"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         photos.PhotoSource(**arguments)
 
 
 def test_missing_package_names_the_command(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(
         ModuleNotFoundError, match="scikit-learn is not installed.*pip install scikit-image scikit-learn"
     ):
@@ -96,5 +98,5 @@ def test_missing_package_names_the_command(monkeypatch):
 
 def test_missing_image_is_named(monkeypatch):
     monkeypatch.setitem(photos.PHOTOS, "cat", photos.Photo("skimage", "data/no_such_cat.png"))
-    with pytest.raises(FileNotFoundError, match="no_such_cat.png is missing"):
+    with pytest.raises(FileNotFoundError, match=r"no_such_cat\.png is missing"):
         photos.load_photo.__wrapped__("cat")

@@ -22,7 +22,7 @@ def _jpeg(value):
 
 
 def write_dataset(folder, splits, file_format="array_record"):
-    """Writes {split: [(encoded image, label)]} the way TFDS prepares it; no TensorFlow is involved."""
+    """Writes {split: [(encoded image, label)]} as TFDS does, without TensorFlow."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -39,7 +39,7 @@ def write_dataset(folder, splits, file_format="array_record"):
     for split, records in splits.items():
         writer = ArrayRecordWriter(str(folder / f"toy-{split}.array_record-00000-of-00001"), "group_size:1")
         for i, (image, label) in enumerate(records):
-            example = tf_example_pb2.Example()
+            example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]  # Made at run time.
             example.features.feature["image"].bytes_list.value.append(image)
             example.features.feature["label"].int64_list.value.append(label)
             example.features.feature["file_name"].bytes_list.value.append(f"{i}.jpg".encode())
@@ -61,7 +61,7 @@ def write_dataset(folder, splits, file_format="array_record"):
 def _root(tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds") / "toy"
     train = [(_jpeg(value), label) for value, label in ((10, 0), (110, 1), (210, 2), (20, 0))]
-    train[1] = (train[1][0][:100], 1)  # A broken image.
+    train[1] = (train[1][0][:100], 1)  # A corrupt image.
     write_dataset(root / "1.9.0", {"train": train[:1]})
     write_dataset(root / "1.10.0", {"train": train, "validation": [(_jpeg(150), 2)]})
     return root
@@ -71,7 +71,7 @@ def _value(record):
     return int(record["image"].mean().round()), record["label"]
 
 
-def test_records_of_the_newest_version(root):
+def test_newest_version_is_read_without_tensorflow(root):
     source = TfdsSource(root)
     assert source.root.endswith("1.10.0") and source.class_names == NAMES and len(source) == 4
     assert _value(source[0]) == (10, 0) and _value(source[3]) == (20, 0)
@@ -80,13 +80,16 @@ def test_records_of_the_newest_version(root):
     assert "tensorflow" not in sys.modules
 
 
-def test_copies_slices_and_order_of_classes(root):
+def test_pickled_source_keeps_its_slice_and_order_of_classes(root):
     source = pickle.loads(pickle.dumps(TfdsSource(root, "train[2:]", classes=("cow", "bee", "ant"))))
     assert [_value(source[i]) for i in range(len(source))] == [(210, 0), (20, 2)]
+
+
+def test_version_can_be_chosen(root):
     assert len(TfdsSource(root / "1.9.0")) == 1
 
 
-def test_from_a_configuration(root):
+def test_configuration_selects_split_and_crop(root):
     config = default_config()
     config.update(source="tfds", root=str(root), height=8, width=8, resize=10, num_threads=0)
     assert make_source(config)[0]["image"].shape == (10, 12, 3)
@@ -94,16 +97,28 @@ def test_from_a_configuration(root):
     assert batch["image"].shape == (1, 8, 8, 3) and batch["label"].tolist() == [2]
 
 
-def test_errors_name_what_is_wrong(root, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no_such' is no data set .*no such folder.*imagenet2012/5.1.0"):
+def test_missing_root_is_named(root):
+    with pytest.raises(FileNotFoundError, match=r"no_such' is not a data set .*no such folder.*imagenet2012/5\.1\.0"):
         TfdsSource(root / "no_such")
+
+
+def test_root_without_a_prepared_data_set_is_refused(tmp_path):
     (tmp_path / "n01440764").mkdir()
-    with pytest.raises(FileNotFoundError, match="it holds n01440764"):
+    with pytest.raises(FileNotFoundError, match="it contains n01440764"):
         TfdsSource(tmp_path)
+
+
+def test_unknown_split_is_named(root):
     with pytest.raises(ValueError, match="has no split 'test'; it has train, validation"):
         TfdsSource(root, "test")
+
+
+def test_classes_must_be_those_of_the_data_set(root):
     with pytest.raises(ValueError, match="all 3 classes .*; 2 are given, and only one side has bee, cow, dog"):
         TfdsSource(root, classes=("ant", "dog"))
+
+
+def test_format_without_random_access_is_refused(tmp_path):
     write_dataset(tmp_path / "2.0.0", {"train": []}, file_format="tfrecord")
     with pytest.raises(ValueError, match="stored as tfrecord, .* tfds build toy --file_format=array_record"):
         TfdsSource(tmp_path)

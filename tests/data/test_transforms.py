@@ -14,7 +14,7 @@ def _columns(height, width):
 
 
 @pytest.mark.parametrize(
-    "image, size, expected",
+    ("image_size", "size", "expected"),
     [
         ((375, 500), 256, (256, 341)),  # 256 · 500 / 375 = 341.33
         ((500, 375), 256, (341, 256)),
@@ -23,13 +23,14 @@ def _columns(height, width):
         ((427, 640), 64, (64, 95)),  # 95.93 truncated
     ],
 )
-def test_shorter_side_by_hand(image, size, expected):
-    assert transforms.shorter_side_size(*image, size) == expected
-    assert transforms.ResizeShorterSide(size, size, size).size(*image) == expected
+def test_shorter_side_by_hand(image_size, size, expected):
+    height, width = image_size
+    assert transforms.shorter_side_size(height, width, size) == expected
+    assert transforms.ResizeShorterSide(size, size, size).output_size(height, width) == expected
 
 
 def test_wide_crop_enlarges_a_narrow_image():
-    assert transforms.ResizeShorterSide(32, 32, 100).size(40, 80) == (50, 100)
+    assert transforms.ResizeShorterSide(32, 32, 100).output_size(40, 80) == (50, 100)
 
 
 def test_resize_is_antialiased():

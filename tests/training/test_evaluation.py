@@ -6,7 +6,6 @@ import pytest
 
 from configs import photos_generator, photos_tokenizer
 from eqjax import sharding
-from eqjax.latent_cache import check
 from eqjax.training import generator, loop, tokenizer
 from eqjax.training.state import TrainState
 from tests.random_params import random_params
@@ -31,8 +30,8 @@ def test_what_is_wrong_is_said_at_the_start(config, tmp_path):
         fields.eval_images = 0
         wrong.append((module, fields, "num_images=0 must be at least 1"))
         fields = fields.copy_and_resolve_references()
-        fields.eval_images, fields.data.holdout = 8, 0.0
-        wrong.append((module, fields, "holdout=0 leaves nothing to evaluate on"))
+        fields.eval_images, fields.data.holdout_fraction = 8, 0.0
+        wrong.append((module, fields, "holdout_fraction=0 leaves nothing to evaluate on"))
     for module, fields, message in wrong:
         with pytest.raises(ValueError, match=message):
             module.make_stage(fields).open_evaluation(mesh)
@@ -61,7 +60,7 @@ def test_fillers_do_not_count(config, monkeypatch):
     rows = np.random.default_rng(0).standard_normal((8, 4, 8)).astype(np.float32)
     batches = [{"latents": rows, "label": np.arange(8, dtype=np.int32), "mask": np.arange(8) < 5}]
     monkeypatch.setattr(loop, "held_out", lambda config, mesh: batches)
-    monkeypatch.setattr(check, "make_encode", lambda *_: lambda _, batch, key: (batch["latents"], batch["label"]))
+    monkeypatch.setattr(generator, "LatentEncoder", lambda *_: lambda _, batch, key: (batch["latents"], batch["label"]))
     stage = generator.make_stage(config)
     params = random_params(generator.pretrained.build_module("generator", dict(config.generator)))
     state = jax.device_put(

@@ -1,5 +1,6 @@
 """Runs survive non-finite steps, SIGTERM, kill -9, a full disk, other runs and damaged checkpoints of one process."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -42,7 +43,7 @@ def test_too_many_consecutive_nonfinite_steps_stop_the_run(tmp_path):
 
 
 def test_a_failing_diagnosis_does_not_hide_the_nonfinite_metrics(tmp_path):
-    def diagnose(state, batch, key):
+    def diagnose(*_):
         raise MemoryError("16 GiB")
 
     config = toy_trainer.config(1, max_consecutive_nonfinite=1)
@@ -51,28 +52,32 @@ def test_a_failing_diagnosis_does_not_hide_the_nonfinite_metrics(tmp_path):
         loop.train(config, str(tmp_path), stage)
 
 
+@contextlib.contextmanager
+def files_limited_to(size):
+    """Lets no file of this process grow beyond a number of bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
     whole = train(tmp_path, toy_trainer.config(2))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(OSError, match=r"could not be written(.|\n)*Steps \[2\] are whole"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # No file may grow beyond it.
-        try:
-            train(tmp_path, toy_trainer.config(4))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_limited_to(20_000), pytest.raises(OSError, match=r"could not be written(.|\n)*Steps \[2\] are whole"):
+        train(tmp_path, toy_trainer.config(4))
     config = toy_trainer.config(2)
     with Checkpoints(tmp_path / "checkpoints", config.to_dict()) as checkpoints:
-        restored, _ = checkpoints.restore(whole)
-    assert equal(leaves(restored), leaves(whole))
+        restored = checkpoints.restore(whole)
+    assert restored is not None and equal(leaves(restored[0]), leaves(whole))
     assert int(train(tmp_path, toy_trainer.config(4)).step) == 4
 
 
 def test_a_workdir_of_a_live_run_is_refused(tmp_path):
-    with fault_tolerance.WorkdirLock(tmp_path):
-        with pytest.raises(
-            fault_tolerance.WorkdirInUseError, match=r"held by another live run \(process \d+ on .*another workdir"
-        ):
-            train(tmp_path, toy_trainer.config(1))
+    message = r"held by another live run \(process \d+ on .*another workdir"
+    with fault_tolerance.WorkdirLock(tmp_path), pytest.raises(fault_tolerance.WorkdirInUseError, match=message):
+        train(tmp_path, toy_trainer.config(1))
     assert int(train(tmp_path, toy_trainer.config(1)).step) == 1
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -14,7 +15,7 @@ from eqjax.training.logging import MetricWriter
 @pytest.fixture
 def wandb(monkeypatch):
     """A stand-in for the package, which records calls."""
-    fake = types.ModuleType("wandb")
+    fake: Any = types.ModuleType("wandb")
     fake.calls, fake.started = [], []
 
     class Run:

@@ -17,9 +17,7 @@ def test_meshes_and_batches_that_do_not_fit_are_refused_before_anything_is_writt
         train(tmp_path / "run", toy_trainer.config(1, mesh="data:3"))
     config = toy_trainer.config(1, batch_size=4)
     config.accumulation_steps = 2
-    with pytest.raises(
-        ValueError, match="accumulation_steps=2 microbatches makes 2 images per microbatch"
-    ):
+    with pytest.raises(ValueError, match="accumulation_steps=2 microbatches makes 2 images per microbatch"):
         train(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 

@@ -10,7 +10,7 @@ import pytest
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
-from eqjax.latent_cache import check
+from eqjax.latent_cache.encode import LatentEncoder, encoder_params
 from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import generator as generator_training
@@ -33,8 +33,8 @@ TOKENIZER = Tokenizer(
 def test_training_step(source):
     config = generator_training.default_config()
     optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    encode = check.make_encode(TOKENIZER, 0.5)
-    encoder = {} if source == "latents" else check.encoding_params(pretrained.abstract_params(TOKENIZER))
+    encode = LatentEncoder(TOKENIZER, 0.5)
+    encoder = {} if source == "latents" else encoder_params(pretrained.abstract_params(TOKENIZER))
     step = jax.tree_util.Partial(generator_training.make_steps(GENERATOR, optimizer, encode, config)[0], encoder)
 
     def init(key):

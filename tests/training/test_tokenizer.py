@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import tokenizer_imagenet256
+from configs import imagenet_tokenizer
 from eqjax import convert, pretrained, sharding
 from eqjax.training import adversary, loop, objective, tokenizer
 from eqjax.training.config import check_config
@@ -17,7 +17,7 @@ from tests.random_params import random_params
 
 
 def make_config(variant="tiny", **overrides):
-    config = tokenizer_imagenet256.get_config(variant)
+    config = imagenet_tokenizer.get_config(variant)
     config.data.classes = ("brick", "coffee")
     config.update(log_every=1, checkpoint_every=30, image_every=None)
     config.update(overrides)
@@ -213,7 +213,7 @@ def test_second_stage_takes_the_converted_published_tokenizer(monkeypatch):
     converted = pretrained.build_module("tokenizer", fields)
     weights = pretrained.Weights({"tokenizer": converted}, {}, 1.0)
     monkeypatch.setattr(pretrained, "load", lambda path: weights)
-    config = tokenizer_imagenet256.get_config("stage2")
+    config = imagenet_tokenizer.get_config("stage2")
     config.stage1_weights = "photos"  # Not read: see above.
     module = pretrained.build_module("tokenizer", dict(config.tokenizer))
     assert tokenizer.load_stage1(config, module) is weights
@@ -223,7 +223,7 @@ def test_second_stage_takes_the_converted_published_tokenizer(monkeypatch):
 
 
 def test_default_is_the_published_recipe():
-    config = tokenizer_imagenet256.get_config()
+    config = imagenet_tokenizer.get_config()
     check_config(config, tokenizer.default_config())
     terms, both = config.objective, (config.optimizer, config.discriminator_optimizer)
     assert (terms.kl_weight, terms.perceptual_weight, terms.semantic_weight) == (0.01, 1.0, 5.0)
@@ -238,5 +238,5 @@ def test_default_is_the_published_recipe():
         "constant",
         0,
     )
-    second = tokenizer_imagenet256.get_config("stage2")
+    second = imagenet_tokenizer.get_config("stage2")
     assert second.freeze_encoder and second.objective.semantic_weight == 0

@@ -1,0 +1,22 @@
+"""The command that builds a cache of latents."""
+
+import signal
+import time
+
+from eqjax import pretrained
+from tests import subprocesses
+from tests.latent_cache import tiny_cache
+
+
+def test_process_without_a_coordinator_stops_on_sigterm(tmp_path):
+    pretrained.save(tmp_path / "tokenizer.safetensors", tiny_cache.make_weights())
+    command = ["eqjax", "cache-latents", "--config=configs/photos_generator.py:tiny", "--num_crops=500"]
+    command += [f"--config.tokenizer_weights={tmp_path}/tokenizer.safetensors", f"--output={tmp_path}/cache"]
+    command += ["--config.data.classes=('brick',)", "--config.data.num_threads=1", "--compilation_cache="]
+    process = subprocesses.start(*command, NUM_PROCESSES="2", PROCESS_ID="0")
+    while process.poll() is None and not (tmp_path / "cache" / "spec.json").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 75 and "The same command makes the missing shards" in output, output
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["spec.json"]

@@ -1,0 +1,53 @@
+"""Validation of the data configuration, and class lists from a command line."""
+
+import pytest
+
+from eqjax.data import check_config, config, default_config
+
+
+def test_defaults_are_valid():
+    check_config(default_config())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source": "imagenet"}, "source='imagenet' is unknown; choose one of 'photos', 'folder', 'tfds', 'latents'"),
+        ({"height": 0}, "height=0 must be at least 1"),
+        ({"width": -3}, "width=-3 must be at least 1"),
+        ({"num_workers": -1}, "num_workers=-1 must be at least 0"),
+        ({"num_threads": -1}, "num_threads=-1 must be at least 0"),
+        ({"min_scale": 0.9, "max_scale": 0.5}, "min_scale=0.9 and max_scale=0.5 must satisfy"),
+        ({"max_scale": 1.5}, "max_scale=1.5"),
+        ({"holdout_fraction": 0.8}, "holdout_fraction=0.8"),
+        ({"source": "folder"}, "needs root"),
+        ({"source": "tfds"}, "needs root, .* a prepared data set"),
+        ({"source": "latents"}, "needs root, .* eqjax cache-latents"),
+        ({"source": "folder", "root": "x", "classes": ("a",), "class_file": "y"}, "not both"),
+        ({"source": "folder", "root": "x", "resize": 4}, "resize=4 must be at least 64"),
+        ({"source": "folder", "root": "x", "max_corrupt_fraction": 2.0}, "max_corrupt_fraction=2.0"),
+    ],
+)
+def test_bad_field_is_named(fields, message):
+    fields_of_run = default_config()
+    fields_of_run.update(fields)
+    with pytest.raises(ValueError, match=message):
+        check_config(fields_of_run)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"classes": ("ant", "bee")}, ("ant", "bee")),
+        ({"classes": ("ant,bee",)}, ("ant", "bee")),  # --config.data.classes=ant,bee
+        ({"classes": (3, 12)}, ("3", "12")),  # --config.data.classes=3,12
+        ({"photo_classes": ("cat,moon",)}, ("cat", "moon")),
+        ({"photo_classes": ("cat",), "classes": ("moon",)}, ("moon",)),
+        ({"photo_classes": ("cat",), "source": "folder"}, None),
+    ],
+)
+def test_class_names(fields, expected):
+    fields_of_run = default_config()
+    fields_of_run.update(fields)
+    assert config.class_names(fields_of_run) == expected
