@@ -1,4 +1,4 @@
-"""Compares what was saved with what is asked for, and says where they differ."""
+"""Compares two sides, such as a saved and a requested configuration, and lists their differences."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from flax import traverse_util
 
 _LIMIT = 12
+_MAX_LENGTH = 200  # Characters of a value, such as a list of a thousand class names.
 
 
 def differences(
@@ -21,7 +22,8 @@ def differences(
       limit: lines to return; a last line counts the differences left out.
 
     Returns:
-      One indented line per difference, sorted by name, with both values; empty if there are none.
+      One indented line per difference, sorted by name, with both values (cut after 200 characters); empty if there are
+      none.
 
     Example:
       >>> differences({"width": 8}, {"width": 16}, found_name="file", expected_name="model")
@@ -29,7 +31,7 @@ def differences(
     """
     left, right = _flatten(found), _flatten(expected)
     lines = [
-        f"  {name}: {found_name} {left.get(name)!r}, {expected_name} {right.get(name)!r}"
+        f"  {name}: {found_name} {_short_repr(left.get(name))}, {expected_name} {_short_repr(right.get(name))}"
         for name in sorted(left.keys() | right.keys())
         if left.get(name) != right.get(name)
     ]
@@ -57,3 +59,8 @@ def check_equal(
 
 def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(dict(values), sep=".") if values else {}
+
+
+def _short_repr(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"

@@ -1,35 +1,53 @@
-"""Images as numbers: between uint8 and [-1, 1], grids, and PNG files."""
+"""Conversion of images between uint8 and [-1, 1], grids of images, and PNG files."""
 
 import math
+import os
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped, UInt8
 import numpy as np
 from PIL import Image
 
 from eqjax.io import atomic_write
+from eqjax.typing import AnyArray
 
 
-def from_uint8(images):
-    """uint8 images to float32 in [-1, 1]: x / 127.5 − 1."""
+def from_uint8(images: Shaped[AnyArray, "*shape"]) -> Float[jax.Array, "*shape"]:
+    """Converts uint8 images to float32 in [-1, 1]: x / 127.5 − 1.
+
+    Example:
+      >>> from_uint8(np.array([0, 255], np.uint8))
+      Array([-1.,  1.], dtype=float32)
+    """
     return jnp.asarray(images, jnp.float32) / 127.5 - 1
 
 
-def to_uint8(images):
-    """Images in [-1, 1] (clipped to it) to uint8, rounded to the nearest."""
+def to_uint8(images: Shaped[AnyArray, "*shape"]) -> UInt8[jax.Array, "*shape"]:
+    """Converts images in [-1, 1] to uint8, rounded to the nearest; values outside are clipped.
+
+    Example:
+      >>> to_uint8(np.array([-2.0, 0.5, 1.0]))
+      Array([  0, 191, 255], dtype=uint8)
+    """
     images = jnp.clip(jnp.asarray(images, jnp.float32), -1, 1)
     return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
 
 
-def grid(images, columns=None, gap=2):
-    """Puts images of one size into one image, row by row, on white.
+def grid(images: UInt8[AnyArray, "N H W 3"], columns: int | None = None, gap: int = 2) -> UInt8[np.ndarray, "h w 3"]:
+    """Arranges images of one size in one image, row by row, on white.
 
     Args:
-      images: uint8 [N, H, W, 3].
+      images: the images.
       columns: images per row; None: about as many as rows.
       gap: white pixels between images.
 
     Returns:
-      uint8 [rows · (H + gap) − gap, columns · (W + gap) − gap, 3].
+      [rows · (H + gap) − gap, columns · (W + gap) − gap, 3].
+
+    Example:
+      >>> grid(np.zeros((5, 64, 128, 3), np.uint8), columns=2).shape
+      (196, 258, 3)
     """
     images = np.asarray(images)
     n, h, w, c = images.shape
@@ -42,7 +60,7 @@ def grid(images, columns=None, gap=2):
     return out[: out.shape[0] - gap, : out.shape[1] - gap]
 
 
-def save_png(path, image):
-    """Writes a uint8 image [H, W, 3] to `path`; the file appears whole or not at all."""
+def save_png(path: str | os.PathLike[str], image: UInt8[AnyArray, "H W 3"]) -> None:
+    """Writes an image to a PNG file, whole or not at all."""
     with atomic_write(path) as temporary:
         Image.fromarray(np.asarray(image)).save(temporary, format="PNG")

@@ -1,29 +1,35 @@
-"""Weights that carry their configuration: one safetensors file in, a ready model out."""
+"""Weights files that carry their configuration: from one safetensors file to a ready model."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import importlib.resources
 import json
 import os
+from typing import Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from eqjax import published
+from eqjax.differences import check_equal
 from eqjax.generator import Generator
 from eqjax.io import atomic_write
 from eqjax.model import Model
-from eqjax.tokenizer import Tokenizer
+from eqjax.tokenizer import SemanticConfig, Tokenizer
+from eqjax.typing import Params, Tree
 
-_MODULES = {"tokenizer": Tokenizer, "generator": Generator}
+_MODULES: dict[str, Any] = {"tokenizer": Tokenizer, "generator": Generator}
 _FORMAT = "eqjax-1"
 
 
 class WeightsError(ValueError):
-    """A file is not what it should be; the message says what was expected and what to do."""
+    """A file holds other contents than expected; the message names both, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,33 +38,40 @@ class Weights:
 
     Attributes:
       modules: {"tokenizer" and/or "generator": module}.
-      params: {the same names: parameter tree, numpy float32}.
-      latent_scale: what latents are multiplied by to have unit scale; None where unknown.
+      params: {the same names: parameter tree}; numpy float32 after `load`.
+      latent_scale: factor that brings latents to unit scale; None if unknown.
       class_names: names of the labels, or None.
-      notes: free text: where the weights come from.
+      notes: free text on the origin of the weights.
     """
 
-    modules: dict
-    params: dict
+    modules: Mapping[str, Any]
+    params: Mapping[str, Params]
     latent_scale: float | None = None
     class_names: tuple[str, ...] | None = None
     notes: str = ""
 
 
-def save(path, weights, dtype=np.float32):
+def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.float32) -> None:
     """Writes weights and their configuration to a safetensors file, whole or not at all.
 
     Args:
       path: file name.
-      weights: a `Weights`; its parameters may be JAX arrays.
-      dtype: storage dtype; they are read back as float32.
+      weights: modules, parameters and the rest.
+      dtype: storage dtype; `load` returns float32 in any case.
+
+    Example:
+      >>> import os, tempfile
+      >>> weights = load(resolve_path("photos"))
+      >>> path = os.path.join(tempfile.mkdtemp(), "tokenizer.safetensors")
+      >>> save(path, Weights({"tokenizer": weights.modules["tokenizer"]}, {"tokenizer": weights.params["tokenizer"]}))
+      >>> load(path).modules == {"tokenizer": weights.modules["tokenizer"]}
+      True
     """
-    tensors = {}
-    for name, params in weights.params.items():
-        for keys, array in jax.tree_util.tree_leaves_with_path(params):
-            full = "/".join([name, *(key.key for key in keys)])
-            # safetensors writes garbage for arrays that are not contiguous.
-            tensors[full] = np.ascontiguousarray(np.asarray(array).astype(dtype))
+    tensors = {
+        # safetensors writes garbage for arrays that are not contiguous.
+        name: np.ascontiguousarray(np.asarray(array).astype(dtype))
+        for name, array in traverse_util.flatten_dict(weights.params, sep="/").items()
+    }
     config = {
         "format": _FORMAT,
         "latent_scale": weights.latent_scale,
@@ -70,77 +83,108 @@ def save(path, weights, dtype=np.float32):
         safetensors.numpy.save_file(tensors, temporary, metadata={"eqjax": json.dumps(config)})
 
 
-def load(path):
-    """Reads a file that `save` wrote, checking every array against the configuration inside.
+def load(path: str | os.PathLike[str]) -> Weights:
+    """Reads a file that `save` wrote, and checks every array against the configuration inside.
+
+    Args:
+      path: file name.
 
     Returns:
-      `Weights`, parameters as numpy float32.
+      The weights, parameters as numpy float32.
 
     Raises:
       FileNotFoundError: there is no such file.
       WeightsError: truncated, of another kind, or arrays that do not fit the configuration.
+
+    Example:
+      >>> weights = load(resolve_path("photos"))
+      >>> weights.modules["generator"].num_classes
+      8
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no weights file at {path}.")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            config = json.loads((file.metadata() or {}).get("eqjax", "null"))
-            tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()} if config else {}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as safetensors ({error}): truncated, or not a weights file of eqjax. "
-            "PyTorch files are converted with: python -m eqjax.cli.convert"
-        ) from error
-    if not config or config.get("format") != _FORMAT:
-        raise WeightsError(
-            f"{path} is a safetensors file without an eqjax configuration of format {_FORMAT!r} "
-            f"(found {config and config.get('format')!r}); files are written by eqjax.pretrained.save, the "
-            "training commands, and eqjax.cli.convert."
-        )
+    config, tensors = _read(path)
     modules = {name: build_module(name, config[name], path) for name in _MODULES if name in config}
-    params = {name: _unflatten(tensors, name) for name in modules}
+    tree = traverse_util.unflatten_dict(tensors, sep="/")
+    params = {name: tree.get(name, {}) for name in modules}
     for name, module in modules.items():
-        _check_shapes(path, name, params[name], abstract_params(module))
+        check_equal(
+            _shapes(params[name]),
+            _shapes(abstract_params(module)),
+            f"the {name} arrays in {path} do not fit its configuration:",
+            found_name="file",
+            expected_name="configuration",
+            error=WeightsError,
+        )
     names = config.get("class_names")
     return Weights(
         modules, params, config.get("latent_scale"), tuple(names) if names else None, config.get("notes", "")
     )
 
 
-def load_pretrained(source="photos", *more):
-    """A ready model from weights files.
+def _read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the configuration and the arrays, float32, of a weights file."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            config = json.loads((file.metadata() or {}).get("eqjax", "null"))
+            names = list(file.keys()) if config else []
+            tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as safetensors ({error}): truncated, or not a weights file of eqjax. "
+            "PyTorch files are converted with: eqjax convert"
+        ) from error
+    if not config or config.get("format") != _FORMAT:
+        raise WeightsError(
+            f"{path} is a safetensors file without an eqjax configuration of format {_FORMAT!r} "
+            f"(found {config and config.get('format')!r}); files are written by eqjax.pretrained.save, the "
+            "training commands, and eqjax convert."
+        )
+    return config, tensors
+
+
+def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.PathLike[str]) -> Model:
+    """Loads a ready model from weights files.
 
     Args:
       source: "photos", the model shipped with the package, or the path of a weights file, or of a
         directory that holds `model.safetensors` (a training run's workdir).
-      *more: further files, where tokenizer and generator lie apart; a later file takes precedence.
+      *more: further files, if tokenizer and generator are in separate ones; a later file takes precedence.
 
     Returns:
-      A `Model`.
+      The model; a half that no file holds is None.
 
     Raises:
-      FileNotFoundError, WeightsError: as `load`, or tokenizer and generator do not fit together.
+      FileNotFoundError: there is no such file.
+      WeightsError: a file cannot be read, or tokenizer and generator do not fit together.
+
+    Example:
+      >>> import eqjax
+      >>> model = eqjax.load_pretrained("photos")
+      >>> model.sample("cat", num_columns=8, num_flow_steps=5).shape
+      (1, 64, 128, 3)
     """
+    sources = [os.fspath(path) for path in (source, *more)]
     modules, params, scales, names = {}, {}, {}, None
-    for item in (source, *more):
-        weights = load(resolve_path(item))
+    for path in sources:
+        weights = load(resolve_path(path))
         modules |= weights.modules
         params |= weights.params
         scales |= dict.fromkeys(weights.modules, weights.latent_scale)
         names = weights.class_names or names
     scales = {name: scale for name, scale in scales.items() if scale is not None}
+    tokenizer, generator = modules.get("tokenizer"), modules.get("generator")
     if len(scales) == 2 and not np.isclose(*scales.values(), rtol=1e-3, atol=0):
         raise WeightsError(
             f"the tokenizer's latents are to be multiplied by {scales['tokenizer']:.6g}, the generator was trained on "
-            f"latents multiplied by {scales['generator']:.6g}; files were {[str(source), *map(str, more)]}. Convert "
-            "either again with the --latent_scale of the other, or give the tokenizer that the generator saw."
+            f"latents multiplied by {scales['generator']:.6g}; files were {sources}. Convert either again with the "
+            "--latent_scale of the other, or give the tokenizer that the generator was trained with."
         )
-    tokenizer, generator = modules.get("tokenizer"), modules.get("generator")
     if tokenizer and generator and tokenizer.embed_dim != generator.latent_dim:
         raise WeightsError(
-            f"the tokenizer's latents have {tokenizer.embed_dim} channels, the generator draws "
-            f"{generator.latent_dim}: these files do not belong together: {[str(s) for s in (source, *more)]}."
+            f"the tokenizer's latents have {tokenizer.embed_dim} channels, the generator's "
+            f"{generator.latent_dim}: these files do not belong together: {sources}."
         )
     params = jax.tree.map(jnp.asarray, params)
     return Model(
@@ -153,24 +197,29 @@ def load_pretrained(source="photos", *more):
     )
 
 
-def resolve_path(source):
-    """The path of a weights file: of a file, of a training run's workdir, or of a shipped model by its name.
+def resolve_path(source: str | os.PathLike[str]) -> str:
+    """Returns the path of a weights file: of a file, of a training run's workdir, or of a shipped model by its name.
 
     Raises:
-      FileNotFoundError: it is none of these; a run that has not ended is named as such.
+      FileNotFoundError: it is none of these; the message names a run that has not ended.
     """
     source = os.fspath(source)
     exported = os.path.join(source, "model.safetensors")
     for path in (source, exported):
         if os.path.isfile(path):
             return path
-    shipped = {path.stem: str(path) for path in (importlib.resources.files("eqjax") / "weights").glob("*.safetensors")}
+    folder = importlib.resources.files("eqjax") / "weights"
+    shipped = {
+        entry.name.removesuffix(".safetensors"): str(entry)
+        for entry in folder.iterdir()
+        if entry.name.endswith(".safetensors")
+    }
     if source in shipped:
         return shipped[source]
     if os.path.isdir(os.path.join(source, "checkpoints")):
         raise FileNotFoundError(
             f"{source} holds checkpoints of a training run, but no model.safetensors, which is written when the run "
-            "ends: start the run again, and it goes on to its end."
+            "ends: start the same command again, and the run resumes."
         )
     raise FileNotFoundError(
         f"no weights file at {source}: neither a file, nor a folder with model.safetensors, nor one of the shipped "
@@ -178,21 +227,35 @@ def resolve_path(source):
     )
 
 
-def module_to_dict(module):
-    """The fields of a module as JSON values."""
+def module_to_dict(module: Any) -> dict[str, Any]:
+    """Returns the fields of a Flax module as JSON values.
+
+    Example:
+      >>> from eqjax import Generator
+      >>> module_to_dict(Generator(width=64))["width"]
+      64
+    """
     fields = {}
     for field in dataclasses.fields(module):
         if field.name in ("parent", "name"):
             continue
-        value = getattr(module, field.name)
+        value: Any = getattr(module, field.name)
         if field.name == "dtype":
             value = jnp.dtype(value).name
-        fields[field.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        fields[field.name] = dataclasses.asdict(value) if isinstance(value, SemanticConfig) else value
     return fields
 
 
-def build_module(name, fields, where="the configuration"):
-    """The module ("tokenizer" or "generator") with the given fields, the inverse of `module_to_dict`.
+def build_module(name: str, fields: Mapping[str, Any], where: str = "the configuration") -> Any:
+    """Builds the module with the given fields, the inverse of `module_to_dict`.
+
+    Args:
+      name: "tokenizer" or "generator".
+      fields: its fields; missing ones have their defaults.
+      where: name of their source for messages.
+
+    Returns:
+      The Flax module.
 
     Raises:
       WeightsError: a field that the module does not have.
@@ -208,34 +271,16 @@ def build_module(name, fields, where="the configuration"):
     return cls(**fields)
 
 
+def abstract_params(module: Any) -> Params:
+    """Returns shapes and dtypes of a module's parameters (jax.ShapeDtypeStruct) without computing them."""
+    return _abstract_params(module)
+
+
 @functools.lru_cache(maxsize=16)
-def abstract_params(module):
-    """Shapes and dtypes of a module's parameters (jax.ShapeDtypeStruct), at no cost."""
+def _abstract_params(module: Any) -> Params:
     return jax.eval_shape(module.init_params, jax.random.key(0))
 
 
-def _unflatten(tensors, name):
-    tree = {}
-    for full, array in tensors.items():
-        first, *rest, last = full.split("/")
-        if first != name:
-            continue
-        node = tree
-        for key in rest:
-            node = node.setdefault(key, {})
-        node[last] = array
-    return tree
-
-
-def _check_shapes(path, name, params, expected):
-    have = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(params)}
-    want = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(expected)}
-    if have == want:
-        return
-    lines = [
-        f"  {key}: file {have.get(key)}, configuration {want.get(key)}"
-        for key in sorted(have.keys() | want.keys())
-        if have.get(key) != want.get(key)
-    ]
-    more = f"\n  … and {len(lines) - 12} more" if len(lines) > 12 else ""
-    raise WeightsError(f"the {name} arrays in {path} do not fit its configuration:\n" + "\n".join(lines[:12]) + more)
+def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    leaves: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

@@ -20,6 +20,8 @@ Params: TypeAlias = Mapping[str, Any]
 Tree: TypeAlias = Any
 # One example of a data set: names to arrays, such as {"image": uint8 [H, W, 3], "label": int}.
 Record: TypeAlias = dict[str, Any]
+# A PyTorch state_dict: flat names to arrays, or to anything else with a shape (jax.ShapeDtypeStruct, say).
+StateDict: TypeAlias = Mapping[str, Any]
 # Metrics by name: scalars, or vectors with one curve per entry.
 Metrics: TypeAlias = Mapping[str, Scalar]
 # A configuration, or a part of one. Its fields are made at run time, so type checkers cannot know them.

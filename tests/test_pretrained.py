@@ -1,4 +1,4 @@
-"""Weights files: what goes in comes out; everything else ends in one message."""
+"""Weights files: exact round trips, models in one file or two, and one message for every other file."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from eqjax import Generator, Tokenizer, load_pretrained, pretrained
+from eqjax import Generator, Tokenizer, load_pretrained, pixels, pretrained
 from eqjax.tokenizer import tiling
 from tests.random_params import random_params
 
@@ -41,7 +41,7 @@ def equal(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()) and x.dtype == y.dtype, a, b))
 
 
-def test_round_trip(path, weights):
+def test_a_saved_file_is_read_back_exactly(path, weights):
     back = pretrained.load(path)
     assert back.modules == weights.modules
     assert equal(back.params, weights.params)
@@ -49,14 +49,14 @@ def test_round_trip(path, weights):
     assert not list(path.parent.glob("*.tmp"))
 
 
-def test_transposed_arrays_survive(tmp_path, weights):
-    # What a converter hands over: views that are not contiguous.
+def test_arrays_that_are_not_contiguous_are_saved_right(tmp_path, weights):
+    # A converter may return such views.
     params = jax.tree.map(lambda p: np.asfortranarray(p), weights.params)
     pretrained.save(tmp_path / "a.safetensors", pretrained.Weights(weights.modules, params))
     assert equal(pretrained.load(tmp_path / "a.safetensors").params, weights.params)
 
 
-def test_half_precision_storage(tmp_path, weights):
+def test_weights_stored_in_half_precision_are_read_as_float32(tmp_path, weights):
     pretrained.save(tmp_path / "half.safetensors", weights, dtype=np.float16)
     back = pretrained.load(tmp_path / "half.safetensors")
     leaf, exact = back.params["tokenizer"]["quant"]["kernel"], weights.params["tokenizer"]["quant"]["kernel"]
@@ -64,7 +64,7 @@ def test_half_precision_storage(tmp_path, weights):
     np.testing.assert_array_equal(leaf, exact.astype(np.float16).astype(np.float32))
 
 
-def test_model(path):
+def test_a_loaded_model_samples_encodes_decodes_and_continues(path):
     model = load_pretrained(path)
     images = model.sample(["dog", 2], num_columns=3, guidance_scale=2.0, num_flow_steps=2, seed=4)
     assert (images.dtype, images.shape) == (jnp.uint8, (2, 16, 6, 3))
@@ -74,16 +74,16 @@ def test_model(path):
     assert latents.shape == (2, 3, 4)
     as_floats = model.encode(np.asarray(images, np.float32) / 127.5 - 1)
     np.testing.assert_allclose(latents, as_floats, atol=1e-5)
-    unscaled = tiling._encode(model.tokenizer, model.tokenizer_params, images / 127.5 - 1)
+    unscaled = tiling.encode_whole(model.tokenizer, model.tokenizer_params, pixels.from_uint8(images))
     np.testing.assert_allclose(latents, 0.25 * unscaled, atol=1e-5)
-    decoded = tiling._decode(model.tokenizer, model.tokenizer_params, unscaled)
+    decoded = tiling.decode_whole(model.tokenizer, model.tokenizer_params, unscaled)
     expected = np.round((np.clip(decoded, -1, 1) + 1) * 127.5)
     assert np.abs(np.asarray(model.decode(latents), np.float32) - expected).max() <= 1
     continued = model.sample([1, 2], num_columns=5, num_flow_steps=2, prefix=latents)
     assert continued.shape == (2, 16, 10, 3)
 
 
-def test_model_errors(path):
+def test_a_loaded_model_refuses_unknown_classes_and_wrong_shapes(path):
     model = load_pretrained(path)
     with pytest.raises(ValueError, match=r"classes \['cow'\] are not among this model's: \['cat', 'dog', 'eel'\]"):
         model.sample("cow", num_columns=2)
@@ -98,76 +98,103 @@ def test_model_errors(path):
             model.decode(np.zeros(shape, np.float32))
 
 
-def test_halves_in_two_files(tmp_path, weights):
-    for name in ("tokenizer", "generator"):
-        half = pretrained.Weights({name: weights.modules[name]}, {name: weights.params[name]})
-        pretrained.save(tmp_path / f"{name}.safetensors", half)
-    model = load_pretrained(tmp_path / "tokenizer.safetensors", tmp_path / "generator.safetensors")
+def save_half(folder, weights, name, latent_scale=None):
+    half = pretrained.Weights({name: weights.modules[name]}, {name: weights.params[name]}, latent_scale)
+    file = folder / f"{name}_{latent_scale}.safetensors"
+    pretrained.save(file, half)
+    return file
+
+
+def test_tokenizer_and_generator_may_be_in_two_files(tmp_path, weights):
+    tokenizer, generator = (save_half(tmp_path, weights, name) for name in ("tokenizer", "generator"))
+    model = load_pretrained(tokenizer, generator)
     assert equal(jax.tree.map(np.asarray, model.generator_params), weights.params["generator"])
-    assert model.latent_scale == 0.05493  # Published, where no file says otherwise.
-    for name, scale in (("tokenizer", 0.5), ("generator", 0.25)):
-        half = pretrained.Weights({name: weights.modules[name]}, {name: weights.params[name]}, scale)
-        pretrained.save(tmp_path / f"scaled_{name}.safetensors", half)
-    scaled = load_pretrained(tmp_path / "tokenizer.safetensors", tmp_path / "scaled_generator.safetensors")
-    assert scaled.latent_scale == 0.25
-    with pytest.raises(pretrained.WeightsError, match="multiplied by 0.5, the generator was trained on .* by 0.25"):
-        load_pretrained(tmp_path / "scaled_tokenizer.safetensors", tmp_path / "scaled_generator.safetensors")
-    alone = load_pretrained(tmp_path / "tokenizer.safetensors")
+    assert model.latent_scale == 0.05493  # Published, if no file has one.
+    alone = load_pretrained(tokenizer)
     with pytest.raises(ValueError, match="loaded without a generator"):
         alone.sample([0], num_columns=2)
+
+
+def test_latent_scales_of_two_files_must_agree(tmp_path, weights):
+    generator = save_half(tmp_path, weights, "generator", 0.25)
+    assert load_pretrained(save_half(tmp_path, weights, "tokenizer"), generator).latent_scale == 0.25
+    with pytest.raises(pretrained.WeightsError, match="multiplied by 0.5, the generator was trained on .* by 0.25"):
+        load_pretrained(save_half(tmp_path, weights, "tokenizer", 0.5), generator)
+
+
+def test_latent_sizes_of_two_files_must_agree(tmp_path, weights):
     other = GENERATOR.clone(latent_dim=5)
-    pretrained.save(
-        tmp_path / "other.safetensors", pretrained.Weights({"generator": other}, {"generator": random_params(other)})
-    )
-    with pytest.raises(pretrained.WeightsError, match="4 channels, the generator draws 5"):
-        load_pretrained(tmp_path / "tokenizer.safetensors", tmp_path / "other.safetensors")
+    file = tmp_path / "other.safetensors"
+    pretrained.save(file, pretrained.Weights({"generator": other}, {"generator": random_params(other)}))
+    with pytest.raises(pretrained.WeightsError, match="have 4 channels, the generator's 5"):
+        load_pretrained(save_half(tmp_path, weights, "tokenizer"), file)
 
 
 def test_a_directory_holds_its_model(path):
     assert load_pretrained(path.parent).generator == GENERATOR
 
 
-def test_what_is_no_weights_file(tmp_path, monkeypatch):
+def test_a_path_without_weights_is_refused_with_the_names_of_the_shipped_models(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights file at .*absent"):
         load_pretrained(tmp_path / "absent.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no weights file at photo: .* shipped models \['photos'\]"):
         load_pretrained("photo")
+
+
+def test_a_run_that_has_not_ended_is_named(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="run holds checkpoints .* but no model.safetensors.* to its end"):
+    with pytest.raises(FileNotFoundError, match="run holds checkpoints .* but no model.safetensors.* the run resumes"):
         load_pretrained(tmp_path / "run")
-    # A folder of the name, of images perhaps, does not hide the shipped model.
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     assert pathlib.Path(pretrained.resolve_path("photos")).is_relative_to(pathlib.Path(pretrained.__file__).parent)
 
 
-def test_bad_files(tmp_path, path, weights):
+@pytest.mark.parametrize("name", ["truncated", "text", "empty"])
+def test_files_that_are_not_safetensors_are_refused(tmp_path, path, name):
     content = path.read_bytes()
-    for name, data in {"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(pretrained.WeightsError, match=f"{name} cannot be read as safetensors.*cli.convert"):
-            pretrained.load(tmp_path / name)
+    contents = {"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}
+    (tmp_path / name).write_bytes(contents[name])
+    with pytest.raises(pretrained.WeightsError, match=f"{name} cannot be read as safetensors.*eqjax convert"):
+        pretrained.load(tmp_path / name)
+
+
+def test_safetensors_without_a_configuration_are_refused(tmp_path):
     safetensors.numpy.save_file({"x": np.zeros(3)}, tmp_path / "foreign")
     with pytest.raises(pretrained.WeightsError, match="without an eqjax configuration"):
         pretrained.load(tmp_path / "foreign")
 
 
-def test_configuration_and_arrays_must_fit(tmp_path, weights):
+def test_arrays_that_do_not_fit_the_configuration_are_listed(tmp_path, weights):
     wrong = {"generator": GENERATOR.clone(depth=3)}
     pretrained.save(tmp_path / "w", pretrained.Weights(wrong, {"generator": weights.params["generator"]}))
     with pytest.raises(pretrained.WeightsError, match=r"blocks.*: file \(2, 16\), configuration \(3, 16\)"):
         pretrained.load(tmp_path / "w")
+
+
+def test_arrays_of_the_wrong_names_are_listed(tmp_path, weights):
+    params = dict(weights.params["generator"], surplus=np.zeros(3, np.float32))
+    del params["null_embedding"]
+    pretrained.save(tmp_path / "w", pretrained.Weights({"generator": GENERATOR}, {"generator": params}))
+    with pytest.raises(pretrained.WeightsError, match=r"(?s)null_embedding: file None.*surplus: file \(3,\), .*None"):
+        pretrained.load(tmp_path / "w")
+
+
+def test_unknown_fields_of_the_configuration_are_refused(tmp_path):
     config = {"format": "eqjax-1", "generator": {"widht": 3}}
     safetensors.numpy.save_file({"x": np.zeros(3)}, tmp_path / "v", metadata={"eqjax": json.dumps(config)})
     with pytest.raises(pretrained.WeightsError, match=r"generator fields \['widht'\].*known: .*'width'"):
         pretrained.load(tmp_path / "v")
 
 
-def test_failed_writing_leaves_the_old_file(tmp_path, path, weights, monkeypatch):
+def test_a_failed_save_leaves_the_old_file(tmp_path, path, weights, monkeypatch):
     target = tmp_path / "model.safetensors"
     target.write_bytes(path.read_bytes())
 
-    def fail(*args, **kwargs):
+    def fail(*_args, **_kwargs):
         raise OSError("disk full")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", fail)

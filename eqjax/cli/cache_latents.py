@@ -52,7 +52,7 @@ def find_process(args: flags.FlagValues) -> tuple[int, int]:
     """Returns (index, count) of this process, from the flags or from the starter.
 
     Raises:
-      ValueError: Only one of the two flags is given, or the starter's numbers are invalid.
+      ValueError: only one of the two flags is given, or the starter's numbers are invalid.
     """
     if (args.process_index is None) != (args.process_count is None):
         raise ValueError(

@@ -95,7 +95,7 @@ def from_torch(
     """
     from eqjax import convert, pretrained, published
 
-    kind, state_dict, arguments = convert.pick_weights(convert.read_reference(source), source, variant == "ema")
+    kind, state_dict, arguments = convert.pick_weights(convert.read_reference(source), source, variant)
     if kind == "tokenizer":
         module = pretrained.build_module(kind, convert.infer_tokenizer_config(state_dict))
         params = convert.tokenizer_params(state_dict, module)
@@ -113,7 +113,7 @@ def from_torch(
 def to_torch(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    part: Literal["tokenizer", "generator"] | None = None,
+    part: str | None = None,
 ) -> "Weights":
     """Converts a weights file of eqjax to a PyTorch file in the published format.
 

@@ -1,18 +1,17 @@
-r"""Evaluates a model with the field's metrics.
+r"""Evaluates a generator by FID and related metrics, or a tokenizer by its reconstructions.
 
-Images of a generator, compared with reference statistics; the same command goes on after a kill:
+    eqjax evaluate generation --weights=model.safetensors --num_images=50000 --guidance_scale=1.5,2,3 \
+        --reference=VIRTUAL_imagenet256_labeled.npz --output=outputs/evaluation
+    eqjax evaluate reconstruction --weights=photos --data.source=folder --data.root=/path/to/root \
+        --data.height=256 --data.width=256 --data.resize=256 --output=outputs/reconstruction
 
-    python -m eqjax.cli.evaluate generation --weights=model.safetensors --output=outputs/evaluation \
-        --num_images=50000 --guidance=1.5,2,3 --num_flow_steps=100 --reference=VIRTUAL_imagenet256_labeled.npz
+"generation" samples images and compares them with reference statistics, one row of results per guidance scale. An
+interrupted command resumes when it is run again. "reconstruction" encodes and decodes a data set, which --data.…
+describes as in training configurations.
 
-Reconstructions of a tokenizer over a data set (`--data.…` as in training configurations):
-
-    python -m eqjax.cli.evaluate reconstruction --weights=photos --output=outputs/reconstruction \
-        --data.source=folder --data.root=/path/to/root --data.height=256 --data.width=256 --data.resize=256
-
-Metrics need Inception's weights (and LPIPS its own); without them, --network=none draws images to evaluate
-elsewhere (--png, --npz), or measures PSNR and SSIM alone. Results: results.json and table.md under --output; a
-later call with other settings adds its rows.
+The metrics need Inception's weights, and LPIPS its own. Without them, --network=none only samples images, to evaluate
+elsewhere (--png, --npz), or measures only PSNR and SSIM. Results are in results.json and table.md under --output; a
+later call with other options adds its rows.
 """
 
 import os
@@ -20,7 +19,9 @@ import os
 from absl import flags, logging
 from ml_collections import config_flags
 
-from eqjax import flow, load_pretrained
+import eqjax
+from eqjax.cli.runner import flag_group
+from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, sampling_options
 from eqjax.data import default_config
 from eqjax.evaluation import (
     Extractor,
@@ -33,116 +34,122 @@ from eqjax.evaluation import (
     statistics,
 )
 from eqjax.evaluation.protocol import device_entries, weights_id
+from eqjax.evaluation.results import Result
+
+_NUM_IMAGES = 50_000
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_list(
-        "weights", ["photos"], "A shipped model's name, or weights files and workdirs, in order.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "output", os.path.join("outputs", "evaluation"), "Folder for images and results.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "num_images", None, "Images; 50000 to generate, the whole set to reconstruct.", 1, flag_values=values
-    )
-    flags.DEFINE_integer("batch_per_device", 16, "Images that a device takes at a time.", 1, flag_values=values)
-    flags.DEFINE_enum("network", "inception", ["inception", "none"], "Features of the metrics.", flag_values=values)
-    flags.DEFINE_string(
-        "nets_folder", None, "Where frozen weights lie; as eqjax.nets.load without it.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "reference", None, "Statistics file; made by eqjax.cli.make_statistics, or ADM's.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "num_stored_features", 50_000, "Images whose features KID, precision and recall compare.", 0, flag_values=values
-    )
-
-    flags.DEFINE_integer(
-        "num_columns", None, "Width in columns; as many as make images square without it.", 1, flag_values=values
-    )
-    flags.DEFINE_list("guidance", ["1"], "Guidance scales; several are a sweep, a row each.", flag_values=values)
-    flags.DEFINE_enum("guidance_schedule", "linear", flow.SCHEDULES, "Guidance over columns.", flag_values=values)
-    flags.DEFINE_integer("num_flow_steps", 100, "Flow steps per column.", 1, flag_values=values)
-    flags.DEFINE_enum("solver", "euler", flow.SOLVERS, "Of the flow; heun evaluates twice a step.", flag_values=values)
-    flags.DEFINE_enum("time_grid", "uniform", flow.TIME_GRIDS, "Where the steps lie.", flag_values=values)
-    flags.DEFINE_float("temperature", 1.0, "Scale of the initial noise.", 0.0, flag_values=values)
-    flags.DEFINE_integer(
-        "max_position", None, "Cross-attention's positions stop here; none as published.", 0, flag_values=values
-    )
-    flags.DEFINE_integer("seed", 0, "Of all noise.", flag_values=values)
-    flags.DEFINE_bool("png", False, "Also write every image as PNG.", flag_values=values)
-    flags.DEFINE_bool(
-        "npz", False, "Also write samples.npz as ADM's tools read it: shuffled, labels inside.", flag_values=values
-    )
-
-    flags.DEFINE_bool("lpips", True, "Measure LPIPS of reconstructions; not with --network=none.", flag_values=values)
-    config_flags.DEFINE_config_dict("data", default_config(), "Images to reconstruct.", flag_values=values)
+    with flag_group(values, "What"):
+        flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs.",
+                          flag_values=values)  # fmt: skip
+        flags.DEFINE_integer("num_images", None, f"Number of images; {_NUM_IMAGES} to sample, or the whole data set.",
+                             1, flag_values=values)  # fmt: skip
+        flags.DEFINE_integer("batch_size", 16, "Images that each device processes at a time.", 1, flag_values=values)
+    with flag_group(values, "Metrics"):
+        flags.DEFINE_enum("network", "inception", ["inception", "none"], "Feature network.", flag_values=values)
+        flags.DEFINE_string("nets_folder", None, "Folder of frozen weights; by default that of `eqjax fetch-weights`.",
+                            flag_values=values)  # fmt: skip
+        flags.DEFINE_string("reference", None, "Statistics file of `eqjax make-statistics`, or ADM's.",
+                            flag_values=values)  # fmt: skip
+        flags.DEFINE_integer("num_stored_features", 50_000, "Images whose features KID, precision and recall compare.",
+                             0, flag_values=values)  # fmt: skip
+        flags.DEFINE_bool("lpips", True, "LPIPS of reconstructions; never with --network=none.",
+                          flag_values=values)  # fmt: skip
+    with flag_group(values, "Generation"):
+        flags.DEFINE_integer("num_columns", None, "Width in columns; by default that of square images.", 1,
+                             flag_values=values)  # fmt: skip
+        flags.DEFINE_integer("seed", 0, "Seed of all noise.", flag_values=values)
+        define_sampling_flags(
+            values, guidance_help="Classifier-free guidance scale, 1 for none; several are a sweep, with a row each."
+        )
+    with flag_group(values, "Reconstruction"):
+        config_flags.DEFINE_config_dict("data", default_config(), "Images to reconstruct: --data.source, --data.root …",
+                                        flag_values=values)  # fmt: skip
+    with flag_group(values, "Output"):
+        flags.DEFINE_string("output", os.path.join("outputs", "evaluation"), "Folder of images and results.",
+                            flag_values=values)  # fmt: skip
+        flags.DEFINE_bool("png", False, "Write every sampled image as PNG.", flag_values=values)
+        flags.DEFINE_bool("npz", False, "Write samples.npz for ADM's tools: shuffled, with labels.",
+                          flag_values=values)  # fmt: skip
 
 
 def run(args: flags.FlagValues, words: list[str]) -> None:
-    """Runs the part of evaluation that the only word names."""
-    parts = {"generation": generation, "reconstruction": reconstruction}
-    if len(words) != 1 or words[0] not in parts:
-        raise ValueError(f"say what to evaluate: {' or '.join(parts)}; got {words}.")
-    parts[words[0]](args)
+    """Evaluates what the only word names.
+
+    Raises:
+      ValueError: the word is missing or unknown.
+    """
+    evaluations = {"generation": evaluate_generation, "reconstruction": evaluate_images}
+    if len(words) != 1 or words[0] not in evaluations:
+        raise ValueError(f"say what to evaluate: {' or '.join(evaluations)}; got {words}.")
+    evaluations[words[0]](args)
 
 
-def make_extractor(args):
-    """The `Extractor` of `--network`, or None."""
+def make_extractor(args: flags.FlagValues) -> Extractor | None:
+    """Returns the extractor of --network, or None."""
     if args.network == "none":
         return None
-    return Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_per_device)
+    return Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
 
 
-def generation(args):
-    """A row per guidance scale; images of each lie in a folder of its own."""
-    results.load(args.output)  # Refuses a folder of something else before hours of drawing.
+def evaluate_generation(args: flags.FlagValues) -> None:
+    """Evaluates generated images: a row, and a folder of images, per guidance scale.
+
+    Raises:
+      ValueError: flags without effect; options out of their range; another protocol under --output.
+    """
+    results.load(args.output)  # Rejects a folder of something else before hours of sampling.
     if given := config_flags.get_override_values(args["data"]):
         names = ", ".join(f"--data.{name}" for name in given)
         raise ValueError(
-            f"{names}: generation reads no images, and compares with --reference (from eqjax.cli.make_statistics); "
-            "--data.… is of reconstruction."
+            f"{names}: generation reads no images, and compares with --reference (from `eqjax make-statistics`); "
+            "--data.… is for reconstruction."
         )
-    model = load_pretrained(*args.weights)
-    tokenizer, num_images = model.require("tokenizer"), args.num_images or 50_000
+    scales = list(dict.fromkeys(guidance_scales(args)))
+    model = eqjax.load_pretrained(*args.weights)
+    tokenizer = model.require("tokenizer")
+    num_columns = args.num_columns or tokenizer.resolution // tokenizer.column_width
     sweep = [
         GenerationOptions(
-            num_columns=args.num_columns or tokenizer.resolution // tokenizer.column_width,
-            guidance_scale=scale,
-            guidance_schedule=args.guidance_schedule,
-            num_flow_steps=args.num_flow_steps,
-            solver=args.solver,
-            time_grid=args.time_grid,
-            temperature=args.temperature,
-            max_position=args.max_position,
-            seed=args.seed,
+            num_columns=num_columns, seed=args.seed, **sampling_options(args, guidance_scale=scale).to_dict()
         )
-        for scale in dict.fromkeys(_number(text) for text in args.guidance)
+        for scale in scales
     ]
-    options = dict(
-        extractor=make_extractor(args),
-        reference=statistics.load(args.reference) if args.reference else None,
-        reference_name=args.reference or "",
-        per_device_batch_size=args.batch_per_device,
-        write_png=args.png,
-        write_npz=args.npz,
-        num_stored_features=args.num_stored_features,
-    )
-    evaluators = [GenerationEvaluator(model, settings, num_images, **options) for settings in sweep]
-    found = []
-    for evaluator in evaluators:
-        folder = os.path.join(args.output, f"guidance_{evaluator.options.guidance_scale:g}")
-        found.append(evaluator.evaluate(model, folder))
-        _save(args, found)  # After every scale, in case a later one is interrupted.
+    extractor = make_extractor(args)
+    reference = statistics.load(args.reference) if args.reference else None
+    evaluators = [
+        GenerationEvaluator(
+            model,
+            options,
+            args.num_images or _NUM_IMAGES,
+            extractor=extractor,
+            reference=reference,
+            reference_name=args.reference or "",
+            per_device_batch_size=args.batch_size,
+            write_png=args.png,
+            write_npz=args.npz,
+            num_stored_features=args.num_stored_features,
+        )
+        for options in sweep
+    ]
+    rows: list[Result] = []
+    for scale, evaluator in zip(scales, evaluators, strict=True):
+        rows.append(evaluator.evaluate(model, os.path.join(args.output, f"guidance_{scale:g}")))
+        _save(args, rows)  # After every scale, in case a later one is interrupted.
 
 
-def reconstruction(args):
-    """One row."""
+def evaluate_images(args: flags.FlagValues) -> None:
+    """Evaluates reconstructions of the images of --data.….
+
+    Raises:
+      ValueError: the model has no tokenizer, or the images do not fit it.
+    """
     results.load(args.output)
-    config, model = args.data, load_pretrained(*args.weights)
+    model = eqjax.load_pretrained(*args.weights)
     model.require("tokenizer")
-    images = image_sets.from_data(config, args.num_images)
+    images = image_sets.from_data(args.data, args.num_images)
     extractor = make_extractor(args)
     metrics = evaluate_reconstruction(
         model,
@@ -150,9 +157,9 @@ def reconstruction(args):
         extractor=extractor,
         lpips=networks.lpips(args.nets_folder) if extractor is not None and args.lpips else None,
         reference=statistics.load(args.reference) if args.reference else None,
-        per_device_batch_size=args.batch_per_device,
+        per_device_batch_size=args.batch_size,
     )
-    size = config.height, config.width
+    size = args.data.height, args.data.width
     protocol = {"weights": weights_id(model), "count": images.count, "source": images.source}
     protocol |= {"image_size": list(size), "rounding": "8 bit", "encoding": "posterior mean", **device_entries()}
     if extractor is not None:
@@ -160,12 +167,5 @@ def reconstruction(args):
     _save(args, [{"metrics": metrics, "protocol": protocol}])
 
 
-def _save(args, found):
-    logging.info("%s:\n%s", os.path.abspath(args.output), results.save(args.output, found))
-
-
-def _number(text):
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"--guidance takes numbers, not {text!r}.") from None
+def _save(args: flags.FlagValues, rows: list[Result]) -> None:
+    logging.info("%s:\n%s", os.path.abspath(args.output), results.save(args.output, rows))

@@ -1,51 +1,46 @@
-r"""Computes reference statistics of a set of images: what FID and its family compare with.
+r"""Computes reference statistics of a set of images, which FID and related metrics compare with.
 
-    python -m eqjax.cli.make_statistics --input=/path/to/images --output=statistics.npz
-    python -m eqjax.cli.make_statistics --input=samples.npz --output=statistics.npz
-    python -m eqjax.cli.make_statistics --data.source=folder --data.root=/path/to/root \
+    eqjax make-statistics --input=/path/to/images --output=statistics.npz
+    eqjax make-statistics --input=samples.npz --output=statistics.npz
+    eqjax make-statistics --data.source=folder --data.root=/path/to/root \
         --data.height=256 --data.width=256 --data.resize=256 --output=statistics.npz
 
-The file holds mu, sigma, mu_s and sigma_s, as ADM's does, the protocol, and the pooled features of --num_stored_features
-images that KID, precision and recall need: a uniform choice, the same in every run.
+The file holds mu, sigma, mu_s and sigma_s, as ADM's does, the protocol, and the pooled features of
+--num_stored_features images, which KID, precision and recall need: a uniform choice, the same in every run.
 """
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+from eqjax.cli.runner import flag_group
 from eqjax.data import default_config
-from eqjax.evaluation import Extractor, fid, image_sets, networks, statistics
+from eqjax.evaluation import Extractor, ImageSet, fid, image_sets, networks, statistics
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string(
-        "input", None, "Folder of images of one size, or an npz with arr_0; or give --data.…", flag_values=values
-    )
-    flags.DEFINE_string("output", None, "The statistics file.", required=True, flag_values=values)
-    flags.DEFINE_integer(
-        "num_images", None, "With --data: so many, spread evenly; all without it.", 1, flag_values=values
-    )
-    flags.DEFINE_integer(
-        "num_stored_features",
-        10_000,
-        "Keep the features of so many images, chosen uniformly; 0: none.",
-        0,
-        flag_values=values,
-    )
-    flags.DEFINE_integer("batch_per_device", 32, "Images that a device takes at a time.", 1, flag_values=values)
-    flags.DEFINE_string(
-        "nets_folder", None, "Where Inception's weights lie; as eqjax.nets.load without it.", flag_values=values
-    )
-    config_flags.DEFINE_config_dict(
-        "data", default_config(), "In place of --input: evaluation crops of it.", flag_values=values
-    )
+    with flag_group(values, "Images"):
+        flags.DEFINE_string("input", None, "Folder of images of one size, or npz with arr_0; or give --data.….",
+                            flag_values=values)  # fmt: skip
+        config_flags.DEFINE_config_dict("data", default_config(), "Instead of --input: a data set's evaluation crops.",
+                                        flag_values=values)  # fmt: skip
+        flags.DEFINE_integer("num_images", None, "With --data.…: number of images, spread evenly; by default all.", 1,
+                             flag_values=values)  # fmt: skip
+    with flag_group(values, "Features"):
+        flags.DEFINE_integer("num_stored_features", 10_000, "Images whose features are stored; 0 for none.", 0,
+                             flag_values=values)  # fmt: skip
+        flags.DEFINE_integer("batch_size", 32, "Images that each device processes at a time.", 1, flag_values=values)
+        flags.DEFINE_string("nets_folder", None, "Folder of frozen weights; by default that of `eqjax fetch-weights`.",
+                            flag_values=values)  # fmt: skip
+    with flag_group(values, "Output"):
+        flags.DEFINE_string("output", None, "Statistics file (.npz).", required=True, flag_values=values)
 
 
-def find_images(args):
-    """The `ImageSet` of --input or of --data.….
+def find_images(args: flags.FlagValues) -> ImageSet:
+    """Returns the images of --input or of --data.….
 
     Raises:
-      ValueError: neither, or something of both.
+      ValueError: neither is given, or flags of both.
     """
     fields = config_flags.get_override_values(args["data"])
     if args.input:
@@ -53,7 +48,7 @@ def find_images(args):
         if given:
             raise ValueError(
                 f"--input={args.input} takes all images as they are; {', '.join(given)} would change nothing. "
-                "Leave them out, or give --data.source and --data.root in place of --input."
+                "Leave them out, or give --data.source and --data.root instead of --input."
             )
         return image_sets.from_path(args.input)
     if "source" not in fields:
@@ -64,18 +59,18 @@ def find_images(args):
     return image_sets.from_data(args.data, args.num_images)
 
 
-def run(args):
+def run(args: flags.FlagValues) -> None:
     """Runs over the images once and writes the file."""
-    found = find_images(args)
-    extractor = Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_per_device)
-    features = extractor.collect(found.batches(), found.count, num_stored_features=args.num_stored_features)
+    images = find_images(args)
+    extractor = Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
+    features = extractor.collect(images.batches(), images.count, num_stored_features=args.num_stored_features)
     statistics.save(args.output, features.statistics)
-    fid.warn_if_few(found.count, len(features.statistics.mean), args.output)
+    fid.warn_if_few(images.count, len(features.statistics.mean), args.output)
     logging.info(
         "Statistics of %d images (%s) in %s, %.1f images per second; %s",
-        found.count,
-        found.source,
+        images.count,
+        images.source,
         args.output,
-        found.count / features.seconds,
+        images.count / features.seconds,
         features.statistics.protocol,
     )

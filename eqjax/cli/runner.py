@@ -326,6 +326,8 @@ def _flag_lines(flag: flags.Flag) -> list[str]:
     """Returns the description of a flag: its name, default (… for none) and text."""
     if flag.boolean:
         name = f"  --{'no' if flag.value else ''}{flag.name}"
+    elif isinstance(flag.default, ml_collections.ConfigDict):
+        name = f"  --{flag.name}.NAME=…"
     else:
         default = "…" if flag.default is None or not isinstance(flag.default_as_str, str) else flag.default_as_str
         name = f"  --{flag.name}={default.strip(chr(39))}"

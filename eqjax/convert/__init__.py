@@ -1,11 +1,14 @@
-"""Reference names ↔ Flax trees, strictly and in both directions. Reference names occur here alone."""
+"""Converts weights between the reference's names and Flax trees, strictly and in both directions.
+
+Reference names occur in this package alone.
+"""
 
 from eqjax.convert.checkpoint import (
-    averaged_tokenizer_state_dict,
+    ema_tokenizer_state_dict,
     full_tokenizer_state_dict,
-    live_tokenizer_state_dict,
     pick_weights,
     published_checkpoint,
+    raw_tokenizer_state_dict,
     read_reference,
 )
 from eqjax.convert.discriminator import discriminator_variables
@@ -23,11 +26,11 @@ from eqjax.convert.weights import generator_params, generator_state_dict, tokeni
 
 __all__ = [
     "ConversionError",
-    "averaged_tokenizer_state_dict",
     "check_shapes",
     "dino_params",
     "dinov2_params",
     "discriminator_variables",
+    "ema_tokenizer_state_dict",
     "frozen_shapes",
     "full_tokenizer_state_dict",
     "generator_params",
@@ -35,10 +38,10 @@ __all__ = [
     "inception_params",
     "infer_generator_config",
     "infer_tokenizer_config",
-    "live_tokenizer_state_dict",
     "lpips_params",
     "pick_weights",
     "published_checkpoint",
+    "raw_tokenizer_state_dict",
     "read_reference",
     "tokenizer_params",
     "tokenizer_state_dict",

@@ -1,7 +1,13 @@
-"""The reference's files: what they hold, and which of it are the weights one wants."""
+"""The reference's checkpoint files: their kinds, and the EMA and raw weights inside.
 
+A tokenizer's file holds its raw weights, and EMA weights as `ema_<part>.<name without dots>`; a generator's
+file holds a state_dict of each. Names of raw weights are the reference names of all of eqjax.convert.
+"""
+
+from collections.abc import Mapping
 import os
 import re
+from typing import Any, Literal
 
 from absl import logging
 import numpy as np
@@ -10,14 +16,24 @@ import safetensors.numpy
 
 from eqjax.convert import torch_archive
 from eqjax.convert.rules import ConversionError, listing
+from eqjax.typing import StateDict
 
-# Networks of the training objective, and counters of the averages.
+# Networks of the training objective, and counters of the EMA.
 BESIDE_WEIGHTS = re.compile(r"loss\..*|ema_\w+\.(decay|num_updates)")
 _PARTS = ("encoder", "decoder", "semantic_decoder", "quant_layer", "post_quant_layer")
 
+# Weights of a training file: the exponential moving average, which inference uses, or the raw ones.
+Variant = Literal["ema", "raw"]
 
-def read_reference(path):
+
+def read_reference(path: str | os.PathLike[str]) -> Any:
     """Reads a reference file: of torch.save, or (named *.safetensors) of safetensors.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The content, as `eqjax.convert.torch_archive.load` describes it.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -34,26 +50,33 @@ def read_reference(path):
         ) from error
 
 
-def pick_weights(checkpoint, where, averaged=True):
-    """The weights inside a published file, or in a bare state_dict.
+def pick_weights(
+    checkpoint: Any, where: str | os.PathLike[str], variant: Variant = "ema"
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Returns the weights inside a published file, or in a bare state_dict.
 
     Args:
-      checkpoint: from `read_reference`.
-      where: what messages call it.
-      averaged: the moving averages, which inference uses, or the live weights. A bare state_dict
-        without `ema_*` names has only one set, which is taken.
+      checkpoint: content of the file, from `read_reference`.
+      where: name of the file for messages.
+      variant: EMA or raw weights. A bare state_dict without `ema_*` names has only one set of weights,
+        which is taken.
 
     Returns:
-      "tokenizer" or "generator"; {live name: array}; the training arguments found in the file, a dict.
+      "tokenizer" or "generator"; {reference name: array}; the training arguments found in the file.
 
     Raises:
-      CheckpointFileError: something other than tensors stands where weights should.
+      CheckpointFileError: something other than tensors is found in place of weights.
       ConversionError: neither kind of file, or it lacks the weights asked for.
+
+    Example:
+      >>> checkpoint = read_reference("generator.ckpt")  # doctest: +SKIP
+      >>> kind, state_dict, arguments = pick_weights(checkpoint, "generator.ckpt")  # doctest: +SKIP
     """
+    where = os.fspath(where)
     if not isinstance(checkpoint, dict):
         raise ConversionError(f"{where} holds {type(checkpoint).__name__}, not a tokenizer or generator.")
     if "model" in checkpoint or "model_ema" in checkpoint:
-        key = "model_ema" if averaged else "model"
+        key = "model_ema" if variant == "ema" else "model"
         if key not in checkpoint:
             raise ConversionError(f"{where} has no {key!r}; it holds {sorted(map(str, checkpoint))}.")
         return "generator", torch_archive.state_dict(checkpoint[key], f"{where}: {key}"), _arguments(checkpoint)
@@ -66,101 +89,100 @@ def pick_weights(checkpoint, where, averaged=True):
             f"{sorted(map(str, checkpoint))[:8]}."
         )
     full = torch_archive.state_dict(checkpoint if bare else checkpoint["state_dict"], where)
-    if averaged and not (bare and not any(map(_is_average, full))):
-        return "tokenizer", averaged_tokenizer_state_dict(full), {}
-    return "tokenizer", live_tokenizer_state_dict(full), {}
+    if variant == "ema" and not (bare and not any(map(_is_ema, full))):
+        return "tokenizer", ema_tokenizer_state_dict(full), {}
+    return "tokenizer", raw_tokenizer_state_dict(full), {}
 
 
-def published_checkpoint(kind, state_dict):
-    """A file's contents in the published format: the same weights live and as averages.
+def published_checkpoint(kind: str, state_dict: StateDict) -> dict[str, Any]:
+    """Returns a file's contents in the published format, with the same weights as raw and as EMA weights.
 
     Args:
       kind: "tokenizer" or "generator".
-      state_dict: {live name: array}.
+      state_dict: reference names to arrays.
     """
     if kind == "generator":
         return {"model": state_dict, "model_ema": state_dict}
     return {"state_dict": full_tokenizer_state_dict(state_dict)}
 
 
-def averaged_tokenizer_state_dict(full_state_dict):
-    """The averaged weights of a full tokenizer file, under live names.
+def ema_tokenizer_state_dict(full_state_dict: StateDict) -> dict[str, Any]:
+    """Returns the EMA weights of a full tokenizer file under the names of the raw ones.
 
-    Averages are stored as `ema_<part>.<name without dots>`; the dots come from the live names. A part
-    without averages (the second training stage averages the decoder and its quant layer alone) is
-    taken live.
+    A part without EMA weights (the second training stage averages the decoder and its quant layer alone)
+    is taken from the raw ones.
 
     Args:
-      full_state_dict: {name: array}, live and averaged.
+      full_state_dict: names to arrays, raw and EMA.
 
     Returns:
-      {live name: array}.
+      {reference name: array}.
 
     Raises:
-      ConversionError: no averages at all, averages that no live name (or more than one) explains, or
-        a part that is averaged in places only.
+      ConversionError: no EMA weights at all, EMA weights that no raw name (or more than one) explains, or
+        a part with EMA weights in places only.
     """
-    out, unknown, unaveraged, taken_live = {}, [], [], []
+    out, unknown, without, taken_raw = {}, [], [], []
     for part in _PARTS:
-        live = _part(full_state_dict, part)
-        averages = {n: array for n, array in _part(full_state_dict, f"ema_{part}").items() if _is_average(n)}
-        if not averages:
-            out |= live
-            taken_live += [part] if live else []
+        raw = _part(full_state_dict, part)
+        ema = {n: array for n, array in _part(full_state_dict, f"ema_{part}").items() if _is_ema(n)}
+        if not ema:
+            out |= raw
+            taken_raw += [part] if raw else []
             continue
-        dotted = _live_names(live, part)
-        out |= {dotted[name]: array for name, array in averages.items() if name in dotted}
-        unknown += [name for name in averages if name not in dotted]
-        unaveraged += [dotted[name] for name in dotted if name not in averages]
-    if unknown or unaveraged:
+        raw_names = _raw_names(raw, part)
+        out |= {raw_names[name]: array for name, array in ema.items() if name in raw_names}
+        unknown += [name for name in ema if name not in raw_names]
+        without += [raw_names[name] for name in raw_names if name not in ema]
+    if unknown or without:
         raise ConversionError(
-            "averaged and live weights do not match."
-            + listing("averages of no live weight", unknown)
-            + listing("live weights without an average", unaveraged)
+            "EMA and raw weights do not match."
+            + listing("EMA weights without raw ones", unknown)
+            + listing("raw weights without EMA", without)
         )
-    if not any(map(_is_average, full_state_dict)):
-        raise ConversionError("this state_dict holds no averaged weights (ema_*); use the live ones.")
-    if taken_live:
-        logging.info("Without averages, and therefore taken live: %s.", ", ".join(taken_live))
+    if not any(map(_is_ema, full_state_dict)):
+        raise ConversionError("this state_dict holds no EMA weights (ema_*); use the raw ones.")
+    if taken_raw:
+        logging.info("Parts without EMA weights, taken from the raw ones: %s.", ", ".join(taken_raw))
     return out
 
 
-def live_tokenizer_state_dict(full_state_dict):
-    """The live weights of a full tokenizer file: all but the averages."""
+def raw_tokenizer_state_dict(full_state_dict: StateDict) -> dict[str, Any]:
+    """Returns the raw weights of a full tokenizer file: all but the EMA weights."""
     return {name: array for name, array in full_state_dict.items() if not name.startswith("ema_")}
 
 
-def full_tokenizer_state_dict(state_dict):
-    """Weights under live names → a full file's state_dict, the same weights live and as averages."""
+def full_tokenizer_state_dict(state_dict: StateDict) -> dict[str, Any]:
+    """Returns a full file's state_dict with the same weights as raw and as EMA weights."""
     out = dict(state_dict)
     for part in _PARTS:
-        live = _part(state_dict, part)
-        if live:
+        raw = _part(state_dict, part)
+        if raw:
             out |= {f"ema_{part}.decay": np.float32(0.99), f"ema_{part}.num_updates": np.int32(0)}
-            out |= {name: live[dotted] for name, dotted in _live_names(live, part).items()}
+            out |= {name: raw[raw_name] for name, raw_name in _raw_names(raw, part).items()}
     return out
 
 
-def _arguments(checkpoint):
-    """The training arguments, which the file keeps as an object of a class unknown here."""
+def _arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the training arguments, which the file keeps as an object of a class unknown here."""
     arguments = checkpoint.get("args")
     return arguments.state if isinstance(arguments, torch_archive.Inert) else {}
 
 
-def _is_average(name):
+def _is_ema(name: str) -> bool:
     return name.startswith("ema_") and not BESIDE_WEIGHTS.fullmatch(name)
 
 
-def _part(state_dict, part):
+def _part(state_dict: StateDict, part: str) -> dict[str, Any]:
     return {name: array for name, array in state_dict.items() if name.startswith(part + ".")}
 
 
-def _live_names(live, part):
-    """{averaged name: live name} of one part."""
-    out = {}
-    for name in live:
-        averaged = f"ema_{part}." + name.removeprefix(part + ".").replace(".", "")
-        if averaged in out:
-            raise ConversionError(f"{out[averaged]} and {name} would both be averaged as {averaged}: ambiguous.")
-        out[averaged] = name
+def _raw_names(raw: StateDict, part: str) -> dict[str, str]:
+    """Returns {EMA name: raw name} of one part; the dots, which EMA names lack, come from the raw names."""
+    out: dict[str, str] = {}
+    for name in raw:
+        ema = f"ema_{part}." + name.removeprefix(part + ".").replace(".", "")
+        if ema in out:
+            raise ConversionError(f"{out[ema]} and {name} would both have the EMA name {ema}: ambiguous.")
+        out[ema] = name
     return out

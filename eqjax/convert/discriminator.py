@@ -1,13 +1,16 @@
 """The reference's discriminator heads → Flax variables, by a table of names."""
 
 import re
+from typing import Any
 
 import numpy as np
 
-from eqjax.convert.rules import ConversionError, import_arrays, listing, make_rules
+from eqjax.convert.rules import ConversionError, Row, import_arrays, listing, make_rules
+from eqjax.tokenizer.discriminator import FeatureDiscriminator
+from eqjax.typing import StateDict
 
 # Rows as in eqjax.convert.weights; a * counts the heads.
-_HEADS = (
+_HEADS: tuple[Row, ...] = (
     ("heads/conv_in", "heads.*.0.0", "spectral conv"),
     ("heads/norm_in", "heads.*.0.1", "norm"),
     ("heads/conv", "heads.*.1.fn.0", "spectral conv"),
@@ -16,10 +19,15 @@ _HEADS = (
 )
 
 
-def discriminator_variables(state_dict, module):
-    """The reference's discriminator heads → variables of a `FeatureDiscriminator`.
+def discriminator_variables(state_dict: StateDict, module: FeatureDiscriminator) -> dict[str, Any]:
+    """Converts the reference's discriminator heads to variables of a `FeatureDiscriminator`.
 
-    Known to be unused: the right singular vectors, which follow from the left ones, and the transformer `dino.*`.
+    The right singular vectors, which follow from the left ones, and the transformer `dino.*` may be left
+    over.
+
+    Args:
+      state_dict: reference names to arrays.
+      module: the discriminator to fill.
 
     Returns:
       {"params", "spectral"}, float32.
@@ -28,7 +36,7 @@ def discriminator_variables(state_dict, module):
       ConversionError: names or shapes differ.
     """
     vectors = {
-        ours.split("/")[1]: [f"{theirs.replace('*', str(i))}.weight_u" for i in range(module.num_readouts)]
+        ours.split("/")[1]: [f"{theirs.replace('*', str(i))}.weight_u" for i in range(module.num_heads)]
         for ours, theirs, kind in _HEADS
         if kind == "spectral conv"
     }

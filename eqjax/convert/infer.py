@@ -1,21 +1,31 @@
-"""Configurations: which `Tokenizer` or `Generator` a reference state_dict belongs to."""
+"""Infers the configuration: which `Tokenizer` or `Generator` a reference state_dict belongs to."""
 
+from collections.abc import Callable, Mapping
 import functools
 import math
 import re
+from typing import Any
 
-from eqjax.convert.rules import ConversionError
+from eqjax.convert.rules import ConversionError, Shape
+from eqjax.published import GENERATOR_SIZES
+from eqjax.typing import StateDict
 
 # (width, depth, flow width) of the published generators → attention heads, which no shape tells.
-_PUBLISHED_HEADS = {(512, 16, 960): 8, (768, 24, 1024): 12, (1024, 32, 1280): 16, (1280, 40, 1536): 16}
+_PUBLISHED_HEADS = {(f["width"], f["depth"], f["flow_width"]): f["num_heads"] for f in GENERATOR_SIZES.values()}
 _PUBLISHED_COND_LENGTH = 3
 
 
-def infer_tokenizer_config(state_dict):
-    """Fields of the `Tokenizer` that a reference state_dict (live names) belongs to.
+def infer_tokenizer_config(state_dict: StateDict) -> dict[str, Any]:
+    """Infers the fields of the `Tokenizer` that a reference state_dict belongs to.
 
     Shapes tell everything but how the widths of the semantic head split into a base width and
     multipliers. The split has no consequence; the base width is the widths' greatest common divisor.
+
+    Args:
+      state_dict: reference names to arrays.
+
+    Returns:
+      Fields of `eqjax.Tokenizer`.
 
     Raises:
       ConversionError: not a tokenizer's state_dict.
@@ -41,17 +51,27 @@ def infer_tokenizer_config(state_dict):
     )
 
 
-def infer_generator_config(state_dict, arguments=None, *, num_heads=None, window_size=None, max_rope_shift=16):
-    """Fields of the `Generator` that a reference state_dict belongs to.
+def infer_generator_config(
+    state_dict: StateDict,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    num_heads: int | None = None,
+    window_size: int | None = None,
+    max_rope_shift: int = 16,
+) -> dict[str, Any]:
+    """Infers the fields of the `Generator` that a reference state_dict belongs to.
 
     Args:
-      state_dict: {name: array}.
-      arguments: the training arguments from the file, of which cond_length (the window without the
-        own column, 0 for all columns) is used where `window_size` is not given.
+      state_dict: reference names to arrays.
+      arguments: the training arguments from the file. Their cond_length (the window without the own
+        column, 0 for all columns) is used if `window_size` is None.
       num_heads: attention heads, which no shape tells; None: those of the published generator of
         these widths and this depth.
       window_size: columns seen, the own one included; 0: all; None: from `arguments`, else as published.
-      max_rope_shift: no shape tells it; as published by default.
+      max_rope_shift: bound of the position shift in training, which no shape tells; as published by default.
+
+    Returns:
+      Fields of `eqjax.Generator`.
 
     Raises:
       ConversionError: not a generator's state_dict, or of no published size and `num_heads` is None.
@@ -81,8 +101,8 @@ def infer_generator_config(state_dict, arguments=None, *, num_heads=None, window
     )
 
 
-def _window_size(given, arguments):
-    """Columns seen, or None for all."""
+def _window_size(given: int | None, arguments: Mapping[str, Any]) -> int | None:
+    """Returns the number of columns seen, or None for all."""
     if given is not None:
         return given or None
     before = arguments.get("cond_length")
@@ -91,8 +111,8 @@ def _window_size(given, arguments):
     return before + 1 if before else None
 
 
-def _square_downsamples(shape, levels):
-    """How many downsamplings halve columns too: their convolutions keep a quarter of the channels, others half."""
+def _square_downsamples(shape: Callable[[str], Shape], levels: int) -> int:
+    """Counts downsamplings that halve columns too: their convolutions keep a quarter of the channels, others half."""
     shapes = [shape(f"encoder.down.{i}.downsample.conv.conv.weight") for i in range(levels - 1)]
     ratios = [inputs / outputs for outputs, inputs, *_ in shapes]
     if ratios != sorted(ratios, reverse=True) or not set(ratios) <= {2, 4}:
@@ -103,7 +123,7 @@ def _square_downsamples(shape, levels):
     return ratios.count(4)
 
 
-def _infer_semantic_config(state_dict):
+def _infer_semantic_config(state_dict: StateDict) -> dict[str, Any] | None:
     levels = _count(state_dict, r"semantic_decoder\.down\.(\d+)\.")
     if not levels:
         return None
@@ -120,12 +140,12 @@ def _infer_semantic_config(state_dict):
     )
 
 
-def _shape(state_dict, what, name):
+def _shape(state_dict: StateDict, what: str, name: str) -> Shape:
     if name not in state_dict:
         raise ConversionError(f"this is not the state_dict of {what}: it has no {name}.")
     return tuple(state_dict[name].shape)
 
 
-def _count(state_dict, pattern):
-    """How many different numbers the pattern's group takes at the beginning of names."""
+def _count(state_dict: StateDict, pattern: str) -> int:
+    """Counts the different values of the pattern's group at the beginning of names."""
     return len({match[1] for match in (re.match(pattern, name) for name in state_dict) if match})

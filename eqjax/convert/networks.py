@@ -2,17 +2,19 @@
 
 import functools
 import re
+from typing import Any
 
 import numpy as np
 
-from eqjax.convert.rules import import_arrays, make_rules, reference_shapes
+from eqjax.convert.rules import Row, Shape, import_arrays, make_rules, reference_shapes
+from eqjax.typing import StateDict
 
 # Rows as in eqjax.convert.weights: Flax module (a pattern), reference module, kind of layer.
-_LPIPS = (
+_LPIPS: tuple[Row, ...] = (
     (r"vgg/conv(\d+)", r"features.\1", "conv"),
     (r"lin(\d)", r"lin\1.model.1", "conv"),
 )
-_VIT = (
+_VIT: tuple[Row, ...] = (
     ("class_token", "cls_token", "bare row"),
     ("positions", "pos_embed", "bare row"),
     ("patches", "patch_embed.proj", "conv"),
@@ -24,7 +26,7 @@ _VIT = (
     (r"blocks/scale(\d)", r"blocks.*.ls\1.gamma", "bare"),
     ("norm", "norm", "norm"),
 )
-_INCEPTION = (
+_INCEPTION: tuple[Row, ...] = (
     (r"conv_(\w+)/conv", r"Conv2d_\1.conv", "conv"),
     (r"mixed_(\w+)/(\w+)/conv", r"Mixed_\1.\2.conv", "conv"),
     *(
@@ -44,8 +46,8 @@ _INCEPTION = (
 )
 
 
-# Network → table, and a pattern of which names may be left over: a classifier, a norm after the last readout, the
-# token of masked patches, a bias that the Inception Score leaves out.
+# Network → table, and a pattern of the names that may be left over: a classifier, a norm after the last intermediate
+# layer, the token of masked patches, a bias that the Inception Score leaves out.
 _NETWORKS = {
     "lpips": (_LPIPS, r"classifier\..*"),
     "dino": (_VIT, r"norm\.(weight|bias)"),
@@ -54,8 +56,9 @@ _NETWORKS = {
 }
 
 
-def lpips_params(state_dict, module):
-    """torchvision's VGG16 and the LPIPS linear layers, in one state_dict → parameters of an `LPIPS`.
+# The modules are Any here: eqjax.nets imports this package, which reads its files.
+def lpips_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
+    """Converts torchvision's VGG16 and the LPIPS linear layers, in one state_dict, to parameters of an `LPIPS`.
 
     Raises:
       ConversionError: names or shapes differ.
@@ -63,20 +66,22 @@ def lpips_params(state_dict, module):
     return _import("lpips", state_dict, module)
 
 
-def dino_params(state_dict, module):
-    """DINO's ViT → parameters of a `ViT` with readouts; keys lose their bias, as the reference sets it to 0.
+def dino_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
+    """Converts DINO's ViT to parameters of a `ViT` with intermediate layers.
+
+    Keys lose their bias, as the reference sets it to 0.
 
     Raises:
       ConversionError: names or shapes differ.
     """
     params = _import("dino", state_dict, module)
     qkv = params["blocks"]["qkv"]  # Its bias: [depth, 3, heads, d], of queries, keys, values.
-    qkv["bias"] = qkv["bias"] * np.array([1, 0, 1], np.float32)[:, None, None]
+    qkv["bias"] = qkv["bias"] * np.array([1, 0, 1], np.float32)[None, :, None, None]
     return params
 
 
-def dinov2_params(state_dict, module):
-    """DINOv2's ViT → parameters of a `ViT` without readouts.
+def dinov2_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
+    """Converts DINOv2's ViT to parameters of a `ViT` without intermediate layers.
 
     Raises:
       ConversionError: names or shapes differ.
@@ -84,8 +89,8 @@ def dinov2_params(state_dict, module):
     return _import("dinov2", state_dict, module)
 
 
-def inception_params(state_dict, module):
-    """FID's Inception (`pt_inception-2015-12-05`) → parameters of an `Inception`.
+def inception_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
+    """Converts FID's Inception (`pt_inception-2015-12-05`) to parameters of an `Inception`.
 
     Raises:
       ConversionError: names or shapes differ.
@@ -93,8 +98,8 @@ def inception_params(state_dict, module):
     return _import("inception", state_dict, module)
 
 
-def frozen_shapes(network, module):
-    """{reference name: shape} of the arrays that a frozen network's files must hold.
+def frozen_shapes(network: str, module: Any) -> dict[str, Shape]:
+    """Returns {reference name: shape} of the arrays that a frozen network's files must hold.
 
     Args:
       network: "lpips", "dino", "dinov2" or "inception".
@@ -103,11 +108,11 @@ def frozen_shapes(network, module):
     return reference_shapes(make_rules(module, _NETWORKS[network][0]))
 
 
-def unused_in_frozen(network, name):
-    """Whether a frozen network's files may hold an array of that name, which nobody uses."""
+def unused_in_frozen(network: str, name: str) -> bool:
+    """Returns whether a frozen network's files may hold an array of that name, which nothing uses."""
     return bool(re.fullmatch(_NETWORKS[network][1], name))
 
 
-def _import(network, state_dict, module):
-    unused = functools.partial(unused_in_frozen, network)
-    return import_arrays(state_dict, make_rules(module, _NETWORKS[network][0]), unused)
+def _import(network: str, state_dict: StateDict, module: Any) -> dict[str, Any]:
+    is_unused = functools.partial(unused_in_frozen, network)
+    return import_arrays(state_dict, make_rules(module, _NETWORKS[network][0]), is_unused)

@@ -1,19 +1,29 @@
 """Strict rules that carry arrays between the reference's flat names and Flax trees.
 
 A table pairs modules by name; what happens to their arrays follows from the kind of layer. Every
-array of the source is consumed, every one of the target filled, every shape equal. Numpy comes out;
-under a transformation of JAX, traced arrays do: jax.eval_shape checks a full-size model at no cost.
+array of the source is consumed, every one of the target filled, every shape equal. Results are numpy;
+under a transformation of JAX they are traced arrays: jax.eval_shape checks a full-size model at no cost.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
 import re
+from typing import Any
 
+from flax import traverse_util
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
+
+from eqjax.typing import AnyArray, Params, StateDict
+
+# A row of a table: Flax module (a pattern), reference module (with the pattern's groups; a * counts stacked
+# layers), kind of layer.
+Row = tuple[str, str, str]
+Shape = tuple[int, ...]
 
 
 class ConversionError(ValueError):
@@ -22,20 +32,20 @@ class ConversionError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one array of the reference lies in Flax: its axes are permuted, then reshaped.
+    """Axes of one array in the reference and in Flax: they are permuted, then reshaped.
 
     Attributes:
       kind: "same"; "flat" (one axis in the reference); "row" (a leading axis of size 1 there); "conv"
         (output, input, *spatial there); "linear" and "join" (outputs × inputs there; in Flax the
         first axis, or all but the last, are the inputs).
-      axis: where several layers of the reference are stacked in Flax, the axis that counts them.
+      axis: axis that counts the layers, if several layers of the reference are stacked in Flax.
     """
 
     kind: str
     axis: int = 0
 
-    def reference_shape(self, shape):
-        """Flax shape → the reference's."""
+    def reference_shape(self, shape: Shape) -> Shape:
+        """Returns the reference's shape of an array of the given Flax shape."""
         match self.kind:
             case "flat":
                 return (math.prod(shape),)
@@ -49,18 +59,18 @@ class Layout:
                 return (shape[-1], math.prod(shape[:-1]))
         return tuple(shape)
 
-    def to_flax(self, array, shape):
-        """The reference's array → Flax array of the given shape."""
+    def to_flax(self, array: AnyArray, shape: Shape) -> AnyArray:
+        """Converts the reference's array to a Flax array of the given shape."""
         return array.transpose(self._permutation(array.ndim)).reshape(shape)
 
-    def to_reference(self, array):
-        """The inverse of `to_flax`."""
+    def to_reference(self, array: AnyArray) -> AnyArray:
+        """Converts a Flax array to the reference's, the inverse of `to_flax`."""
         reference = self.reference_shape(array.shape)
         permutation = self._permutation(len(reference))
         inverse = [permutation.index(axis) for axis in range(len(permutation))]
         return array.reshape([reference[axis] for axis in permutation]).transpose(inverse)
 
-    def _permutation(self, ndim):
+    def _permutation(self, ndim: int) -> list[int]:
         axes = list(range(ndim))
         return [*axes[2:], 1, 0] if self.kind in ("conv", "linear", "join") else axes
 
@@ -81,38 +91,54 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A Flax array and the reference arrays that make it: one, or one per stacked layer."""
+    """A Flax array and the reference arrays that it is made of: one, or one per stacked layer.
+
+    Attributes:
+      path: keys of the array in the Flax tree.
+      shape: its shape.
+      names: reference names, one or one per layer.
+      layout: how each of them is converted.
+      stacked: whether layers are stacked.
+    """
 
     path: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: Shape
     names: tuple[str, ...]
     layout: Layout
     stacked: bool
 
     @property
-    def piece(self):
-        """Flax shape of what one reference array becomes."""
+    def layer_shape(self) -> Shape:
+        """Flax shape of one reference array."""
         axis = self.layout.axis
         return self.shape[:axis] + self.shape[axis + 1 :] if self.stacked else self.shape
 
 
-@functools.lru_cache(maxsize=16)
-def make_rules(module, table):
-    """One `Rule` per parameter of a module.
+def make_rules(module: Any, table: tuple[Row, ...]) -> tuple[Rule, ...]:
+    """Makes one `Rule` per parameter of a module.
 
     Args:
-      module: has `init_params`.
-      table: rows (Flax module, a pattern; reference module, with the pattern's groups, * counting
-        stacked layers; kind of layer).
+      module: a Flax module with `init_params`.
+      table: the names.
+
+    Returns:
+      The rules.
 
     Raises:
       ConversionError: a parameter that no row describes.
     """
-    leaves = _flatten(jax.eval_shape(module.init_params, jax.random.key(0)))
-    return tuple(_make_rule(path, tuple(leaf.shape), table) for path, leaf in leaves.items())
+    return _make_rules(module, table)
 
 
-def _make_rule(path, shape, table):
+@functools.lru_cache(maxsize=16)
+def _make_rules(module: Any, table: tuple[Row, ...]) -> tuple[Rule, ...]:
+    params: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(
+        jax.eval_shape(module.init_params, jax.random.key(0))
+    )
+    return tuple(_make_rule(path, tuple(leaf.shape), table) for path, leaf in params.items())
+
+
+def _make_rule(path: tuple[str, ...], shape: Shape, table: tuple[Row, ...]) -> Rule:
     *modules, leaf = path
     for pattern, template, kind in table:
         bare = kind.startswith("bare")
@@ -127,70 +153,84 @@ def _make_rule(path, shape, table):
     raise ConversionError(f"the parameter {'/'.join(path)} has no counterpart in the reference.")
 
 
-def import_arrays(state_dict, rules, unused=lambda name: False):
-    """Reference arrays → Flax tree, float32.
+def import_arrays(
+    state_dict: StateDict, rules: Sequence[Rule], is_unused: Callable[[str], bool] | None = None
+) -> dict[str, Any]:
+    """Converts reference arrays to a Flax tree, float32.
 
     Args:
-      state_dict: {reference name: array}.
+      state_dict: reference names to arrays.
       rules: from `make_rules`.
-      unused: tells of a name whether it may be left over.
+      is_unused: whether an array of a name may be left over; None: all must be used.
+
+    Returns:
+      The tree.
 
     Raises:
       ConversionError: names or shapes differ.
     """
-    source = {name: array for name, array in state_dict.items() if not unused(name)}
+    source = {name: array for name, array in state_dict.items() if is_unused is None or not is_unused(name)}
     check_shapes(source, reference_shapes(rules), "reference state_dict → Flax parameters")
-    xp, tree = _namespace(source), {}
-    for rule in rules:
-        pieces = [rule.layout.to_flax(xp.asarray(source[name]), rule.piece) for name in rule.names]
-        array = xp.stack(pieces, rule.layout.axis) if rule.stacked else pieces[0]
-        *modules, leaf = rule.path
-        node = functools.reduce(lambda node, key: node.setdefault(key, {}), modules, tree)
-        node[leaf] = _own(array, np.float32)
-    return tree
-
-
-def export_arrays(params, rules):
-    """Flax tree → {reference name: array}, the inverse of `import_arrays`; dtypes are kept.
-
-    Raises:
-      ConversionError: names or shapes differ.
-    """
-    source = _flatten(params)
-    flat = {"/".join(path): array for path, array in source.items()}
-    check_shapes(flat, {"/".join(rule.path): rule.shape for rule in rules}, "Flax parameters → reference state_dict")
     xp, out = _namespace(source), {}
     for rule in rules:
-        array = xp.asarray(source[rule.path])
-        pieces = xp.moveaxis(array, rule.layout.axis, 0) if rule.stacked else [array]
-        for name, piece in zip(rule.names, pieces, strict=True):
-            out[name] = _own(rule.layout.to_reference(piece), piece.dtype)
+        layers = [rule.layout.to_flax(xp.asarray(source[name]), rule.layer_shape) for name in rule.names]
+        array = xp.stack(layers, rule.layout.axis) if rule.stacked else layers[0]
+        out[rule.path] = _copy(array, np.float32)
+    return traverse_util.unflatten_dict(out)
+
+
+def export_arrays(params: Params, rules: Sequence[Rule]) -> dict[str, Any]:
+    """Converts a Flax tree to reference arrays, the inverse of `import_arrays`; dtypes are kept.
+
+    Args:
+      params: the tree.
+      rules: from `make_rules`.
+
+    Returns:
+      {reference name: array}.
+
+    Raises:
+      ConversionError: names or shapes differ.
+    """
+    source = traverse_util.flatten_dict(params, sep="/")
+    shapes = {"/".join(rule.path): rule.shape for rule in rules}
+    check_shapes(source, shapes, "Flax parameters → reference state_dict")
+    xp, out = _namespace(source), {}
+    for rule in rules:
+        array = xp.asarray(source["/".join(rule.path)])
+        layers = xp.moveaxis(array, rule.layout.axis, 0) if rule.stacked else [array]
+        for name, layer in zip(rule.names, layers, strict=True):
+            out[name] = _copy(rule.layout.to_reference(layer), layer.dtype)
     return out
 
 
-def listing(title, items):
-    """Lines of a message that name all of the items, below how many there are."""
+def listing(title: str, items: Sequence[str]) -> str:
+    """Formats lines of a message that name all of the items, below their count; empty without items."""
     return f"\n{title} ({len(items)}):\n  " + "\n  ".join(items) if items else ""
 
 
-def reference_shapes(rules):
-    """{reference name: shape} of all that the rules consume."""
-    return {name: rule.layout.reference_shape(rule.piece) for rule in rules for name in rule.names}
+def reference_shapes(rules: Sequence[Rule]) -> dict[str, Shape]:
+    """Returns {reference name: shape} of all arrays that the rules consume."""
+    return {name: rule.layout.reference_shape(rule.layer_shape) for rule in rules for name in rule.names}
 
 
-def check_shapes(source, wanted, what):
-    """Compares {name: array} with {name: shape}.
+def check_shapes(source: StateDict, expected: Mapping[str, Shape], what: str) -> None:
+    """Checks names and shapes of arrays.
+
+    Args:
+      source: names to arrays.
+      expected: names to shapes.
+      what: beginning of the message.
 
     Raises:
-      ConversionError: one message, that begins with `what`, with all names that are too many, too few,
-        or of another shape.
+      ConversionError: one message with all names that are unknown, missing, or of another shape.
     """
     shapes = {name: tuple(array.shape) for name, array in source.items()}
-    unknown = [name for name in shapes if name not in wanted]
-    missing = [f"{name} {shape}" for name, shape in wanted.items() if name not in shapes]
+    unknown = [name for name in shapes if name not in expected]
+    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
     misshapen = [
         f"{name}: source {shapes[name]}, expected {shape}"
-        for name, shape in wanted.items()
+        for name, shape in expected.items()
         if name in shapes and shapes[name] != shape
     ]
     if unknown or missing or misshapen:
@@ -202,18 +242,11 @@ def check_shapes(source, wanted, what):
         )
 
 
-def _flatten(tree, path=()):
-    """Nested mapping → {path: leaf}."""
-    out = {}
-    for key, value in tree.items():
-        out |= _flatten(value, (*path, key)) if isinstance(value, Mapping) else {(*path, key): value}
-    return out
-
-
-def _namespace(arrays):
+def _namespace(arrays: StateDict) -> Any:
+    """Returns jax.numpy if arrays are traced, otherwise numpy."""
     return jnp if any(isinstance(array, jax.core.Tracer) for array in arrays.values()) else np
 
 
-def _own(array, dtype):
-    """A contiguous copy of a numpy array, which may be a transposed view, or a view of a file."""
+def _copy(array: AnyArray, dtype: Any) -> AnyArray:
+    """Copies a numpy array, which may be a transposed view, or a view of a file, to a contiguous one."""
     return np.array(array, dtype, order="C") if isinstance(array, np.ndarray) else array.astype(dtype)

@@ -4,14 +4,17 @@ A file of torch.save is a pickle that names tensors, and the raw bytes of their 
 entries of a zip archive, before PyTorch 1.6 one after another ("legacy").
 """
 
+from collections.abc import Iterator
 import contextlib
 import functools
 import io
 import mmap
 import os
 import struct
+from typing import Any, BinaryIO
 import zipfile
 
+from jaxtyping import UInt8
 import numpy as np
 
 from eqjax.convert.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe, unpickle
@@ -21,22 +24,22 @@ __all__ = ["AGAIN", "CheckpointFileError", "Inert", "load", "save", "state_dict"
 
 _LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 _ZIP_START = b"PK\x03\x04"
-# torch.save does not compress, and weights hardly can be: what expands more than this is a bomb.
+# torch.save does not compress, and weights hardly can be: an archive that expands more than this is a bomb.
 _MAX_EXPANSION = 16
 _BIG_ENDIAN = "was written on a big-endian machine; load and save it again on a little-endian one."
 
 
-def load(path):
+def load(path: str | os.PathLike[str]) -> Any:
     """Reads a file of torch.save (zip or legacy) and executes nothing.
 
-    Arrays are read-only views of the mapped file, so that parts nobody looks at (the optimizer's
-    state, say) take no memory.
+    Arrays are read-only views of the mapped file, so that unused parts (the optimizer's state, say) take
+    no memory.
 
     Args:
       path: file name.
 
     Returns:
-      What was saved: tensors as numpy arrays (bfloat16 by ml_dtypes), mappings as dicts, objects of
+      The saved object: tensors as numpy arrays (bfloat16 by ml_dtypes), mappings as dicts, objects of
       unknown classes as `Inert`.
 
     Raises:
@@ -61,16 +64,23 @@ def load(path):
     raise CheckpointFileError(f"{path} is not a PyTorch checkpoint: {_kind_of(head)}.")
 
 
-def state_dict(value, where):
-    """Checks that `value`, a part of what `load` gave, maps names to arrays, and returns it as a dict.
+def state_dict(value: Any, where: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Checks that a part of the result of `load` maps names to arrays, and returns it as a dict.
 
     Args:
       value: the part.
-      where: what to call it in messages: file and key.
+      where: file and key, for messages.
+
+    Returns:
+      {name: array}.
 
     Raises:
-      CheckpointFileError: it is no mapping, or holds something other than arrays; where an unknown
-        global stands in its place, the message names it.
+      CheckpointFileError: it is no mapping, or holds something other than arrays; if an unknown global
+        stands in place of an array, the message names it.
+
+    Example:
+      >>> checkpoint = load("generator.ckpt")  # doctest: +SKIP
+      >>> weights = state_dict(checkpoint["model_ema"], "generator.ckpt: model_ema")  # doctest: +SKIP
     """
     if not isinstance(value, dict):
         raise CheckpointFileError(f"{where} should map parameter names to tensors, and is {describe(value)}.")
@@ -80,7 +90,7 @@ def state_dict(value, where):
     return dict(value)
 
 
-def save(path, tree):
+def save(path: str | os.PathLike[str], tree: Any) -> None:
     """Writes a file that torch.load(weights_only=True) opens, whole or not at all.
 
     Args:
@@ -94,17 +104,16 @@ def save(path, tree):
     path = os.fspath(path)
     writer = Writer()
     writer.write(tree)
-    with atomic_write(path) as temporary:
-        with open(temporary, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            entries = {"data.pkl": writer.pickle(), "byteorder": b"little"}
-            entries |= {f"data/{key}": array for key, array in enumerate(writer.arrays)}
-            for name, content in (entries | {"version": b"3\n"}).items():
-                _write_entry(file, archive, f"archive/{name}", content)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        entries = {"data.pkl": writer.pickle(), "byteorder": b"little"}
+        entries |= {f"data/{key}": array for key, array in enumerate(writer.arrays)}
+        for name, content in (entries | {"version": b"3\n"}).items():
+            _write_entry(file, archive, f"archive/{name}", content)
 
 
 @contextlib.contextmanager
-def _explained(path):
-    """Turns whatever a damaged file provokes into one clear error."""
+def _explained(path: str) -> Iterator[None]:
+    """Turns any exception that a damaged file provokes into one clear error."""
     try:
         yield
     except CheckpointFileError:
@@ -114,7 +123,8 @@ def _explained(path):
         raise CheckpointFileError(f"{path} is damaged or truncated ({reason}). {AGAIN}") from error
 
 
-def _kind_of(head):
+def _kind_of(head: bytes) -> str:
+    """Describes a file that is not a checkpoint by its first bytes."""
     kinds = {
         b"\x89PNG": "a PNG image",
         b"\xff\xd8\xff": "a JPEG image",
@@ -136,7 +146,7 @@ def _kind_of(head):
 # --- The two layouts -------------------------------------------------------------------------------
 
 
-def _load_zip(path, mapped):
+def _load_zip(path: str, mapped: mmap.mmap) -> Any:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
@@ -158,7 +168,7 @@ def _load_zip(path, mapped):
             )
 
         @functools.cache
-        def read(name):
+        def read(name: str) -> UInt8[np.ndarray, "n"]:
             if root + name not in entries:
                 raise CheckpointFileError(f"{path} lacks its entry {root + name}: damaged. {AGAIN}")
             return _zip_entry(archive, entries[root + name], mapped)
@@ -169,8 +179,8 @@ def _load_zip(path, mapped):
         return unpickle(path, data, lambda key, _: read(f"data/{key}"))
 
 
-def _zip_entry(archive, info, mapped):
-    """The bytes of an entry, uint8; a view of the mapped file where it is not compressed."""
+def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, mapped: mmap.mmap) -> UInt8[np.ndarray, "n"]:
+    """Returns the bytes of an entry; a view of the mapped file if it is not compressed."""
     if info.compress_type != zipfile.ZIP_STORED:
         with archive.open(info) as file:
             return np.frombuffer(file.read(info.file_size), np.uint8)
@@ -182,13 +192,13 @@ def _zip_entry(archive, info, mapped):
     return np.frombuffer(mapped, np.uint8, info.file_size, start)
 
 
-def _load_legacy(path, mapped):
-    """Four pickles (magic number, version, system, object), a fifth with storage names, then storages."""
+def _load_legacy(path: str, mapped: mmap.mmap) -> Any:
+    """Reads four pickles (magic number, version, system, object), a fifth with storage names, then storages."""
     for _ in range(2):
         unpickle(path, mapped)
     if unpickle(path, mapped).get("little_endian") is False:
         raise CheckpointFileError(f"{path} {_BIG_ENDIAN}")
-    # The sizes of storages are known from the object, which stands before them: read it twice.
+    # The sizes of storages are known from the object, which comes before them: read it twice.
     start, itemsizes = mapped.tell(), {}
     unpickle(path, mapped, lambda key, itemsize: itemsizes.setdefault(key, itemsize) and None)
     storages = {}
@@ -205,13 +215,12 @@ def _load_legacy(path, mapped):
     return unpickle(path, mapped, lambda key, _: storages[key])
 
 
-def _write_entry(file, archive, name, content):
+def _write_entry(file: BinaryIO, archive: zipfile.ZipFile, name: str, content: bytes | np.ndarray) -> None:
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     # PyTorch begins every entry at a multiple of 64 bytes, with an extra field of padding before it.
     padding = -(file.tell() + 30 + len(name) + 4) % 64
     info.extra = b"FB" + struct.pack("<H", padding) + bytes(padding)
-    if isinstance(content, np.ndarray):
-        content = np.ascontiguousarray(content).reshape(-1).view(np.uint8).data
-    info.file_size = len(content)
+    data = np.ascontiguousarray(content).reshape(-1).view(np.uint8).data if isinstance(content, np.ndarray) else content
+    info.file_size = len(data)
     with archive.open(info, "w") as entry:
-        entry.write(content)
+        entry.write(data)

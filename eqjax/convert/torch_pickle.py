@@ -3,15 +3,19 @@
 A pickle is a program that may call any function by its name. The reader knows the few names that
 tensors need; every other one, harmless (argparse.Namespace) or not (os.system), becomes an `Inert`
 placeholder: nothing is imported, nothing is called. A tensor that depends on such a name becomes a
-placeholder as well, and whoever asks for it gets an error that tells the name.
+placeholder as well, and using it raises an error with the name.
 """
 
+from collections.abc import Callable, Sequence
 import io
 import itertools
 import math
+import mmap
 import pickle
 import pickletools
+from typing import Any
 
+from jaxtyping import UInt8
 import ml_dtypes
 import numpy as np
 
@@ -37,86 +41,91 @@ _DTYPES |= {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "f
 _DTYPE_ALIASES = dict(float="float32", double="float64", half="float16", long="int64", int="int32", short="int16")
 
 
+# Returns the bytes of a storage, by its key and the size of an item; None while sizes are being collected.
+StorageReader = Callable[[str, int], UInt8[np.ndarray, "n"] | None]
+
+
 class CheckpointFileError(ValueError):
-    """A file is not a readable PyTorch checkpoint; the message names it, the cause and the way out."""
+    """A file is not a readable PyTorch checkpoint; the message names it, the cause and the remedy."""
 
 
 class Inert:
-    """Stands for an object whose class or function the reader does not know; it does nothing.
+    """Placeholder for an object whose class or function the reader does not know; it does nothing.
 
     Attributes:
       name: the global's full name, such as "argparse.Namespace".
       state: the attributes that the file gives the object, a dict (empty where it gives none).
     """
 
-    name = "unknown"
+    name: str = "unknown"
+    state: dict[str, Any]
 
-    def __new__(cls, *unused_args, **unused_kwargs):
-        """Takes whatever a file passes."""
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> "Inert":
+        """Accepts any arguments that a file passes."""
         self = super().__new__(cls)
         self.state = {}
         return self
 
-    def __init__(self, *unused_args, **unused_kwargs):
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {"state": state}
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
-    def __call__(self, *unused_args, **unused_kwargs):
-        """Calls nothing."""
+    def __call__(self, *_args: Any, **_kwargs: Any) -> "Inert":
+        """Returns itself and calls nothing."""
         return self
 
-    def _ignore(self, *unused_items):
+    def _ignore(self, *_items: Any) -> None:
         pass
 
     append = extend = add = _ignore
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<inert {self.name}>"
 
 
-def describe(value):
-    """What `value` is instead of the expected thing, for messages."""
+def describe(value: Any) -> str:
+    """Describes an unexpected value in a message that begins with "… is"."""
     if isinstance(value, Inert) or (isinstance(value, type) and issubclass(value, Inert)):
         return f"made by {value.name}, which is unknown here and is never called; save plain tensors instead"
     return f"of type {type(value).__name__}"
 
 
 class _Mapping(dict):
-    """Stands for OrderedDict; attributes that PyTorch hangs onto it (_metadata) are dropped."""
+    """Replaces OrderedDict; attributes that PyTorch adds to it (_metadata) are dropped."""
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
 class _Scalar:
     """A storage type or dtype."""
 
-    def __init__(self, dtype):
+    def __init__(self, dtype: np.dtype) -> None:
         self.dtype = dtype
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("a dtype has no state")
 
 
 class _Storage:
-    """The bytes of a storage (None while a legacy file is being measured) and their type."""
+    """The bytes of a storage (None while sizes are being collected) and their type."""
 
-    def __init__(self, data, dtype):
+    def __init__(self, data: UInt8[np.ndarray, "n"] | None, dtype: np.dtype) -> None:
         self.data, self.dtype = data, dtype
 
 
 class Unpickler(pickle.Unpickler):
     """Builds containers, arrays and placeholders; see `unpickle`."""
 
-    def __init__(self, path, file, storage):
+    def __init__(self, path: str, file: Any, storage: StorageReader | None) -> None:
         super().__init__(file, encoding="utf-8")
         self._path, self._storage = path, storage
-        self._known = {
+        self._known: dict[str, Any] = {
             "collections.OrderedDict": _Mapping,
             "torch.Size": self._size,
             "torch._utils._rebuild_tensor": self._tensor,
@@ -132,15 +141,15 @@ class Unpickler(pickle.Unpickler):
         self._known |= {f"torch.{name}": _Scalar(dtype) for name, dtype in _DTYPES.items()}
         self._known |= {f"torch.{alias}": _Scalar(_DTYPES[name]) for alias, name in _DTYPE_ALIASES.items()}
 
-    def find_class(self, module, name):
-        """What stands for a global: never the global itself."""
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns the replacement of a global, never the global itself."""
         full = f"{module}.{name}"
         if full not in self._known:
             self._known[full] = type("Inert", (Inert,), {"name": full})
         return self._known[full]
 
-    def persistent_load(self, pid):
-        """The storage that a tensor's entry refers to."""
+    def persistent_load(self, pid: Any) -> Any:
+        """Returns the storage that a tensor's entry refers to."""
         if isinstance(pid, tuple) and len(pid) >= 2 and pid[0] == "module":
             return pid[1]  # Legacy files wrap classes together with their source text.
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
@@ -148,6 +157,8 @@ class Unpickler(pickle.Unpickler):
         _, scalar, key, _, numel, *view = pid
         if not isinstance(scalar, _Scalar):
             return scalar() if isinstance(scalar, type) and issubclass(scalar, Inert) else Inert()
+        if self._storage is None:
+            raise pickle.UnpicklingError("a tensor where none is expected")
         data, itemsize = self._storage(str(key), scalar.dtype.itemsize), scalar.dtype.itemsize
         start, numel = (view[0][1], view[0][2]) if view and view[0] else (0, numel)
         if data is not None:
@@ -159,22 +170,40 @@ class Unpickler(pickle.Unpickler):
             data = data[start * itemsize : (start + numel) * itemsize]
         return _Storage(data, scalar.dtype)
 
-    def _size(self, sizes=()):
+    def _size(self, sizes: Sequence[int] = ()) -> tuple[int, ...]:
         return tuple(sizes)
 
-    def _parameter(self, data, *unused):
+    def _parameter(self, data: Any, *_: Any) -> Any:
         return data
 
-    def _from_type(self, rebuild, unused_type, args, unused_state):
+    def _from_type(self, rebuild: Any, _type: Any, args: Any, _state: Any) -> Any:
         return rebuild(*args) if rebuild in (self._tensor, self._tensor_v3, self._parameter) else rebuild
 
-    def _tensor_v3(self, storage, offset, size, stride, requires_grad, hooks, scalar, metadata=None):
+    def _tensor_v3(
+        self,
+        storage: Any,
+        offset: int,
+        size: Sequence[int],
+        stride: Sequence[int],
+        _requires_grad: Any,
+        _hooks: Any,
+        scalar: Any,
+        _metadata: Any = None,
+    ) -> Any:
         if not isinstance(scalar, _Scalar):
             return scalar
         return self._tensor(storage, offset, size, stride, dtype=scalar.dtype)
 
-    def _tensor(self, storage, offset, size, stride, *unused, dtype=None):
-        """The view of a storage that a tensor is; a storage that is inert makes the tensor inert."""
+    def _tensor(
+        self,
+        storage: Any,
+        offset: int,
+        size: Sequence[int],
+        stride: Sequence[int],
+        *_: Any,
+        dtype: np.dtype | None = None,
+    ) -> Any:
+        """Returns a tensor as a view of its storage; an inert storage makes the tensor inert."""
         if not isinstance(storage, _Storage) or storage.data is None:
             return storage
         dtype = dtype or storage.dtype
@@ -194,23 +223,26 @@ class Unpickler(pickle.Unpickler):
         )
 
 
-def unpickle(path, file, storage=None):
-    """Reads the next pickle of `file` and leaves the file standing behind it.
+def unpickle(path: str, file: io.BytesIO | mmap.mmap, storage: StorageReader | None = None) -> Any:
+    """Reads the next pickle of a file, whose position is then behind it.
 
     Args:
-      path: what messages call the file.
+      path: name of the file for messages.
       file: binary file.
-      storage: `storage(key, itemsize)` gives the bytes of a storage (uint8), or None while sizes are
-        being collected; None where the pickle has no tensors.
+      storage: returns the bytes of a storage; None: the pickle has no tensors.
+
+    Returns:
+      The pickled object.
 
     Raises:
       CheckpointFileError: a tensor that does not fit its storage.
       Exception: of any kind, for a damaged pickle.
     """
     start = file.tell()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    opened: Any = file  # Typeshed does not know that an mmap reads like a file.
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(opened)):
         # Python allocates its memo up to the largest index: one beyond the opcodes is an attack.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
             raise CheckpointFileError(f"{path} holds a malformed pickle (memo index {argument}); refused.")
     end = file.tell()
     file.seek(start)
@@ -223,20 +255,21 @@ class Writer:
     """Emits the pickle of a tree, opcode by opcode: the standard pickler would import torch.
 
     Attributes:
-      arrays: what the storages named "0", "1", … hold.
+      arrays: contents of the storages named "0", "1", …
     """
 
-    def __init__(self):
-        self.arrays = []
-        self._out, self._keys = io.BytesIO(), {}
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+        self._out = io.BytesIO()
+        self._keys: dict[int, int] = {}
         self._storages = {_DTYPES[dtype]: name for name, dtype in _STORAGES.items()}
 
-    def pickle(self):
-        """The finished pickle, bytes."""
+    def pickle(self) -> bytes:
+        """Returns the finished pickle."""
         return b"\x80\x02" + self._out.getvalue() + pickle.STOP
 
-    def write(self, value):
-        """Appends a value: see `eqjax.convert.torch_archive.save` for the types."""
+    def write(self, value: Any) -> None:
+        """Appends a value of a type that `eqjax.convert.torch_archive.save` allows."""
         if isinstance(value, (np.ndarray, np.generic)):
             self._tensor(np.asarray(value))
         elif isinstance(value, dict):
@@ -255,10 +288,10 @@ class Writer:
         else:
             raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written to a PyTorch file.")
 
-    def _emit(self, opcodes):
+    def _emit(self, opcodes: bytes) -> None:
         self._out.write(opcodes)
 
-    def _tensor(self, array):
+    def _tensor(self, array: np.ndarray) -> None:
         storage = self._storages.get(array.dtype)
         if storage is None:
             raise TypeError(f"PyTorch files have no tensors of dtype {array.dtype}.")

@@ -1,24 +1,29 @@
 """Weights: reference state_dicts ↔ Flax parameters, by tables of names."""
 
+from typing import Any
+
 import numpy as np
 
 from eqjax.convert.checkpoint import BESIDE_WEIGHTS
-from eqjax.convert.rules import ConversionError, export_arrays, import_arrays, make_rules
+from eqjax.convert.rules import ConversionError, Row, Rule, Shape, export_arrays, import_arrays, make_rules
+from eqjax.generator import Generator
+from eqjax.tokenizer import SemanticConfig, Tokenizer
+from eqjax.typing import Params, StateDict
 
 
-def _inside(flax, reference, parts):
-    """Rows for the layers inside a block."""
+def _inside(flax: str, reference: str, parts: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Returns rows for the layers inside a block."""
     return tuple((f"{flax}/{ours}", f"{reference}.{theirs}", kind) for ours, theirs, kind in parts)
 
 
-_RES_BLOCK = (
+_RES_BLOCK: tuple[Row, ...] = (
     ("norm1", "norm1", "norm"),
     ("conv1", "conv1", "conv"),
     ("norm2", "norm2", "norm"),
     ("conv2", "conv2", "conv"),
     ("shortcut", "nin_shortcut", "conv"),
 )
-_ATTENTION = (
+_ATTENTION: tuple[Row, ...] = (
     ("norm", "norm", "norm"),
     ("query", "q", "conv"),
     ("key", "k", "conv"),
@@ -27,7 +32,7 @@ _ATTENTION = (
 )
 
 # Rows: Flax module (a pattern), reference module (its groups by number), kind of layer.
-_TOKENIZER = (
+_TOKENIZER: tuple[Row, ...] = (
     ("quant", "quant_layer", "conv"),
     ("post_quant", "post_quant_layer", "conv"),
     ("(encoder|decoder)/columns", r"\1.\g<1>1d", "conv"),
@@ -49,7 +54,7 @@ _TOKENIZER = (
 )
 
 # A * counts the layers that are stacked in one Flax array.
-_GENERATOR = (
+_GENERATOR: tuple[Row, ...] = (
     ("class_embedding", "class_emb.weight", "bare"),
     ("null_embedding", "fake_latent", "bare"),
     ("cond_positions", "encoder_pos_embed_learned", "bare row"),
@@ -81,38 +86,52 @@ _GENERATOR = (
 )
 
 
-def tokenizer_params(state_dict, tokenizer):
-    """Reference state_dict → Flax parameters.
+def tokenizer_params(state_dict: StateDict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Converts a reference state_dict to Flax parameters of a tokenizer.
 
     Args:
-      state_dict: {name: array} under live names, as `averaged_tokenizer_state_dict` gives. Known to
-        be unused are `loss.*`, counters of averages, the semantic head's blocks that the reference
-        never runs, and the whole head where the tokenizer has none.
-      tokenizer: the `Tokenizer` to fill.
+      state_dict: names to arrays, as `ema_tokenizer_state_dict` returns. `loss.*`, counters of the EMA,
+        the semantic head's blocks that the reference never runs, and the whole head if the tokenizer has
+        none may be left over.
+      tokenizer: the module to fill.
 
     Returns:
       Nested dict, float32.
 
     Raises:
       ConversionError: names or shapes differ, or the tokenizer has no counterpart in the reference.
+
+    Example:
+      >>> from eqjax import Tokenizer, convert
+      >>> checkpoint = convert.read_reference("tokenizer.ckpt")  # doctest: +SKIP
+      >>> _, state_dict, _ = convert.pick_weights(checkpoint, "tokenizer.ckpt")  # doctest: +SKIP
+      >>> tokenizer = Tokenizer(**convert.infer_tokenizer_config(state_dict))  # doctest: +SKIP
+      >>> params = convert.tokenizer_params(state_dict, tokenizer)  # doctest: +SKIP
     """
     never_run = _never_run(tokenizer)
 
-    def unused(name):
+    def is_unused(name: str) -> bool:
         headless = tokenizer.semantic is None and name.startswith("semantic_decoder.")
         return headless or name in never_run or bool(BESIDE_WEIGHTS.fullmatch(name))
 
-    return import_arrays(state_dict, _tokenizer_rules(tokenizer), unused)
+    return import_arrays(state_dict, _tokenizer_rules(tokenizer), is_unused)
 
 
-def tokenizer_state_dict(params, tokenizer):
-    """Flax parameters → reference state_dict under live names, the inverse of `tokenizer_params`.
+def tokenizer_state_dict(params: Params, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Converts Flax parameters of a tokenizer to a reference state_dict, the inverse of `tokenizer_params`.
 
     The reference's files hold one more block per level of the semantic head, which it never runs:
     those are zeros. A tokenizer without a semantic head gives a state_dict without one.
 
+    Args:
+      params: the parameters, or a tree like them (gradients, EMA weights).
+      tokenizer: their module.
+
+    Returns:
+      {reference name: array}.
+
     Raises:
-      ConversionError: as `tokenizer_params`.
+      ConversionError: names or shapes differ, or the tokenizer has no counterpart in the reference.
     """
     if tokenizer.patch_size != 1:
         raise ConversionError(
@@ -127,17 +146,38 @@ def tokenizer_state_dict(params, tokenizer):
     return export_arrays(params, _tokenizer_rules(tokenizer)) | never_run
 
 
-def generator_params(state_dict, generator):
-    """Reference state_dict → Flax parameters of a `Generator`, float32.
+def generator_params(state_dict: StateDict, generator: Generator) -> dict[str, Any]:
+    """Converts a reference state_dict to Flax parameters of a generator.
+
+    Args:
+      state_dict: names to arrays.
+      generator: the module to fill.
+
+    Returns:
+      Nested dict, float32.
 
     Raises:
       ConversionError: names or shapes differ.
+
+    Example:
+      >>> from eqjax import Generator, convert
+      >>> checkpoint = convert.read_reference("generator.ckpt")  # doctest: +SKIP
+      >>> _, state_dict, arguments = convert.pick_weights(checkpoint, "generator.ckpt")  # doctest: +SKIP
+      >>> generator = Generator(**convert.infer_generator_config(state_dict, arguments))  # doctest: +SKIP
+      >>> params = convert.generator_params(state_dict, generator)  # doctest: +SKIP
     """
     return import_arrays(state_dict, make_rules(generator, _GENERATOR))
 
 
-def generator_state_dict(params, generator):
-    """Flax parameters, or a tree like them (gradients, averages), → reference state_dict.
+def generator_state_dict(params: Params, generator: Generator) -> dict[str, Any]:
+    """Converts Flax parameters of a generator to a reference state_dict, the inverse of `generator_params`.
+
+    Args:
+      params: the parameters, or a tree like them (gradients, EMA weights).
+      generator: their module.
+
+    Returns:
+      {reference name: array}.
 
     Raises:
       ConversionError: names or shapes differ from the generator's.
@@ -145,16 +185,16 @@ def generator_state_dict(params, generator):
     return export_arrays(params, make_rules(generator, _GENERATOR))
 
 
-def _tokenizer_rules(tokenizer):
+def _tokenizer_rules(tokenizer: Tokenizer) -> tuple[Rule, ...]:
     if tokenizer.norm != "group":
         raise ConversionError(f"norm={tokenizer.norm!r} has no counterpart in the reference, whose norm is 'group'.")
     return make_rules(tokenizer, _TOKENIZER)
 
 
-def _never_run(tokenizer):
-    """{name: shape} of the semantic head's last block per level, which files hold and nobody runs."""
-    out = {}
-    if tokenizer.semantic is None:
+def _never_run(tokenizer: Tokenizer) -> dict[str, Shape]:
+    """Returns {name: shape} of the semantic head's last block per level, which files hold and nothing runs."""
+    out: dict[str, Shape] = {}
+    if not isinstance(tokenizer.semantic, SemanticConfig):
         return out
     for i, width in enumerate(tokenizer.semantic.widths):
         block = f"semantic_decoder.down.{i}.block.{tokenizer.semantic.num_res_blocks}."

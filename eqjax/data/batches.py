@@ -29,7 +29,7 @@ class BatchIterator(Iterator[Batch]):
     its threads and worker processes.
 
     Attributes:
-      source: The source of the images; `source.class_names` are the names of the labels.
+      source: the source of the images; `source.class_names` are the names of the labels.
     """
 
     source: datasets.Source
@@ -48,13 +48,13 @@ class BatchIterator(Iterator[Batch]):
         """Starts reading; call `make_iterator` for an iterator of a configuration.
 
         Args:
-          dataset: Endless data set of single records.
-          source: The source that the data set reads.
-          batch_size: Global batch size, of all processes together.
-          seed: The seed of the data set.
-          shard: The process's shard of every batch.
-          num_threads: Reading threads.
-          num_workers: Worker processes.
+          dataset: endless data set of single records.
+          source: the source that the data set reads.
+          batch_size: global batch size, of all processes together.
+          seed: the seed of the data set.
+          shard: the process's shard of every batch.
+          num_threads: reading threads.
+          num_workers: worker processes.
         """
         self.source = source
         self._num_workers = num_workers
@@ -91,7 +91,7 @@ class BatchIterator(Iterator[Batch]):
         """Moves to a position that `get_state` returned, on any number of processes, workers or threads.
 
         Raises:
-          ValueError: The state belongs to another seed or another number of records, and so to another stream.
+          ValueError: the state belongs to another seed or another number of records, and so to another stream.
         """
         for name, value in self._identity.items():
             if state[name] != value:
@@ -126,14 +126,14 @@ def make_iterator(
     """Returns this process's endless training batches: shuffled random crops and flips.
 
     Args:
-      config: Data configuration, see `default_config`.
-      batch_size: Global batch size, of all processes together.
-      seed: Seed of the order, the crops and the flips, in [0, 2**32).
-      process_index: This process, in [0, process_count); None asks JAX.
-      process_count: Number of processes; None asks JAX.
+      config: data configuration, see `default_config`.
+      batch_size: global batch size, of all processes together.
+      seed: seed of the order, the crops and the flips, in [0, 2**32).
+      process_index: this process, in [0, process_count); None asks JAX.
+      process_count: number of processes; None asks JAX.
 
     Raises:
-      ValueError: The configuration is invalid, the batch is not divisible by the number of processes, or the seed is
+      ValueError: the configuration is invalid, the batch is not divisible by the number of processes, or the seed is
         out of range.
 
     Example:
@@ -166,7 +166,7 @@ class EvalBatches:
     are made when they are indexed.
 
     Attributes:
-      num_images: Records of all processes together, without the copies.
+      num_images: records of all processes together, without the copies.
     """
 
     num_images: int
@@ -183,11 +183,11 @@ class EvalBatches:
         """Stores how to make the batches; call `eval_batches` for those of a configuration.
 
         Args:
-          dataset: Data set of single records.
-          indices: Indices of the wanted records.
-          batch_size: Global batch size, of all processes together.
-          shard: The process's shard of every batch.
-          num_threads: Reading threads.
+          dataset: data set of single records.
+          indices: indices of the wanted records.
+          batch_size: global batch size, of all processes together.
+          shard: the process's shard of every batch.
+          num_threads: reading threads.
         """
         self.num_images = len(indices)
         self._dataset = dataset
@@ -226,14 +226,14 @@ def eval_batches(
     """Returns this process's evaluation batches: crops of held-out images, or the records of a latent cache.
 
     Args:
-      config: Data configuration, see `default_config`.
-      batch_size: Global batch size, of all processes together.
-      num_images: Number of records, spread evenly over all; None, or more than there are, takes all.
-      process_index: This process, in [0, process_count); None asks JAX.
-      process_count: Number of processes; None asks JAX.
+      config: data configuration, see `default_config`.
+      batch_size: global batch size, of all processes together.
+      num_images: number of records, spread evenly over all; None, or more than there are, takes all.
+      process_index: this process, in [0, process_count); None asks JAX.
+      process_count: number of processes; None asks JAX.
 
     Raises:
-      ValueError: The configuration is invalid, the batch is not divisible by the number of processes, or `num_images`
+      ValueError: the configuration is invalid, the batch is not divisible by the number of processes, or `num_images`
         is below 1.
 
     Example:
@@ -256,7 +256,7 @@ def _process_shard(
     """Returns the shard of every global batch that this process reads.
 
     Raises:
-      ValueError: The batch is not divisible by the number of processes, or the process numbers are invalid.
+      ValueError: the batch is not divisible by the number of processes, or the process numbers are invalid.
     """
     if (process_index is None) != (process_count is None):
         raise ValueError(f"Set both or neither of process_index={process_index} and process_count={process_count}.")

@@ -82,7 +82,7 @@ def check_config(config: Config) -> None:
     """Checks the fields of a data configuration.
 
     Raises:
-      ValueError: A field is unknown, missing or out of range.
+      ValueError: a field is unknown, missing or out of range.
     """
     if config.source not in SOURCES:
         raise ValueError(f"source={config.source!r} is unknown; choose one of {', '.join(map(repr, SOURCES))}.")

@@ -23,7 +23,7 @@ def make_source(config: Config, train: bool = True) -> Source:
     """Returns the source of whole images that a configuration names.
 
     Args:
-      config: Data configuration, see `default_config`.
+      config: data configuration, see `default_config`.
       train: True for the training images; False for the held-out parts of the photographs, for the images under
         `eval_root`, or for `eval_split`.
 
@@ -32,8 +32,8 @@ def make_source(config: Config, train: bool = True) -> Source:
       images from files is already resized. A latent cache gives {"latents": [L, D], "label": int}.
 
     Raises:
-      ValueError: The configuration or the data that it names are invalid.
-      FileNotFoundError: The folder does not exist.
+      ValueError: the configuration or the data that it names are invalid.
+      FileNotFoundError: the folder does not exist.
 
     Example:
       >>> from eqjax import data
@@ -72,9 +72,9 @@ def train_dataset(config: Config, source: Source, seed: int) -> grain.MapDataset
     """Returns an endless data set of shuffled records, with another order and other crops in every epoch.
 
     Args:
-      config: Data configuration, see `default_config`.
-      source: The result of `make_source(config)`.
-      seed: Seed of the order, the crops and the flips, in [0, 2**32).
+      config: data configuration, see `default_config`.
+      source: the result of `make_source(config)`.
+      seed: seed of the order, the crops and the flips, in [0, 2**32).
 
     Returns:
       A data set of {"image": uint8 [height, width, 3], "label": int32}; a latent cache gives "latents" [L, D] for
@@ -95,8 +95,8 @@ def eval_dataset(config: Config, source: Source) -> grain.MapDataset:
     """Returns the finite data set of evaluation records, in order and without randomness.
 
     Args:
-      config: Data configuration, see `default_config`.
-      source: The result of `make_source(config, train=False)`.
+      config: data configuration, see `default_config`.
+      source: the result of `make_source(config, train=False)`.
 
     Returns:
       A data set of {"image": uint8 [height, width, 3], "label": int32}: the grid of crops of the photographs, or center

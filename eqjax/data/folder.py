@@ -22,8 +22,8 @@ def read_class_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Empty lines and lines that begin with # are skipped.
 
     Raises:
-      FileNotFoundError: There is no such file.
-      ValueError: The file names no class, or one class twice.
+      FileNotFoundError: there is no such file.
+      ValueError: the file names no class, or one class twice.
     """
     with open(path, encoding="utf-8") as file:
         names = [line.split()[0] for line in file if line.strip() and not line.startswith("#")]
@@ -39,7 +39,7 @@ def find_class_root(root: str) -> str:
 
     Raises:
       FileNotFoundError: `root` is not a folder.
-      ValueError: There are no class folders.
+      ValueError: there are no class folders.
     """
     if not os.path.isdir(root):
         raise FileNotFoundError(f"root={root!r} is not a folder; {_LAYOUTS}.")
@@ -59,7 +59,7 @@ class FolderSource(image_source.ImageSource):
     can be decoded (i + 1, i - 1, i + 2, …), or, if its class has none, by the nearest of all.
 
     Attributes:
-      root: The folder that contains the class folders.
+      root: the folder that contains the class folders.
     """
 
     root: str
@@ -75,15 +75,15 @@ class FolderSource(image_source.ImageSource):
         """Lists the files without opening them.
 
         Args:
-          root: Folder of class folders, or the parent of their folder `data`.
-          classes: Names of class folders in the order of their labels; None takes all, sorted.
-          max_corrupt_fraction: Largest tolerated fraction of corrupt images, in [0, 1).
-          resize: The size that images are resized to during decoding; None keeps the size of the file.
-          draft: Whether large JPEGs may be halved during decoding; see `image_source.decode`.
+          root: folder of class folders, or the parent of their folder `data`.
+          classes: names of class folders in the order of their labels; None takes all, sorted.
+          max_corrupt_fraction: largest tolerated fraction of corrupt images, in [0, 1).
+          resize: the size that images are resized to during decoding; None keeps the size of the file.
+          draft: whether large JPEGs may be halved during decoding; see `image_source.decode`.
 
         Raises:
           FileNotFoundError: `root` is not a folder.
-          ValueError: There are no classes, a listed class has no folder, a class has no images, or
+          ValueError: there are no classes, a listed class has no folder, a class has no images, or
             `max_corrupt_fraction` is out of range.
         """
         super().__init__(max_corrupt_fraction, resize, draft)

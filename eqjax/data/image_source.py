@@ -27,9 +27,9 @@ def decode(
     Gray images are repeated, transparency is dropped, EXIF rotation is not applied.
 
     Args:
-      file: Path, or an open binary file.
-      resize: The wanted size; None keeps the size of the file. Resizing here saves a copy of the whole image.
-      draft: Whether the JPEG decoder may halve an image, repeatedly while it stays at least as large as wanted, before
+      file: path, or an open binary file.
+      resize: the wanted size; None keeps the size of the file. Resizing here saves a copy of the whole image.
+      draft: whether the JPEG decoder may halve an image, repeatedly while it stays at least as large as wanted, before
         the resize. Other formats ignore it.
     """
     with Image.open(file) as image:
@@ -66,8 +66,8 @@ class ImageSource(abc.ABC):
     process has a copy of the source, and counts, logs and bounds the corrupt images that it reads itself.
 
     Attributes:
-      class_names: Names of the labels.
-      max_corrupt_fraction: Largest tolerated fraction of corrupt images.
+      class_names: names of the labels.
+      max_corrupt_fraction: largest tolerated fraction of corrupt images.
     """
 
     class_names: tuple[str, ...]
@@ -77,9 +77,9 @@ class ImageSource(abc.ABC):
         """Stores how to decode.
 
         Args:
-          max_corrupt_fraction: Largest tolerated fraction of corrupt images, in [0, 1).
-          resize: The wanted size; None keeps the size of the file.
-          draft: Whether large JPEGs may be halved during decoding; see `decode`.
+          max_corrupt_fraction: largest tolerated fraction of corrupt images, in [0, 1).
+          resize: the wanted size; None keeps the size of the file.
+          draft: whether large JPEGs may be halved during decoding; see `decode`.
 
         Raises:
           ValueError: `max_corrupt_fraction` is out of range.

@@ -26,9 +26,9 @@ class Photo:
     """The file of an image in an installed package.
 
     Attributes:
-      package: Import name of the package that ships it.
-      path: Path inside the folder of the package.
-      box: Part of the image to use, (left, top, right, bottom) in pixels; None uses the whole image.
+      package: import name of the package that ships it.
+      path: path inside the folder of the package.
+      box: part of the image to use, (left, top, right, bottom) in pixels; None uses the whole image.
     """
 
     package: str
@@ -65,11 +65,11 @@ def load_photo(name: str) -> UInt8[np.ndarray, "H W 3"]:
     """Returns a built-in photograph (RGB, 300–960 pixels high), read-only and decoded once per process.
 
     Args:
-      name: A key of PHOTOS.
+      name: a key of PHOTOS.
 
     Raises:
-      ModuleNotFoundError: The package that ships the image is not installed.
-      FileNotFoundError: The package is installed without the image.
+      ModuleNotFoundError: the package that ships the image is not installed.
+      FileNotFoundError: the package is installed without the image.
 
     Example:
       >>> load_photo("cat").shape
@@ -97,9 +97,9 @@ class PhotoSource:
     epoch length is configurable and classes are balanced.
 
     Attributes:
-      class_names: Names of the labels.
-      train: Whether the records are the training parts.
-      holdout_fraction: Held-out fraction of each image's width.
+      class_names: names of the labels.
+      train: whether the records are the training parts.
+      holdout_fraction: held-out fraction of each image's width.
     """
 
     class_names: tuple[str, ...]
@@ -117,12 +117,12 @@ class PhotoSource:
 
         Args:
           train: True for the left parts, False for the held-out right parts.
-          holdout_fraction: Fraction of each image's width, in [0, 0.5], that is held out at the right.
-          epoch_length: Number of records, ideally a multiple of the number of classes; None takes 100 per class.
-          classes: Names from PHOTOS in the order of their labels; None takes all, in the order of PHOTOS.
+          holdout_fraction: fraction of each image's width, in [0, 0.5], that is held out at the right.
+          epoch_length: number of records, ideally a multiple of the number of classes; None takes 100 per class.
+          classes: names from PHOTOS in the order of their labels; None takes all, in the order of PHOTOS.
 
         Raises:
-          ValueError: A name is unknown or repeated, `holdout_fraction` is out of range, or `train` is False and nothing
+          ValueError: a name is unknown or repeated, `holdout_fraction` is out of range, or `train` is False and nothing
             is held out.
         """
         self.class_names = tuple(PHOTOS if classes is None else classes)
@@ -166,7 +166,7 @@ class PhotoGrid:
     stay sharp.
 
     Attributes:
-      class_names: Names of the labels.
+      class_names: names of the labels.
     """
 
     class_names: tuple[str, ...]
@@ -175,11 +175,11 @@ class PhotoGrid:
         """Lists the crops.
 
         Args:
-          source: The photographs.
-          height: Height of the crops in pixels.
-          width: Width of the crops in pixels.
-          min_scale: Smallest region, as in `transforms.region_height_bounds`.
-          max_scale: Largest region, as in `transforms.region_height_bounds`.
+          source: the photographs.
+          height: height of the crops in pixels.
+          width: width of the crops in pixels.
+          min_scale: smallest region, as in `transforms.region_height_bounds`.
+          max_scale: largest region, as in `transforms.region_height_bounds`.
         """
         self.class_names = source.class_names
         self._size = (height, width)

@@ -24,7 +24,7 @@ def find_version(root: str) -> str:
     """Returns the folder of a prepared data set: `root` itself, or its newest version (`root/5.1.0`).
 
     Raises:
-      FileNotFoundError: There is no prepared data set.
+      FileNotFoundError: there is no prepared data set.
     """
     if os.path.isfile(os.path.join(root, _INFO)):
         return root
@@ -46,8 +46,8 @@ class TfdsSource(image_source.ImageSource):
     decoded (i + 1, i - 1, i + 2, …), with the label of that record. Worker processes reopen the files.
 
     Attributes:
-      root: Folder of the version of the data set.
-      split: Name of the split.
+      root: folder of the version of the data set.
+      split: name of the split.
     """
 
     root: str
@@ -65,16 +65,16 @@ class TfdsSource(image_source.ImageSource):
         """Opens the data set.
 
         Args:
-          root: Folder of the data set, or of one version of it.
-          split: Name of the split; slices such as "train[:90%]" are allowed.
-          classes: All class names in the order of their labels; None keeps the order of the data set.
-          max_corrupt_fraction: Largest tolerated fraction of corrupt images, in [0, 1).
-          resize: The size that images are resized to during decoding; None keeps their size.
-          draft: Whether large JPEGs may be halved during decoding; see `image_source.decode`.
+          root: folder of the data set, or of one version of it.
+          split: name of the split; slices such as "train[:90%]" are allowed.
+          classes: all class names in the order of their labels; None keeps the order of the data set.
+          max_corrupt_fraction: largest tolerated fraction of corrupt images, in [0, 1).
+          resize: the size that images are resized to during decoding; None keeps their size.
+          draft: whether large JPEGs may be halved during decoding; see `image_source.decode`.
 
         Raises:
           FileNotFoundError: `root` contains no prepared data set.
-          ValueError: The format has no random access, the split is unknown, records do not have one image and one
+          ValueError: the format has no random access, the split is unknown, records do not have one image and one
             label, or `classes` are not the classes of the data set.
         """
         super().__init__(max_corrupt_fraction, resize, draft)
@@ -130,7 +130,7 @@ def _open_builder(folder: str, split: str) -> tuple[Any, Any]:
     """Returns the module tensorflow_datasets and the builder of a prepared data set.
 
     Raises:
-      ValueError: The format has no random access, or there is no split of that name.
+      ValueError: the format has no random access, or there is no split of that name.
     """
     import tensorflow_datasets as tfds  # Imported here because it takes a second and only this source needs it.
 

@@ -58,12 +58,12 @@ def region_height_bounds(
     """Returns the smallest and largest height, in pixels, of a region to be cut out and resized to height × width.
 
     Args:
-      image_height: Height of the image in pixels.
-      image_width: Width of the image in pixels.
-      height: Height of the result in pixels; with `width` it gives the aspect of the region.
-      width: Width of the result in pixels.
-      min_scale: Smallest region, as a fraction in (0, 1] of the largest region of that aspect that fits in the image.
-      max_scale: Largest region, as such a fraction.
+      image_height: height of the image in pixels.
+      image_width: width of the image in pixels.
+      height: height of the result in pixels; with `width` it gives the aspect of the region.
+      width: width of the result in pixels.
+      min_scale: smallest region, as a fraction in (0, 1] of the largest region of that aspect that fits in the image.
+      max_scale: largest region, as such a fraction.
 
     Returns:
       (low, high), 0 < low <= high <= image_height. They leave out regions that would be enlarged more than
@@ -101,13 +101,13 @@ def random_region(
     Log-uniform sizes give every octave of scale the same fraction of crops; uniform sizes would mostly be large.
 
     Args:
-      image_height: Height of the image in pixels.
-      image_width: Width of the image in pixels.
-      height: Height of the result in pixels; with `width` it gives the aspect of the region.
-      width: Width of the result in pixels.
-      min_scale: Smallest region, as in `region_height_bounds`.
-      max_scale: Largest region, as in `region_height_bounds`.
-      rng: Generator of the two draws.
+      image_height: height of the image in pixels.
+      image_width: width of the image in pixels.
+      height: height of the result in pixels; with `width` it gives the aspect of the region.
+      width: width of the result in pixels.
+      min_scale: smallest region, as in `region_height_bounds`.
+      max_scale: largest region, as in `region_height_bounds`.
+      rng: generator of the two draws.
     """
     low, high = region_height_bounds(image_height, image_width, height, width, min_scale, max_scale)
     drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
@@ -142,14 +142,14 @@ def region_grid(
     listed once.
 
     Args:
-      image_height: Height of the image in pixels.
-      image_width: Width of the image in pixels.
-      height: Height of the result in pixels; with `width` it gives the aspect of the regions.
-      width: Width of the result in pixels.
-      min_scale: Smallest region, as in `region_height_bounds`.
-      max_scale: Largest region, as in `region_height_bounds`.
-      num_scales: Number of scales.
-      max_per_side: Largest number of regions of one scale along either side of the image.
+      image_height: height of the image in pixels.
+      image_width: width of the image in pixels.
+      height: height of the result in pixels; with `width` it gives the aspect of the regions.
+      width: width of the result in pixels.
+      min_scale: smallest region, as in `region_height_bounds`.
+      max_scale: largest region, as in `region_height_bounds`.
+      num_scales: number of scales.
+      max_per_side: largest number of regions of one scale along either side of the image.
     """
     low, high = region_height_bounds(image_height, image_width, height, width, min_scale, max_scale)
     boxes: list[Box] = []
@@ -166,9 +166,9 @@ class ResizeShorterSide:
     """The size of images after a resize: `shorter_side`, or more if a height × width crop would not fit.
 
     Attributes:
-      shorter_side: Shorter side of the result in pixels.
-      height: Height of the crop in pixels.
-      width: Width of the crop in pixels.
+      shorter_side: shorter side of the result in pixels.
+      height: height of the crop in pixels.
+      width: width of the crop in pixels.
     """
 
     shorter_side: int

@@ -171,7 +171,7 @@ def _tokenizer_styles(results: MeasuresByKind) -> dict[str, Sequence[Measures]]:
 
 
 def _over_seeds(seeds: Sequence[Measures], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean over seeds and its error bar: over seeds, or over the batches of a single one (NaN if unknown)."""
+    """Returns the mean over seeds and its error bar; of a single seed, that over batches (NaN if unknown)."""
     values = np.array([measures[name] for measures in seeds], np.float64)
     if len(seeds) > 1:
         return values.mean(0), values.std(0, ddof=1)

@@ -149,7 +149,9 @@ def precision_recall(
     num_neighbors: int = 3,
     block_size: int = 2048,
 ) -> tuple[float, float]:
-    """Returns the fractions of generated images in the reference's manifold, and of the reference in theirs.
+    """Returns precision and recall.
+
+    Precision is the fraction of generated images inside the reference's manifold, recall the converse.
 
     A manifold is the union of closed balls around its images, each with the distance to the image's k-th nearest other
     image as its radius. Distances equal up to rounding count as equal.
@@ -171,7 +173,7 @@ def precision_recall(
     _check_sizes(reference, generated)
     if min(len(reference), len(generated)) <= num_neighbors:
         raise ValueError(
-            f"the distance to the {num_neighbors} nearest neighbors needs more than {num_neighbors} images on either side; "
+            f"the distance to {num_neighbors} nearest neighbors needs more than {num_neighbors} images on either side; "
             f"there are {len(reference)} and {len(generated)}."
         )
     # Distances do not change under a common shift; near the origin they lose fewer digits.

@@ -114,7 +114,7 @@ def generate(
     if done == num_images:
         return samples
     # Seed and guidance scale are arguments of the compiled program, so a sweep compiles once.
-    params = model, jax.random.key_data(jax.random.key(options.seed)), np.float32(options.guidance_scale)
+    params = model, jax.random.key_data(jax.random.key(options.seed)), np.asarray(options.guidance_scale, np.float32)
     sample = BatchedShardMap(_make_sample(options), params, mesh or sharding.make_mesh(), per_device_batch_size)
     if done:
         logging.info("%s holds images 0 … %d; resuming after them.", folder, done - 1)
@@ -145,6 +145,7 @@ def _make_sample(options: GenerationOptions) -> Callable[..., Tree]:
     ) -> tuple[jax.Array, jax.Array]:
         model, key_data, scale = params
         tokenizer, generator = model.require("tokenizer"), model.require("generator")
+        guidance_scale: Any = scale if options.is_guided else 1.0  # A traced scale counts as guidance.
         key = jax.random.wrap_key_data(key_data)
         shape = options.num_columns, generator.latent_dim
         noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape))(indices)
@@ -153,7 +154,7 @@ def _make_sample(options: GenerationOptions) -> Callable[..., Tree]:
             model.generator_params,
             labels,
             noise=noise,
-            guidance_scale=scale if options.is_guided else 1.0,
+            guidance_scale=guidance_scale,
             **keywords,
         )
         images = decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale)

@@ -59,7 +59,7 @@ def ssim(images: Float[AnyArray, "B H W C"], reconstructions: Float[AnyArray, "B
             length = x.shape[axis] - _SSIM_WINDOW + 1
             x = sum(
                 (w * jax.lax.slice_in_dim(x, i, i + length, axis=axis) for i, w in enumerate(weights)),
-                start=jnp.float32(0),
+                start=jnp.zeros(()),
             )
         return x
 

@@ -178,7 +178,7 @@ def from_data(
     def batches() -> Iterator[np.ndarray]:
         return (batch["image"][batch["mask"]] for batch in found)
 
-    source = config.source
+    source = str(config.source)
     if source != "photos":
         split = f", {config.eval_split}" if source == "tfds" else ""
         source += f" {config.eval_root or config.root}{split}, shorter side {config.resize}"

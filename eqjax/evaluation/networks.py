@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import os
+from typing import Any
 
 import jax
 
@@ -25,17 +26,17 @@ def inception(folder: str | os.PathLike[str] | None = None) -> FeatureNetwork:
     return inception_network(module, params)
 
 
-def inception_network(module: nets.Inception, params: Params, name: str = "pt_inception-2015-12-05") -> FeatureNetwork:
+def inception_network(module: Any, params: Params, name: str = "pt_inception-2015-12-05") -> FeatureNetwork:
     """Returns a `FeatureNetwork` of an Inception module with any weights.
 
     Args:
-      module: the network.
+      module: an `eqjax.nets.Inception`.
       params: its parameters.
       name: name of the weights in the protocol.
     """
 
     def apply(params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        found = nets.inception_features(params, images, module)
+        found: Any = nets.inception_features(params, images, module)
         return {"pool": found.pool, "logits": found.logits, "spatial": found.spatial}
 
     return FeatureNetwork(apply, params, {"network": name, "resize": "bilinear, 299, as TensorFlow 1"})
@@ -64,5 +65,11 @@ def lpips(folder: str | os.PathLike[str] | None = None) -> PerceptualDistance:
       FileNotFoundError: the weights are missing; the message tells where to get them.
       FrozenWeightsError: the file is damaged.
     """
+    module: Any
     module, params = nets.load("lpips", folder)
-    return PerceptualDistance(lambda params, x, y: nets.lpips(params, x, y, module), params)
+
+    def apply(params: Params, images: jax.Array, reconstructions: jax.Array) -> jax.Array:
+        distances: Any = nets.lpips(params, images, reconstructions, module)
+        return distances
+
+    return PerceptualDistance(apply, params)

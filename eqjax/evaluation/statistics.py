@@ -64,14 +64,14 @@ class Statistics:
 
 def save(path: str | os.PathLike[str], statistics: Statistics) -> None:
     """Writes statistics as an npz that other tools read too (mu, sigma, mu_s, sigma_s)."""
-    arrays = {"mu": statistics.mean, "sigma": statistics.covariance}
+    header = {"format": _FORMAT, "count": statistics.count, "protocol": statistics.protocol}
+    arrays: dict[str, Any] = {"mu": statistics.mean, "sigma": statistics.covariance, "protocol": json.dumps(header)}
     if statistics.spatial_mean is not None and statistics.spatial_covariance is not None:
         arrays |= {"mu_s": statistics.spatial_mean, "sigma_s": statistics.spatial_covariance}
     if statistics.features is not None:
         arrays["features"] = statistics.features
-    header = {"format": _FORMAT, "count": statistics.count, "protocol": statistics.protocol}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, protocol=np.array(json.dumps(header)), **arrays)
+        np.savez(file, **arrays)
 
 
 def load(path: str | os.PathLike[str]) -> Statistics:
@@ -225,7 +225,8 @@ def compare(
         "fid": fid.frechet_distance(reference.mean, reference.covariance, evaluated.mean, evaluated.covariance)
     }
     spatial = reference.spatial_mean, reference.spatial_covariance, evaluated.spatial_mean, evaluated.spatial_covariance
-    if all(array is not None for array in spatial):
+    spatial = [array for array in spatial if array is not None]
+    if len(spatial) == 4:
         result["sfid"] = fid.frechet_distance(*spatial)
     ours, theirs = evaluated.features, reference.features
     if ours is not None and theirs is not None and min(len(ours), len(theirs)) > num_neighbors:

@@ -15,7 +15,7 @@ Letters: N images, B batch, L columns, D latent size, P weights.
 
 from collections.abc import Iterable, Sequence
 import functools
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
@@ -207,12 +207,18 @@ def _train_step(
     rows = jax.random.randint(pick_key, (batch_size,), 0, len(latents))
 
     def loss(params: Params) -> jax.Array:
-        losses = generator.apply({"params": params}, latents[rows], labels[rows], method="column_losses", rngs=loss_key)
+        losses: Any = generator.apply(
+            {"params": params}, latents[rows], labels[rows], method="column_losses", rngs=loss_key
+        )
         return losses @ weights
 
+    params: Any
     params, opt_state = state
-    updates, opt_state = _optimizer(steps, learning_rate).update(jax.grad(loss)(params), opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
+    grads = jax.grad(loss)(params)
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer powers.
+        updates, opt_state = _optimizer(steps, learning_rate).update(grads, opt_state, params)
+    new_params: Any = optax.apply_updates(params, updates)
+    return new_params, opt_state
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -223,7 +229,7 @@ def _losses(
     labels: Int[AnyArray, "B"],
     key: PRNGKey,
 ) -> Float[jax.Array, "L"]:
-    return generator.apply(
+    losses: Any = generator.apply(
         {"params": params},
         latents,
         labels,
@@ -232,6 +238,7 @@ def _losses(
         method="column_losses",
         rngs=key,
     )
+    return losses
 
 
 @functools.partial(jax.jit, static_argnums=0)

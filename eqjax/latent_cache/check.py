@@ -38,13 +38,13 @@ def check_cache(source: LatentSource, weights: pretrained.Weights, config: Confi
     A measured scale that is more than a tenth off the tokenizer's is logged as a warning.
 
     Args:
-      source: The cache.
-      weights: The tokenizer.
-      config: The data configuration.
-      path: The tokenizer's file, for messages.
+      source: the cache.
+      weights: the tokenizer.
+      config: the data configuration.
+      path: the tokenizer's file, for messages.
 
     Raises:
-      CacheError: The cache was made by another tokenizer or holds images of another size.
+      CacheError: the cache was made by another tokenizer or holds images of another size.
     """
     spec, ours = source.spec, encoder_fingerprint(weights.params["tokenizer"])
     lines = differences(
@@ -83,14 +83,14 @@ def check_caches(
     """Checks the caches for training and for evaluation with `check_cache`, and that their classes agree.
 
     Args:
-      train: The cache for training.
-      evaluation: The cache for evaluation; may be the same one.
-      weights: The tokenizer.
-      config: The data configuration.
-      path: The tokenizer's file, for messages.
+      train: the cache for training.
+      evaluation: the cache for evaluation; may be the same one.
+      weights: the tokenizer.
+      config: the data configuration.
+      path: the tokenizer's file, for messages.
 
     Raises:
-      CacheError: A cache does not fit, or the two have different classes.
+      CacheError: a cache does not fit, or the two have different classes.
     """
     check_cache(train, weights, config, path)
     if evaluation.root == train.root:

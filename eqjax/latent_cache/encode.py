@@ -1,6 +1,6 @@
 """Encodes images into the latents that a generator is trained on, inside the training step or ahead of it.
 
-The names of axes are B (batch), H and W (pixels), C (color channels), L (columns) and D (latent channels).
+The names of axes are B (batch), H and W (pixels), L (columns) and D (latent channels).
 """
 
 from collections.abc import Mapping
@@ -54,8 +54,8 @@ class LatentEncoder:
     Calls can be traced by `jax.jit`.
 
     Attributes:
-      tokenizer: The frozen tokenizer.
-      scale: The factor that latents are multiplied by.
+      tokenizer: the frozen tokenizer.
+      scale: the factor that latents are multiplied by.
     """
 
     tokenizer: Tokenizer
@@ -67,9 +67,9 @@ class LatentEncoder:
         """Returns a scaled draw from the posterior, and the labels.
 
         Args:
-          params: The tokenizer's parameters, see `encoder_params`; an empty dict for cached latents.
-          batch: "label" [B], and either "image" (uint8 [B, H, W, C]) or "latents" (posterior means [B, L, D]).
-          key: Random key of the posterior's noise.
+          params: the tokenizer's parameters, see `encoder_params`; an empty dict for cached latents.
+          batch: "label" [B], and either "image" (uint8 [B, H, W, 3]) or "latents" (posterior means [B, L, D]).
+          key: random key of the posterior's noise.
         """
         if "latents" in batch:
             posterior = Posterior(jnp.asarray(batch["latents"], jnp.float32), self.tokenizer.posterior_std)
@@ -83,16 +83,16 @@ class MeanEncoder:
     """Encodes images into posterior means on all devices of this process, in calls of one size.
 
     Attributes:
-      batch_size: Images per call, a multiple of the number of devices.
+      batch_size: images per call, a multiple of the number of devices.
     """
 
     def __init__(self, weights: Weights, dtype: np.dtype, batch_size: int) -> None:
         """Puts the encoder on this process's devices.
 
         Args:
-          weights: The tokenizer.
-          dtype: Dtype of the means.
-          batch_size: Images per call, rounded up to a multiple of the number of devices.
+          weights: the tokenizer.
+          dtype: dtype of the means.
+          batch_size: images per call, rounded up to a multiple of the number of devices.
         """
         mesh = sharding.make_mesh(jax.local_devices())
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -101,13 +101,13 @@ class MeanEncoder:
         tokenizer = weights.modules["tokenizer"]
 
         @jax.jit
-        def encode(params: Params, images: UInt8[jax.Array, "B H W C"]) -> Float[jax.Array, "B L D"]:
+        def encode(params: Params, images: UInt8[jax.Array, "B H W 3"]) -> Float[jax.Array, "B L D"]:
             posterior = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")
             return posterior.mode().astype(dtype)
 
         self._encode = encode
 
-    def __call__(self, images: UInt8[np.ndarray, "N H W C"]) -> list[Float[jax.Array, "B L D"]]:
+    def __call__(self, images: UInt8[np.ndarray, "N H W 3"]) -> list[Float[jax.Array, "B L D"]]:
         """Starts encoding and returns the parts; the last ends with fillers if the images do not fill it."""
         padding = -len(images) % self.batch_size
         images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])

@@ -38,18 +38,18 @@ class CacheSpec:
     """Everything that decides the records of a cache.
 
     Attributes:
-      encoder_fingerprint: Fingerprint of the encoder's weights.
-      encoder_fields: Fields of the tokenizer, as JSON values.
-      data: The data configuration of the images, as JSON values.
+      encoder_fingerprint: fingerprint of the encoder's weights.
+      encoder_fields: fields of the tokenizer, as JSON values.
+      data: the data configuration of the images, as JSON values.
       split: "train" (random crops) or "eval" (the evaluation crops, not mirrored).
-      num_images: Images in the data set.
-      class_names: Names of the labels.
-      num_crops: Crops per image.
-      flips: Whether every crop is also encoded mirrored.
+      num_images: images in the data set.
+      class_names: names of the labels.
+      num_crops: crops per image.
+      flips: whether every crop is also encoded mirrored.
       shape: (L, D), the columns and channels of a record's latents.
-      dtype: Dtype of the latents, "bfloat16" or "float16".
-      shard_size: Images per shard; the last shard has the rest.
-      seed: Seed of the random crops.
+      dtype: dtype of the latents, "bfloat16" or "float16".
+      shard_size: images per shard; the last shard has the rest.
+      seed: seed of the random crops.
     """
 
     encoder_fingerprint: str
@@ -92,11 +92,11 @@ class CacheSpec:
         """Makes a specification from the values of `to_dict`; others are ignored.
 
         Args:
-          values: Content of a cache's spec.json or manifest.json.
-          path: The file, for messages.
+          values: content of a cache's spec.json or manifest.json.
+          path: the file, for messages.
 
         Raises:
-          CacheError: The values have another format, or fields are missing.
+          CacheError: the values have another format, or fields are missing.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in values]
@@ -110,7 +110,7 @@ def read_cache_json(path: str) -> dict[str, Any]:
     """Returns the JSON object in a file of a cache.
 
     Raises:
-      CacheError: The file holds no JSON object.
+      CacheError: the file holds no JSON object.
     """
     try:
         values = read_json(path)
@@ -140,7 +140,7 @@ def load_manifest(root: str) -> tuple[CacheSpec, dict[str, Any]]:
 
     Raises:
       FileNotFoundError: `root` is not a folder, or has no manifest because the cache is incomplete.
-      CacheError: A shard is missing or has another size.
+      CacheError: a shard is missing or has another size.
     """
     path = os.path.join(root, "manifest.json")
     if not os.path.isfile(path):
@@ -172,10 +172,10 @@ class LatentSource:
     Latents are posterior means, not scaled. `read` returns the other variants.
 
     Attributes:
-      root: Folder of the cache.
-      spec: What the cache was made from.
-      manifest: The whole manifest, which also has the measured "latent_scale".
-      class_names: Names of the labels.
+      root: folder of the cache.
+      spec: what the cache was made from.
+      manifest: the whole manifest, which also has the measured "latent_scale".
+      class_names: names of the labels.
     """
 
     root: str
@@ -188,7 +188,7 @@ class LatentSource:
 
         Raises:
           FileNotFoundError: `root` is not a folder, or the cache is incomplete.
-          CacheError: A file of the cache is damaged or missing.
+          CacheError: a file of the cache is damaged or missing.
         """
         self.root = os.fspath(root)
         self.spec, self.manifest = load_manifest(self.root)
@@ -213,11 +213,11 @@ class LatentSource:
         """Returns one variant of an image.
 
         Args:
-          image: Index of the image, in [0, len(self)).
-          variant: Index of the variant, in [0, spec.num_variants).
+          image: index of the image, in [0, len(self)).
+          variant: index of the variant, in [0, spec.num_variants).
 
         Raises:
-          CacheError: The record is damaged.
+          CacheError: the record is damaged.
         """
         shard, offset = divmod(image, self.spec.shard_size)
         position = offset * self.spec.num_variants + variant
@@ -244,8 +244,8 @@ class RandomVariant:
     """Grain transform from the index of an image to a random variant of it, mirrored ones only if `flip` is set.
 
     Attributes:
-      source: The cache.
-      flip: Whether mirrored variants are drawn too.
+      source: the cache.
+      flip: whether mirrored variants are drawn too.
     """
 
     source: LatentSource

@@ -25,8 +25,8 @@ class CacheWriter:
     """Writes shards and the manifest of one cache.
 
     Attributes:
-      root: Folder of the cache.
-      spec: What the cache is made from.
+      root: folder of the cache.
+      spec: what the cache is made from.
     """
 
     root: str
@@ -36,7 +36,7 @@ class CacheWriter:
         """Writes the specification into a new folder, or checks the one that is there.
 
         Raises:
-          CacheError: The folder holds a cache with another specification.
+          CacheError: the folder holds a cache with another specification.
         """
         path = os.path.join(self.root, "spec.json")
         os.makedirs(self.root, exist_ok=True)
@@ -66,11 +66,11 @@ class CacheWriter:
         """Writes a shard and then its statistics.
 
         Args:
-          shard: Index of the shard.
+          shard: index of the shard.
           records: (latents [L, D], label) of the shard's records, in order.
 
         Raises:
-          CacheError: A latent is NaN or infinite.
+          CacheError: a latent is NaN or infinite.
         """
         path = self._shard_path(shard)
         count, sum_of_squares = 0, 0.0
@@ -102,13 +102,13 @@ class CacheWriter:
         """Writes the manifest if all shards are complete, and removes temporary files of killed processes.
 
         Args:
-          noise_mean_square: Mean square of the posterior's noise, which the latent scale includes.
+          noise_mean_square: mean square of the posterior's noise, which the latent scale includes.
 
         Returns:
           Whether all shards are complete.
 
         Raises:
-          CacheError: The shards hold another number of records than the specification asks for.
+          CacheError: the shards hold another number of records than the specification asks for.
         """
         spec = self.spec
         if not all(self.is_complete(shard) for shard in range(spec.num_shards)):

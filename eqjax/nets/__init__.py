@@ -10,11 +10,11 @@ from eqjax.nets.vit import DINO_S16, DINOV2_B14, ViT, dino_features, dino_resize
 __all__ = [
     "DINOV2_B14",
     "DINO_S16",
+    "LPIPS",
+    "VGG16",
     "FrozenWeightsError",
     "Inception",
     "InceptionFeatures",
-    "LPIPS",
-    "VGG16",
     "ViT",
     "dino_features",
     "dino_resize",

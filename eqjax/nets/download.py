@@ -1,46 +1,48 @@
-"""Published weights of the frozen networks: where they come from, where they lie, and whether they are right.
+"""Published weights of the frozen networks: download URLs, local folder and integrity checks.
 
-Files lie in one folder, `$EQJAX_WEIGHTS` or ~/.cache/eqjax, under the names that their authors gave them.
-Each is checked for the names and shapes of its arrays, and its SHA-256 is written beside it when it is
-first seen and compared from then on.
+Files are kept in one folder, `$EQJAX_WEIGHTS` or ~/.cache/eqjax, under the names that their authors gave
+them. Each is checked for the names and shapes of its arrays; its SHA-256 is recorded beside it the first
+time, and compared from then on.
 """
 
 from collections.abc import Callable
 import dataclasses
 import hashlib
 import http.client
-import json
 import os
 import re
+from typing import Any
 import urllib.request
 
 from absl import logging
-import flax.linen as nn
+from jax.typing import DTypeLike
+import numpy as np
 
 from eqjax import convert
 from eqjax.convert import torch_archive
-from eqjax.io import atomic_write
+from eqjax.io import atomic_write, read_json, write_json
 from eqjax.nets.inception import FID_INCEPTION
 from eqjax.nets.lpips import VGG_LPIPS
 from eqjax.nets.vit import DINO_S16, DINOV2_B14
+from eqjax.typing import Params
 
 _VARIABLE = "EQJAX_WEIGHTS"
 _CHUNK = 2**20
 
 
 class FrozenWeightsError(ValueError):
-    """A file is not what it should be, or cannot be fetched; the message says what to do."""
+    """A file holds other contents than expected, or cannot be downloaded; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
-class File:
+class PublishedFile:
     """A published file.
 
     Attributes:
-      name: in the folder of weights.
-      url: where it is published.
-      holds: a pattern of the names of those arrays of its network that it holds.
-      sha256: how its SHA-256 begins, as far as its publisher tells.
+      name: file name in the folder of weights.
+      url: address of the original.
+      holds: pattern of the names of the arrays of its network that the file holds.
+      sha256: beginning of its SHA-256, as far as its publisher tells.
     """
 
     name: str
@@ -50,140 +52,152 @@ class File:
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """A frozen network: its module, its files, and the function (state_dict, module) → parameters."""
+class PublishedNetwork:
+    """A frozen network.
 
-    module: nn.Module
-    files: tuple[File, ...]
-    params: Callable
+    Attributes:
+      module: the Flax module.
+      files: its files.
+      convert: function (state_dict, module) → parameters.
+    """
+
+    module: Any
+    files: tuple[PublishedFile, ...]
+    convert: Callable[..., Params]
 
 
-_VGG16 = File(
+_VGG16 = PublishedFile(
     "vgg16-397923af.pth",
     "https://download.pytorch.org/models/vgg16-397923af.pth",
     holds=r"(features|classifier)\..*",
     sha256="397923af",
 )
-_LINEAR = File("lpips_vgg.pth", "https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b/?dl=1", holds=r"lin\d\..*")
-_DINO = File(
+_LINEAR = PublishedFile(
+    "lpips_vgg.pth", "https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b/?dl=1", holds=r"lin\d\..*"
+)
+_DINO = PublishedFile(
     "dino_deitsmall16_pretrain.pth",
     "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
 )
-_DINOV2 = File(
+_DINOV2 = PublishedFile(
     "dinov2_vitb14_pretrain.pth",
     "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
 )
-_INCEPTION = File(
+_INCEPTION = PublishedFile(
     "pt_inception-2015-12-05-6726825d.pth",
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     sha256="6726825d",
 )
-NETWORKS = {
-    "lpips": Network(VGG_LPIPS, (_VGG16, _LINEAR), convert.lpips_params),
-    "dino": Network(DINO_S16, (_DINO,), convert.dino_params),
-    "dinov2": Network(DINOV2_B14, (_DINOV2,), convert.dinov2_params),
-    "inception": Network(FID_INCEPTION, (_INCEPTION,), convert.inception_params),
+NETWORKS: dict[str, PublishedNetwork] = {
+    "lpips": PublishedNetwork(VGG_LPIPS, (_VGG16, _LINEAR), convert.lpips_params),
+    "dino": PublishedNetwork(DINO_S16, (_DINO,), convert.dino_params),
+    "dinov2": PublishedNetwork(DINOV2_B14, (_DINOV2,), convert.dinov2_params),
+    "inception": PublishedNetwork(FID_INCEPTION, (_INCEPTION,), convert.inception_params),
 }
 
 
-def weights_folder():
-    """Where files are looked for when no folder is given."""
+def weights_folder() -> str:
+    """Returns the folder of weights: `$EQJAX_WEIGHTS`, or ~/.cache/eqjax."""
     return os.path.expanduser(os.environ.get(_VARIABLE) or os.path.join("~", ".cache", "eqjax"))
 
 
-def load(name, folder=None, dtype=None):
-    """A frozen network with its published weights.
+def load(name: str, folder: str | os.PathLike[str] | None = None, dtype: DTypeLike | None = None) -> tuple[Any, Params]:
+    """Loads a frozen network with its published weights.
 
     Args:
       name: "lpips", "dino", "dinov2" or "inception".
-      folder: where its files lie; None: `weights_folder()`.
-      dtype: what the module computes in; None: float32.
+      folder: folder of its files; None: `weights_folder()`.
+      dtype: compute dtype of the module; None: float32.
 
     Returns:
-      (module, parameters as numpy float32).
+      The Flax module and its parameters, numpy float32.
 
     Raises:
-      FileNotFoundError: a file is not there.
-      FrozenWeightsError: it is damaged, holds other arrays, or has changed since it was first seen.
-      ValueError: there is no such network.
+      FileNotFoundError: a file is missing.
+      FrozenWeightsError: a file is damaged, holds other arrays, or has changed since it was first read.
+      ValueError: an unknown network.
+
+    Example:
+      >>> module, params = load("dino", dtype="bfloat16")  # doctest: +SKIP
     """
     network, folder = find_network(name), folder or weights_folder()
-    state = {}
+    state: dict[str, np.ndarray] = {}
     for file in network.files:
         path = os.path.join(folder, file.name)
         if not os.path.isfile(path):
             raise FileNotFoundError(_missing(name, file, path))
-        state |= check(name, file, path)
-        remember(path, file)
+        state |= read_arrays(name, file, path)
+        check_digest(path, file)
     module = network.module if dtype is None else network.module.clone(dtype=dtype)
-    return module, network.params(state, module)
+    return module, network.convert(state, module)
 
 
-def find_network(name):
-    """The `Network` called `name`.
+def find_network(name: str) -> PublishedNetwork:
+    """Returns the entry of `NETWORKS` called `name`.
 
     Raises:
-      ValueError: there is none.
+      ValueError: an unknown network.
     """
     if name not in NETWORKS:
         raise ValueError(f"there is no frozen network called {name!r}; there are {', '.join(NETWORKS)}.")
     return NETWORKS[name]
 
 
-def check(name, file, path):
+def read_arrays(name: str, file: PublishedFile, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a file of a network and checks names and shapes of all its arrays.
 
     Args:
-      name: the network's.
-      file: the `File` that it should be.
-      path: where it lies.
+      name: the network.
+      file: the file that is expected.
+      path: the file to read.
 
     Returns:
-      {reference name: array}, views of the file; without those that nobody uses.
+      {reference name: array}, views of the file, without the arrays that the network does not use.
 
     Raises:
-      FrozenWeightsError: it is damaged, or holds other arrays.
+      FrozenWeightsError: the file is damaged, or holds other arrays.
     """
-    expected = f"Expected: {describe(name, file)}"
+    path = os.fspath(path)
     try:
         arrays = torch_archive.state_dict(convert.read_reference(path), path)
         used = {key: array for key, array in arrays.items() if not convert.unused_in_frozen(name, key)}
-        convert.check_shapes(used, _wanted(name, file), path)
+        convert.check_shapes(used, _expected_shapes(name, file), path)
     except (torch_archive.CheckpointFileError, convert.ConversionError) as error:
-        raise FrozenWeightsError(f"{error}\n{expected}\n{_way_out(name, file, path)}") from error
+        raise FrozenWeightsError(f"{error}\n{_instructions(name, file, path)}") from error
     return used
 
 
-def describe(name, file):
-    """What a file should hold, in words."""
-    wanted = _wanted(name, file)
-    (first, first_shape), *_, (last, last_shape) = wanted.items()
+def describe(name: str, file: PublishedFile) -> str:
+    """Describes in words the contents that a file of a network should have."""
+    shapes = _expected_shapes(name, file)
+    (first, first_shape), *_, (last, last_shape) = shapes.items()
     digest = f", SHA-256 {file.sha256}…" if file.sha256 else ""
     return (
-        f"{file.name}, a PyTorch file with {len(wanted)} arrays, {first} {first_shape} … {last} {last_shape}{digest}."
+        f"{file.name}, a PyTorch file with {len(shapes)} arrays, {first} {first_shape} … {last} {last_shape}{digest}."
     )
 
 
-def remember(path, file):
-    """Compares a file's SHA-256 with what was recorded when it was first seen, or records it.
+def check_digest(path: str | os.PathLike[str], file: PublishedFile) -> None:
+    """Compares a file's SHA-256 with the one recorded when it was first read, or records it.
 
-    A file that its publisher would not recognize (saved anew, say) is warned of and not refused: its
-    arrays have the right names and shapes.
+    A digest that the publisher would not recognize (the file was saved again, say) is warned of and not
+    refused: the arrays have the right names and shapes.
 
     Raises:
-      FrozenWeightsError: the file is another than the one first seen.
+      FrozenWeightsError: the file has changed, or the record is unreadable.
     """
+    path = os.fspath(path)
     with open(path, "rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if not digest.startswith(file.sha256):
         logging.warning(
-            "%s has SHA-256 %s…, the published file %s…: saved anew, or other weights; figures may not compare.",
+            "%s has SHA-256 %s…, the published file %s…: it was saved again, or holds other weights; metrics may not "
+            "compare with published ones.",
             *(path, digest[:8], file.sha256),
         )
     record = f"{path}.json"
     try:
-        with open(record, encoding="utf-8") as opened:
-            known = json.load(opened)["sha256"]
+        known = read_json(record)["sha256"]
     except FileNotFoundError:
         _write_record(record, {"sha256": digest, "bytes": os.path.getsize(path), "url": file.url})
         return
@@ -193,31 +207,37 @@ def remember(path, file):
         ) from error
     if known != digest:
         raise FrozenWeightsError(
-            f"{path} has changed: its SHA-256 is {digest}, and was {known} when it was first seen. If that was on "
+            f"{path} has changed: its SHA-256 is {digest}, and was {known} when it was first read. If that was on "
             f"purpose, delete {record}; otherwise delete {path} and fetch it again from {file.url}"
         )
 
 
-def fetch(name, file, folder=None, url=None, on_progress=lambda done, total: None):
-    """Downloads a file, checks it, and only then gives it its name; a good one that is there is kept.
+def fetch(
+    name: str,
+    file: PublishedFile,
+    folder: str | os.PathLike[str] | None = None,
+    url: str | None = None,
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> tuple[str, bool]:
+    """Downloads a file and checks it before it gets its name; keeps a good file that is there already.
 
     Args:
-      name: the network's.
-      file: one of its `File`s.
-      folder: where to; None: `weights_folder()`.
-      url: where from; None: where it is published.
-      on_progress: called with the bytes so far and the bytes in all, or None where the server does not tell.
+      name: the network.
+      file: one of its files.
+      folder: folder to write to; None: `weights_folder()`.
+      url: address to download from; None: the published one.
+      on_progress: called with the bytes so far and the bytes in all, or None if the server does not tell.
 
     Returns:
-      (path, whether it was downloaded).
+      The path, and whether the file was downloaded.
 
     Raises:
-      FrozenWeightsError: it cannot be fetched, or is not what it should be; nothing is left behind.
+      FrozenWeightsError: the file cannot be downloaded, or holds other contents; nothing is left behind.
     """
     path, url = os.path.join(folder or weights_folder(), file.name), url or file.url
     if os.path.isfile(path):
-        check(name, file, path)
-        remember(path, file)
+        read_arrays(name, file, path)
+        check_digest(path, file)
         return path, False
     with atomic_write(path) as temporary:
         try:
@@ -229,19 +249,19 @@ def fetch(name, file, folder=None, url=None, on_progress=lambda done, total: Non
             ) from error
         if not digest.startswith(file.sha256):
             raise FrozenWeightsError(
-                f"what {url} gave has SHA-256 {digest}, which should begin with {file.sha256}: damaged, or another "
-                "file. Nothing was kept."
+                f"the download from {url} has SHA-256 {digest}, which should begin with {file.sha256}: damaged, or "
+                "another file. Nothing was kept."
             )
         try:
-            check(name, file, temporary)
+            read_arrays(name, file, temporary)
         except FrozenWeightsError as error:
-            raise FrozenWeightsError(str(error).replace(temporary, f"what {url} gave")) from error
-    remember(path, file)
+            raise FrozenWeightsError(str(error).replace(temporary, f"the download from {url}")) from error
+    check_digest(path, file)
     return path, True
 
 
-def _download(url, path, on_progress):
-    """Copies what `url` gives to a file and returns its SHA-256."""
+def _download(url: str, path: str, on_progress: Callable[[int, int | None], None] | None) -> str:
+    """Copies the content of `url` to a file and returns its SHA-256."""
     digest, done = hashlib.sha256(), 0
     request = urllib.request.Request(url, headers={"User-Agent": "eqjax"})
     with urllib.request.urlopen(request, timeout=60) as source, open(path, "wb") as target:
@@ -251,35 +271,36 @@ def _download(url, path, on_progress):
             target.write(chunk)
             digest.update(chunk)
             done += len(chunk)
-            on_progress(done, total)
+            if on_progress is not None:
+                on_progress(done, total)
     if total is not None and done != total:
         raise OSError(f"it ended after {done} of {total} bytes")
     return digest.hexdigest()
 
 
-def _wanted(name, file):
-    """{reference name: shape} of what a file of a network must hold."""
+def _expected_shapes(name: str, file: PublishedFile) -> dict[str, tuple[int, ...]]:
+    """Returns {reference name: shape} of the arrays that a file of a network must hold."""
     shapes = convert.frozen_shapes(name, find_network(name).module)
     return {key: shape for key, shape in shapes.items() if re.fullmatch(file.holds, key)}
 
 
-def _missing(name, file, path):
+def _missing(name: str, file: PublishedFile, path: str) -> str:
     return (
         f"the frozen network {name!r} needs {file.name}, and there is no file {path} (the folder can be set with "
-        f"the environment variable {_VARIABLE}).\nExpected: {describe(name, file)}\n{_way_out(name, file, path)}"
+        f"the environment variable {_VARIABLE}).\n{_instructions(name, file, path)}"
     )
 
 
-def _way_out(name, file, path):
+def _instructions(name: str, file: PublishedFile, path: str) -> str:
     return (
-        f"Fetch it with: python -m eqjax.cli.fetch_weights {name}\n"
+        f"Expected: {describe(name, file)}\n"
+        f"Fetch it with: eqjax fetch-weights {name}\n"
         f"Or download {file.url} and put it there as {os.path.join(os.path.dirname(path), file.name)}"
     )
 
 
-def _write_record(path, record):
+def _write_record(path: str, record: dict[str, object]) -> None:
     try:
-        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as opened:
-            json.dump(record, opened, indent=1)
-    except OSError as error:  # A shared folder that one may only read.
+        write_json(path, record)
+    except OSError as error:  # A shared folder without the right to write.
         logging.info("The SHA-256 cannot be recorded in %s: %s.", path, error)

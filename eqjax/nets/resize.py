@@ -1,7 +1,7 @@
 """Resizing as other frameworks do it, to the last digit: every method is a matrix per axis.
 
 A frozen network has seen images resized in one way, and published numbers depend on it. Output
-pixel o of an axis is row o of a matrix [out, in] times the input pixels, so that images are resized
+pixel o of an axis is row o of a matrix [out, in] times the input pixels, so images are resized
 by two products, which differentiate and run anywhere.
 
 Methods:
@@ -10,69 +10,83 @@ Methods:
   area: PyTorch's, which is adaptive average pooling.
   bilinear_tf1: TensorFlow 1's, without half-pixel centers.
 
+Letters: B images, H and W their height and width, h and w the new ones, C channels.
+
 Source: cubic convolution: Keys, IEEE Trans. ASSP 29(6), 1981.
 """
 
+from collections.abc import Sequence
 import functools
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int, Shaped
 import numpy as np
 
+from eqjax.typing import AnyArray
 
-def resize(images, size, method):
+
+def resize(images: Shaped[AnyArray, "B H W C"], size: Sequence[int], method: str) -> Float[jax.Array, "B h w C"]:
     """Resizes images or feature maps; differentiable, always in float32.
 
     Args:
-      images: [B, H, W, C].
-      size: (height, width) in pixels.
-      method: see the head of this file.
+      images: of any dtype.
+      size: height and width in pixels.
+      method: one of the methods at the head of this file.
 
     Returns:
-      float32 [B, height, width, C].
+      Resized images, float32.
+
+    Raises:
+      ValueError: an unknown method.
+
+    Example:
+      >>> resize(jnp.arange(4.0).reshape(1, 1, 4, 1), (1, 2), "area").ravel()
+      Array([0.5, 2.5], dtype=float32)
     """
     rows, columns = (interpolation_matrix(n, out, method) for n, out in zip(images.shape[1:3], size, strict=True))
-    images = images.astype(jnp.float32)
+    x = jnp.asarray(images).astype(jnp.float32)
     # Highest precision: accelerators would otherwise round pixels to 8 or 10 bits of mantissa.
-    images = jnp.einsum("oh,bhwc->bowc", rows, images, precision="highest")
-    return jnp.einsum("ow,bhwc->bhoc", columns, images, precision="highest")
+    x = jnp.einsum("oh,bhwc->bowc", rows, x, precision="highest")
+    return jnp.einsum("ow,bhwc->bhoc", columns, x, precision="highest")
 
 
 @functools.lru_cache(maxsize=64)
-def interpolation_matrix(size, out, method):
-    """The matrix, float32 [out, size], of a method along an axis; every row sums to 1.
+def interpolation_matrix(size: int, out: int, method: str) -> Float32[np.ndarray, "{out} {size}"]:
+    """Returns the matrix of a method along an axis of `size` pixels; every row sums to 1.
 
     Raises:
-      ValueError: there is no such method.
+      ValueError: an unknown method.
     """
     if method not in _METHODS:
-        raise ValueError(f"there is no way of resizing called {method!r}; there are {sorted(_METHODS)}.")
+        raise ValueError(f"unknown resize method {method!r}; expected one of {sorted(_METHODS)}.")
     matrix = _METHODS[method](size, out).astype(np.float32)
-    matrix.setflags(write=False)  # It is cached.
+    matrix.setflags(write=False)  # The cache hands it out again.
     return matrix
 
 
-def _bicubic(size, out):
+def _bicubic(size: int, out: int) -> Float[np.ndarray, "{out} {size}"]:
     centers = (np.arange(out) + 0.5) * (size / out) - 0.5
     taps = np.floor(centers).astype(int)[:, None] + np.arange(-1, 3)
     weights = _cubic(centers[:, None] - taps, -0.75)
     return _scatter(np.clip(taps, 0, size - 1), weights, size)
 
 
-def _bicubic_antialias(size, out):
+def _bicubic_antialias(size: int, out: int) -> Float[np.ndarray, "{out} {size}"]:
     stretch = max(size / out, 1.0)
     distance = np.arange(size) + 0.5 - (np.arange(out)[:, None] + 0.5) * (size / out)
     weights = _cubic(distance / stretch, -0.5)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _area(size, out):
+def _area(size: int, out: int) -> Float[np.ndarray, "{out} {size}"]:
     pixel, o = np.arange(size), np.arange(out)[:, None]
     inside = (pixel >= o * size // out) & (pixel < -(-(o + 1) * size // out))
     return inside / inside.sum(axis=1, keepdims=True)
 
 
-def _bilinear_tf1(size, out):
-    # The product is rounded to float32 there, which decides which pixel comes first.
+def _bilinear_tf1(size: int, out: int) -> Float[np.ndarray, "{out} {size}"]:
+    # TensorFlow rounds the product to float32, which decides which pixel comes first.
     position = np.arange(out, dtype=np.float32) * np.float32(size / out)
     low = np.floor(position).astype(int)
     upper = position - low
@@ -80,15 +94,17 @@ def _bilinear_tf1(size, out):
     return _scatter(taps, np.stack([1 - upper, upper], axis=1), size)
 
 
-def _scatter(taps, weights, size):
-    """Matrix [out, size] from the positions and weights [out, taps]; what falls together is added."""
+def _scatter(
+    taps: Int[np.ndarray, "out taps"], weights: Float[np.ndarray, "out taps"], size: int
+) -> Float[np.ndarray, "out {size}"]:
+    """Returns the matrix with given weights at given positions; weights of one position add up."""
     matrix = np.zeros((len(taps), size))
     np.add.at(matrix, (np.arange(len(taps))[:, None], taps), weights)
     return matrix
 
 
-def _cubic(x, a):
-    """The cubic convolution kernel, 0 from |x| = 2 on."""
+def _cubic(x: Float[np.ndarray, "out taps"], a: float) -> Float[np.ndarray, "out taps"]:
+    """Evaluates the cubic convolution kernel, 0 from |x| = 2 on."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a

@@ -1,34 +1,39 @@
-"""The convolutions of VGG16, read at five depths.
+"""The convolutions of VGG16, with the features after each of its five stages of resolution.
 
 Source: Simonyan and Zisserman, arXiv 1409.1556, configuration D.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 
 class VGG16(nn.Module):
     """Features after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
 
     Attributes:
-      widths: per stage, the channels of its convolutions; stages are separated by max pooling.
-      dtype: of the computation; parameters are float32.
+      widths: channels of the convolutions of every resolution; max pooling lies between two of them.
+      dtype: compute dtype; parameters are float32.
     """
 
-    widths: tuple[tuple[int, ...], ...] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
-    dtype: jnp.dtype = jnp.float32
+    widths: Sequence[Sequence[int]] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """Normalised images [B, H, W, 3] → five maps, [B, H, W, 64] … [B, H/16, W/16, 512]."""
+    def __call__(self, x: Float[jax.Array, "B H W 3"]) -> tuple[Float[jax.Array, "B _ _ _"], ...]:
+        """Maps normalized images to one feature map per resolution, [B, H, W, 64] … [B, H/16, W/16, 512]."""
         features, layer = [], 0
-        for stage, widths in enumerate(self.widths):
-            if stage:
+        for i, widths in enumerate(self.widths):
+            if i:
                 x = nn.max_pool(x, (2, 2), (2, 2))
                 layer += 1
             for width in widths:
                 # Numbered as torchvision numbers layers, which counts nonlinearities and pooling.
                 x = nn.relu(nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name=f"conv{layer}")(x))
                 layer += 2
-            features.append(x)  # [B, H / 2^stage, W / 2^stage, width]
+            features.append(x)  # [B, H / 2^i, W / 2^i, width]
         return tuple(features)

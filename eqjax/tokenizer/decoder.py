@@ -1,49 +1,62 @@
 """The decoder: column vectors to an image, and the head that predicts semantic features.
 
+Letters: B images, H and W their height and width, L columns, h rows of the last level, C channels.
+
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from eqjax.tokenizer.encoder import from_columns, mid
-from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, Up, depth_to_space, make_norm
+from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, Up, depth_to_space, normalize
 from eqjax.tokenizer.levels import LevelStack
 
 
 class Decoder(nn.Module):
-    """Column features to images, and the feature map that the semantic head reads."""
+    """Column features to images, and the feature map that the semantic head reads.
 
-    levels: LevelStack
+    Attributes:
+      stack: the resolution levels.
+      norm: kind of the norms, see `eqjax.Tokenizer`.
+      dtype: compute dtype.
+    """
+
+    stack: LevelStack
     norm: str = "group"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, columns):
-        """[B, L, z·h] → images [B, H, W, 3] (not clipped), semantic map [B, h, L, C]."""
-        kind = dict(norm=self.norm, dtype=self.dtype)
-        levels = self.levels.levels
+    def __call__(
+        self, columns: Float[jax.Array, "B L zh"]
+    ) -> tuple[Float[jax.Array, "B H W 3"], Float[jax.Array, "B h L C"]]:
+        """Maps columns [B, L, z·h] to images (float32, not clipped) and the semantic map [B, h, L, C]."""
+        res_block = functools.partial(ResBlock, norm=self.norm, dtype=self.dtype)
+        attention = functools.partial(AttentionBlock, norm=self.norm, dtype=self.dtype)
+        levels, patch = self.stack.levels, self.stack.patch_size
         x = Conv(columns.shape[-1], (3,), dtype=self.dtype, name="columns")(columns)
-        x = from_columns(x, self.levels.height)  # [B, h, L, z]
+        x = from_columns(x, self.stack.heights[-1])  # [B, h, L, z]
         x = Conv(levels[-1].width, dtype=self.dtype, name="conv_in")(x)
-        x = mid(x, self.levels, kind)
-        semantic_map = None
+        x = semantic_map = mid(x, levels[-1], self.norm, self.dtype)
         for i in reversed(range(len(levels))):
             level = levels[i]
-            for j in range(self.levels.num_res_blocks + 1):
-                x = ResBlock(level.width, **kind, name=f"level{i}_block{j}")(x)
+            for j in range(self.stack.num_res_blocks + 1):
+                x = res_block(level.width, name=f"level{i}_block{j}")(x)
                 if level.attends:
-                    x = AttentionBlock(level.window, **kind, name=f"level{i}_attention{j}")(x)
-            if semantic_map is None:
+                    x = attention(level.window, name=f"level{i}_attention{j}")(x)
+            if i == len(levels) - 1:
                 semantic_map = x
             if i > 0:
                 # The reference doubles columns on the way up where i ≤ square_downsamples, that
                 # is exactly where the encoder halved them between levels i − 1 and i.
                 x = Up(levels[i - 1].down, dtype=self.dtype, name=f"level{i}_up")(x)
-        x = nn.silu(make_norm(self.norm, x.shape[-1], self.dtype, "norm_out")(x))
-        patch = self.levels.patch_size
+        x = nn.silu(normalize(x, self.norm, self.dtype, "norm_out"))
         x = Conv(3 * patch**2, dtype=self.dtype, name="conv_out")(x)
         images = depth_to_space(x, (patch, patch))
         return images.astype(jnp.float32), semantic_map
@@ -54,7 +67,7 @@ class SemanticConfig:
     """Fields of the semantic head.
 
     Attributes:
-      channels: base width; the map that it reads has channels · channel_multipliers[0] channels.
+      channels: base width; the map that the head reads has channels · channel_multipliers[0] channels.
       channel_multipliers: one per level.
       num_res_blocks: ResBlocks per level.
       out_channels: channels of the predicted features (768 for DINOv2 ViT-B/14).
@@ -68,27 +81,33 @@ class SemanticConfig:
     downsamples: int
 
     @property
-    def widths(self):
-        """Output channels per level."""
+    def widths(self) -> tuple[int, ...]:
+        """Output channels of every level."""
         multipliers = (*self.channel_multipliers[1:], self.out_channels // self.channels)
         return tuple(self.channels * m for m in multipliers)
 
 
 class SemanticHead(nn.Module):
-    """Predicts semantic features of the image from the decoder's map at column resolution."""
+    """Predicts semantic features of the image from the decoder's map at column resolution.
+
+    Attributes:
+      config: its sizes.
+      norm: kind of the norms, see `eqjax.Tokenizer`.
+      dtype: compute dtype.
+    """
 
     config: SemanticConfig
     norm: str = "group"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """[B, h, w, C] → [B, h', w', out_channels]."""
+    def __call__(self, x: Float[jax.Array, "B h L C"]) -> Float[jax.Array, "B h2 L2 {self.config.out_channels}"]:
+        """Maps the decoder's semantic map to features [B, h', L', out_channels], float32."""
         for i, width in enumerate(self.config.widths):
             for j in range(self.config.num_res_blocks):
                 x = ResBlock(width, self.norm, self.dtype, name=f"level{i}_block{j}")(x)
             if i < self.config.downsamples:
                 x = Down((2, 2), dtype=self.dtype, name=f"level{i}_down")(x)
-        x = nn.silu(make_norm(self.norm, x.shape[-1], self.dtype, "norm_out")(x))
+        x = nn.silu(normalize(x, self.norm, self.dtype, "norm_out"))
         x = Conv(self.config.out_channels, dtype=self.dtype, name="conv_out")(x)
         return x.astype(jnp.float32)

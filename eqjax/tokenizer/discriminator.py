@@ -1,12 +1,14 @@
-"""Discriminators: real images or reconstructions → logits.
+"""Discriminators: real images or reconstructions to logits.
 
-`FeatureDiscriminator` judges the readouts of a frozen vision transformer, by one small head per readout;
-`PatchDiscriminator` judges overlapping patches of pixels and needs no pretrained network. Both normalise by the
+`FeatureDiscriminator` has one small head on each intermediate feature map of a frozen vision transformer;
+`PatchDiscriminator` classifies overlapping patches of pixels and needs no pretrained network. Both normalize by the
 statistics of the batch they see and keep no running averages. Statistics are those of the global batch, or of
 fixed groups of its images, so they do not depend on the number of devices.
 
 The vectors of the spectral norm's power iteration are the collection "spectral": apply with
 `mutable=["spectral"]` to advance them.
+
+Letters: B images, N tokens, C channels, K heads.
 
 Source: arXiv 2301.09515 (StyleGAN-T), section 3.2; PatchGAN, arXiv 1611.07004, section 3.2.
 """
@@ -16,15 +18,18 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from eqjax.tokenizer.layers import torch_bias_init, torch_kernel_init
+from eqjax.typing import AnyArray, Params, PRNGKey
 
 
 class BatchStatistics(nn.Module):
     """Affine normalization over images and positions of a batch, in groups of images.
 
     Attributes:
-      group_size: images per group, at most; None: the whole batch is one group.
+      group_size: largest number of images per group; None: the whole batch is one group.
       epsilon: added to the (biased) variance.
     """
 
@@ -32,19 +37,24 @@ class BatchStatistics(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x):
-        """[B, …, C] → the same shape; float32 inside."""
+    def __call__(self, x: Float[jax.Array, "B *N C"]) -> Float[jax.Array, "B *N C"]:
+        """Normalizes [B, …, C], in float32 inside."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         grouped = x.astype(jnp.float32).reshape(num_groups(x.shape[0], self.group_size), -1, x.shape[-1])
         mean = grouped.mean(axis=1, keepdims=True)
         variance = jnp.square(grouped - mean).mean(axis=1, keepdims=True)
         normal = (grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        return (normal * scale + bias).reshape(x.shape).astype(x.dtype)
+        return (normal * scale[None, None] + bias[None, None]).reshape(x.shape).astype(x.dtype)
 
 
-def num_groups(batch, group_size):
-    """The fewest equal groups of at most `group_size` of `batch` images (None: one group)."""
+def num_groups(batch: int, group_size: int | None) -> int:
+    """Returns the fewest equal groups of at most `group_size` of `batch` images (None: one group).
+
+    Example:
+      >>> num_groups(12, 8), num_groups(7, 4), num_groups(12, None)
+      (2, 7, 1)
+    """
     least = 1 if group_size is None else -(-batch // group_size)
     return next(groups for groups in range(least, batch + 1) if batch % groups == 0)
 
@@ -57,7 +67,7 @@ class SpectralConv(nn.Module):
 
     Attributes:
       features: output channels.
-      width: kernel size in tokens; tokens beyond an end are those of the other end.
+      width: kernel size in tokens; the token before the first is the last one.
       dtype: compute dtype of the convolution.
 
     Source: Spectral Normalization for GANs, arXiv 1802.05957, section 2 and appendix A.
@@ -65,11 +75,11 @@ class SpectralConv(nn.Module):
 
     features: int
     width: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """[B, N, C] → [B, N, features]."""
+    def __call__(self, x: Float[jax.Array, "B N C"]) -> Float[jax.Array, "B N {self.features}"]:
+        """Maps tokens [B, N, C] to [B, N, features]."""
         kernel = self.param("kernel", torch_kernel_init, (self.width, x.shape[-1], self.features))
         bias = self.param("bias", torch_bias_init(self.width * x.shape[-1]), (self.features,))
         u = self.variable("spectral", "u", self._init_vector)
@@ -83,70 +93,75 @@ class SpectralConv(nn.Module):
         left_pad = (self.width - 1) // 2
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (left_pad, self.width - 1 - left_pad), (0, 0)), mode="wrap")
         x = jax.lax.conv_general_dilated(x, kernel, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"))
-        return x + bias.astype(self.dtype)
+        return x + bias.astype(self.dtype)[None, None]
 
-    def _init_vector(self):
+    def _init_vector(self) -> jax.Array:
         return _unit(jax.random.normal(self.make_rng("params"), (self.features,)))
 
 
-def _unit(vector):
+def _unit(vector: Float[jax.Array, "N"]) -> Float[jax.Array, "N"]:
     return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
 
 
 class FeatureHead(nn.Module):
-    """Judges the tokens of one readout. Fields: width of the residual layer's kernel, dtype (compute)."""
+    """Small network on the tokens of one intermediate feature map.
+
+    Attributes:
+      width: kernel size, in tokens, of the residual layer.
+      dtype: compute dtype.
+    """
 
     width: int = 9
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """[B, N, C] → logits [B, N]."""
-        c, norm = x.shape[-1], dict(group_size=8, epsilon=1e-6)
+    def __call__(self, x: Float[jax.Array, "B N C"]) -> Float[jax.Array, "B N"]:
+        """Maps tokens [B, N, C] to logits [B, N]."""
+        c = x.shape[-1]
         x = SpectralConv(c, 1, self.dtype, name="conv_in")(x)
-        x = nn.leaky_relu(BatchStatistics(**norm, name="norm_in")(x), 0.2)
+        x = nn.leaky_relu(BatchStatistics(group_size=8, epsilon=1e-6, name="norm_in")(x), 0.2)
         h = SpectralConv(c, self.width, self.dtype, name="conv")(x)
-        h = nn.leaky_relu(BatchStatistics(**norm, name="norm")(h), 0.2)
+        h = nn.leaky_relu(BatchStatistics(group_size=8, epsilon=1e-6, name="norm")(h), 0.2)
         x = (h + x) / math.sqrt(2)
         return SpectralConv(1, 1, self.dtype, name="conv_out")(x)[..., 0].astype(jnp.float32)
 
 
 class FeatureDiscriminator(nn.Module):
-    """One head per readout of a frozen vision transformer; the heads run as one batch.
+    """One head per intermediate feature map of a frozen vision transformer; the heads run as one batch.
 
     Attributes:
-      channels: of the readouts, C.
-      num_readouts: readouts, and heads.
-      width: kernel size in tokens of the heads' residual layers.
+      channels: channels C of the features.
+      num_heads: number of feature maps, and of heads.
+      width: kernel size, in tokens, of the heads' residual layers.
       dtype: compute dtype; parameters, statistics and logits are float32.
     """
 
     channels: int = 384
-    num_readouts: int = 5
+    num_heads: int = 5
     width: int = 9
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.nowrap
-    def init_params(self, key):
-        """Fresh parameters (float32)."""
+    def init_params(self, key: PRNGKey) -> Params:
+        """Returns new parameters, float32."""
         return self.init_variables(key)["params"]
 
     @nn.nowrap
-    def init_variables(self, key):
-        """Fresh parameters and spectral vectors: {"params", "spectral"}."""
-        return dict(self.init(key, jnp.zeros((self.num_readouts, 1, self.width, self.channels))))
+    def init_variables(self, key: PRNGKey) -> dict[str, Params]:
+        """Returns new parameters and spectral vectors: {"params", "spectral"}."""
+        return dict(self.init(key, jnp.zeros((self.num_heads, 1, self.width, self.channels))))
 
     @nn.compact
-    def __call__(self, readouts):
-        """Readouts [num_readouts, B, N, C] → logits [B, num_readouts · N]."""
+    def __call__(self, features: Float[jax.Array, "{self.num_heads} B N C"]) -> Float[jax.Array, "B KN"]:
+        """Maps intermediate features [num_heads, B, N, C] to logits [B, num_heads · N]."""
         heads = nn.vmap(
             FeatureHead,
-            axis_size=self.num_readouts,
+            axis_size=self.num_heads,
             variable_axes={"params": 0, "spectral": 0},
             split_rngs={"params": True},
         )(self.width, self.dtype, name="heads")
-        logits = heads(readouts)  # [readouts, B, N]
-        return jnp.moveaxis(logits, 0, 1).reshape(readouts.shape[1], -1)
+        logits = heads(features)  # [K, B, N]
+        return jnp.moveaxis(logits, 0, 1).reshape(features.shape[1], -1)
 
 
 class PatchDiscriminator(nn.Module):
@@ -160,19 +175,19 @@ class PatchDiscriminator(nn.Module):
 
     channels: int = 64
     num_layers: int = 3
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images):
-        """[B, H, W, 3] → logits [B, h, w]."""
-        x = nn.leaky_relu(self._conv(images.astype(self.dtype), self.channels, 2, True, "conv0"), 0.2)
+    def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[jax.Array, "B h w"]:
+        """Maps images [B, H, W, 3] to logits [B, h, w]."""
+        x = nn.leaky_relu(self._conv(jnp.asarray(images, self.dtype), self.channels, 2, True, "conv0"), 0.2)
         for i in range(1, self.num_layers + 1):
             stride = 2 if i < self.num_layers else 1
             x = self._conv(x, self.channels * min(2**i, 8), stride, False, f"conv{i}")
             x = nn.leaky_relu(BatchStatistics(name=f"norm{i}")(x), 0.2)
         return self._conv(x, 1, 1, True, "conv_out")[..., 0].astype(jnp.float32)
 
-    def _conv(self, x, features, stride, use_bias, name):
+    def _conv(self, x: jax.Array, features: int, stride: int, use_bias: bool, name: str) -> jax.Array:
         return nn.Conv(
             features,
             (4, 4),

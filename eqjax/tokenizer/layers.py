@@ -1,16 +1,22 @@
-"""Building blocks of the column tokenizer. Feature maps are [B, h, w, C].
+"""Building blocks of the column tokenizer.
+
+Letters: B images, h and w rows and columns of a feature map, C channels.
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1; the
 residual down- and upsampling is that of deep-compression autoencoders, arXiv 2410.10733.
 """
 
+from collections.abc import Callable, Sequence
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Shaped
 
 from eqjax.tokenizer.attention import column_attention
+from eqjax.typing import PRNGKey
 
 NORMS = ("group", "pixel")
 
@@ -18,76 +24,99 @@ NORMS = ("group", "pixel")
 _LOCAL_EPSILON = 1e-2
 
 
-def torch_kernel_init(key, shape, dtype=jnp.float32):
-    """Uniform in ±1/sqrt(fan_in): PyTorch's default for convolution kernels."""
-    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+def torch_kernel_init(key: PRNGKey, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Draws a kernel uniformly from ±1/sqrt(fan_in): PyTorch's default for convolutions."""
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, tuple(shape), dtype)
 
 
-def torch_bias_init(fan_in):
+def torch_bias_init(fan_in: int) -> Callable[..., jax.Array]:
     """Returns an initializer, uniform in ±1/sqrt(fan_in): PyTorch's default for biases."""
     bound = 1 / math.sqrt(fan_in)
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: PRNGKey, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
 
 class Conv(nn.Module):
-    """Convolution of stride 1 with reflect padding, in two dimensions or along columns.
+    """Convolution of stride 1 with reflect padding, over rows and columns or over columns alone.
 
-    Fields: features (output channels), kernel (rows and columns, or columns), dtype (compute).
+    Attributes:
+      features: output channels.
+      kernel: rows and columns, or columns.
+      dtype: compute dtype.
     """
 
     features: int
-    kernel: tuple[int, ...] = (3, 3)
-    dtype: jnp.dtype = jnp.float32
+    kernel: Sequence[int] = (3, 3)
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """[B, …, C] → [B, …, features], same height and width."""
+    def __call__(self, x: Float[jax.Array, "B *size C"]) -> Float[jax.Array, "B *size {self.features}"]:
+        """Maps [B, …, C] to [B, …, features], same height and width."""
         fan_in = math.prod(self.kernel) * x.shape[-1]
         conv = nn.Conv(
             self.features,
-            self.kernel,
+            tuple(self.kernel),
             padding="REFLECT" if max(self.kernel) > 1 else "VALID",
             dtype=self.dtype,
             kernel_init=torch_kernel_init,
             bias_init=torch_bias_init(fan_in),
         )
-        # nn.Conv lives in the scope of this module, so that parameters are conv/kernel, conv/bias
+        # nn.Conv shares the scope of this module, so that parameters are conv/kernel, conv/bias
         # without a second level.
         nn.share_scope(self, conv)
         return conv(x)
 
 
-def make_norm(kind, channels, dtype, name):
-    """The normalization layer called `kind`: statistics in float32, affine.
+def normalize(
+    x: Float[jax.Array, "B *size C"], kind: str, dtype: DTypeLike, name: str
+) -> Float[jax.Array, "B *size C"]:
+    """Applies the normalization layer of a kind of `NORMS`; to be called inside a compact module.
 
-    "group" is the published one: GroupNorm over the whole image, 32 groups. Widths that 32 does not
-    divide, which the published one cannot have, get groups of 4 channels: a group of one would lose
-    the mean of its channel. "pixel" (root mean square over channels) sees one position alone, which
-    keeps the tokenizer local.
+    "group" is the published one: GroupNorm over the whole image, 32 groups. A number of channels that 32
+    does not divide, which the published one cannot have, gets groups of 4 channels: a group of one would
+    lose the mean of its channel. "pixel" (root mean square over channels) sees one position alone, which
+    keeps the tokenizer local. Statistics are float32, and both have learned scales.
+
+    Args:
+      x: feature map.
+      kind: "group" or "pixel".
+      dtype: dtype of the result.
+      name: of the layer.
+
+    Returns:
+      The normalized map.
     """
     if kind == "group":
-        groups = 32 if channels % 32 == 0 else max(1, channels // 4)
-        return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
-    return nn.RMSNorm(epsilon=_LOCAL_EPSILON, dtype=dtype, name=name)
+        groups = 32 if x.shape[-1] % 32 == 0 else max(1, x.shape[-1] // 4)
+        layer = nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+    else:
+        layer = nn.RMSNorm(epsilon=_LOCAL_EPSILON, dtype=dtype, name=name)
+    with jax.numpy_dtype_promotion("standard"):  # Flax promotes bfloat16 to float32 for the statistics.
+        return layer(x)
 
 
 class ResBlock(nn.Module):
-    """norm → silu → conv → norm → silu → conv, plus the input (projected where widths differ)."""
+    """Residual block: norm → silu → conv → norm → silu → conv, plus the input (projected if widths differ).
+
+    Attributes:
+      features: output channels.
+      norm: kind of the norms, one of `NORMS`.
+      dtype: compute dtype.
+    """
 
     features: int
     norm: str = "group"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """[B, h, w, C] → [B, h, w, features]."""
-        h = nn.silu(make_norm(self.norm, x.shape[-1], self.dtype, "norm1")(x))
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w {self.features}"]:
+        """Maps [B, h, w, C] to [B, h, w, features]."""
+        h = nn.silu(normalize(x, self.norm, self.dtype, "norm1"))
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
-        h = nn.silu(make_norm(self.norm, self.features, self.dtype, "norm2")(h))
+        h = nn.silu(normalize(h, self.norm, self.dtype, "norm2"))
         h = Conv(self.features, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
@@ -95,34 +124,42 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """norm → single-head attention over positions → projection, plus the input.
+    """Residual attention: norm → single-head attention over positions → projection, plus the input.
 
-    Fields: window, in feature columns to either side; None attends to the whole image.
+    Attributes:
+      window: columns of the map to either side that a position attends to; None: all.
+      norm: kind of the norm, one of `NORMS`.
+      dtype: compute dtype.
     """
 
     window: int | None = None
     norm: str = "group"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """[B, h, w, C] → the same shape."""
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w C"]:
+        """Maps [B, h, w, C] to the same shape."""
         c = x.shape[-1]
-        h = make_norm(self.norm, c, self.dtype, "norm")(x)
+        h = normalize(x, self.norm, self.dtype, "norm")
         query, key, value = (Conv(c, (1, 1), dtype=self.dtype, name=name)(h) for name in ("query", "key", "value"))
         h = column_attention(query, key, value, window=self.window)
         return x + Conv(c, (1, 1), dtype=self.dtype, name="out")(h)
 
 
 class Down(nn.Module):
-    """Residual downsampling by `stride` (rows, columns): conv and space-to-depth, plus means."""
+    """Residual downsampling: convolution and space-to-depth, plus means of the input.
+
+    Attributes:
+      stride: rows and columns.
+      dtype: compute dtype.
+    """
 
     stride: tuple[int, int] = (2, 2)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """[B, h, w, C] → [B, h / stride[0], w / stride[1], C]."""
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h2 w2 C"]:
+        """Maps [B, h, w, C] to [B, h / stride[0], w / stride[1], C]."""
         ratio = math.prod(self.stride)
         main = Conv(x.shape[-1] // ratio, dtype=self.dtype, name="conv")(x)
         skip = space_to_depth(x, self.stride)
@@ -131,29 +168,50 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Residual upsampling by `stride` (rows, columns): conv and depth-to-space, plus repeats."""
+    """Residual upsampling: convolution and depth-to-space, plus repeats of the input.
+
+    Attributes:
+      stride: rows and columns.
+      dtype: compute dtype.
+    """
 
     stride: tuple[int, int] = (2, 2)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """[B, h, w, C] → [B, h · stride[0], w · stride[1], C]."""
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h2 w2 C"]:
+        """Maps [B, h, w, C] to [B, h · stride[0], w · stride[1], C]."""
         ratio = math.prod(self.stride)
         main = Conv(x.shape[-1] * ratio, dtype=self.dtype, name="conv")(x)
         return depth_to_space(main + jnp.repeat(x, ratio, axis=-1), self.stride)
 
 
-def space_to_depth(x, stride):
-    """[B, h, w, C] → [B, h/sh, w/sw, C·sh·sw]; channel c·sh·sw + i·sw + j holds offset (i, j)."""
+def space_to_depth(x: Shaped[jax.Array, "B h w C"], stride: tuple[int, int]) -> Shaped[jax.Array, "B h2 w2 C2"]:
+    """Moves blocks of positions into channels; `depth_to_space` is the inverse.
+
+    Args:
+      x: feature map.
+      stride: rows sh and columns sw of a block.
+
+    Returns:
+      [B, h/sh, w/sw, C·sh·sw]; channel c·sh·sw + i·sw + j holds offset (i, j).
+    """
     b, h, w, c = x.shape
     sh, sw = stride
     x = x.reshape(b, h // sh, sh, w // sw, sw, c).transpose(0, 1, 3, 5, 2, 4)
     return x.reshape(b, h // sh, w // sw, c * sh * sw)
 
 
-def depth_to_space(x, stride):
-    """The inverse of `space_to_depth`: [B, h, w, C·sh·sw] → [B, h·sh, w·sw, C]."""
+def depth_to_space(x: Shaped[jax.Array, "B h w C"], stride: tuple[int, int]) -> Shaped[jax.Array, "B h2 w2 C2"]:
+    """Moves channels into blocks of positions, the inverse of `space_to_depth`.
+
+    Args:
+      x: feature map, [B, h, w, C·sh·sw].
+      stride: rows sh and columns sw of a block.
+
+    Returns:
+      [B, h·sh, w·sw, C].
+    """
     b, h, w, c = x.shape
     sh, sw = stride
     x = x.reshape(b, h, w, c // (sh * sw), sh, sw).transpose(0, 1, 4, 2, 5, 3)

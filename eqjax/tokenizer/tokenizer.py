@@ -1,21 +1,26 @@
 """The column tokenizer: images to one latent vector per column of pixels, and back.
 
+Letters: B images, H and W their height and width, L columns, D latent size.
+
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Shaped
 
 from eqjax.tokenizer.decoder import Decoder, SemanticConfig, SemanticHead
 from eqjax.tokenizer.encoder import Encoder
 from eqjax.tokenizer.layers import NORMS, Conv
 from eqjax.tokenizer.levels import LevelStack
 from eqjax.tokenizer.posterior import Posterior
+from eqjax.typing import AnyArray, Params, PRNGKey
 
 # Top-level parameters that decide the latents; the others decide what they decode to.
 ENCODER_PARTS = ("encoder", "quant")
@@ -23,15 +28,15 @@ ENCODER_PARTS = ("encoder", "quant")
 
 @flax.struct.dataclass
 class Decoded:
-    """What latents decode to.
+    """The result of decoding latents.
 
     Attributes:
-      images: [B, H, W, 3], in [-1, 1] up to overshoot.
-      semantic: predicted semantic features [B, h, w, C], or None without a semantic head.
+      images: in [-1, 1] up to overshoot.
+      semantic: predicted semantic features, or None without a semantic head.
     """
 
-    images: jax.Array
-    semantic: jax.Array | None
+    images: Float[AnyArray, "B H W 3"]
+    semantic: Float[AnyArray, "B h w C"] | None
 
 
 class Tokenizer(nn.Module):
@@ -41,97 +46,121 @@ class Tokenizer(nn.Module):
 
     Attributes:
       channels: base width.
-      channel_multipliers: width of every level over `channels`; levels − 1 downsamplings.
+      channel_multipliers: width of every level over `channels`; one downsampling between two levels.
       num_res_blocks: ResBlocks per level of the encoder (the decoder has one more).
       attention_resolutions: image heights at which ResBlocks are followed by attention.
       resolution: image height in pixels.
       z_channels: channels of the feature map before it is cut into columns.
       embed_dim: latent size D.
-      square_downsamples: how many of the downsamplings halve columns too; the others halve rows.
+      square_downsamples: number of downsamplings that halve rows and columns; the later ones halve rows.
       semantic: a `SemanticConfig` or a mapping of its fields; None: no semantic head.
       norm: "group" as published (statistics of the whole image), or "pixel" (of one position).
-      attention_window: attention reaches this many latent columns to either side; None: all, as
-        published. With norm "pixel" and a window every operation is local: the tokenizer is then
-        equivariant to shifts by whole columns away from the borders, and `halo_columns` is known.
-      patch_size: the first level works on patches of this many pixels squared instead of pixels; 1 as
-        published. Saves the full-resolution levels, which cost a CPU most.
+      attention_window: latent columns to either side that attention reaches; None: all, as published.
+        With norm "pixel" and a window every operation is local: the tokenizer is then equivariant to
+        shifts by whole columns away from the borders, and `halo_columns` is known.
+      patch_size: side of the square patches that the first level works on; 1 as published. Larger patches
+        save the full-resolution levels, which cost a CPU most.
       posterior_std: bound of the posterior's noise level.
       dtype: compute dtype; parameters, norms' statistics and softmax are float32.
+
+    Raises:
+      ValueError: a field is out of range, or fields contradict each other.
+
+    Example:
+      >>> import jax
+      >>> tokenizer = Tokenizer(
+      ...     channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(), resolution=16,
+      ...     z_channels=2, embed_dim=4,
+      ... )
+      >>> params = tokenizer.init_params(jax.random.key(0))
+      >>> images = jnp.zeros((1, 16, 32, 3))
+      >>> posterior = tokenizer.apply({"params": params}, images, method="encode")
+      >>> posterior.mean.shape  # One latent vector per column of 2 pixels.
+      (1, 16, 4)
+      >>> tokenizer.apply({"params": params}, posterior.mode(), method="decode").images.shape
+      (1, 16, 32, 3)
     """
 
     channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 4, 4)
+    channel_multipliers: Sequence[int] = (1, 1, 2, 4, 4)
     num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
+    attention_resolutions: Sequence[int] = (16,)
     resolution: int = 256
     z_channels: int = 256
     embed_dim: int = 256
     square_downsamples: int = 4
-    semantic: SemanticConfig | None = None
+    semantic: SemanticConfig | Mapping[str, Any] | None = None
     norm: str = "group"
     attention_window: int | None = None
     patch_size: int = 1
     posterior_std: float = 2.5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Modules are static arguments of jitted functions, so fields that come from JSON or a
         # config (lists, mappings) are made hashable.
         self.channel_multipliers = tuple(self.channel_multipliers)
         self.attention_resolutions = tuple(self.attention_resolutions)
         if isinstance(self.semantic, Mapping):
-            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in self.semantic.items()}
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.semantic.items()}
             self.semantic = SemanticConfig(**fields)
         super().__post_init__()
-        if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r} is not one of {NORMS}.")
         self._check_ranges()
-        if self.resolution % self.levels.stride[0]:
-            raise ValueError(
-                f"resolution={self.resolution} is not a multiple of the row stride "
-                f"{self.levels.stride[0]} of {len(self.channel_multipliers)} levels on patches of "
-                f"{self.patch_size}."
-            )
-        if self.attention_window is not None and self.attention_window < 0:
-            raise ValueError(f"attention_window={self.attention_window} must be ≥ 0 or None.")
-        heights = [self.resolution // (self.patch_size * 2**i) for i in range(len(self.channel_multipliers))]
-        if unknown := [height for height in self.attention_resolutions if height not in heights]:
-            raise ValueError(f"attention_resolutions {unknown} are not among the levels' heights {heights}.")
-        for level in self.levels.levels[:-1]:
-            if level.width % math.prod(level.down):
-                raise ValueError(
-                    f"a level of channels · multiplier = {level.width} channels cannot be halved by {level.down}: its "
-                    f"channels must be a multiple of {math.prod(level.down)}."
-                )
+        self._check_levels()
 
     @nn.nowrap
-    def _check_ranges(self):
+    def _check_ranges(self) -> None:
+        """Checks every field on its own."""
+        if self.norm not in NORMS:
+            raise ValueError(f"norm={self.norm!r} is not one of {NORMS}.")
         for name in ("channels", "num_res_blocks", "resolution", "z_channels", "embed_dim", "patch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be ≥ 1.")
         for name in ("square_downsamples", "posterior_std"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be ≥ 0.")
+        if self.attention_window is not None and self.attention_window < 0:
+            raise ValueError(f"attention_window={self.attention_window} must be ≥ 0 or None.")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise ValueError(f"channel_multipliers={self.channel_multipliers} must be one or more numbers ≥ 1.")
 
-    def setup(self):
-        kind = dict(norm=self.norm, dtype=self.dtype)
-        self.encoder = Encoder(self.levels, self.z_channels, **kind)
+    @nn.nowrap
+    def _check_levels(self) -> None:
+        """Checks that the fields give whole resolution levels."""
+        stack = self.level_stack
+        if self.resolution % stack.stride[0]:
+            raise ValueError(
+                f"resolution={self.resolution} is not a multiple of the row stride {stack.stride[0]} of "
+                f"{len(self.channel_multipliers)} levels on patches of {self.patch_size}."
+            )
+        if unknown := [height for height in self.attention_resolutions if height not in stack.heights]:
+            raise ValueError(
+                f"attention_resolutions {unknown} are not among the levels' heights {list(stack.heights)}."
+            )
+        for level in stack.levels:
+            if level.width % math.prod(level.down):
+                raise ValueError(
+                    f"a level of channels · multiplier = {level.width} channels cannot be halved by {level.down}: its "
+                    f"channels must be a multiple of {math.prod(level.down)}."
+                )
+
+    def setup(self) -> None:
+        stack = self.level_stack
+        self.encoder = Encoder(stack, self.z_channels, norm=self.norm, dtype=self.dtype)
         self.quant = Conv(self.embed_dim, (3,), dtype=self.dtype)
-        self.post_quant = Conv(self.z_channels * self.levels.height, (3,), dtype=self.dtype)
-        self.decoder = Decoder(self.levels, **kind)
-        if self.semantic is not None:
-            self.semantic_head = SemanticHead(self.semantic, **kind)
+        self.post_quant = Conv(self.z_channels * stack.heights[-1], (3,), dtype=self.dtype)
+        self.decoder = Decoder(stack, norm=self.norm, dtype=self.dtype)
+        if isinstance(self.semantic, SemanticConfig):
+            self.semantic_head = SemanticHead(self.semantic, norm=self.norm, dtype=self.dtype)
 
     @property
-    def levels(self):
-        """The resolution levels, a `LevelStack`."""
+    def level_stack(self) -> LevelStack:
+        """The resolution levels."""
         return LevelStack(
             self.channels,
-            self.channel_multipliers,
+            tuple(self.channel_multipliers),
             self.num_res_blocks,
-            self.attention_resolutions,
+            tuple(self.attention_resolutions),
             self.resolution,
             self.square_downsamples,
             self.attention_window,
@@ -139,56 +168,65 @@ class Tokenizer(nn.Module):
         )
 
     @property
-    def column_width(self):
+    def column_width(self) -> int:
         """Pixels per column: image widths are multiples of it."""
-        return self.levels.stride[1]
+        return self.level_stack.stride[1]
 
     @property
-    def halo_columns(self):
-        """Columns on either side of a piece that decide it together with the piece itself.
+    def halo_columns(self) -> int | None:
+        """Columns on either side of a tile that decide it together with the tile itself.
 
-        Encoding (or decoding) a piece with this many columns around it, and dropping them from the
-        result, equals the same piece of the whole. None where every column depends on all.
+        Encoding (or decoding) a tile with this many columns around it, and dropping them from the
+        result, equals the same part of the whole. None if every column depends on all.
         """
-        return None if self.norm == "group" else self.levels.halo_columns()
+        return None if self.norm == "group" else self.level_stack.halo_columns()
 
     @nn.nowrap
-    def init_params(self, key):
-        """Fresh parameters (float32)."""
+    def init_params(self, key: PRNGKey) -> Params:
+        """Returns new parameters, float32."""
         images = jnp.zeros((1, self.resolution, 2 * self.column_width, 3))
         return self.init({"params": key}, images)["params"]
 
-    def __call__(self, images):
-        """Encodes and decodes without noise: [B, H, W, 3] → `Decoded`."""
+    def __call__(self, images: Shaped[AnyArray, "..."]) -> Decoded:
+        """Encodes and decodes images [B, H, W, 3] without noise."""
         return self.decode(self.encode(images).mode())
 
-    def encode(self, images):
-        """Images [B, H, W, 3] in [-1, 1] → `Posterior` over latents [B, L, D], L = W / column width.
+    def encode(self, images: Shaped[AnyArray, "..."]) -> Posterior:
+        """Encodes images to a posterior over latents [B, L, D], L = W / `column_width`.
+
+        Args:
+          images: [B, H, W, 3] in [-1, 1].
+
+        Returns:
+          The posterior, float32.
 
         Raises:
           ValueError: the shape does not fit `resolution` and the column width.
         """
         self.check_images(images.shape)
-        images = jnp.asarray(images, self.dtype)
-        latents = self.quant(self.encoder(images))  # [B, L, D]
+        latents = self.quant(self.encoder(jnp.asarray(images, self.dtype)))  # [B, L, D]
         return Posterior(latents.astype(jnp.float32), self.posterior_std)
 
-    def decode(self, latents):
-        """Latents [B, L, D] (unscaled, as `encode` gives them) → `Decoded`.
+    def decode(self, latents: Shaped[AnyArray, "..."]) -> Decoded:
+        """Decodes latents to images and, with a semantic head, to semantic features.
+
+        Args:
+          latents: [B, L, D], unscaled, as `encode` returns them.
+
+        Returns:
+          Images [B, H, W, 3] and features, float32.
 
         Raises:
           ValueError: the latents are not [B, L ≥ 1, embed_dim].
         """
         self.check_latents(latents.shape)
-        latents = jnp.asarray(latents, self.dtype)
-        images, semantic_map = self.decoder(self.post_quant(latents))  # [B, H, W, 3], [B, h, L, C]
-        if self.semantic is None:
-            return Decoded(images, None)
-        return Decoded(images, self.semantic_head(semantic_map))
+        columns = self.post_quant(jnp.asarray(latents, self.dtype))  # [B, L, z·h]
+        images, semantic_map = self.decoder(columns)  # [B, H, W, 3], [B, h, L, C]
+        return Decoded(images, None if self.semantic is None else self.semantic_head(semantic_map))
 
     @nn.nowrap
-    def check_latents(self, shape):
-        """Refuses a shape of latents that `decode` does not take.
+    def check_latents(self, shape: Sequence[int]) -> None:
+        """Checks a shape of latents before `decode`.
 
         Raises:
           ValueError: it is not [B, L ≥ 1, embed_dim].
@@ -200,11 +238,12 @@ class Tokenizer(nn.Module):
             )
 
     @nn.nowrap
-    def check_images(self, shape):
-        """Compares the shape of images with [B, resolution, multiple of column_width, 3].
+    def check_images(self, shape: Sequence[int]) -> None:
+        """Checks a shape of images before `encode`.
 
         Raises:
-          ValueError: it does not fit; the message says what would.
+          ValueError: it is not [B, resolution, a multiple of column_width, 3]; the message names the
+            nearest size that fits.
         """
         width = self.column_width
         if len(shape) != 4 or shape[3] != 3:

@@ -21,7 +21,7 @@ class FeatureJudge:
     """Heads on a frozen vision transformer, which looks at squares of its own size.
 
     Attributes:
-      transformer: a `nets.ViT` with readouts; its parameters are `frozen["dino"]`.
+      transformer: a `nets.ViT` with intermediate layers; its parameters are `frozen["dino"]`.
       heads: a `FeatureDiscriminator`.
     """
 
@@ -40,9 +40,9 @@ class FeatureJudge:
           key: of the way larger images are brought to the transformer's size; None: by area.
         """
         images = self._view(images, key)
-        readouts = jnp.stack(nets.dino_features(frozen["dino"], images, self.transformer))
+        features = jnp.stack(nets.dino_features(frozen["dino"], images, self.transformer))
         logits, changed = self.heads.apply(
-            {"params": variables["params"], "spectral": variables["spectral"]}, readouts, mutable=["spectral"]
+            {"params": variables["params"], "spectral": variables["spectral"]}, features, mutable=["spectral"]
         )
         return logits, changed["spectral"]
 
@@ -104,7 +104,7 @@ def make_judge(config, dtype=jnp.float32):
         return PatchJudge(PatchDiscriminator(config.channels, config.num_layers, dtype)), {}
     if config.kind == "dino":
         transformer, params = nets.load("dino", dtype=dtype)
-        heads = FeatureDiscriminator(transformer.width, len(transformer.readouts), dtype=dtype)
+        heads = FeatureDiscriminator(transformer.width, len(transformer.intermediate_layers), dtype=dtype)
         return FeatureJudge(transformer, heads), {"dino": params}
     raise ValueError(f"discriminator.kind={config.kind!r} is not one of {KINDS}.")
 

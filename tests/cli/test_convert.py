@@ -38,8 +38,8 @@ def test_tokenizer_there_and_back(tmp_path, tokenizer_file, variant):
     convert_command.to_torch(there, back)
     state = torch_archive.load(back)["state_dict"]
     assert set(state) == {name for name in published_checkpoints.lightning_shapes() if not name.startswith("loss.")}
-    salt = "" if variant == "ema" else published_checkpoints.LIVE
-    for pick in (convert.live_tokenizer_state_dict, convert.averaged_tokenizer_state_dict):
+    salt = "" if variant == "ema" else published_checkpoints.RAW
+    for pick in (convert.raw_tokenizer_state_dict, convert.ema_tokenizer_state_dict):
         for name, array in pick(state).items():
             ran = ".block.1." not in name or not name.startswith("semantic_decoder.")
             expected = reference_weights.weight(name, array.shape, salt) if ran else np.zeros(array.shape)
@@ -60,7 +60,7 @@ def test_generator_there_and_back(tmp_path, variant):
         assert len(checkpoint[key]) == 133
         for name, array in checkpoint[key].items():
             expected = reference_weights.weight(
-                name, array.shape, "" if variant == "ema" else published_checkpoints.LIVE
+                name, array.shape, "" if variant == "ema" else published_checkpoints.RAW
             )
             np.testing.assert_array_equal(array, expected, err_msg=name)
 
@@ -97,7 +97,7 @@ def test_the_command_converts_and_summarizes(tmp_path):
     assert f"generator with 0.3 M parameters written to {target}" in done.stderr
     weights = pretrained.load(target)
     assert weights.latent_scale == 0.5
-    expected = reference_weights.weight("fake_latent", (1, 64), published_checkpoints.LIVE)
+    expected = reference_weights.weight("fake_latent", (1, 64), published_checkpoints.RAW)
     np.testing.assert_array_equal(weights.params["generator"]["null_embedding"], expected)
 
 

@@ -1,10 +1,10 @@
-"""The commands of evaluation, as far as they come before anything is compiled: which images, and what is refused."""
+"""The commands of evaluation: their choice of images, results, and rejected flags."""
 
+import dataclasses
 import os
 import sys
 import types
 
-from absl import flags
 import numpy as np
 from PIL import Image
 import pytest
@@ -12,6 +12,8 @@ import pytest
 from eqjax import pretrained
 from eqjax.cli import analyze, evaluate, make_statistics, runner
 from eqjax.cli.main import COMMANDS
+from eqjax.evaluation import Extractor, networks, results, statistics
+from tests import subprocesses
 from tests.evaluation import tiny_models
 
 
@@ -42,13 +44,13 @@ def _halves(tmp_path_factory):
     return root
 
 
-def model(class_names, num_classes=3):
-    """What the choice of images looks at."""
+def model(class_names, num_classes: int | None = 3):
+    """The attributes of a model that the choice of images uses; latents are gray levels."""
     return types.SimpleNamespace(
         tokenizer=types.SimpleNamespace(resolution=16, column_width=4),
         generator=num_classes and types.SimpleNamespace(num_classes=num_classes),
         class_names=class_names,
-        encode=lambda images: images[:, 0, 0, :1] / np.float32(80),
+        encode=lambda images: images[:, :1, 0, :1] / np.float32(80),
     )
 
 
@@ -66,35 +68,46 @@ def model(class_names, num_classes=3):
     ],
 )
 def test_images_have_the_labels_of_the_model(folder, names, options, expected):
-    args = parse(analyze, "--data.source=folder", f"--data.root={folder}", "--columns=5", "--batches=2", *options)
+    args = parse(
+        analyze, "--data.source=folder", f"--data.root={folder}", "--num_columns=5", "--num_batches=2", *options
+    )
     config, labels = analyze.model_images(args, model(names))
-    assert (config.height, config.width, config.resize) == (16, 20, 16) and labels.tolist() == expected
+    assert (config.height, config.width, config.resize) == (16, 20, 16)
+    assert labels is not None and labels.tolist() == expected
 
 
 def test_batches_of_crops_have_the_labels_of_the_model(folder):
-    args = parse(
-        analyze, "--data.source=folder", f"--data.root={folder}", "--batches=2", "--data.classes=('ape','cow')"
-    )
+    args = parse(analyze, "--data.source=folder", f"--data.root={folder}", "--data.classes=('ape','cow')")
     found = model(("cow", "bee", "ape"))
-    batches = analyze.latent_batches(found, *analyze.model_images(args, found), args, seed=0)
+    config, labels = analyze.model_images(args, found)
+    assert labels is not None
+    batches = analyze.latent_batches(found, config, labels, num_columns=8, num_batches=2, seed=0)
     assert [labels.shape for _, labels in batches] == [(32,), (32,)]
     shown = {
-        (float(value[0]), label) for latents, labels in batches for value, label in zip(latents, labels, strict=True)
+        (float(value.item()), label)
+        for latents, labels in batches
+        for value, label in zip(latents, labels, strict=True)
     }
     assert shown == {(0.0, 2), (2.0, 0)}  # Apes are black, and the model's class 2.
 
 
-def test_photographs_are_for_models_of_them(folder):
-    args = parse(analyze)
-    config, labels = analyze.model_images(args, model(("coffee", "cat", "brick")))
-    assert config.source == "photos" and config.classes == ("coffee", "cat", "brick") and labels.tolist() == [0, 1, 2]
-    for names, generator in ((("ape", "bee", "cow"), 3), (None, 12), (None, None)):
-        with pytest.raises(ValueError, match="not built-in photographs; say on which images .* --data.source=folder"):
-            analyze.model_images(args, model(names, generator))
-        with pytest.raises(ValueError, match="not built-in photographs"):
-            analyze.model_images(parse(analyze, f"--data.root={folder}"), model(names, generator))
+def test_photographs_are_the_default_for_models_of_them():
+    config, labels = analyze.model_images(parse(analyze), model(("coffee", "cat", "brick")))
+    assert config.source == "photos" and config.classes == ("coffee", "cat", "brick")
+    assert labels is not None and labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("names", "num_classes"), [(("ape", "bee", "cow"), 3), (None, 12), (None, None)])
+def test_other_models_need_a_data_source(folder, names, num_classes):
+    with pytest.raises(ValueError, match="not built-in photographs; say on which images .* --data.source=folder"):
+        analyze.model_images(parse(analyze), model(names, num_classes))
+    with pytest.raises(ValueError, match="not built-in photographs"):
+        analyze.model_images(parse(analyze, f"--data.root={folder}"), model(names, num_classes))
+
+
+def test_a_tokenizer_alone_needs_no_labels():
     _, labels = analyze.model_images(parse(analyze, "--data.source=photos"), model(None, None))
-    assert labels is None  # A tokenizer alone needs no classes.
+    assert labels is None
 
 
 @pytest.mark.parametrize(
@@ -104,11 +117,16 @@ def test_photographs_are_for_models_of_them(folder):
         (None, 2, (), "2 classes without names, the data has 3: give all"),
         (("ape", "bee", "dog"), 3, (), "classes dog have no folder"),
         (("ape", "bee"), 2, ("--data.classes=('ape','cow')",), r"classes \['cow'\] of the data are not among"),
-        (None, 3, ("--data.height=32",), "--data.height=32 .* leave them out. .* 16 pixels, and --columns=8 columns"),
+        (
+            None,
+            3,
+            ("--data.height=32",),
+            "--data.height=32 .* leave them out. .* 16 pixels, and --num_columns=8 columns",
+        ),
         (None, 3, ("--data.source=latents",), "holds no images"),
     ],
 )
-def test_images_that_are_not_the_models(folder, names, num_classes, options, message):
+def test_images_that_do_not_fit_the_model_are_rejected(folder, names, num_classes, options, message):
     args = parse(analyze, "--data.source=folder", f"--data.root={folder}", *options)
     with pytest.raises(ValueError, match=message):
         analyze.model_images(args, model(names, num_classes))
@@ -124,7 +142,7 @@ def test_analysis_needs_matplotlib_and_a_tokenizer(halves, tmp_path, monkeypatch
     assert os.listdir(tmp_path) == []
 
 
-def test_a_comparison_takes_up_tokenizers_of_the_same_flags_alone(tmp_path, monkeypatch):
+def test_a_comparison_reuses_tokenizers_of_the_same_flags_only(tmp_path, monkeypatch):
     trained = []
 
     def train(config, workdir):
@@ -135,14 +153,17 @@ def test_a_comparison_takes_up_tokenizers_of_the_same_flags_alone(tmp_path, monk
         open(os.path.join(workdir, "model.safetensors"), "w").close()
 
     monkeypatch.setattr(analyze.tokenizer_training, "train_and_evaluate", train)
-    for _ in range(2):
-        workdir = analyze.train_tokenizer(parse(analyze, f"--output={tmp_path}"), "strict", 0)
-    assert trained == [workdir]
-    other = parse(analyze, f"--output={tmp_path}", "--channels=64", "--columns=4")
+    options = analyze.ComparisonOptions.from_flags(parse(analyze))
+    workdirs = {analyze.train_tokenizer(options, str(tmp_path), "strict", 0) for _ in range(2)}
+    assert trained == list(workdirs)
+    other = dataclasses.replace(options, tokenizer_channels=64, num_columns=4)
     with pytest.raises(
-        ValueError, match=r"strict_0 .*\n  data.width: there 64, now 32\n  tokenizer.channels: there 32"
+        ValueError, match=r"strict_0 .*\n  data.width: workdir 64, now 32\n  tokenizer.channels: workdir 32"
     ):
-        analyze.train_tokenizer(other, "strict", 0)
+        analyze.train_tokenizer(other, str(tmp_path), "strict", 0)
+
+
+def test_a_comparison_rejects_data_flags():
     with pytest.raises(ValueError, match="--data.flip would change nothing"):
         analyze.run(parse(analyze, "--compare", "--data.flip=false"))
 
@@ -150,35 +171,87 @@ def test_a_comparison_takes_up_tokenizers_of_the_same_flags_alone(tmp_path, monk
 # ── Metrics ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_evaluation_refuses_before_it_draws(halves, tmp_path):
-    options = ["--network=none", f"--output={tmp_path}/out", "--num_images=2"]
-    half, both = f"--weights={halves}/generator.safetensors", f"--weights={halves}/both.safetensors"
-    for part in (evaluate.reconstruction, evaluate.generation):
-        with pytest.raises(ValueError, match="loaded without a tokenizer"):
-            part(parse(evaluate, half, *options))
-    with pytest.raises(ValueError, match="guidance_scale=-2.0 must be ≥ 0"):
-        evaluate.generation(parse(evaluate, both, *options, "--guidance=1,-2"))
-    with pytest.raises(ValueError, match="--guidance takes numbers, not 'a'"):
-        evaluate.generation(parse(evaluate, both, *options, "--guidance=a"))
-    with pytest.raises(ValueError, match="--data.root: generation reads no images, and compares with --reference"):
-        evaluate.generation(parse(evaluate, both, *options, "--data.root=images"))
+@pytest.mark.parametrize("evaluate_half", [evaluate.evaluate_generation, evaluate.evaluate_images])
+def test_evaluation_needs_a_tokenizer(halves, tmp_path, evaluate_half):
+    options = [f"--weights={halves}/generator.safetensors", "--network=none", f"--output={tmp_path}/out"]
+    with pytest.raises(ValueError, match="loaded without a tokenizer"):
+        evaluate_half(parse(evaluate, *options))
     assert os.listdir(tmp_path) == []
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "results.json").write_text('{"model": []}')
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--guidance_scale=1,-2", "guidance_scale=-2.0 must be ≥ 0"),
+        ("--guidance_scale=a", "--guidance_scale=a: each must be a number"),
+        ("--solver=eular", "solver='eular' is not one of"),
+        ("--time_grid=cosin", "time_grid='cosin' is not one of"),
+        ("--guidance_schedule=lin", "guidance_schedule='lin' is not one of"),
+        ("--data.root=images", "--data.root: generation reads no images, and compares with --reference"),
+    ],
+)
+def test_bad_flags_are_rejected_before_anything_is_written(halves, tmp_path, option, message):
+    options = [f"--weights={halves}/both.safetensors", "--network=none", f"--output={tmp_path}/out", "--num_images=2"]
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate_generation(parse(evaluate, *options, option))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_other_results_is_rejected_before_weights_are_loaded(tmp_path):
+    (tmp_path / "results.json").write_text('{"model": []}')
     with pytest.raises(ValueError, match="results.json was not written by `eqjax evaluate`"):
-        evaluate.generation(parse(evaluate, "--weights=absent", *options))
-    for wrong in ("--solver=eular", "--time_grid=cosin", "--guidance_schedule=lin", "--sampler=solver=heun"):
-        with pytest.raises(flags.Error, match="euler|cosine|linear|sampler"):
-            parse(evaluate, wrong)
+        evaluate.evaluate_generation(parse(evaluate, "--weights=absent", f"--output={tmp_path}"))
 
 
-def test_statistics_are_of_images_that_were_named(folder, tmp_path):
-    output = f"--output={tmp_path}/s.npz"
-    with pytest.raises(ValueError, match="give --input=.* or a data set: --data.source=folder .* --data.source=photos"):
-        make_statistics.find_images(parse(make_statistics, output, "--data.height=16"))
-    extra = ["--data.height=16", "--num_images=2"]
-    with pytest.raises(ValueError, match="--data.height, --num_images would change nothing"):
-        make_statistics.find_images(parse(make_statistics, output, f"--input={folder}", *extra))
-    assert make_statistics.find_images(parse(make_statistics, output, f"--input={folder}")).count == 3
-    named = ["--data.source=folder", f"--data.root={folder}", *extra, "--data.width=16", "--data.resize=16"]
-    assert make_statistics.find_images(parse(make_statistics, output, *named)).count == 2
+@pytest.mark.parametrize("words", [[], ["sampling"], ["generation", "reconstruction"]])
+def test_evaluate_needs_one_known_word(words):
+    with pytest.raises(ValueError, match="say what to evaluate: generation or reconstruction; got"):
+        evaluate.run(parse(evaluate), words)
+
+
+def test_generation_writes_images_and_a_row_per_guidance_scale(halves, tmp_path):
+    options = [f"--weights={halves}/both.safetensors", "--num_flow_steps=2", "--batch_size=2", "--num_images=6"]
+    options += [f"--output={tmp_path / 'out'}"]
+    network = "--network=none"
+    log = subprocesses.run("eqjax", "evaluate", "generation", *options, network, "--guidance_scale=1,2", "--npz")
+    assert "images: 6/6" in log and "left" in log
+    with np.load(tmp_path / "out" / "guidance_2" / "samples.npz") as file:
+        assert file["arr_0"].shape == (6, 16, 16, 3) and sorted(file["arr_1"]) == [0, 0, 1, 1, 2, 2]
+    assert len(results.load(tmp_path / "out")) == 2
+    log = subprocesses.run("eqjax", "evaluate", "generation", *options, f"--nets_folder={tmp_path}", code=1)
+    assert "pt_inception-2015-12-05" in log and "Traceback" not in log
+
+
+# ── Statistics ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.height=16"], "give --input=.* or a data set: --data.source=folder .* --data.source=photos"),
+        (["--input=images", "--data.height=16", "--num_images=2"], "--data.height, --num_images would change nothing"),
+    ],
+)
+def test_statistics_need_an_input_or_a_data_set(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_statistics.find_images(parse(make_statistics, "--output=s.npz", *options))
+
+
+def test_statistics_of_a_folder_or_a_data_set(folder):
+    assert make_statistics.find_images(parse(make_statistics, "--output=s.npz", f"--input={folder}")).count == 3
+    options = ["--data.source=folder", f"--data.root={folder}", "--num_images=2"]
+    options += ["--data.height=16", "--data.width=16", "--data.resize=16"]
+    assert make_statistics.find_images(parse(make_statistics, "--output=s.npz", *options)).count == 2
+
+
+def test_statistics_of_an_npz_of_images(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images)
+    monkeypatch.setattr(networks, "inception", lambda _: tiny_models.network())
+    options = [f"--input={tmp_path}/images.npz", f"--output={tmp_path}/s.npz", "--batch_size=2"]
+    make_statistics.run(parse(make_statistics, *options))
+    written = statistics.load(tmp_path / "s.npz")
+    expected = Extractor(tiny_models.network(), per_device_batch_size=2).collect(iter([images]), 20).statistics
+    np.testing.assert_allclose(written.covariance, expected.covariance, rtol=1e-6)
+    assert written.count == 20 and written.protocol == expected.protocol
+    assert written.features is not None and written.features.shape == (20, 5)

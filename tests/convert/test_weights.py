@@ -25,7 +25,7 @@ def lightning(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer_state():
-    return reference_weights.state_dict(published_checkpoints.live_shapes())
+    return reference_weights.state_dict(published_checkpoints.raw_shapes())
 
 
 @pytest.fixture(scope="module")
@@ -46,61 +46,61 @@ def never_run(name):
 # --- Files -------------------------------------------------------------------------------------------
 
 
-def test_averaged_and_live_weights_of_a_tokenizer_file(lightning):
-    shapes = published_checkpoints.live_shapes()
-    assert_same(convert.averaged_tokenizer_state_dict(lightning), reference_weights.state_dict(shapes))
-    live = convert.live_tokenizer_state_dict(lightning)
-    assert set(live) - set(shapes) == {name for name in lightning if name.startswith("loss.")}
-    assert_same({name: live[name] for name in shapes}, reference_weights.state_dict(shapes, published_checkpoints.LIVE))
+def test_a_tokenizer_file_holds_ema_and_raw_weights(lightning):
+    shapes = published_checkpoints.raw_shapes()
+    assert_same(convert.ema_tokenizer_state_dict(lightning), reference_weights.state_dict(shapes))
+    raw = convert.raw_tokenizer_state_dict(lightning)
+    assert set(raw) - set(shapes) == {name for name in lightning if name.startswith("loss.")}
+    assert_same({name: raw[name] for name in shapes}, reference_weights.state_dict(shapes, published_checkpoints.RAW))
 
 
-def test_parts_without_averages_are_taken_live(lightning, caplog):
-    averaged = ("ema_decoder.", "ema_post_quant_layer.")
-    second_stage = {k: v for k, v in lightning.items() if not k.startswith("ema_") or k.startswith(averaged)}
-    second_stage["ema_encoder.decay"] = np.float32(0.99)  # A counter is no average.
+def test_parts_without_ema_weights_are_taken_from_the_raw_ones(lightning, caplog):
+    parts = ("ema_decoder.", "ema_post_quant_layer.")
+    second_stage = {k: v for k, v in lightning.items() if not k.startswith("ema_") or k.startswith(parts)}
+    second_stage["ema_encoder.decay"] = np.float32(0.99)  # A counter is no weight.
     with caplog.at_level(logging.INFO, logger="absl"):
-        out = convert.averaged_tokenizer_state_dict(second_stage)
+        out = convert.ema_tokenizer_state_dict(second_stage)
     for name, array in out.items():
-        salt = "" if name.startswith(("decoder.", "post_quant_layer.")) else published_checkpoints.LIVE
+        salt = "" if name.startswith(("decoder.", "post_quant_layer.")) else published_checkpoints.RAW
         np.testing.assert_array_equal(array, reference_weights.weight(name, array.shape, salt), err_msg=name)
-    assert "taken live: encoder, semantic_decoder, quant_layer." in caplog.text
+    assert "taken from the raw ones: encoder, semantic_decoder, quant_layer." in caplog.text
 
 
-def test_averages_that_do_not_match_are_errors(lightning, tokenizer_state):
-    with pytest.raises(ConversionError, match="no averaged weights"):
-        convert.averaged_tokenizer_state_dict(tokenizer_state)
+def test_ema_weights_that_do_not_match_the_raw_ones_are_refused(lightning, tokenizer_state):
+    with pytest.raises(ConversionError, match="no EMA weights"):
+        convert.ema_tokenizer_state_dict(tokenizer_state)
     with pytest.raises(ConversionError, match=r"encoder\.conv_in\.bias and encoder\.conv\._inbias .*ambiguous"):
-        convert.averaged_tokenizer_state_dict(lightning | {"encoder.conv._inbias": np.zeros(32)})
+        convert.ema_tokenizer_state_dict(lightning | {"encoder.conv._inbias": np.zeros(32)})
     odd = lightning | {"ema_encoder.extra": np.zeros(3)}
     del odd["ema_decoder.conv_outbias"]
     with pytest.raises(ConversionError) as error:
-        convert.averaged_tokenizer_state_dict(odd)
-    assert "of no live weight (1):\n  ema_encoder.extra" in str(error.value)
-    assert "without an average (1):\n  decoder.conv_out.bias" in str(error.value)
+        convert.ema_tokenizer_state_dict(odd)
+    assert "EMA weights without raw ones (1):\n  ema_encoder.extra" in str(error.value)
+    assert "raw weights without EMA (1):\n  decoder.conv_out.bias" in str(error.value)
     del odd["ema_encoder.extra"]
-    with pytest.raises(ConversionError, match=r"without an average \(1\):\n  decoder.conv_out.bias"):
-        convert.averaged_tokenizer_state_dict(odd)
+    with pytest.raises(ConversionError, match=r"raw weights without EMA \(1\):\n  decoder.conv_out.bias"):
+        convert.ema_tokenizer_state_dict(odd)
 
 
-def test_full_files_are_the_inverse_of_averaging(tokenizer_state):
+def test_full_files_hold_the_same_weights_as_raw_and_ema(tokenizer_state):
     full = convert.full_tokenizer_state_dict(tokenizer_state)
     assert set(full) == {name for name in published_checkpoints.lightning_shapes() if not name.startswith("loss.")}
-    assert_same(convert.averaged_tokenizer_state_dict(full), tokenizer_state)
+    assert_same(convert.ema_tokenizer_state_dict(full), tokenizer_state)
 
 
 def test_weights_are_picked_by_what_a_file_holds(lightning, tokenizer_state):
     checkpoint = torch_archive.load(published_checkpoints.GENERATOR)
-    kind, averaged, arguments = convert.pick_weights(checkpoint, "g.ckpt")
-    assert kind == "generator" and averaged is not checkpoint["model"] and arguments["model"] == "tiny_model"
-    assert_same(averaged, checkpoint["model_ema"])
-    assert_same(convert.pick_weights(checkpoint, "g.ckpt", averaged=False)[1], checkpoint["model"])
+    kind, ema, arguments = convert.pick_weights(checkpoint, "g.ckpt")
+    assert kind == "generator" and ema is not checkpoint["model"] and arguments["model"] == "tiny_model"
+    assert_same(ema, checkpoint["model_ema"])
+    assert_same(convert.pick_weights(checkpoint, "g.ckpt", variant="raw")[1], checkpoint["model"])
     assert convert.pick_weights(checkpoint["model"], "g.ckpt")[::2] == ("generator", {})
     for holder in ({"state_dict": lightning}, lightning, tokenizer_state):
         kind, state, _ = convert.pick_weights(holder, "t.ckpt")
         assert kind == "tokenizer"
         assert_same(state, tokenizer_state)
-    kind, live, _ = convert.pick_weights({"state_dict": lightning}, "t.ckpt", averaged=False)
-    np.testing.assert_array_equal(live["quant_layer.bias"], lightning["quant_layer.bias"])
+    kind, raw, _ = convert.pick_weights({"state_dict": lightning}, "t.ckpt", variant="raw")
+    np.testing.assert_array_equal(raw["quant_layer.bias"], lightning["quant_layer.bias"])
 
 
 def test_files_without_the_weights_asked_for_are_errors(tokenizer_state):
@@ -110,7 +110,7 @@ def test_files_without_the_weights_asked_for_are_errors(tokenizer_state):
         convert.pick_weights({"model": {}}, "a.ckpt")
     with pytest.raises(ConversionError, match="a.ckpt holds list"):
         convert.pick_weights([], "a.ckpt")
-    with pytest.raises(ConversionError, match="no averaged weights"):
+    with pytest.raises(ConversionError, match="no EMA weights"):
         convert.pick_weights({"state_dict": tokenizer_state}, "a.ckpt")
     with pytest.raises(torch_archive.CheckpointFileError, match="a.ckpt: model_ema should map"):
         convert.pick_weights({"model_ema": torch_archive.Inert()}, "a.ckpt")
@@ -216,7 +216,7 @@ def test_one_error_lists_all_that_differs(generator_state):
     assert "of another shape (1):\n  z_proj.weight: source (16, 64), expected (64, 16)" in message
 
 
-def test_long_lists_are_whole(generator_state):
+def test_long_lists_are_whole():
     with pytest.raises(ConversionError, match=r"missing in the source \(133\):(?:\n  .*){133}$"):
         convert.generator_params({}, GENERATOR)
 
@@ -233,7 +233,7 @@ def test_export_is_strict_too(generator_state):
     assert "output_norm/scale: source (3,), expected (64,)" in message
 
 
-def test_only_the_known_may_be_left_over(lightning, tokenizer_state):
+def test_only_known_names_may_be_left_over(lightning, tokenizer_state):
     beside = {name: array for name, array in lightning.items() if name.startswith("loss.") or name.endswith(".decay")}
     assert len(beside) == 8
     convert.tokenizer_params(tokenizer_state | beside, TOKENIZER)
@@ -253,7 +253,7 @@ def test_a_tokenizer_may_leave_the_semantic_head_out(tokenizer_state):
     assert_same(convert.tokenizer_state_dict(params, headless), expected)
 
 
-def test_tokenizers_that_the_reference_does_not_have_are_refused(tokenizer_state):
+def test_tokenizers_without_a_counterpart_in_the_reference_are_refused(tokenizer_state):
     with pytest.raises(ConversionError, match="norm='pixel'"):
         convert.tokenizer_params(tokenizer_state, TOKENIZER.clone(norm="pixel"))
     windowed = TOKENIZER.clone(attention_window=2)
@@ -265,7 +265,7 @@ def test_tokenizers_that_the_reference_does_not_have_are_refused(tokenizer_state
 # --- Configurations and full sizes -------------------------------------------------------------------
 
 
-def test_configurations_are_read_off_the_shapes(tokenizer_state, generator_state):
+def test_configurations_are_inferred_from_shapes(tokenizer_state, generator_state):
     assert convert.infer_tokenizer_config(tokenizer_state) == published_checkpoints.TOKENIZER_FIELDS
     fields = convert.infer_generator_config(generator_state, num_heads=HEADS)
     assert fields == published_checkpoints.GENERATOR_FIELDS
@@ -273,7 +273,7 @@ def test_configurations_are_read_off_the_shapes(tokenizer_state, generator_state
     assert convert.infer_tokenizer_config(headless)["semantic"] is None
 
 
-def test_what_no_shape_tells_is_given_or_known(generator_state):
+def test_heads_and_window_come_from_arguments_or_published_sizes(generator_state):
     with pytest.raises(ConversionError, match="give num_heads"):
         convert.infer_generator_config(generator_state)
 
@@ -305,7 +305,7 @@ def shapes_of(tree):
 
 
 @pytest.mark.parametrize(
-    "name, heads, millions",
+    ("name", "heads", "millions"),
     [
         ("small_1000", 8, 127.3),
         ("base_1000", 12, 295.6),
@@ -327,18 +327,18 @@ def test_every_array_of_the_published_generators_converts(name, heads, millions)
 
 def test_every_array_of_the_published_tokenizer_converts():
     manifests = published_checkpoints.read_json("manifests.json.gz")
-    live = structs(manifests["tokenizer"])
-    averaged = convert.averaged_tokenizer_state_dict(live | structs(manifests["tokenizer_ema"]))
-    assert shapes_of(averaged) == shapes_of(live)
-    fields = convert.infer_tokenizer_config(averaged)
+    raw = structs(manifests["tokenizer"])
+    ema = convert.ema_tokenizer_state_dict(raw | structs(manifests["tokenizer_ema"]))
+    assert shapes_of(ema) == shapes_of(raw)
+    fields = convert.infer_tokenizer_config(ema)
     semantic = fields.pop("semantic")
     # The published head is written (64, (8, 12)); these are the same widths.
     assert semantic == dict(channels=256, channel_multipliers=(2, 3), num_res_blocks=2, out_channels=768, downsamples=0)
     defaults = Tokenizer()
     assert fields == {name: getattr(defaults, name) for name in fields}
     tokenizer = Tokenizer(**fields, semantic=semantic)
-    params = jax.eval_shape(lambda state: convert.tokenizer_params(state, tokenizer), averaged)
+    params = jax.eval_shape(lambda state: convert.tokenizer_params(state, tokenizer), ema)
     back = jax.eval_shape(lambda params: convert.tokenizer_state_dict(params, tokenizer), params)
-    assert shapes_of(back) == shapes_of(live)
+    assert shapes_of(back) == shapes_of(raw)
     full = convert.full_tokenizer_state_dict(back)
-    assert set(full) - set(live) == set(manifests["tokenizer_ema"])
+    assert set(full) - set(raw) == set(manifests["tokenizer_ema"])

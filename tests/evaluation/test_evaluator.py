@@ -30,11 +30,13 @@ def evaluate(extractor, reference):
     """Evaluates the tiny model in a folder."""
 
     def run(guidance_scale, folder, **changes):
-        keywords = dict(extractor=extractor, reference=reference, reference_name="noise.npz", per_device_batch_size=2)
-        keywords |= dict(num_stored_features=COUNT) | changes
+        keywords = {"reference": reference, "reference_name": "noise.npz", **changes}
         options = dataclasses.replace(OPTIONS, guidance_scale=guidance_scale)
         model = tiny_models.model()
-        return GenerationEvaluator(model, options, COUNT, **keywords).evaluate(model, folder)
+        evaluator = GenerationEvaluator(
+            model, options, COUNT, extractor=extractor, per_device_batch_size=2, num_stored_features=COUNT, **keywords
+        )
+        return evaluator.evaluate(model, folder)
 
     return run
 
@@ -94,7 +96,14 @@ def test_too_few_images_are_rejected(extractor, num_images, message):
 
 def test_evaluating_a_step_of_training_leaves_no_images(extractor, reference, sweep, tmp_path):
     model, options = tiny_models.model(), dataclasses.replace(OPTIONS, guidance_scale=2.0)
-    keywords = dict(extractor=extractor, reference=reference, per_device_batch_size=2, num_stored_features=COUNT)
-    evaluator = GenerationEvaluator(model, options, COUNT, **keywords)
+    evaluator = GenerationEvaluator(
+        model,
+        options,
+        COUNT,
+        extractor=extractor,
+        reference=reference,
+        per_device_batch_size=2,
+        num_stored_features=COUNT,
+    )
     assert evaluator.evaluate_step(3, model, workdir=tmp_path) == pytest.approx(sweep[1][0]["metrics"])
     assert os.listdir(tmp_path) == []

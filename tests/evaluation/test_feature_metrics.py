@@ -1,4 +1,4 @@
-"""Metrics against recorded values and closed forms, and what they refuse."""
+"""Metrics against recorded values and closed forms, and rejected arguments."""
 
 import tracemalloc
 import zlib
@@ -43,10 +43,11 @@ def test_moments_equal_numpy_and_survive_a_large_mean():
     np.testing.assert_allclose(covariance, np.cov(x, rowvar=False), rtol=1e-8)
 
 
-def test_frechet_distance_of_commuting_covariances():
+@pytest.mark.parametrize("seed", range(5))
+def test_frechet_distance_of_commuting_covariances_without_full_rank(seed):
     a, b = np.array([1.0, 4.0, 0.0]), np.array([9.0, 1.0, 2.0])
     expected = 3 * 0.25 + np.square(np.sqrt(a) - np.sqrt(b)).sum()
-    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((3, 3)))[0]
     covariances = (turn @ np.diag(a) @ turn.T, turn @ np.diag(b) @ turn.T)
     distance = fid.frechet_distance(np.zeros(3), covariances[0], np.full(3, 0.5), covariances[1])
     assert distance == pytest.approx(expected, rel=1e-9)
@@ -102,17 +103,23 @@ def test_equal_sets_with_repeated_images_have_full_precision_and_recall():
     )  # All radii are 0.
 
 
-def test_what_metrics_refuse():
+def test_frechet_distance_rejects_other_sizes_and_nan():
     with pytest.raises(ValueError, match="statistics of 3 and of 4 features cannot be compared"):
         fid.frechet_distance(np.zeros(3), np.eye(3), np.zeros(4), np.eye(4))
     with pytest.raises(ValueError, match="not finite; were there NaNs"):
         fid.frechet_distance(np.full(3, np.nan), np.eye(3), np.zeros(3), np.eye(3))
+
+
+def test_moments_reject_nan_other_sizes_and_too_few_features():
     with pytest.raises(ValueError, match="features of 1 images are not finite"):
         fid.Moments(2).update(np.array([[0.0, np.nan], [1.0, 1.0]]))
     with pytest.raises(ValueError, match=r"shape \(1, 3\); these moments take \[N, 2\]"):
         fid.Moments(2).update(np.zeros((1, 3)))
     with pytest.raises(ValueError, match="at least 2 images, there are 0"):
         fid.Moments(2).result()
+
+
+def test_inception_score_rejects_another_number_of_images():
     with pytest.raises(ValueError, match="of 10 splits needs at least 10 images, not 9"):
         feature_metrics.InceptionScore(9)
     score = feature_metrics.InceptionScore(10)
@@ -121,6 +128,9 @@ def test_what_metrics_refuse():
         score.result()
     with pytest.raises(ValueError, match="more logits arrived than the 10"):
         score.update(np.zeros((2, 4)))
+
+
+def test_kid_and_precision_recall_reject_too_few_images_and_other_sizes():
     x = np.zeros((3, 2))
     with pytest.raises(ValueError, match="1000 images cannot be drawn from 3 and 3 .* 2 … 3"):
         feature_metrics.kid(x, x)

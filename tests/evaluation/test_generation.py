@@ -1,4 +1,4 @@
-"""Generation: killed and resumed, any batch and number of devices, what the files hold, and what is refused."""
+"""Generation: killed and resumed, any batch and number of devices, the content of files, and rejected arguments."""
 
 import dataclasses
 import json
@@ -85,6 +85,7 @@ generate(tiny_models.model(), test_generation.OPTIONS, test_generation.COUNT, sy
 
 def test_killed_and_resumed_equals_uninterrupted(model, whole, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
     process.stdout.readline()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -19,8 +19,12 @@ def test_ssim_equals_scikit_image():
     x = rng.uniform(-1, 1, (2, 24, 20, 3)).astype(np.float32)
     y = np.clip(x + rng.normal(size=x.shape) * 0.2, -1, 1).astype(np.float32)
     y[1] *= 0.5
-    options = dict(data_range=2, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
-    expected = [structural_similarity(a, b, **options) for a, b in zip(x, y, strict=True)]
+    expected = [
+        structural_similarity(
+            a, b, data_range=2, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        for a, b in zip(x, y, strict=True)
+    ]
     np.testing.assert_allclose(ssim(x, y), expected, atol=2e-5)
     with pytest.raises(ValueError, match="at least 11 × 11 pixels"):
         ssim(x[:, :10], y[:, :10])

@@ -5,7 +5,7 @@ import pytest
 from eqjax.evaluation import results
 
 
-def row(fid=None, **protocol):
+def row(fid=None, **protocol) -> results.Result:
     return {"metrics": {} if fid is None else {"fid": fid}, "protocol": {"weights": "a", "jax": "1", **protocol}}
 
 

@@ -115,9 +115,8 @@ def test_only_the_columns_asked_for_are_trained(generator):
     side = np.array([1.0, 1.0, -1.0, -1.0], "f4")[:, None]
     latents = np.broadcast_to(2 * side * np.ones(3, "f4"), (8, COLUMNS, 3))
     labels = np.zeros(8, int)
-    options = dict(steps=60, batch_size=8, learning_rate=1e-2)
     key, batches = jax.random.key(0), [(latents, labels)]
-    params = tasks.train(generator, latents, labels, columns=[0, 1], **options)
+    params = tasks.train(generator, latents, labels, steps=60, batch_size=8, learning_rate=1e-2, columns=[0, 1])
     losses = tasks.column_losses(generator, params, batches, key).mean
     assert losses[2:].mean() > 3 * losses[:2].mean(), losses
     fresh = tasks.column_losses(generator, tiny_models.random_params(generator, 0), batches, key).mean

@@ -1,4 +1,4 @@
-"""Files of the frozen networks: found, checked, remembered, fetched."""
+"""Files of the frozen networks: loading, digests and downloads."""
 
 import dataclasses
 import functools
@@ -34,10 +34,10 @@ def test_a_network_is_loaded_from_its_files(name, tmp_path, monkeypatch):
     module, params = nets.load(name, dtype=jnp.bfloat16)
     assert module == download.NETWORKS[name].module.clone(dtype=jnp.bfloat16)
     state = functools.reduce(dict.__or__, frozen_network_files.arrays(name).values())
-    jax.tree.map(np.testing.assert_array_equal, params, download.NETWORKS[name].params(state, module))
+    jax.tree.map(np.testing.assert_array_equal, params, download.NETWORKS[name].convert(state, module))
 
 
-def test_the_folder_can_be_given_set_or_left(tmp_path, monkeypatch):
+def test_the_folder_is_an_argument_a_variable_or_the_default(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("EQJAX_WEIGHTS", raising=False)
     assert nets.weights_folder() == str(tmp_path / ".cache" / "eqjax")
@@ -47,15 +47,15 @@ def test_the_folder_can_be_given_set_or_left(tmp_path, monkeypatch):
     nets.load("dino", tmp_path / "here")
 
 
-def test_a_missing_file_is_named_with_what_it_holds_and_both_ways_to_get_it(tmp_path):
-    vgg, linear = frozen_network_files.write("lpips", tmp_path)
+def test_a_missing_file_is_named_with_its_contents_and_both_ways_to_get_it(tmp_path):
+    _, linear = frozen_network_files.write("lpips", tmp_path)
     linear.unlink()
     with pytest.raises(FileNotFoundError) as error:
         nets.load("lpips", tmp_path)
     message = str(error.value)
     assert f"'lpips' needs lpips_vgg.pth, and there is no file {linear} " in message
     assert "5 arrays, lin0.model.1.weight (1, 2, 1, 1) … lin4.model.1.weight (1, 3, 1, 1)." in message
-    assert "EQJAX_WEIGHTS" in message and "python -m eqjax.cli.fetch_weights lpips\n" in message
+    assert "EQJAX_WEIGHTS" in message and "eqjax fetch-weights lpips\n" in message
     assert (
         f"download https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b/?dl=1 and put it there as {linear}"
         in message
@@ -76,15 +76,15 @@ def test_other_arrays_are_listed(tmp_path):
     assert "missing in the source (1):\n  blocks.1.attn.proj.bias (8,)" in message
     assert "cls_token: source (1, 2, 8), expected (1, 1, 8)" in message
     assert "Expected: dino_deitsmall16_pretrain.pth, a PyTorch file with 28 arrays" in message
-    assert "eqjax.cli.fetch_weights dino" in message
-    assert not (tmp_path / f"{path.name}.json").exists()  # What is wrong is not remembered.
+    assert "eqjax fetch-weights dino" in message
+    assert not (tmp_path / f"{path.name}.json").exists()  # The digest of a wrong file is not recorded.
 
 
 @pytest.mark.parametrize("content", [b"<html>404</html>", b"PK\x03\x04 and then nothing", b""])
 def test_damaged_files_are_refused(content, tmp_path):
     path = tmp_path / "dino_deitsmall16_pretrain.pth"
     path.write_bytes(content)
-    with pytest.raises(nets.FrozenWeightsError, match=rf"(?s){path}.*Expected: .*eqjax.cli.fetch_weights dino"):
+    with pytest.raises(nets.FrozenWeightsError, match=rf"(?s){path}.*Expected: .*eqjax fetch-weights dino"):
         nets.load("dino", tmp_path)
 
 
@@ -152,14 +152,14 @@ def test_a_file_is_fetched_once_with_progress(published, tmp_path):
     assert download.fetch("dino", file, tmp_path / "new") == (path, False)
 
 
-def test_what_is_there_and_wrong_is_not_kept_quietly(published, tmp_path):
+def test_a_wrong_file_that_is_there_is_refused(published):
     file, source = published
     source.write_bytes(source.read_bytes()[:-100])
     with pytest.raises(nets.FrozenWeightsError, match="truncated"):
         download.fetch("dino", file, source.parent)
 
 
-def test_without_a_network_one_learns_what_to_put_where(published, tmp_path):
+def test_without_a_network_the_message_tells_which_file_to_put_where(published, tmp_path):
     file, source = published
     source.unlink()
     target = tmp_path / "new" / file.name
@@ -171,13 +171,13 @@ def test_without_a_network_one_learns_what_to_put_where(published, tmp_path):
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_nothing_wrong_gets_the_name(published, tmp_path, monkeypatch):
+def test_a_wrong_download_does_not_get_the_name(published, tmp_path):
     file, source = published
     other = dataclasses.replace(file, sha256="00000000")
     with pytest.raises(nets.FrozenWeightsError, match="should begin with 00000000"):
         download.fetch("dino", other, tmp_path / "new")
     source.write_text("<html>Not found</html>")
-    with pytest.raises(nets.FrozenWeightsError, match=f"what {file.url} gave is not .*error page"):
+    with pytest.raises(nets.FrozenWeightsError, match=f"the download from {file.url} is not .*error page"):
         download.fetch("dino", file, tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())
 
@@ -224,5 +224,5 @@ def test_files_must_hold_what_the_published_ones_hold(monkeypatch):
                 for key, shape in published[file.name].items()
                 if not convert.unused_in_frozen(name, key)
             }
-            assert download._wanted(name, file) == used
+            assert download._expected_shapes(name, file) == used
             assert f"{len(used)} arrays" in download.describe(name, file)

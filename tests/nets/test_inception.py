@@ -6,26 +6,29 @@ import numpy as np
 import pytest
 
 from eqjax import convert, nets
+from eqjax.nets.inception import inception_inputs
 from tests import frozen_network_cases
 from tests.golden_cases import relative_error
-
-
-class Watched:
-    """An Inception whose `apply` also returns the outputs of mixed_6d's 1×1 convolution and of mixed_6e."""
-
-    def apply(self, variables, x):
-        wanted = lambda module, _: module.path in (("mixed_6d", "branch1x1"), ("mixed_6e",))  # noqa: E731
-        out, seen = nets.Inception().apply(variables, x, capture_intermediates=wanted, mutable=["intermediates"])
-        convolution = seen["intermediates"]["mixed_6d"]["branch1x1"]["__call__"][0]
-        block, _ = seen["intermediates"]["mixed_6e"]["__call__"][0]
-        return out, convolution, block
 
 
 @pytest.fixture(scope="module")
 def outputs():
     """(features, outputs of mixed_6d's 1×1 convolution and of mixed_6e) of the recorded images."""
-    _, params, arrays = frozen_network_cases.inception_case()
-    return jax.jit(lambda params, images: nets.inception_features(params, images, Watched()))(params, arrays["images"])
+    module, params, arrays = frozen_network_cases.inception_case()
+
+    @jax.jit
+    def run(params, images):
+        def wanted(module, _):
+            return module.path in (("mixed_6d", "branch1x1"), ("mixed_6e",))
+
+        _, seen = module.apply(
+            {"params": params}, inception_inputs(images), capture_intermediates=wanted, mutable=["intermediates"]
+        )
+        convolution = seen["intermediates"]["mixed_6d"]["branch1x1"]["__call__"][0]
+        block, _ = seen["intermediates"]["mixed_6e"]["__call__"][0]
+        return nets.inception_features(params, images), convolution, block
+
+    return run(params, arrays["images"])
 
 
 def test_features_against_recorded_arrays(outputs):
@@ -44,16 +47,11 @@ def test_spatial_features_are_seven_channels_flattened_as_height_width_channel(o
 
 
 def test_images_are_resized_and_scaled_for_the_network():
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
-
-    class Identity:
-        def apply(self, _, x):
-            return x
-
-    out = nets.inception_features(None, pictures, Identity())
+    images = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
+    out = inception_inputs(images)
     assert out.shape == (2, 299, 299, 3) and out.dtype == jnp.float32
-    np.testing.assert_allclose(out[:, 0, 0], (pictures[:, 0, 0].astype(float) - 128) / 128, atol=1e-6)
-    np.testing.assert_array_equal(out, nets.inception_features(None, pictures.astype(np.float32), Identity()))
+    np.testing.assert_allclose(out[:, 0, 0], (images[:, 0, 0].astype(float) - 128) / 128, atol=1e-6)
+    np.testing.assert_array_equal(out, inception_inputs(images.astype(np.float32)))
 
 
 def test_outputs_are_float32_whatever_is_computed_in():

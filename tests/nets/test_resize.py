@@ -26,7 +26,7 @@ def test_positions_against_recorded_arrays():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("size, out", [(12, 5), (5, 12), (7, 7), (6, 3)])
+@pytest.mark.parametrize(("size", "out"), [(12, 5), (5, 12), (7, 7), (6, 3)])
 def test_a_constant_stays_and_the_same_size_changes_nothing(method, size, out):
     matrix = interpolation_matrix(size, out, method)
     np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-6)
@@ -52,5 +52,5 @@ def test_rows_and_columns_are_not_mixed_up():
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="called 'nearest'; there are .*'area'"):
+    with pytest.raises(ValueError, match="unknown resize method 'nearest'; expected one of .*'area'"):
         nets.resize(np.zeros((1, 2, 2, 1)), (4, 4), "nearest")

@@ -13,7 +13,7 @@ from tests.golden_cases import relative_error
 
 @pytest.fixture(scope="module")
 def dino():
-    """(readouts, gradients of their sums of squares to parameters and images)."""
+    """(features, gradients of their sums of squares to parameters and images)."""
     module, params = frozen_network_cases.dino_case()
 
     def total(params, images):
@@ -25,7 +25,7 @@ def dino():
     return features, gradients
 
 
-def test_dino_readouts(dino):
+def test_dino_features_equal_recorded_ones(dino):
     arrays = frozen_network_cases.objective()[1]
     assert [f.shape for f in dino[0]] == [(2, 196, 64)] * 5
     for i, features in enumerate(dino[0]):
@@ -42,7 +42,7 @@ def test_gradients_flow_to_the_images_alone(dino):
 @pytest.fixture(scope="module")
 def small():
     """A two-block ViT on 2×2 patches, for what does not depend on sizes."""
-    module = nets.ViT(width=8, depth=2, num_heads=2, patch_size=4, grid=2, readouts=(0, 1, 2))
+    module = nets.ViT(width=8, depth=2, num_heads=2, patch_size=4, grid=2, intermediate_layers=(0, 1, 2))
     params = jax.jit(module.init_params)(jax.random.key(0))
     params["class_token"] = params["class_token"] + 0.5
     return module, params
@@ -57,12 +57,12 @@ def test_other_sizes_are_resized_by_area_where_higher_and_else_bicubically(small
     jax.tree.map(np.testing.assert_array_equal, nets.dino_features(params, images, module), expected)
 
 
-def test_readouts_are_those_of_a_shorter_network(small):
+def test_intermediate_features_are_those_of_a_shorter_network(small):
     module, params = small
     images = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3), minval=-1)
     full = nets.dino_features(params, images, module)
     first = params | {"blocks": jax.tree.map(lambda leaf: leaf[:1], params["blocks"])}
-    short = nets.dino_features(first, images, module.clone(depth=1, readouts=(1, 0)))
+    short = nets.dino_features(first, images, module.clone(depth=1, intermediate_layers=(1, 0)))
     np.testing.assert_allclose(short[0], full[1], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(short[1], full[0], rtol=1e-5, atol=1e-6)
 
@@ -93,7 +93,7 @@ def test_dinov2_targets(dinov2):
 
 def test_a_target_is_a_constant_of_one_vector_per_16_pixels(small):
     module, params = small
-    module = module.clone(readouts=(), layer_scale=True, approximate_gelu=True)
+    module = module.clone(intermediate_layers=(), layer_scale=True, approximate_gelu=True)
     params = jax.jit(module.init_params)(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (1, 48, 32, 3), minval=-1)
 
@@ -136,7 +136,7 @@ def test_key_biases_are_zeroed_and_no_others():
 
 
 @pytest.mark.parametrize(
-    "name, module, params_of",
+    ("name", "module", "params_of"),
     [
         ("dino_deitsmall16", nets.DINO_S16, convert.dino_params),
         ("dinov2_vitb14", nets.DINOV2_B14, convert.dinov2_params),
