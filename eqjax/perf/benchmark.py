@@ -215,13 +215,13 @@ def measure_sampling(options: BenchmarkOptions, model: Model) -> Iterator[Measur
     rows = batch_size * (2 if guided else 1)
     context = jax.random.normal(jax.random.key(1), (rows, generator.width)).astype(generator.dtype)
 
-    def make_sampler(params: Params) -> Any:
-        table = options.sampling.solver_table()
-        return sampler.make_sampler(generator, guided, params, labels[:, None], table, 1.0, 2**31 - 1)
+    def make_sampler(params: Params) -> sampler.Sampler:
+        inputs = sampler.SamplerInputs.create(generator, params, labels[:, None], options.sampling)
+        return sampler.make_sampler(inputs)
 
     def transformer(params: Params, latents: Float[Array, "L B D"]) -> Float[Array, "R E"]:
         run = make_sampler(params)
-        state = sampler.start(run, Blend(0, 0.0), num_columns)
+        state = sampler.init_state(run, Blend(0, 0.0), num_columns)
         after = Blend(jnp.zeros(num_columns, jnp.int32), jnp.zeros(num_columns))
         return sampler.prefill(run, state, latents, after).context
 
