@@ -305,7 +305,7 @@ def check_state(
     options |= dict(seeds=list(seeds), transition=args.transition)
     given = {name: value for name, value in options.items() if name in args and args[name].present}
     if pairs:
-        given["classes"] = text(model.labels([label for label, _ in pairs]), [n for _, n in pairs])
+        given["classes"] = text(np.asarray(model.labels([label for label, _ in pairs])).tolist(), [n for _, n in pairs])
     if args["guidance_scale"].present or args["guidance_schedule"].present:
         given["guidance_scale"] = np.ravel(options["guidance_scale"]).tolist()
     lines = [f"  --{name}: saved {saved[name]}, given {given[name]}" for name in given if saved[name] != given[name]]
