@@ -42,6 +42,16 @@ def test_too_many_consecutive_nonfinite_steps_stop_the_run(tmp_path):
     assert int(resumed.step) == 7 and all(np.isfinite(leaf).all() for leaf in leaves(resumed))
 
 
+def test_a_finite_step_ends_a_row_of_nonfinite_steps():
+    watch = fault_tolerance.StepWatch(2)
+    for step, finite in enumerate((False, True, False), 1):
+        assert watch.add(step, {"loss": np.float32(1), "finite": np.array(finite)}, None) is None
+    assert watch.drain() is None
+    assert (watch.nonfinite_steps, watch.consecutive_nonfinite) == (2, 1)
+    last = watch.add(4, {"loss": np.float32(np.nan), "finite": np.array(False)}, None) or watch.drain()
+    assert last is not None and last.step == 4 and watch.consecutive_nonfinite == 2
+
+
 def test_a_failing_diagnosis_does_not_hide_the_nonfinite_metrics(tmp_path):
     def diagnose(*_):
         raise MemoryError("16 GiB")
