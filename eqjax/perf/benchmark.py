@@ -27,10 +27,11 @@ from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
 from eqjax.tables import markdown_table
 from eqjax.tokenizer import Tokenizer
-from eqjax.training import generator as generator_training
-from eqjax.training import loop, optim
-from eqjax.training import tokenizer as tokenizer_training
+from eqjax.training import loop
+from eqjax.training.generator import GeneratorStep
 from eqjax.training.state import TrainState
+from eqjax.training.tokenizer import TokenizerTrainer
+from eqjax.training.trainer import Rules, Step
 from eqjax.typing import Params, Tree
 
 KINDS = ("sampling", "decoding", "training", "floor")
@@ -214,13 +215,13 @@ def measure_sampling(options: BenchmarkOptions, model: Model) -> Iterator[Measur
     rows = batch_size * (2 if guided else 1)
     context = jax.random.normal(jax.random.key(1), (rows, generator.width)).astype(generator.dtype)
 
-    def make_sampler(params: Params) -> Any:
-        table = options.sampling.solver_table()
-        return sampler.make_sampler(generator, guided, params, labels[:, None], table, 1.0, 2**31 - 1)
+    def make_sampler(params: Params) -> sampler.Sampler:
+        inputs = sampler.SamplerInputs.create(generator, params, labels[:, None], options.sampling)
+        return sampler.make_sampler(inputs)
 
     def transformer(params: Params, latents: Float[Array, "L B D"]) -> Float[Array, "R E"]:
         run = make_sampler(params)
-        state = sampler.start(run, Blend(0, 0.0), num_columns)
+        state = sampler.init_state(run, Blend(0, 0.0), num_columns)
         after = Blend(jnp.zeros(num_columns, jnp.int32), jnp.zeros(num_columns))
         return sampler.prefill(run, state, latents, after).context
 
@@ -295,26 +296,28 @@ def measure_training(options: BenchmarkOptions) -> Iterator[Measurement]:
     label = np.zeros(options.batch_size, np.int32)
     images = {"image": random.integers(0, 256, shape, np.uint8), "label": label}
     if config.trainer == "tokenizer":
-        stage = tokenizer_training.make_stage(config)
-        state = jax.jit(stage.init)(jax.random.key(0))
-        yield _measure_step("step", stage.step, stage.step, stage.rules, state, images, options.repeats)
+        trainer = TokenizerTrainer(config)
+        step = jax.tree_util.Partial(trainer.step, trainer.frozen)
+        state = jax.jit(trainer.init_state)(jax.random.key(0))
+        yield _measure_step("step", step, step, trainer.rules, state, images, options.repeats)
         return
 
-    optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    steps = generator_training.make_steps(generator, optimizer, LatentEncoder(tokenizer, LATENT_SCALE), config)
-    step, plain_step = (jax.tree_util.Partial(step, random_params(tokenizer)) for step in steps)
+    generator_step = GeneratorStep.from_config(config, generator, LatentEncoder(tokenizer, LATENT_SCALE))
+    frozen = random_params(tokenizer)
+    step, plain_step = (jax.tree_util.Partial(s, frozen) for s in (generator_step, generator_step.without_remat()))
     latents = random.standard_normal((options.batch_size, options.num_columns, generator.latent_dim), np.float32)
     for part, batch in (
         ("step from cached latents", {"latents": latents, "label": label}),
         ("step from images", images),
     ):
         params, ema_params = random_params(generator), random_params(generator)
-        state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, jax.jit(optimizer.init)(params))
+        opt_state = jax.jit(generator_step.optimizer.init)(params)
+        state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state)
         yield _measure_step(part, step, plain_step, LOGICAL_AXES, state, batch, options.repeats)
 
 
 def _measure_step(
-    part: str, step: loop.Step, plain_step: loop.Step, rules: loop.Rules, state: Tree, batch: Tree, repeats: int
+    part: str, step: Step, plain_step: Step, rules: Rules, state: Tree, batch: Tree, repeats: int
 ) -> Measurement:
     """Measures a training step on one device.
 

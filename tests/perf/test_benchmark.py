@@ -8,6 +8,7 @@ import pytest
 from eqjax.perf import benchmark, flops
 from eqjax.perf.benchmark import BenchmarkOptions
 from eqjax.sampling.options import SamplingOptions
+from eqjax.training.generator import GeneratorStep
 from tests.sampling import small_models
 
 SAMPLING = SamplingOptions(guidance_scale=7.0, num_flow_steps=2)
@@ -48,14 +49,12 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
     monkeypatch.setattr(benchmark, "build_modules", lambda *_: (model.tokenizer, model.generator))
     weights = np.ones((model.generator.latent_dim, 64), np.float32)
 
-    def make_steps(_generator, _optimizer, encode, _config):
-        def step(frozen, state, batch, key):
-            latents, _ = encode(frozen, batch, key)
+    class OneProduct(GeneratorStep):
+        def __call__(self, encoder_params, state, batch, key):
+            latents, _ = self.encode(encoder_params, batch, key)
             return state.replace(step=state.step + 1), {"loss": jnp.mean(latents @ weights)}
 
-        return step, step
-
-    monkeypatch.setattr(benchmark.generator_training, "make_steps", make_steps)
+    monkeypatch.setattr(benchmark, "GeneratorStep", OneProduct)
     options = BenchmarkOptions(config="configs/photos_generator.py:tiny", batch_size=2, num_columns=3, repeats=1)
     cached, images = benchmark.measure_training(options)
     assert (cached.part, images.part) == ("step from cached latents", "step from images")
