@@ -1,5 +1,7 @@
 """The benchmark on tiny models: its rows, its table, and what it refuses."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ SAMPLING = SamplingOptions(guidance_scale=7.0, num_flow_steps=2)
 
 @pytest.fixture(name="model")
 def _model():
-    model = small_models.model(True)
+    model: Any = small_models.model(True)
     params = jax.tree.map(jnp.asarray, (model.tokenizer_params, model.generator_params))
     return model.replace(tokenizer_params=params[0], generator_params=params[1])
 
@@ -50,7 +52,7 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
     weights = np.ones((model.generator.latent_dim, 64), np.float32)
 
     class OneProduct(GeneratorStep):
-        def __call__(self, encoder_params, state, batch, key):
+        def __call__(self, encoder_params: Any, state: Any, batch: Any, key: Any) -> Any:
             latents, _ = self.encode(encoder_params, batch, key)
             return state.replace(step=state.step + 1), {"loss": jnp.mean(latents @ weights)}
 
