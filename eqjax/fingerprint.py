@@ -13,14 +13,18 @@ from eqjax.typing import Tree
 def fingerprint(params: Tree, fields: Any = None) -> str:
     """Returns a SHA-256 that changes with any array, name, shape or field.
 
-    Arrays count as float32, so weights keep their fingerprint when they are stored more widely.
+    Arrays are converted to float32 first, so weights that are stored in a wider dtype keep their fingerprint.
 
     Args:
       params: tree of arrays, on devices or on the host.
-      fields: JSON values that belong to the identity, such as a module's fields; None: the arrays alone.
+      fields: JSON values that are part of the identity, such as a module's fields; None: the arrays alone.
 
     Returns:
       64 hexadecimal digits.
+
+    Example:
+      >>> fingerprint({"kernel": np.zeros((2, 3))})[:8]
+      'ee7a5311'
     """
     digest = hashlib.sha256()
     if fields is not None:

@@ -20,6 +20,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Yields:
       The temporary file's name, in the folder of `path`, so that renaming it never copies.
+
+    Example:
+      >>> with atomic_write("out/notes.txt") as temporary, open(temporary, "w") as file:  # doctest: +SKIP
+      ...     file.write("complete")
     """
     path = os.fspath(path)
     folder = os.path.dirname(path) or "."
@@ -41,6 +45,9 @@ def write_json(path: str | os.PathLike[str], values: Any, *, sort_keys: bool = F
     Raises:
       ValueError: a number is NaN or infinite, which JSON cannot hold.
       TypeError: a value has no JSON form.
+
+    Example:
+      >>> write_json("out/result.json", {"fid": 7.2})  # doctest: +SKIP
     """
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(values, file, indent=2, sort_keys=sort_keys, allow_nan=False)

@@ -163,7 +163,7 @@ def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.P
       >>> import eqjax
       >>> model = eqjax.load_pretrained("photos")
       >>> model.sample("cat", num_columns=8, num_flow_steps=5).shape
-      (1, 64, 64, 3)
+      (1, 64, 128, 3)
     """
     sources = [os.fspath(path) for path in (source, *more)]
     modules, params, scales, names = {}, {}, {}, None
@@ -189,9 +189,9 @@ def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.P
     params = jax.tree.map(jnp.asarray, params)
     return Model(
         tokenizer=tokenizer,
-        tokenizer_params=params.get("tokenizer"),
+        tokenizer_params=params.get("tokenizer", {}),
         generator=generator,
-        generator_params=params.get("generator"),
+        generator_params=params.get("generator", {}),
         latent_scale=next(iter(scales.values()), published.LATENT_SCALE),
         class_names=names,
     )

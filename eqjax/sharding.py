@@ -136,8 +136,8 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules = ()) -> 
 
     Example:
       >>> mesh = make_mesh(jax.devices()[:1], "data:1")
-      >>> spec_for("mlp/kernel", (512, 2048), mesh, [("mlp/kernel$", ("embed", "mlp"))])  # Nothing to split over.
-      PartitionSpec()
+      >>> tuple(spec_for("mlp/kernel", (512, 2048), mesh, [("mlp/kernel$", ("embed", "mlp"))]))
+      ()
     """
     axes: list[Any]
     for pattern, logical in rules:
@@ -167,7 +167,7 @@ def state_shardings(tree: Tree, mesh: Mesh, rules: Rules = ()) -> Tree:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+def constrain(x: AnyArray, *logical: str | None) -> Any:
     """Constrains the sharding of `x` inside a traced function; returns `x` as is without a mesh or inside shard_map.
 
     Args:

@@ -1,13 +1,17 @@
-r"""Starts a training command as several processes on this machine.
+r"""Starts a command as several connected processes on this machine.
 
-    python -m launch.local --num_processes=2 -- -m eqjax.cli.train_generator --config=… --workdir=…
+    python -m launch.local --num_processes=2 --num_gpus=8 -- eqjax train-generator --config=… --workdir=…
 
-Each process gets COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID, and with --gpus one share of the
-GPUs (CUDA_VISIBLE_DEVICES). When one process fails the others are stopped; SIGTERM and SIGINT are
-handed on, and those that save then (code 75) are waited for. The exit code is that of the first process
-that did not end with 0, else 0.
+Each process gets COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID, and with --num_gpus an equal part of the GPUs
+(CUDA_VISIBLE_DEVICES). If one process fails, the others are stopped. SIGTERM and SIGINT are passed on, and processes
+that save before they end (code 75) are waited for. The exit code is that of the first process that did not end with 0,
+else 0.
+
+torchrun works too (see launch/README.md), but it needs PyTorch, and it stops the other processes as soon as one ends
+with a code other than 0, such as 75.
 """
 
+from collections.abc import Mapping, Sequence
 import os
 import shlex
 import signal
@@ -18,25 +22,29 @@ import time
 
 from absl import app, flags
 
-# As eqjax.cli.runner has it, which would load JAX.
-_PREEMPTED = 75
+from eqjax.cli.runner import EXIT_PREEMPTED
 
 _COUNT = flags.DEFINE_integer("num_processes", 2, "Processes to start.", lower_bound=1)
-_GPUS = flags.DEFINE_integer("gpus", 0, "GPUs of this machine, shared out evenly; 0: leave as is.", lower_bound=0)
+_GPUS = flags.DEFINE_integer("num_gpus", 0, "GPUs to divide among the processes; 0: all see all.", lower_bound=0)
 _PORT = flags.DEFINE_integer("port", 0, "Port of the coordinator; 0: a free one.")
 _GRACE = flags.DEFINE_float("grace", 20.0, "Seconds that the others get once one has failed.")
 _DRY = flags.DEFINE_bool("dry_run", False, "Print the commands instead of running them.")
 
 
-def environments(count, gpus, port):
-    """The variables that each process gets, a list of dicts.
+def environments(count: int, num_gpus: int, port: int) -> list[dict[str, str]]:
+    """Returns the environment variables of each process.
+
+    Args:
+      count: number of processes.
+      num_gpus: GPUs to divide among them; 0 to leave CUDA_VISIBLE_DEVICES as it is.
+      port: port of the coordinator.
 
     Raises:
-      ValueError: GPUs that do not divide.
+      ValueError: the GPUs do not divide evenly.
     """
-    if gpus % count:
-        raise ValueError(f"--gpus={gpus} do not divide among --num_processes={count}.")
-    each = gpus // count
+    if num_gpus % count:
+        raise ValueError(f"--num_gpus={num_gpus} do not divide among --num_processes={count}.")
+    each = num_gpus // count
     found = []
     for index in range(count):
         names = dict(COORDINATOR_ADDRESS=f"localhost:{port}", NUM_PROCESSES=str(count), PROCESS_ID=str(index))
@@ -46,28 +54,37 @@ def environments(count, gpus, port):
     return found
 
 
-def free_port():
-    """A port that was free a moment ago."""
+def free_port() -> int:
+    """Returns a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
 
 
-def run(command, variables, grace):
-    """Runs the processes to their end and returns the exit code, see the text above."""
+def run(command: Sequence[str], variables: Sequence[Mapping[str, str]], grace: float) -> int:
+    """Runs the processes to their end, as the module's docstring describes.
+
+    Args:
+      command: program and arguments.
+      variables: the environment variables of each process.
+      grace: seconds that the others get once one has failed.
+
+    Returns:
+      The exit code.
+    """
     processes = [subprocess.Popen(command, env={**os.environ, **names}) for names in variables]
 
-    def hand_on(number, _):
+    def pass_on(number: int, _: object) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, hand_on)
+        signal.signal(number, pass_on)
     code, deadline = 0, None
     while None in (codes := [process.poll() for process in processes]):
         code = code or next(filter(None, codes), 0)
-        if deadline is None and not {*codes} <= {None, 0, _PREEMPTED}:
+        if deadline is None and not {*codes} <= {None, 0, EXIT_PREEMPTED}:
             deadline = time.monotonic() + grace
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
@@ -77,11 +94,11 @@ def run(command, variables, grace):
     return code or next((process.returncode for process in processes if process.returncode), 0)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Starts the processes."""
     if len(argv) < 2:
-        raise app.UsageError("give the command after --, as in: -- -m eqjax.cli.train_generator --config=…")
-    command = [sys.executable, *argv[1:]]
+        raise app.UsageError("give the command after --, as in: -- eqjax train-generator --config=…")
+    command = argv[1:]
     try:
         variables = environments(_COUNT.value, _GPUS.value, _PORT.value or free_port())
     except ValueError as error:
@@ -90,6 +107,8 @@ def main(argv):
         for names in variables:
             print(*(f"{name}={value}" for name, value in names.items()), shlex.join(command))
         return
+    # Commands of the environment that this program runs in.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     code = run(command, variables, _GRACE.value)
     raise SystemExit(code if code >= 0 else 128 - code)
 

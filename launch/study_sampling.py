@@ -1,105 +1,113 @@
-r"""The measurements of eqjax/sampling/README.md, to be repeated with other weights.
+r"""Repeats the measurements of eqjax/sampling/README.md, with these or other weights.
 
-python -m launch.study_sampling solvers      # error over evaluations, per solver and grid; images side by side
-python -m launch.study_sampling positions    # drift over 1000 columns, with and without bounded positions
-python -m launch.study_sampling streaming    # what decoding as it comes changes
-python -m launch.study_sampling length       # time per column and memory, each length in a process of its own
+    python -m launch.study_sampling solvers      # error over evaluations, per solver and grid; images side by side
+    python -m launch.study_sampling positions    # drift over 1000 columns, with and without bounded positions
+    python -m launch.study_sampling streaming    # difference between streaming and decoding the whole image
+    python -m launch.study_sampling length       # time per column and memory, each length in its own process
+
+It is a script of the repository and no command of the package, as it uses the sampler's inner functions.
 """
 
+from collections.abc import Callable, Iterator
+import itertools
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from eqjax import flow, load_pretrained, panorama, pixels
+from eqjax import Generator, Model, flow, load_pretrained, panorama, pixels
 from eqjax.cli import runner
 from eqjax.data import photos
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
+from eqjax.sampling.options import SamplingOptions
 from eqjax.sampling.sampler import sample_latents
 from eqjax.sampling.streaming import StreamDecoder
+from eqjax.tables import markdown_table
 from eqjax.tokenizer.tiling import decode_images
+from eqjax.typing import Params
 
 STUDIES = ("solvers", "positions", "streaming", "length")
-_WEIGHTS = flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs, in order.")
-_OUTPUT = flags.DEFINE_string("output", os.path.join("outputs", "study"), "Folder for images.")
-_LENGTHS = flags.DEFINE_list("lengths", ["64", "256", "1024"], "Of the length study, columns.")
-_COLUMNS = flags.DEFINE_integer("columns", 1000, "Of the position study.")
-_TRAINED = flags.DEFINE_integer("trained_columns", 8, "Columns of the training crops, for bounded positions.")
+_WEIGHTS = flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs.")
+_OUTPUT = flags.DEFINE_string("output", os.path.join("outputs", "study"), "Folder of the images.")
+_LENGTHS = flags.DEFINE_list("lengths", ["64", "256", "1024"], "Lengths of the length study, columns.")
+_NUM_COLUMNS = flags.DEFINE_integer("num_columns", 1000, "Columns of the position study.")
+_TRAINED = flags.DEFINE_integer("num_trained_columns", 8, "Columns of the training crops, for bounded positions.")
 
 
-def print_table(rows):
-    """Rows of a table in Markdown; the first one is its head."""
-    for i, row in enumerate(rows):
-        print("| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
-        if not i:
-            print("|" + " --- |" * len(row))
+def print_table(header: list[Any], rows: list[list[Any]]) -> None:
+    """Prints a table in Markdown."""
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+    print(markdown_table([str(name) for name in header], cells))
 
 
-def solvers(model):
-    """Relative error of latents, |z − z*| / |z*|, against 1000 steps of Adams–Bashforth, the same noise."""
-    generator, params = model.generator, model.generator_params
+def solvers(model: Model) -> None:
+    """Measures the relative error of latents, |z − z*| / |z*|, against 1000 Adams–Bashforth steps on the same noise."""
+    generator, params = model.require("generator"), model.generator_params
     labels, columns = np.arange(generator.num_classes), 8
     noise = jax.random.normal(jax.random.key(0), (len(labels), columns, generator.latent_dim))
 
-    def draw(guidance, solver, grid, evaluations):
+    def sample(guidance: float, solver: str, grid: str, evaluations: int) -> jax.Array:
         return sample_latents(
             generator, params, labels, num_columns=columns, guidance_scale=guidance, guidance_schedule="constant",
             num_flow_steps=evaluations // (2 if solver == "heun" else 1), solver=solver, time_grid=grid, noise=noise,
         )  # fmt: skip
 
     counts = (8, 16, 32, 64, 100)
-    rows = [["guidance", "solver", "grid", *counts]]
+    rows = []
     for guidance in (1.0, 3.0, 7.0):
-        exact = draw(guidance, "adams_bashforth", "uniform", 1000)
+        exact = sample(guidance, "adams_bashforth", "uniform", 1000)
         norm = jnp.linalg.norm(exact)
         for solver in flow.SOLVERS:
             for grid in flow.TIME_GRIDS:
-                errors = [float(jnp.linalg.norm(draw(guidance, solver, grid, n) - exact) / norm) for n in counts]
+                errors = [float(jnp.linalg.norm(sample(guidance, solver, grid, n) - exact) / norm) for n in counts]
                 rows.append([guidance, solver, grid, *errors])
-    print_table(rows)
-    settings = (("euler", 100), ("euler", 16), ("heun", 16), ("adams_bashforth", 16), ("adams_bashforth", 1000))
-    pictures = [model.decode(draw(3.0, solver, "uniform", n)) for solver, n in settings]
-    picture = pixels.grid(np.stack(pictures, 1).reshape(-1, *pictures[0].shape[1:]), columns=len(pictures))
-    pixels.save_png(os.path.join(_OUTPUT.value, "solvers.png"), picture)
+    print_table(["guidance", "solver", "grid", *counts], rows)
+    shown = (("euler", 100), ("euler", 16), ("heun", 16), ("adams_bashforth", 16), ("adams_bashforth", 1000))
+    images = [model.decode(sample(3.0, solver, "uniform", n)) for solver, n in shown]
+    grid = pixels.grid(np.stack(images, 1).reshape(-1, *images[0].shape[1:]), columns=len(images))
+    pixels.save_png(os.path.join(_OUTPUT.value, "solvers.png"), grid)
 
 
-def positions(model):
-    """Mean and variance of latents and the flow's loss, over stretches of a long image of every class."""
-    generator, params, columns = model.generator, model.generator_params, _COLUMNS.value
+def positions(model: Model) -> None:
+    """Measures mean and variance of latents and the flow's loss, over stretches of a long image of every class."""
+    generator, params, columns = model.require("generator"), model.generator_params, _NUM_COLUMNS.value
     labels = jnp.arange(generator.num_classes)
     bound = _TRAINED.value + generator.max_rope_shift - 3
     edges = [0, 10, 50, 100, *range(250, columns + 1, 250)]
-    rows = [["positions", "columns", "mean", "variance", "loss"]]
+    rows = []
     for name, limit in (("as published", None), (f"at most {bound}", bound)):
         latents = sample_latents(
             generator, params, labels, num_columns=columns, guidance_scale=2.0, guidance_schedule="constant",
             num_flow_steps=25, solver="adams_bashforth", max_position=limit, key=jax.random.key(0),
         )  # fmt: skip
         losses = column_losses(generator, params, labels, latents, 2**31 - 1 if limit is None else limit)
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in itertools.pairwise(edges):
             part = latents[:, a:b]
             rows.append([name, f"{a} … {b - 1}", float(part.mean()), float(part.var()), float(losses[a:b].mean())])
         path = os.path.join(_OUTPUT.value, f"positions_{'published' if limit is None else 'bounded'}.png")
         pixels.save_png(path, pixels.grid(model.decode(latents[:, -64:]), columns=1))
-    print_table(rows)
+    print_table(["positions", "columns", "mean", "variance", "loss"], rows)
 
 
-def column_losses(generator, params, labels, latents, limit, draws=8):
-    """Mean squared error of the velocity at fixed times and noise, per column [L], under the sampler's contexts."""
+def column_losses(
+    generator: Generator, params: Params, labels: jax.Array, latents: jax.Array, limit: int, draws: int = 8
+) -> jax.Array:
+    """Returns the mean squared error of the velocity per column [L], at fixed times and noise, as the sampler runs."""
 
     @jax.jit
     def losses(params, latents):
-        conditions = sampler.make_conditions(generator, params, labels[:, None], False)
-        run = sampler.Sampler(generator, False, params, conditions, None, 1.0, limit)
+        options = SamplingOptions(max_position=limit)
+        run = sampler.make_sampler(sampler.SamplerInputs.create(generator, params, labels[:, None], options))
         times = (jnp.arange(draws) + 0.5) / draws
 
         def column(state, latent):
@@ -109,19 +117,20 @@ def column_losses(generator, params, labels, latents, limit, draws=8):
             loss = jnp.mean(jnp.square(v - flow.velocity_target(latent, noise)))
             return sampler.decode_step(run, state, latent, Blend(0, 0.0)), loss
 
-        state = sampler.start(run, Blend(0, 0.0), latents.shape[1])
+        state = sampler.init_state(run, Blend(0, 0.0), latents.shape[1])
         return jax.lax.scan(column, state, jnp.moveaxis(latents, 1, 0))[1]
 
     return losses(params, latents)
 
 
-def streaming(model):
-    """Differences to decoding the whole, in gray levels of 255, and gradients at borders and elsewhere.
+def streaming(model: Model) -> None:
+    """Compares streaming with decoding the whole image: differences in gray levels, gradients at borders and elsewhere.
 
-    Of long samples of every class, or of bands of photographs where there is a tokenizer alone.
+    The images are long samples of every class, or bands of photographs if the model is a tokenizer alone.
     """
-    tokenizer = model.tokenizer
-    rows = [["class", "mean difference", "max difference", "gradient at borders", "gradient elsewhere"]]
+    tokenizer = model.require("tokenizer")
+    header = ["class", "mean difference", "max difference", "gradient at borders", "gradient elsewhere"]
+    rows = []
     for name, row in (_bands if model.generator is None else _samples)(model):
         scaled = row[None] / model.latent_scale
         whole = decode_images(tokenizer, model.tokenizer_params, scaled, tile_columns=len(row))[0]
@@ -130,51 +139,53 @@ def streaming(model):
         image = np.concatenate(strips, axis=1).astype(np.float32)
         borders = np.cumsum([strip.shape[1] for strip in strips])[:-1]
         gradient = np.abs(np.diff(image, axis=1)).mean((0, 2))
-        # Neighbours of a border between columns that lie inside a window, for comparison.
+        # Borders of columns within a strip, for comparison.
         inside = [x for x in range(tokenizer.column_width, image.shape[1], tokenizer.column_width) if x not in borders]
         off = np.abs(image - (np.clip(np.asarray(whole), -1, 1) + 1) * 127.5)
-        # Not a number where the image is one strip.
+        # NaN if the image is one strip.
         at, elsewhere = (
             float(gradient[np.asarray(where, int) - 1].sum() / (len(where) or np.nan)) for where in (borders, inside)
         )
         rows.append([name, float(off.mean()), float(off.max()), at, elsewhere])
-    rows.append(["mean", *(float(np.mean(column)) for column in list(zip(*rows[1:], strict=True))[1:])])
-    print_table(rows)
+    rows.append(["mean", *(float(np.mean(column)) for column in list(zip(*rows, strict=True))[1:])])
+    print_table(header, rows)
 
 
-def _samples(model):
-    """(class, scaled latents [128, D]) of every class."""
+def _samples(model: Model) -> Iterator[tuple[Any, np.ndarray]]:
+    """Returns (class, scaled latents [128, D]) of every class."""
+    generator = model.require("generator")
     latents = sample_latents(
-        model.generator, model.generator_params, jnp.arange(model.generator.num_classes), num_columns=128,
+        generator, model.generator_params, jnp.arange(generator.num_classes), num_columns=128,
         guidance_scale=2.0, num_flow_steps=25, key=jax.random.key(0),
     )  # fmt: skip
-    names = model.class_names or range(model.generator.num_classes)
+    names = model.class_names or range(generator.num_classes)
     return zip(names, np.asarray(latents), strict=True)
 
 
-def _bands(model):
-    """(name, scaled latents [L, D]) of a band across the middle of every built-in photograph at half its size."""
-    height, width = model.tokenizer.resolution, model.tokenizer.column_width
+def _bands(model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, scaled latents [L, D]) of a band across the middle of every built-in photograph, at half size."""
+    tokenizer = model.require("tokenizer")
+    height, width = tokenizer.resolution, tokenizer.column_width
     for name in photos.PHOTOS:
-        picture = Image.fromarray(photos.load_photo(name)).reduce(2)
-        top = (picture.height - height) // 2
-        band = np.asarray(picture)[None, top : top + height, : picture.width // width * width]
+        image = Image.fromarray(photos.load_photo(name)).reduce(2)
+        top = (image.height - height) // 2
+        band = np.asarray(image)[None, top : top + height, : image.width // width * width]
         yield name, np.asarray(model.encode(band))[0]
 
 
-def length():
-    """Seconds per column and the process's peak memory, a process for each length."""
-    rows = [["columns", "ms per column", "peak memory, MB"]]
+def length() -> None:
+    """Measures milliseconds per column and the process's peak memory, in one process per length."""
+    rows = []
     for columns in _LENGTHS.value:
         command = [sys.executable, "-m", "launch.study_sampling", "one", f"--lengths={columns}"]
         command.append("--weights=" + ",".join(_WEIGHTS.value))
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         rows.append([int(columns), *json.loads(out.splitlines()[-1])])
-    print_table(rows)
+    print_table(["columns", "ms per column", "peak memory, MB"], rows)
 
 
-def one(model):
-    """One length: milliseconds per column as a panorama comes, after the first strips, and the peak in MB."""
+def one(model: Model) -> None:
+    """Prints, for one length, milliseconds per column of a panorama after its first strips, and the peak in MB."""
     total, warm = int(_LENGTHS.value[0]), 32
     strips = panorama(model, 0, guidance_scale=2.0, num_flow_steps=25)
     while strips.emitted < warm:
@@ -186,17 +197,26 @@ def one(model):
     print(json.dumps([per_column * 1e3, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Runs one study."""
-    runner.set_up()
-    if len(argv) != 2 or argv[1] not in (*STUDIES, "one"):
-        logging.error("Say which study: one of %s; got %s.", STUDIES, argv[1:])
-        raise SystemExit(1)
-    if argv[1] == "length":
+    runner.finish(lambda: run(argv[1:]))
+
+
+def run(words: list[str]) -> None:
+    """Runs the study that the only word names.
+
+    Raises:
+      ValueError: there is no such study.
+    """
+    if len(words) != 1 or words[0] not in (*STUDIES, "one"):
+        raise ValueError(f"name one study of {STUDIES}; got {words}.")
+    if words[0] == "length":
         length()
-    else:
-        studies = dict(solvers=solvers, positions=positions, streaming=streaming, one=one)
-        studies[argv[1]](load_pretrained(*_WEIGHTS.value))
+        return
+    studies: dict[str, Callable[[Model], None]] = dict(
+        solvers=solvers, positions=positions, streaming=streaming, one=one
+    )
+    studies[words[0]](load_pretrained(*_WEIGHTS.value))
 
 
 if __name__ == "__main__":

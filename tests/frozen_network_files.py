@@ -10,12 +10,12 @@ from tests import reference_weights
 
 LPIPS = nets.LPIPS(widths=((2, 2), (2,), (2,), (3,), (3,)))
 DINO = nets.ViT(width=8, depth=2, num_heads=2, patch_size=4, grid=2, intermediate_layers=(0, 2))
-# What the published files hold besides.
+# Further arrays of the published files, which nothing uses.
 UNUSED = {"lpips": {"classifier.6.bias": (10,)}, "dino": {"norm.weight": (8,), "norm.bias": (8,)}}
 
 
 def narrow(monkeypatch):
-    """Puts the narrow networks in place of the published ones for one test."""
+    """Replaces the published networks by the narrow ones for one test."""
     for name, module in (("lpips", LPIPS), ("dino", DINO)):
         network = download.NETWORKS[name]
         plain = tuple(dataclasses.replace(file, sha256="") for file in network.files)
@@ -23,7 +23,7 @@ def narrow(monkeypatch):
 
 
 def arrays(name):
-    """{file name: {reference name: array}} of all files of a network."""
+    """Returns {file name: {reference name: array}} of all files of a network."""
     network = download.find_network(name)
     shapes = convert.frozen_shapes(name, network.module) | UNUSED[name]
     state = reference_weights.state_dict(shapes)

@@ -1,4 +1,4 @@
-"""Arrays recorded from the reference implementation, with the models that they belong to."""
+"""Arrays recorded from the reference implementation, and the models that they belong to."""
 
 import functools
 import json
@@ -13,14 +13,14 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def relative_error(out, reference):
-    """|out − reference| / |reference| over all values."""
+    """Returns |out − reference| / |reference| over all values."""
     out, reference = np.asarray(out, np.float64), np.asarray(reference, np.float64)
     assert out.shape == reference.shape
     return np.linalg.norm(out - reference) / np.linalg.norm(reference)
 
 
 def recorded_tokenizer(fields, semantic, embed_dim):
-    """The `Tokenizer` of a recorded configuration, which has the reference's names."""
+    """Returns the `Tokenizer` of a recorded configuration, which has the reference's names."""
     return Tokenizer(
         channels=fields["ch"],
         channel_multipliers=fields["ch_mult"],
@@ -42,7 +42,7 @@ def recorded_tokenizer(fields, semantic, embed_dim):
 
 @functools.cache
 def tokenizer_case(name):
-    """(tokenizer, parameters, arrays) of a recorded tokenizer."""
+    """Returns (tokenizer, parameters, arrays) of a recorded tokenizer."""
     meta = json.loads((GOLDEN / f"{name}.json").read_text())
     tokenizer = recorded_tokenizer(meta["ddconfig"], meta["semanticconfig"], meta["embed_dim"])
     state = reference_weights.state_dict(meta["parameters"])
@@ -51,7 +51,7 @@ def tokenizer_case(name):
 
 @functools.cache
 def generator_case(window_size=4):
-    """(generator, parameters, arrays) of the recorded generator; its window can be changed."""
+    """Returns (generator, parameters, arrays) of the recorded generator; its window can be changed."""
     meta = json.loads((GOLDEN / "generator_tiny.json").read_text())
     fields = meta["config"]
     assert fields["cond_length"] + 1 == 4
@@ -75,7 +75,7 @@ def generator_case(window_size=4):
 
 
 def training_loss(generator, params, arrays):
-    """The generator's loss on the recorded training batch."""
+    """Returns the generator's loss on the recorded training batch."""
     return generator.apply(
         {"params": params},
         arrays["train/latents"],

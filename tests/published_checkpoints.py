@@ -7,6 +7,7 @@ up shows.
 import gzip
 import json
 import pathlib
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -17,12 +18,12 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 GENERATOR = GOLDEN / "generator.ckpt"
 RAW = "live:"
 # Configuration of the two small files.
-TOKENIZER_FIELDS = dict(
+TOKENIZER_FIELDS: dict[str, Any] = dict(
     channels=32, channel_multipliers=(1, 1, 2), num_res_blocks=1, attention_resolutions=(8,), resolution=32,
     z_channels=4, embed_dim=12, square_downsamples=1,
     semantic=dict(channels=64, channel_multipliers=(1, 1), num_res_blocks=1, out_channels=64, downsamples=0),
 )  # fmt: skip
-GENERATOR_FIELDS = dict(
+GENERATOR_FIELDS: dict[str, Any] = dict(
     width=64, depth=4, num_heads=4, latent_dim=16, num_classes=7, num_cond_tokens=5, window_size=4,
     max_rope_shift=16, flow_width=48, flow_depth=2,
 )  # fmt: skip

@@ -7,7 +7,7 @@ from eqjax import pretrained
 
 
 def random_params(module, seed=0, gain=1.0):
-    """Normal kernels that keep a signal's size (times `gain`); vectors of 0.5 with noise, so that none is zero."""
+    """Returns normal kernels that keep a signal's size (times `gain`), and vectors of 0.5 with noise (none is zero)."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf):

@@ -1,4 +1,4 @@
-"""Weights that follow from a name and a shape, with which recorded files and arrays were made."""
+"""Weights that follow from a name and a shape. The recorded files and arrays were made with them."""
 
 import zlib
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def weight(name, shape, salt=""):
-    """The float32 parameter called `name`: Gaussian, seeded by the CRC of salt and name.
+    """Returns the float32 parameter called `name`: Gaussian, seeded by the CRC of salt and name.
 
-    Matrices and kernels have deviation 1/sqrt(fan-in); gains lie around 1, biases around 0.
+    Matrices and kernels have deviation 1/sqrt(fan-in); gains are around 1, biases around 0.
     """
     noise = np.random.default_rng(zlib.crc32((salt + name).encode())).standard_normal(tuple(shape))
     if noise.ndim >= 2:
@@ -21,12 +21,12 @@ def weight(name, shape, salt=""):
 
 
 def state_dict(shapes, salt=""):
-    """{name: weight} for a {name: shape} table."""
+    """Returns {name: weight} for a {name: shape} table."""
     return {name: weight(name, shape, salt) for name, shape in shapes.items()}
 
 
 def image(tag, shape):
-    """Smooth images with a little noise, float32 [B, H, W, C] in [-1, 1], seeded by the CRC of the tag."""
+    """Returns smooth images with a little noise, float32 [B, H, W, C] in [-1, 1], seeded by the CRC of the tag."""
     rng = np.random.default_rng(zlib.crc32(tag.encode()))
     batch, height, width, channels = shape
     y, x = np.mgrid[:height, :width] / 16
@@ -40,5 +40,5 @@ def image(tag, shape):
 
 
 def data(tag, shape):
-    """Standard normal float32 numbers, seeded by the CRC of the tag."""
+    """Returns standard normal float32 numbers, seeded by the CRC of the tag."""
     return np.random.default_rng(zlib.crc32(tag.encode())).standard_normal(shape).astype(np.float32)

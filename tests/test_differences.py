@@ -1,10 +1,12 @@
 """Differences of two dicts."""
 
+from typing import Any
+
 import pytest
 
 from eqjax.differences import check_equal, differences
 
-NAMES = dict(found_name="file", expected_name="model")
+NAMES: dict[str, Any] = dict(found_name="file", expected_name="model")
 
 
 def test_equal_dicts_have_none():

@@ -138,8 +138,9 @@ def test_version_and_requirements_have_one_place_each(project):
     assert set(dynamic) == set(project["project"]["dynamic"])
     # Tools that read this file without importing the package need a literal.
     tree = ast.parse((ROOT / "eqjax" / "__init__.py").read_text(encoding="utf-8"))
-    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__version__"]
-    assert ast.literal_eval(assigned[0].value) == eqjax.__version__
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    values = [node.value for node in assigned if ast.unparse(node.targets[0]) == "__version__"]
+    assert [ast.literal_eval(value) for value in values] == [eqjax.__version__]
 
 
 def test_the_console_script_is_the_main_function_of_the_commands(project):

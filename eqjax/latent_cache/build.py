@@ -5,8 +5,9 @@ missing ones. Crops depend only on the seed, the index of the image and that of 
 on which process makes a shard, or how often. The process that finds all shards complete writes the manifest.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+import functools
 import os
 import time
 from typing import Any, TypeAlias
@@ -22,9 +23,11 @@ from eqjax.latent_cache.encode import MeanEncoder, noise_mean_square
 from eqjax.latent_cache.format import DTYPES, CacheSpec
 from eqjax.latent_cache.writer import CacheWriter
 from eqjax.pretrained import Weights
-from eqjax.typing import Config
+from eqjax.typing import AnyArray, Config
 
 Records: TypeAlias = datasets.Source | grain.MapDataset
+# All V variants of one image, and its label.
+Variants: TypeAlias = tuple[UInt8[np.ndarray, "V H W 3"], int]
 
 _SPLITS = ("train", "eval")
 _POLL_SECONDS = 2.0
@@ -150,11 +153,11 @@ def build_cache(
     # A call takes as many whole images as fit; an image with more variants than that takes several calls.
     images_per_call = max(1, batch_size // spec.num_variants)
     encoder = MeanEncoder(weights, DTYPES[dtype], min(batch_size, images_per_call * spec.num_variants))
+    read = functools.partial(_image_variants, spec, records, config)
     with futures.ThreadPoolExecutor(max(1, config.num_threads)) as pool:
         for done, shard in enumerate(mine, start=1):
             if not writer.is_complete(shard):  # Another process may have made it in the meantime.
-                latents = _encode_shard(spec, shard, records, config, encoder, images_per_call, pool)
-                writer.write_shard(shard, latents)
+                writer.write_shard(shard, _encode(spec.image_range(shard), read, encoder, images_per_call, pool))
             logging.info("Shard %d is complete; this process has %d more to make.", shard, len(mine) - done)
     noise = noise_mean_square(weights.modules["tokenizer"].posterior_std)
     while not writer.write_manifest(noise):
@@ -164,35 +167,26 @@ def build_cache(
     return True
 
 
-def _encode_shard(
-    spec: CacheSpec,
-    shard: int,
-    records: Records,
-    config: Config,
-    encoder: MeanEncoder,
+def _encode(
+    indices: Sequence[int],
+    read: Callable[[int], Variants],
+    encoder: Callable[[UInt8[np.ndarray, "N H W 3"]], Sequence[AnyArray]],
     images_per_call: int,
     pool: futures.Executor,
 ) -> Iterator[tuple[Float[np.ndarray, "L D"], int]]:
-    """Yields (latents, label) of a shard's records; the next images are read while the encoder works."""
-    indices = spec.image_range(shard)
+    """Yields (latents, label) of every variant of some images; the next images are read while the encoder works."""
     batches = [indices[i : i + images_per_call] for i in range(0, len(indices), images_per_call)]
-
-    def read(batch: Sequence[int]) -> list[futures.Future]:
-        return [pool.submit(_image_variants, spec, records, config, index) for index in batch]
-
-    reading = read(batches[0])
+    reading = [pool.submit(read, index) for index in batches[0]]
     for next_batch in [*batches[1:], ()]:
         images, labels = zip(*(future.result() for future in reading), strict=True)
         encoding = encoder(np.concatenate(images))
-        reading = read(next_batch)
+        reading = [pool.submit(read, index) for index in next_batch]
         latents = np.concatenate([np.asarray(part) for part in encoding])
-        for i, label in enumerate(np.repeat(labels, spec.num_variants)):
+        for i, label in enumerate(np.repeat(labels, [len(variants) for variants in images])):
             yield latents[i], int(label)
 
 
-def _image_variants(
-    spec: CacheSpec, records: Records, config: Config, index: int
-) -> tuple[UInt8[np.ndarray, "V H W C"], int]:
+def _image_variants(spec: CacheSpec, records: Records, config: Config, index: int) -> Variants:
     """Returns all variants of one image, and its label."""
     record: Any = records[index]
     label = int(record["label"])

@@ -1,6 +1,6 @@
 """Encodes images into the latents that a generator is trained on, inside the training step or ahead of it.
 
-The names of axes are B (batch), H and W (pixels), C (color channels), L (columns) and D (latent channels).
+The names of axes are B (batch), H and W (pixels), L (columns) and D (latent channels).
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ class LatentEncoder:
 
         Args:
           params: the tokenizer's parameters, see `encoder_params`; an empty dict for cached latents.
-          batch: "label" [B], and either "image" (uint8 [B, H, W, C]) or "latents" (posterior means [B, L, D]).
+          batch: "label" [B], and either "image" (uint8 [B, H, W, 3]) or "latents" (posterior means [B, L, D]).
           key: random key of the posterior's noise.
         """
         if "latents" in batch:
@@ -101,13 +101,13 @@ class MeanEncoder:
         tokenizer = weights.modules["tokenizer"]
 
         @jax.jit
-        def encode(params: Params, images: UInt8[jax.Array, "B H W C"]) -> Float[jax.Array, "B L D"]:
+        def encode(params: Params, images: UInt8[jax.Array, "B H W 3"]) -> Float[jax.Array, "B L D"]:
             posterior = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")
             return posterior.mode().astype(dtype)
 
         self._encode = encode
 
-    def __call__(self, images: UInt8[np.ndarray, "N H W C"]) -> list[Float[jax.Array, "B L D"]]:
+    def __call__(self, images: UInt8[np.ndarray, "N H W 3"]) -> list[Float[jax.Array, "B L D"]]:
         """Starts encoding and returns the parts; the last ends with fillers if the images do not fill it."""
         padding = -len(images) % self.batch_size
         images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])

@@ -41,7 +41,7 @@ def encode_images(
       >>> import eqjax
       >>> model = eqjax.load_pretrained("photos")
       >>> encode_images(model.tokenizer, model.tokenizer_params, jnp.zeros((1, 64, 128, 3))).shape
-      (1, 16, 96)
+      (1, 8, 96)
     """
     tokenizer.check_images(images.shape)
     width = tokenizer.column_width
@@ -72,7 +72,7 @@ def decode_images(
     Example:
       >>> import eqjax
       >>> model = eqjax.load_pretrained("photos")
-      >>> decode_images(model.tokenizer, model.tokenizer_params, jnp.zeros((1, 16, 96))).shape
+      >>> decode_images(model.tokenizer, model.tokenizer_params, jnp.zeros((1, 8, 96))).shape
       (1, 64, 128, 3)
     """
     tokenizer.check_latents(latents.shape)
@@ -86,14 +86,14 @@ def decode_images(
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_whole(tokenizer: Tokenizer, params: Params, images: Shaped[AnyArray, "..."]) -> Float[jax.Array, "B L D"]:
-    """Encodes images [B, H, W, 3] to posterior means in one piece; `encode_images` is the general way."""
+    """Encodes images [B, H, W, 3] to posterior means without tiles; see `encode_images`."""
     posterior: Any = tokenizer.apply({"params": params}, images, method="encode")
     return posterior.mode()
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def decode_whole(tokenizer: Tokenizer, params: Params, latents: Shaped[AnyArray, "..."]) -> Float[jax.Array, "B H W 3"]:
-    """Decodes latents [B, L, D] to images in one piece; `decode_images` is the general way."""
+    """Decodes latents [B, L, D] to images without tiles; see `decode_images`."""
     decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
     return decoded.images
 

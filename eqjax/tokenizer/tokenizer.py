@@ -67,6 +67,7 @@ class Tokenizer(nn.Module):
       ValueError: a field is out of range, or fields contradict each other.
 
     Example:
+      >>> import jax
       >>> tokenizer = Tokenizer(
       ...     channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(), resolution=16,
       ...     z_channels=2, embed_dim=4,

@@ -32,12 +32,12 @@ def _optional_text() -> config_dict.FieldReference:
 def run_config() -> Config:
     """Returns the fields that both trainers share."""
     config: Config = ml_collections.ConfigDict()
-    config.seed = 0  # Of parameters, batches and noise.
+    config.seed = 0  # Seed of parameters, batches and noise.
     config.batch_size = 256  # Images per step, of all processes and devices together.
     config.accumulation_steps = 1  # Microbatches per step, computed one after another to save memory.
     config.total_steps = 100_000  # Length of the run, steps.
     config.total_epochs = _optional()  # Length in passes over the training images; overrides total_steps.
-    config.mesh = "data:-1"  # Sizes of the axes data, fsdp and tensor; -1 is what remains. See eqjax.sharding.
+    config.mesh = "data:-1"  # Devices along the axes data, fsdp and tensor; -1: all others. See eqjax.sharding.
     config.log_every = _optional(100)  # Steps between lines of metrics; None: no metrics.
     config.eval_every = _optional(1000)  # Steps between evaluations on held-out images; None: no evaluation.
     config.eval_images = 256  # Held-out images per evaluation; all of them if there are fewer.
@@ -59,8 +59,9 @@ def run_config() -> Config:
 def optimizer_config() -> Config:
     """Returns the fields of an optimizer: Adam with a constant learning rate."""
     config: Config = ml_collections.ConfigDict()
-    config.name = "adamw"  # Or "muon": orthogonalized updates of kernels, AdamW elsewhere; for the tokenizer only.
-    config.learning_rate = 1e-4  # After the warm-up.
+    # "adamw"; or, for the tokenizer alone, "muon": orthogonalized updates of kernels, and AdamW elsewhere.
+    config.name = "adamw"
+    config.learning_rate = 1e-4  # Learning rate after the warm-up.
     # Batch size for which learning_rate is meant: it is scaled in proportion to batch_size; None: it is not scaled.
     config.lr_reference_batch_size = _optional()
     config.warmup_steps = 0.0  # Steps of linear warm-up from 0; may have a fraction.
@@ -72,7 +73,7 @@ def optimizer_config() -> Config:
     config.b1 = 0.9  # Decay of Adam's first moment.
     config.b2 = 0.95  # Decay of Adam's second moment.
     config.eps = 1e-8  # Adam's epsilon.
-    config.weight_decay = 0.0  # Of AdamW, on the parameters of optim.weight_decay_mask; 0 is Adam.
+    config.weight_decay = 0.0  # Weight decay on the parameters of optim.weight_decay_mask; 0: Adam.
     config.grad_clip_norm = _optional()  # Largest global norm of the gradients; None: no clipping.
     config.ema_decay = 0.9999  # Decay of the EMA weights per step.
     config.ema_warmup = False  # EMA decay min(ema_decay, (1 + n) / (10 + n)) at step n.
@@ -82,11 +83,11 @@ def optimizer_config() -> Config:
 def sampling_config(**changes: Any) -> Config:
     """Returns the fields of `eqjax.sampling.options.SamplingOptions`, which documents them, with `changes`."""
     config: Config = ml_collections.ConfigDict()
-    config.guidance_scale = 1.0  # Of classifier-free guidance; 1: none.
+    config.guidance_scale = 1.0  # Classifier-free guidance scale; 1: no guidance.
     config.guidance_schedule = "linear"  # Over the columns: "linear" from 1 to the scale, or "constant".
     config.num_flow_steps = 100  # Steps of the ODE solver per column.
-    config.solver = "euler"
-    config.time_grid = "uniform"
+    config.solver = "euler"  # "euler", "heun" or "adams_bashforth".
+    config.time_grid = "uniform"  # Times of the solver: "uniform", "shifted" or "cosine".
     config.temperature = 1.0  # Factor of the initial noise.
     config.max_position = _optional()  # Largest position in cross-attention; None: no limit.
     config.update(changes)
@@ -100,19 +101,19 @@ def metrics_config() -> Config:
     config.num_images = 10_000  # Samples per measurement.
     config.reference = _optional_text()  # Statistics file of the real images; see `eqjax make-statistics`.
     config.nets_folder = _optional_text()  # Folder of Inception's weights; None: where `eqjax fetch-weights` puts them.
-    config.sampling = sampling_config(num_flow_steps=50)  # As wide as the training crops.
+    config.sampling = sampling_config(num_flow_steps=50)  # Samples are as wide as training crops.
     return config
 
 
 def objective_config() -> Config:
     """Returns the fields of the tokenizer's objective (see eqjax.training.tokenizer) with the published weights."""
     config: Config = ml_collections.ConfigDict()
-    config.kl_weight = 0.01
-    config.l2_weight = 0.0  # Of the squared error beside L1; not published, useful without LPIPS.
-    config.perceptual_weight = 1.0  # Of LPIPS; 0 needs no VGG weights.
-    config.semantic_weight = 5.0  # Of the distance to DINOv2 features; 0 needs no DINOv2 weights.
+    config.kl_weight = 0.01  # Weight of the KL term.
+    config.l2_weight = 0.0  # Weight of the squared error beside L1; not published, useful without LPIPS.
+    config.perceptual_weight = 1.0  # Weight of LPIPS; 0 needs no VGG weights.
+    config.semantic_weight = 5.0  # Weight of the distance to DINOv2 features; 0 needs no DINOv2 weights.
     config.semantic_start = 20001  # Steps done before the semantic term is on.
-    config.discriminator_loss = "hinge"  # Or "vanilla".
+    config.discriminator_loss = "hinge"  # "hinge" or "vanilla".
     # Norm of the adversarial term's gradient, as a fraction of the reconstruction terms'; 0: no discriminator.
     config.adversarial_weight = 0.5
     config.adversarial_start = 5001  # Steps done before the adversarial term is on.
@@ -144,28 +145,28 @@ def tokenizer_module_config() -> Config:
     config.attention_window = _optional()  # Reach of attention to either side, latent columns; None: all.
     config.patch_size = 1  # Side of the patches on which the first level works, pixels.
     config.posterior_std = 2.5  # Bound of the posterior's standard deviation.
-    config.dtype = "float32"  # Of computation.
+    config.dtype = "float32"  # Dtype of computation; parameters are float32.
     return config
 
 
 def generator_module_config() -> Config:
     """Returns the fields of `eqjax.Generator`, which documents them, with the published size L."""
     config: Config = ml_collections.ConfigDict()
-    config.width = 1024
+    config.width = 1024  # Channels of the transformer.
     config.depth = 32  # Layers.
-    config.num_heads = 16  # Of both attentions.
+    config.num_heads = 16  # Heads of self-attention and of cross-attention.
     config.latent_dim = 256  # Channels of a latent: the tokenizer's embed_dim.
     config.num_classes = 1000  # Without the null class.
     config.num_cond_tokens = 16  # Tokens that a class becomes for cross-attention.
     config.window_size = _optional(4)  # Columns that a column attends to, itself included; None: all before it.
     config.max_rope_shift = 16  # Positions are shifted by a random number below this, per training step.
-    config.flow_width = 1280
+    config.flow_width = 1280  # Channels of the flow head.
     config.flow_depth = 12  # Residual blocks of the flow head.
     config.flow_batch_mult = 4  # Flow times drawn per column and training step.
     config.dropout_rate = 0.1  # On attention weights, attention outputs and in the MLP.
     config.label_dropout_rate = 0.1  # Probability that training replaces a label by the null class.
     config.remat = "none"  # Rematerialization: "none", "full", "dots" or "projections".
-    config.dtype = "float32"  # Of computation.
+    config.dtype = "float32"  # Dtype of computation; parameters are float32.
     return config
 
 
@@ -202,8 +203,8 @@ def generator_config() -> Config:
     config.tokenizer_weights = _optional_text()  # Name, file or workdir of the frozen tokenizer; required.
     # Indices of the columns whose loss is trained, (0, 1, 2, 3), to test transfer to the others; None: all.
     config.loss_columns = config_dict.placeholder(tuple)
-    config.sampling = sampling_config(guidance_scale=3.0, num_flow_steps=50)  # Of the images in the logs.
-    config.sampling.num_columns = 16  # Their width.
+    config.sampling = sampling_config(guidance_scale=3.0, num_flow_steps=50)  # For images in the logs.
+    config.sampling.num_columns = 16  # Width of these images, columns.
     config.metrics = metrics_config()
     config.data = data_config()
     config.optimizer = optimizer_config()

@@ -1,9 +1,10 @@
-"""Reading and writing PyTorch files: real ones, hand-made ones, and ones made to do harm."""
+"""Reading and writing PyTorch files: real, hand-made and malicious ones."""
 
 import os
 import pickle
 import pickletools
 import struct
+from typing import Any
 import zipfile
 
 import ml_dtypes
@@ -85,7 +86,7 @@ def test_classes_that_are_not_installed_are_inert(tmp_path):
      ("LongStorage", np.int64), ("IntStorage", np.int32), ("ShortStorage", np.int16), ("CharStorage", np.int8),
      ("ByteStorage", np.uint8), ("BoolStorage", np.bool_)],
 )  # fmt: skip
-def test_dtypes(tmp_path, storage, dtype):
+def test_every_dtype_is_read(tmp_path, storage, dtype):
     values = np.array([1, 0, 3, 2]).astype(dtype)
     path = write_zip(tmp_path / "a.pt", mapping(w=tensor(storage=storage)), [values])
     array = torch_archive.load(path)["w"]
@@ -97,7 +98,7 @@ def test_dtypes(tmp_path, storage, dtype):
 def test_views_of_a_shared_storage(tmp_path, write):
     legacy = write == "legacy"
     values = np.arange(24, dtype=np.float32)
-    common = dict(numel=24, legacy=legacy)
+    common: dict[str, Any] = dict(numel=24, legacy=legacy)
     opcodes = mapping(
         transposed=tensor((6, 4), (1, 6), 0, **common),
         part=tensor((2, 3), (12, 2), 6, **common),
@@ -186,7 +187,7 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path, fields, message):
         torch_archive.load(path)
 
 
-def test_memory_is_bounded(tmp_path):
+def test_files_that_would_take_unbounded_memory_are_refused(tmp_path):
     bomb = write_zip(tmp_path / "bomb.pt", mapping(), [np.zeros(1 << 20)], compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointFileError, match=r"bomb\.pt would expand from \d+ to 8\d+ bytes"):
         torch_archive.load(bomb)
@@ -240,7 +241,7 @@ def test_other_archives_are_named(tmp_path):
         torch_archive.load(program)
 
 
-def test_missing_files(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no PyTorch checkpoint at .*none\.ckpt: no such file"):
         torch_archive.load(tmp_path / "none.ckpt")
     with pytest.raises(FileNotFoundError, match="a directory"):
@@ -248,7 +249,7 @@ def test_missing_files(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.5, 0.999])
-def test_truncated_files(tmp_path, keep):
+def test_truncated_files_are_refused(tmp_path, keep):
     values = np.arange(1000, dtype=np.float32)
     opcodes = mapping(w=tensor((1000,), numel=1000))
     whole = write_zip(tmp_path / "whole.pt", opcodes, [values]).read_bytes()

@@ -233,7 +233,7 @@ def test_export_is_strict_too(generator_state):
     assert "output_norm/scale: source (3,), expected (64,)" in message
 
 
-def test_only_the_known_may_be_left_over(lightning, tokenizer_state):
+def test_only_known_names_may_be_left_over(lightning, tokenizer_state):
     beside = {name: array for name, array in lightning.items() if name.startswith("loss.") or name.endswith(".decay")}
     assert len(beside) == 8
     convert.tokenizer_params(tokenizer_state | beside, TOKENIZER)
@@ -253,7 +253,7 @@ def test_a_tokenizer_may_leave_the_semantic_head_out(tokenizer_state):
     assert_same(convert.tokenizer_state_dict(params, headless), expected)
 
 
-def test_tokenizers_that_the_reference_does_not_have_are_refused(tokenizer_state):
+def test_tokenizers_without_a_counterpart_in_the_reference_are_refused(tokenizer_state):
     with pytest.raises(ConversionError, match="norm='pixel'"):
         convert.tokenizer_params(tokenizer_state, TOKENIZER.clone(norm="pixel"))
     windowed = TOKENIZER.clone(attention_window=2)
@@ -265,7 +265,7 @@ def test_tokenizers_that_the_reference_does_not_have_are_refused(tokenizer_state
 # --- Configurations and full sizes -------------------------------------------------------------------
 
 
-def test_configurations_are_read_off_the_shapes(tokenizer_state, generator_state):
+def test_configurations_are_inferred_from_shapes(tokenizer_state, generator_state):
     assert convert.infer_tokenizer_config(tokenizer_state) == published_checkpoints.TOKENIZER_FIELDS
     fields = convert.infer_generator_config(generator_state, num_heads=HEADS)
     assert fields == published_checkpoints.GENERATOR_FIELDS
@@ -273,7 +273,7 @@ def test_configurations_are_read_off_the_shapes(tokenizer_state, generator_state
     assert convert.infer_tokenizer_config(headless)["semantic"] is None
 
 
-def test_what_no_shape_tells_is_given_or_known(generator_state):
+def test_heads_and_window_come_from_arguments_or_published_sizes(generator_state):
     with pytest.raises(ConversionError, match="give num_heads"):
         convert.infer_generator_config(generator_state)
 

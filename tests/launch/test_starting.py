@@ -1,4 +1,4 @@
-"""Starting commands: who is who, exit codes, the local starter for real, the cluster scripts as far as a shell can."""
+"""Starting commands: numbers of processes, exit codes, the local starter, the cluster scripts with fake programs."""
 
 import json
 import os
@@ -10,14 +10,17 @@ import sys
 import pytest
 
 from eqjax.cli import processes, runner
+from eqjax.cli.main import COMMANDS
 from launch import local
 from tests import subprocesses
 
 ROOT = pathlib.Path(__file__).parents[2]
+# In front of the name of a module of the tests.
+PYTHON = (sys.executable, "-m")
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
 
-def test_who_is_who():
+def test_processes_are_numbered_by_our_variables_or_those_of_torchrun():
     ours = dict(COORDINATOR_ADDRESS="node0:1234", NUM_PROCESSES="4", PROCESS_ID="3")
     expected = dict(coordinator_address="node0:1234", num_processes=4, process_id=3)
     assert processes.distributed_arguments(ours) == expected
@@ -26,7 +29,9 @@ def test_who_is_who():
     assert processes.distributed_arguments(torchrun) == {**expected, "coordinator_address": "node0:1235"}
     local = processes.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="4", LOCAL_RANK="3"))
     assert local["local_device_ids"] == [3]
-    assert processes.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0")).keys() == expected.keys()
+    assert (
+        processes.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0")).keys() == expected.keys()
+    )
     assert processes.distributed_arguments({}) is None
     assert processes.distributed_arguments(dict(ours, NUM_PROCESSES="1", PROCESS_ID="0")) is None
     assert processes.distributed_arguments(dict(EQJAX_DISTRIBUTED="auto")) == {}
@@ -36,7 +41,7 @@ def test_who_is_who():
         processes.distributed_arguments(dict(ours, PROCESS_ID="4"))
 
 
-def test_numbers_of_processes_that_need_not_know_each_other():
+def test_process_numbers_without_a_coordinator():
     assert processes.process_numbers(dict(NUM_PROCESSES="4", PROCESS_ID="3")) == (3, 4)
     assert processes.process_numbers(dict(WORLD_SIZE="2", RANK="1", MASTER_ADDR="node0")) == (1, 2)
     assert processes.process_numbers({}) == (0, 1)
@@ -47,20 +52,20 @@ def test_numbers_of_processes_that_need_not_know_each_other():
         processes.process_numbers(dict(RANK="0"))
 
 
-def test_gpus_are_shared_out():
+def test_gpus_are_divided_among_the_processes():
     found = local.environments(2, 4, 99)
     assert [names["CUDA_VISIBLE_DEVICES"] for names in found] == ["0,1", "2,3"]
     assert [(names["PROCESS_ID"], names["COORDINATOR_ADDRESS"]) for names in found] == [
         ("0", "localhost:99"),
         ("1", "localhost:99"),
     ]
-    with pytest.raises(ValueError, match="--gpus=3 do not divide among --num_processes=2"):
+    with pytest.raises(ValueError, match="--num_gpus=3 do not divide among --num_processes=2"):
         local.environments(2, 3, 99)
 
 
 def test_local_starter_trains_with_two_processes_until_told_to_stop(tmp_path):
     run, options = tmp_path / "run", dict(total_steps=4000, mesh="data:2", delay=0.01, checkpoint_every=100_000)
-    process = subprocesses.start("launch.local", "--", "-m", "tests.training.toy_trainer", run, json.dumps(options))
+    process = subprocesses.start("launch.local", "--", *PYTHON, "tests.training.toy_trainer", run, json.dumps(options))
     subprocesses.wait_for_step(run, 2, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=300)
@@ -71,15 +76,15 @@ def test_local_starter_trains_with_two_processes_until_told_to_stop(tmp_path):
 
 
 @pytest.mark.parametrize("code", [0, 75])
-def test_local_starter_leaves_the_others_time(code):
+def test_local_starter_waits_for_processes_that_save(code):
     script = f"import os, sys, time; time.sleep(int(os.environ['PROCESS_ID']) / 2); print('saved'); sys.exit({code})"
-    done = local_run("--grace=0.1", "--", "-c", script)
+    done = local_run("--grace=0.1", "--", sys.executable, "-c", script)
     assert (done.returncode, done.stdout) == (code, "saved\n" * 2), done.stderr
 
 
-def test_local_starter_stops_the_others_when_one_fails(tmp_path):
+def test_local_starter_stops_the_others_when_one_fails():
     script = "import os, sys, time; sys.exit(3) if os.environ['PROCESS_ID'] == '1' else time.sleep(60)"
-    code = local_run("--grace=0.2", "--", "-c", script)
+    code = local_run("--grace=0.2", "--", sys.executable, "-c", script)
     assert code.returncode == 3, code.stderr
 
 
@@ -88,9 +93,10 @@ def local_run(*arguments):
     return subprocess.run(full, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_local_starter_says_what_it_would_do():
-    out = local_run("--dry_run", "--num_processes=2", "--port=7", "--", "-m", "eqjax.cli.train_generator").stdout
-    assert "COORDINATOR_ADDRESS=localhost:7 NUM_PROCESSES=2 PROCESS_ID=1" in out.splitlines()[1]
+def test_local_starter_prints_its_commands_on_a_dry_run():
+    out = local_run("--dry_run", "--num_processes=2", "--port=7", "--", "eqjax", "train-generator").stdout
+    expected = "COORDINATOR_ADDRESS=localhost:7 NUM_PROCESSES=2 PROCESS_ID=1 eqjax train-generator"
+    assert out.splitlines()[1] == expected
     assert local_run("--dry_run").returncode == 1
 
 
@@ -107,10 +113,10 @@ def dry(script, *arguments, **variables):
     )
 
 
-def test_scripts_say_what_they_would_run():
-    command = ("-m", "eqjax.cli.train_generator", "--config=a b")
+def test_scripts_print_their_commands_on_a_dry_run():
+    command = ("eqjax", "train-generator", "--config=a b")
     out = dry("slurm.sh", *command, SLURM_SUBMIT_DIR=str(ROOT)).stdout
-    assert "COORDINATOR_ADDRESS=localhost:29500 srun" in out and r"--config=a\ b" in out
+    assert "COORDINATOR_ADDRESS=localhost:29500 srun" in out and r"eqjax train-generator --config=a\ b" in out
     out = dry("tpu_pod.sh", "pod", "zone", "/home/me/eqjax", *command).stdout
     assert "gcloud compute tpus tpu-vm ssh pod --zone=zone --worker=all" in out and "EQJAX_DISTRIBUTED=auto" in out
     out = dry("gpu_nodes.sh", "/eqjax", *command, HOSTS="first second", GPUS="4").stdout.splitlines()
@@ -135,7 +141,7 @@ def test_a_machine_script_numbers_its_processes(tmp_path):
     program(tmp_path / "ssh", '[ "$2" = second ] || exit 0\nexec bash -c "$3"')
     environment = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", HOSTS="first second", GPUS="2")
     done = subprocess.run(
-        [ROOT / "launch" / "gpu_nodes.sh", tmp_path, "-m", "x", "--y=a b"],
+        [ROOT / "launch" / "gpu_nodes.sh", tmp_path, "python", "-m", "x", "--y=a b"],
         env=environment, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
@@ -150,7 +156,7 @@ def test_machines_are_told_to_stop_and_waited_for(stop, tmp_path):
     program(tmp_path / ".venv" / "bin" / "python", save)
     program(tmp_path / "ssh", 'exec bash -c "$3"')
     environment = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", HOSTS="first second", GPUS="2")
-    script = [ROOT / "launch" / "gpu_nodes.sh", tmp_path, "-m", "x"]
+    script = [ROOT / "launch" / "gpu_nodes.sh", tmp_path, "python", "-m", "x"]
     process = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True)
     assert [process.stdout.readline() for _ in range(4)] == ["ready\n"] * 4
     process.send_signal(stop)
@@ -171,7 +177,16 @@ def test_a_preempted_job_goes_back_into_the_queue(tmp_path):
     program(tmp_path / "srun", srun)
     program(tmp_path / "scontrol", '[ "$1" != requeue ] || echo again $2')
     program(tmp_path / "python", 'sleep 0.$((PROCESS_ID * 3 + 2)); exit "$1"')
-    variables = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHON="python", SLURM_JOB_ID="12", DRY_RUN="")
+    variables = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="12", DRY_RUN="")
     for code in (75, 1):
-        done = dry("slurm.sh", str(code), SLURM_SUBMIT_DIR=str(tmp_path), **variables)
+        done = dry("slurm.sh", "python", str(code), SLURM_SUBMIT_DIR=str(tmp_path), **variables)
         assert done.returncode == code and ("again 12" in done.stdout) == (code == 75), done.stderr
+
+
+def test_every_command_has_a_script_of_the_same_name():
+    scripts = {path.stem for path in (ROOT / "launch").glob("*.py")} - {"local", "study_sampling"}
+    assert scripts == {command.module for command in COMMANDS.values()}
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.train_generator", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: eqjax train-generator ")

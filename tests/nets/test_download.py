@@ -1,4 +1,4 @@
-"""Files of the frozen networks: found, checked, remembered, fetched."""
+"""Files of the frozen networks: loading, digests and downloads."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def test_a_network_is_loaded_from_its_files(name, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, params, download.NETWORKS[name].convert(state, module))
 
 
-def test_the_folder_can_be_given_set_or_left(tmp_path, monkeypatch):
+def test_the_folder_is_an_argument_a_variable_or_the_default(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("EQJAX_WEIGHTS", raising=False)
     assert nets.weights_folder() == str(tmp_path / ".cache" / "eqjax")
@@ -47,7 +47,7 @@ def test_the_folder_can_be_given_set_or_left(tmp_path, monkeypatch):
     nets.load("dino", tmp_path / "here")
 
 
-def test_a_missing_file_is_named_with_what_it_holds_and_both_ways_to_get_it(tmp_path):
+def test_a_missing_file_is_named_with_its_contents_and_both_ways_to_get_it(tmp_path):
     _, linear = frozen_network_files.write("lpips", tmp_path)
     linear.unlink()
     with pytest.raises(FileNotFoundError) as error:
@@ -77,7 +77,7 @@ def test_other_arrays_are_listed(tmp_path):
     assert "cls_token: source (1, 2, 8), expected (1, 1, 8)" in message
     assert "Expected: dino_deitsmall16_pretrain.pth, a PyTorch file with 28 arrays" in message
     assert "eqjax fetch-weights dino" in message
-    assert not (tmp_path / f"{path.name}.json").exists()  # What is wrong is not remembered.
+    assert not (tmp_path / f"{path.name}.json").exists()  # The digest of a wrong file is not recorded.
 
 
 @pytest.mark.parametrize("content", [b"<html>404</html>", b"PK\x03\x04 and then nothing", b""])
@@ -159,7 +159,7 @@ def test_a_wrong_file_that_is_there_is_refused(published):
         download.fetch("dino", file, source.parent)
 
 
-def test_without_a_network_one_learns_what_to_put_where(published, tmp_path):
+def test_without_a_network_the_message_tells_which_file_to_put_where(published, tmp_path):
     file, source = published
     source.unlink()
     target = tmp_path / "new" / file.name

@@ -25,7 +25,7 @@ def values_and_gradients():
     return gradients(params, arrays["lpips/a"], arrays["lpips/b"])
 
 
-def test_values(values_and_gradients):
+def test_distances_equal_recorded_ones(values_and_gradients):
     _, arrays = frozen_network_cases.objective()
     assert relative_error(values_and_gradients[1], arrays["lpips/value"]) < 1e-5
 
@@ -71,8 +71,9 @@ def test_bfloat16_convolutions_with_float32_distances(small):
 @pytest.mark.parametrize("shapes", [((1, 8, 32, 3), (1, 8, 32, 3)), ((1, 32, 32, 3), (2, 32, 32, 3))])
 def test_images_that_cannot_be_compared_are_refused(small, shapes):
     module, params = small
+    x, y = map(jnp.zeros, shapes)
     with pytest.raises(ValueError, match="equal shapes with sides of at least 16 pixels"):
-        nets.lpips(params, *map(jnp.zeros, shapes), module)
+        nets.lpips(params, x, y, module)
 
 
 def test_every_published_array_converts():

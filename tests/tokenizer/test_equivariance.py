@@ -1,4 +1,4 @@
-"""The strictly local tokenizer: shifts, pieces, halo. The published one: why it has no halo."""
+"""The strictly local tokenizer: shifts, tiles, halo. The published one: why it has no halo."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def worst(out, reference):
     return float(jnp.max(jnp.abs(out - reference)) / jnp.max(jnp.abs(reference)))
 
 
-def test_whole_column_shift(strict, images):
+def test_a_shift_by_whole_columns_shifts_latents_and_images(strict, images):
     tokenizer, params = strict
     halo, width = tokenizer.halo_columns, tokenizer.column_width
     latents = tiling.encode_whole(tokenizer, params, images)
@@ -60,7 +60,7 @@ def test_whole_column_shift(strict, images):
     assert worst(moved[:, :, inside], jnp.roll(decoded, 3 * width, axis=2)[:, :, inside]) < 1e-5
 
 
-def test_pieces_equal_the_whole(strict, images):
+def test_tiles_equal_the_whole(strict, images):
     tokenizer, params = strict
     whole = tiling.encode_whole(tokenizer, params, images)
     parts = tiling.encode_images(tokenizer, params, images, tile_columns=5)
@@ -69,8 +69,8 @@ def test_pieces_equal_the_whole(strict, images):
     assert worst(parts, tiling.decode_whole(tokenizer, params, whole)) < 1e-5
 
 
-def test_pieces_have_one_shape(strict, images):
-    tokenizer, params = strict
+def test_all_windows_have_one_shape(strict, images):
+    tokenizer, _ = strict
     seen = set()
 
     def apply(first, last):
@@ -83,7 +83,7 @@ def test_pieces_have_one_shape(strict, images):
     assert (joined == images).all()
 
 
-def test_halo_bounds_the_influence(strict, images):
+def test_the_halo_bounds_the_influence_of_a_column(strict, images):
     tokenizer, params = strict
     halo, columns = tokenizer.halo_columns, images.shape[2] // 4
     center = columns // 2
@@ -95,7 +95,7 @@ def test_halo_bounds_the_influence(strict, images):
     changed = images.at[:, :, 4 * center : 4 * center + 4].add(0.5)
     touched = influence(lambda x: tiling.encode_whole(tokenizer, params, x), images, changed, axis=1)
     assert abs(touched - center).max() <= halo
-    assert abs(touched - center).max() >= halo // 2  # A halo of everything would be no statement.
+    assert abs(touched - center).max() >= halo // 2  # A halo of all columns would bound nothing.
     latents = tiling.encode_whole(tokenizer, params, images)
     changed = latents.at[:, center].add(0.5)
     touched = influence(lambda z: tiling.decode_whole(tokenizer, params, z), latents, changed, axis=2) // 4
@@ -103,7 +103,7 @@ def test_halo_bounds_the_influence(strict, images):
     assert abs(touched - center).max() >= halo // 2
 
 
-def test_published_style_mixes_all_columns():
+def test_the_published_style_mixes_all_columns_and_is_never_tiled():
     tokenizer, params = make()
     assert tokenizer.halo_columns is None
     assert make(norm="pixel")[0].halo_columns is None  # Global attention alone is enough.
@@ -111,5 +111,4 @@ def test_published_style_mixes_all_columns():
     before = tiling.encode_whole(tokenizer, params, images)
     after = tiling.encode_whole(tokenizer, params, images.at[:, :, :4].set(1.0))
     assert float(jnp.abs(after - before)[:, -1].max()) > 1e-4
-    # So it is never cut into pieces.
     np.testing.assert_array_equal(tiling.encode_images(tokenizer, params, images, tile_columns=5), before)

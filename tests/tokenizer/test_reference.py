@@ -10,7 +10,7 @@ from tests.golden_cases import relative_error, tokenizer_case
 @pytest.mark.parametrize(
     ("name", "size"), [("tokenizer_tiny", "32x32"), ("tokenizer_tiny", "32x80"), ("tokenizer_anisotropic", "32x48")]
 )
-def test_encode_and_decode(name, size):
+def test_encoding_and_decoding_equal_recorded_arrays(name, size):
     tokenizer, params, arrays = tokenizer_case(name)
     encode = jax.jit(lambda x: tokenizer.apply({"params": params}, x, method="encode"))
     decode = jax.jit(lambda x: tokenizer.apply({"params": params}, x, method="decode"))

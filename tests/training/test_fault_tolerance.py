@@ -1,7 +1,6 @@
 """Runs survive non-finite steps, SIGTERM, kill -9, a full disk, other runs and damaged checkpoints of one process."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -42,14 +41,24 @@ def test_too_many_consecutive_nonfinite_steps_stop_the_run(tmp_path):
     assert int(resumed.step) == 7 and all(np.isfinite(leaf).all() for leaf in leaves(resumed))
 
 
+def test_a_finite_step_ends_a_row_of_nonfinite_steps():
+    watch = fault_tolerance.StepWatch(2)
+    for step, finite in enumerate((False, True, False), 1):
+        assert watch.add(step, {"loss": np.float32(1), "finite": np.array(finite)}, None) is None
+    assert watch.drain() is None
+    assert (watch.nonfinite_steps, watch.consecutive_nonfinite) == (2, 1)
+    last = watch.add(4, {"loss": np.float32(np.nan), "finite": np.array(False)}, None) or watch.drain()
+    assert last is not None and last.step == 4 and watch.consecutive_nonfinite == 2
+
+
 def test_a_failing_diagnosis_does_not_hide_the_nonfinite_metrics(tmp_path):
-    def diagnose(*_):
-        raise MemoryError("16 GiB")
+    class FailingTrainer(toy_trainer.ToyTrainer):
+        def find_nonfinite(self, *_):
+            raise MemoryError("16 GiB")
 
     config = toy_trainer.config(1, max_consecutive_nonfinite=1)
-    stage = dataclasses.replace(toy_trainer.stage(config, bad_steps=(1,)), diagnose=diagnose)
     with pytest.raises(FloatingPointError, match=r"step 1: .* not finite.*search for it failed \(MemoryError\('16 GiB"):
-        loop.train(config, str(tmp_path), stage)
+        loop.train(config, str(tmp_path), FailingTrainer(config, bad_steps=(1,)))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Bad images, latents and fields end in one message with both sides."""
+"""Wrong images, latents and fields end in one message with the value found and the one expected."""
 
 import jax
 import jax.numpy as jnp
@@ -26,38 +26,46 @@ def encode(shape):
         ((1, 16, 16, 1), "expected .batch, height, width, 3"),
     ],
 )
-def test_images(shape, message):
+def test_images_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         encode(shape)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 5), (1, 0, 4), (4, 4)])
-def test_latents(shape):
+def test_latents_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match="embed_dim=4"):
         TOKENIZER.init(jax.random.key(0), jnp.zeros(shape), method="decode")
 
 
-def test_fields():
-    with pytest.raises(ValueError, match="norm='batch' is not one of"):
-        Tokenizer(norm="batch")
-    with pytest.raises(ValueError, match="resolution=250 is not a multiple of the row stride 16"):
-        Tokenizer(resolution=250)
-    with pytest.raises(ValueError, match="resolution=256 is not .* of 5 levels on patches of 3"):
-        Tokenizer(patch_size=3)
-    with pytest.raises(ValueError, match="patch_size=0 must be ≥ 1"):
-        Tokenizer(patch_size=0)
-    with pytest.raises(ValueError, match="attention_window=-1"):
-        Tokenizer(attention_window=-1)
-    for fields, message in (
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(norm="batch"), r"norm='batch' is not one of \('group', 'pixel'\)"),
+        (dict(resolution=250), "resolution=250 is not a multiple of the row stride 16"),
+        (dict(patch_size=3), "resolution=256 is not .* of 5 levels on patches of 3"),
+        (dict(patch_size=0), "patch_size=0 must be ≥ 1"),
+        (dict(attention_window=-1), "attention_window=-1"),
         (dict(square_downsamples=-1), "square_downsamples=-1 must be ≥ 0"),
         (dict(channels=10), r"10 channels cannot be halved by \(2, 2\): its channels must be a multiple of 4"),
         (dict(attention_resolutions=(17,)), r"\[17\] are not among the levels' heights \[256, 128, 64, 32, 16\]"),
         (dict(embed_dim=0), "embed_dim=0 must be ≥ 1"),
         (dict(channel_multipliers=()), r"channel_multipliers=\(\) must be one or more"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Tokenizer(**fields)
+    ],
+)
+def test_impossible_fields_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Tokenizer(**fields)
+
+
+def test_widths_only_have_to_be_divisible_where_they_are_halved():
     assert Tokenizer(channels=10, channel_multipliers=(2, 1), attention_resolutions=(128,)).column_width == 2
+
+
+def test_fields_from_json_give_a_hashable_module():
+    semantic = dict(channels=8, channel_multipliers=[1], num_res_blocks=1, out_channels=8, downsamples=0)
+    loaded = Tokenizer(channel_multipliers=[1, 2], attention_resolutions=[], semantic=semantic)
+    again = Tokenizer(channel_multipliers=(1, 2), attention_resolutions=(), semantic=semantic)
+    assert hash(loaded) == hash(again) and loaded == again
 
 
 def test_any_multiple_of_the_stride_is_encoded():
