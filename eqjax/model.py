@@ -1,25 +1,36 @@
-"""A loaded model: labels to images, images to latents and back, on pure functions underneath."""
+"""A loaded model: labels to images, images to latents and back. It holds weights and calls pure functions."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped, UInt8
 import numpy as np
 
 from eqjax import pixels
 from eqjax.generator import Generator
 from eqjax.sampling.class_schedule import parse_classes
+from eqjax.sampling.options import SamplingKeywords
 from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images, encode_images
+from eqjax.typing import AnyArray, Params, Scalar
+
+# A class, by its label or its name.
+ClassLabel: TypeAlias = str | Scalar
+# A class, and the number of columns that belong to it; None: to the end.
+ClassColumns: TypeAlias = tuple[ClassLabel, Scalar | None]
+# One random seed, or several.
+Seeds: TypeAlias = Scalar | Sequence[Any]
 
 
-def as_floats(images):
-    """Images of any shape, uint8 or floats in [-1, 1], as floats.
+def as_floats(images: Shaped[AnyArray, "..."]) -> Float[jax.Array, "..."]:
+    """Returns images of any shape, uint8 or floats in [-1, 1], as floats in [-1, 1].
 
     Raises:
-      ValueError: of another type.
+      ValueError: images of another dtype.
     """
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:
@@ -29,7 +40,180 @@ def as_floats(images):
     return images
 
 
-def _integers(labels):
+@flax.struct.dataclass
+class Model:
+    """A tokenizer and a generator with their weights; `eqjax.load_pretrained` returns one.
+
+    A model is a pytree whose leaves are the weights, so it can be passed to a jitted function. Either module
+    may be missing (None); methods that need it raise an error.
+
+    Attributes:
+      tokenizer: the tokenizer.
+      tokenizer_params: its parameters; empty without a tokenizer.
+      generator: the generator.
+      generator_params: its parameters; empty without a generator.
+      latent_scale: factor from posterior means to scaled latents, which have about unit scale.
+      class_names: names of labels 0 … num_classes − 1, or None.
+
+    Example:
+      >>> import eqjax
+      >>> model = eqjax.load_pretrained("photos")
+      >>> images = model.sample(["flower", "rocket"], num_columns=8, num_flow_steps=2)
+      >>> images.shape, model.encode(images).shape
+      ((2, 64, 64, 3), (2, 8, 96))
+    """
+
+    tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False)
+    tokenizer_params: Params
+    generator: Generator | None = flax.struct.field(pytree_node=False)
+    generator_params: Params
+    latent_scale: float = flax.struct.field(pytree_node=False)
+    class_names: tuple[str, ...] | None = flax.struct.field(pytree_node=False)
+
+    def sample(
+        self,
+        labels: ClassLabel | AnyArray | Sequence[ClassLabel | ClassColumns],
+        *,
+        num_columns: int,
+        seed: Scalar = 0,
+        seeds: Seeds | None = None,
+        transition: int = 0,
+        prefix: AnyArray | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        progress: Callable[[int], object] | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> UInt8[jax.Array, "B H W 3"]:
+        """Samples images.
+
+        Args:
+          labels: classes [B] as integers or names, or one of them. Or classes along the columns of all images,
+            [(class, columns), …]; None for the last number of columns: to the end.
+          num_columns: width of the images in columns (`tokenizer.column_width` pixels each).
+          seed: an integer; the same seed gives the same images.
+          seeds: integers [B] instead: image i depends on labels[i] and seeds[i], not on its place. A single label
+            or schedule is used for all seeds.
+          transition: columns over which one class blends into the next.
+          prefix: scaled latents [B, P, D] with which the images begin.
+          mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded.
+          progress: called with the number of columns sampled since its last call, see `eqjax.sample_latents`.
+          **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0, or one per column),
+            guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),
+            temperature (1.0), max_position (None).
+
+        Returns:
+          Images of the width of num_columns.
+
+        Raises:
+          ValueError: an argument is out of its range or has another shape; an unknown class name; the model has no
+            generator or no tokenizer.
+          TypeError: an unknown argument.
+        """
+        generator, class_columns = self.require("generator"), None
+        if isinstance(labels, list | tuple) and labels and isinstance(labels[0], list | tuple):
+            names, class_columns = parse_classes(labels)
+            rows = self.labels(names)[None]  # [1, S]
+        else:
+            rows = self.labels(labels)
+        key = jax.random.key(seed)
+        if seeds is not None:
+            rows_seeds = np.atleast_1d(np.asarray(seeds))
+            if rows.shape[0] == 1:
+                rows = jnp.repeat(rows, len(rows_seeds), axis=0)
+            if len(rows_seeds) != rows.shape[0]:
+                raise ValueError(f"{len(rows_seeds)} seeds for {rows.shape[0]} labels; give one seed per label.")
+            key = jax.vmap(jax.random.key)(rows_seeds)
+        latents = sample_latents(
+            generator,
+            self.generator_params,
+            rows,
+            num_columns=num_columns,
+            class_columns=class_columns,
+            transition=transition,
+            key=key,
+            prefix=prefix,
+            mesh=mesh,
+            progress=progress,
+            **options,
+        )
+        return self.decode(latents)
+
+    def encode(self, images: Shaped[AnyArray, "..."]) -> Float[jax.Array, "B L D"]:
+        """Returns the scaled latents of images, the posterior means without noise.
+
+        Args:
+          images: [B, H, W, 3], uint8 or floats in [-1, 1].
+
+        Raises:
+          ValueError: a shape that does not fit the tokenizer, or integers other than uint8.
+        """
+        floats = as_floats(images)
+        return encode_images(self.require("tokenizer"), self.tokenizer_params, floats) * self.latent_scale
+
+    def decode(self, latents: Float[AnyArray, "..."]) -> UInt8[jax.Array, "B H W 3"]:
+        """Returns the images of scaled latents [B, L, D].
+
+        Raises:
+          ValueError: latents of another shape.
+        """
+        tokenizer = self.require("tokenizer")
+        return pixels.to_uint8(
+            decode_images(tokenizer, self.tokenizer_params, jnp.asarray(latents) / self.latent_scale)
+        )
+
+    def labels(self, labels: ClassLabel | AnyArray | Sequence[Any]) -> Int[jax.Array, "B"]:
+        """Returns classes as integers.
+
+        Args:
+          labels: class names or integers, one or many.
+
+        Raises:
+          ValueError: a name that is not one of `class_names`, or neither names nor integers.
+        """
+        given: Any = labels
+        rows = [given] if isinstance(given, str) or not np.ndim(given) else given
+        if all(not isinstance(label, str) for label in rows):
+            return _integers(rows)
+        names = list(self.class_names or ())
+        unknown = [label for label in rows if isinstance(label, str) and label not in names]
+        if unknown:
+            raise ValueError(f"classes {unknown} are not among this model's: {names or 'it has no class names'}.")
+        return _integers([names.index(label) if isinstance(label, str) else label for label in rows])
+
+    @overload
+    def require(self, name: Literal["tokenizer"]) -> Tokenizer: ...
+    @overload
+    def require(self, name: Literal["generator"]) -> Generator: ...
+    def require(self, name: Literal["tokenizer", "generator"]) -> Tokenizer | Generator:
+        """Returns the module "tokenizer" or "generator".
+
+        Raises:
+          ValueError: the model was loaded without it.
+        """
+        module = self.tokenizer if name == "tokenizer" else self.generator
+        if module is None:
+            raise ValueError(f"this model was loaded without a {name}; give load_pretrained a file that has one too.")
+        return module
+
+    def __repr__(self) -> str:
+        """Returns the sizes of the modules and the class names, without the weights."""
+        parts = []
+        if self.tokenizer is not None:
+            size = f"{self.tokenizer.resolution} pixels high, columns of {self.tokenizer.column_width}"
+            parts.append(f"tokenizer: {size}, {_count(self.tokenizer_params)} parameters")
+        if self.generator is not None:
+            size = f"{self.generator.depth} layers of width {self.generator.width}"
+            parts.append(f"generator: {size}, {_count(self.generator_params)} parameters")
+            names = f" ({', '.join(self.class_names)})" if self.class_names else ""
+            parts.append(f"{self.generator.num_classes} classes{names}")
+        return f"Model({'; '.join(parts)})"
+
+
+def _integers(labels: Any) -> Int[jax.Array, "..."]:
+    """Returns labels as an integer array.
+
+    Raises:
+      ValueError: they are not integers.
+    """
     try:
         found = jnp.asarray(labels)
     except TypeError:
@@ -39,109 +223,6 @@ def _integers(labels):
     return found
 
 
-@flax.struct.dataclass
-class Model:
-    """Tokenizer and generator with their weights; made by `eqjax.load_pretrained`.
-
-    A pytree whose leaves are the weights, so that it can be handed to a jitted function. Either half
-    may be missing (None); what needs it then says so.
-
-    Attributes:
-      tokenizer, generator: modules.
-      tokenizer_params, generator_params: their parameters.
-      latent_scale: scaled latents = posterior mean · latent_scale, of about unit scale.
-      class_names: names of labels 0 … num_classes − 1, or None.
-    """
-
-    tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False)
-    tokenizer_params: Any
-    generator: Generator | None = flax.struct.field(pytree_node=False)
-    generator_params: Any
-    latent_scale: float = flax.struct.field(pytree_node=False)
-    class_names: tuple[str, ...] | None = flax.struct.field(pytree_node=False)
-
-    def sample(self, labels, *, num_columns, seed=0, seeds=None, prefix=None, **options):
-        """Draws images.
-
-        Args:
-          labels: integers or class names, [B] (or one of them). Or classes along the columns,
-            [(class, columns), …], for all images; the last columns may be None: to the end.
-          num_columns: width of the images in columns (`tokenizer.column_width` pixels each).
-          seed: an integer; the same seed gives the same images.
-          seeds: integers [B] instead: image i depends on labels[i] and seeds[i], not on its place. A
-            single label or a schedule serves all seeds.
-          prefix: scaled latents [B, P, D] that the images begin with.
-          options: as `eqjax.sample_latents`: guidance_scale, guidance_schedule, num_flow_steps, solver,
-            time_grid, temperature, transition, max_position, mesh, progress.
-
-        Returns:
-          uint8 [B, H, W, 3].
-
-        Raises:
-          ValueError: as `eqjax.sample_latents`; an unknown class name; a missing half.
-        """
-        if isinstance(labels, list | tuple) and labels and isinstance(labels[0], list | tuple):
-            names, options["class_columns"] = parse_classes(labels)
-            labels = self.labels(names)[None]  # [1, S]
-        else:
-            labels = self.labels(labels)
-        key = jax.random.key(seed)
-        if seeds is not None:
-            seeds = np.atleast_1d(seeds)
-            if labels.shape[0] == 1:
-                labels = jnp.repeat(labels, len(seeds), axis=0)
-            if len(seeds) != labels.shape[0]:
-                raise ValueError(f"{len(seeds)} seeds for {labels.shape[0]} labels; give one seed per label.")
-            key = jax.vmap(jax.random.key)(seeds)
-        generator = self.require("generator")
-        latents = sample_latents(
-            generator, self.generator_params, labels, num_columns=num_columns, key=key, prefix=prefix, **options
-        )
-        return self.decode(latents)
-
-    def encode(self, images):
-        """Images [B, H, W, 3], uint8 or floats in [-1, 1] → scaled latents [B, L, D] (no noise).
-
-        Raises:
-          ValueError: a shape that does not fit the tokenizer; integers other than uint8.
-        """
-        images = as_floats(images)
-        return encode_images(self.require("tokenizer"), self.tokenizer_params, images) * self.latent_scale
-
-    def decode(self, latents):
-        """Scaled latents [B, L, D] → uint8 images [B, H, W, 3].
-
-        Raises:
-          ValueError: latents of another size.
-        """
-        tokenizer = self.require("tokenizer")
-        return pixels.to_uint8(
-            decode_images(tokenizer, self.tokenizer_params, jnp.asarray(latents) / self.latent_scale)
-        )
-
-    def labels(self, labels):
-        """Class names or integers, one or many → int32 [B].
-
-        Raises:
-          ValueError: a name that is not among `class_names`; neither names nor integers.
-        """
-        if isinstance(labels, str) or not np.ndim(labels):
-            labels = [labels]
-        if all(not isinstance(label, str) for label in labels):
-            return _integers(labels)
-        names = list(self.class_names or ())
-        unknown = [label for label in labels if isinstance(label, str) and label not in names]
-        if unknown:
-            raise ValueError(f"classes {unknown} are not among this model's: {names or 'it has no class names'}.")
-        return _integers([names.index(label) if isinstance(label, str) else label for label in labels])
-
-    def require(self, half):
-        """The module "tokenizer" or "generator".
-
-        Raises:
-          ValueError: the model was loaded without it.
-        """
-        module = getattr(self, half)
-        if module is None:
-            raise ValueError(f"this model was loaded without a {half}; give load_pretrained a file that has one too.")
-        return module
+def _count(params: Params) -> str:
+    """Returns the number of parameters as text, such as "1.3 M"."""
+    return f"{sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6:.3g} M"

@@ -189,9 +189,9 @@ def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.P
     params = jax.tree.map(jnp.asarray, params)
     return Model(
         tokenizer=tokenizer,
-        tokenizer_params=params.get("tokenizer"),
+        tokenizer_params=params.get("tokenizer", {}),
         generator=generator,
-        generator_params=params.get("generator"),
+        generator_params=params.get("generator", {}),
         latent_scale=next(iter(scales.values()), published.LATENT_SCALE),
         class_names=names,
     )

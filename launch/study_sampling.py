@@ -29,6 +29,7 @@ from eqjax.cli import runner
 from eqjax.data import photos
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
+from eqjax.sampling.options import SamplingOptions
 from eqjax.sampling.sampler import sample_latents
 from eqjax.sampling.streaming import StreamDecoder
 from eqjax.tables import markdown_table
@@ -105,8 +106,8 @@ def column_losses(
 
     @jax.jit
     def losses(params, latents):
-        conditions = sampler.make_conditions(generator, params, labels[:, None], False)
-        run = sampler.Sampler(generator, False, params, conditions, None, 1.0, limit)
+        options = SamplingOptions(max_position=limit)
+        run = sampler.make_sampler(sampler.SamplerInputs.create(generator, params, labels[:, None], options))
         times = (jnp.arange(draws) + 0.5) / draws
 
         def column(state, latent):
@@ -116,7 +117,7 @@ def column_losses(
             loss = jnp.mean(jnp.square(v - flow.velocity_target(latent, noise)))
             return sampler.decode_step(run, state, latent, Blend(0, 0.0)), loss
 
-        state = sampler.start(run, Blend(0, 0.0), latents.shape[1])
+        state = sampler.init_state(run, Blend(0, 0.0), latents.shape[1])
         return jax.lax.scan(column, state, jnp.moveaxis(latents, 1, 0))[1]
 
     return losses(params, latents)

@@ -314,12 +314,12 @@ def help_text(command: Command) -> str:
 
 def _head(text: str) -> list[str]:
     """Returns the lines of a docstring up to its first example, which is indented."""
-    paragraphs, kept = text.split("\n\n"), []
-    for paragraph in paragraphs:
+    kept: list[str] = []
+    for paragraph in text.split("\n\n"):
         kept.append(paragraph)
         if paragraph.startswith("    "):
             break
-    return "\n\n".join(kept).rstrip().split("\n")
+    return list("\n\n".join(kept).rstrip().split("\n"))
 
 
 def _flag_lines(flag: flags.Flag) -> list[str]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 import numpy as np
@@ -30,6 +30,9 @@ import eqjax
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, parse_numbers, sampling_options
 from eqjax.io import atomic_write
+
+if TYPE_CHECKING:
+    from eqjax.sampling.panorama import PanoramaOptions
 
 # Columns of an image, unless --num_columns or classes say how many.
 _NUM_COLUMNS = 16
@@ -251,33 +254,20 @@ def open_panorama(
     """Returns the `Panorama` of the flags, new or resumed from --state, and the number of its columns to draw."""
     if args.state and os.path.exists(args.state):
         strips = eqjax.panorama(model, state=args.state)
-        check_state(model, strips.settings, args, pairs, seeds)
+        check_state(model, strips.options, args, pairs, seeds)
         logging.info("Resuming %s after column %d.", args.state, strips.emitted)
         return strips, args.num_columns or _NUM_COLUMNS
     num_columns = args.num_columns or _NUM_COLUMNS if args.state else count_columns(pairs, args.num_columns)
-    options = panorama_options(args, num_columns)
+    options = sampling_options(args).to_dict()
     # A panorama with an end could not be resumed beyond it.
     end = None if args.state else num_columns
     options |= dict(seeds=seeds, transition=args.transition)
     return eqjax.panorama(model, pairs, num_columns=end, **options), num_columns
 
 
-def panorama_options(args: flags.FlagValues, num_columns: int) -> dict[str, Any]:
-    """Returns the options of a panorama, whose guidance is constant or given per column."""
-    options = sampling_options(args)
-    values = options.to_dict()
-    if (
-        values.pop("guidance_schedule") == "linear"
-        and options.is_guided
-        and not isinstance(values["guidance_scale"], list)
-    ):
-        values["guidance_scale"] = np.asarray(options.guidance_scales(num_columns)).tolist()
-    return values
-
-
 def check_state(
     model: "eqjax.Model",
-    settings: Any,
+    options: "PanoramaOptions",
     args: flags.FlagValues,
     pairs: Sequence[ClassColumns],
     seeds: Sequence[int],
@@ -289,25 +279,16 @@ def check_state(
     """
     names = dict(enumerate(model.class_names or ()))
 
-    def text(labels: Sequence[Any], columns: Sequence[int | None]) -> str:
+    def text(labels: Any, columns: Sequence[int | None]) -> str:
         parts = zip((names.get(int(n), str(n)) for n in labels), columns, strict=True)
         return ",".join(name if n is None else f"{name}:{n}" for name, n in parts)
 
-    saved = dict(
-        vars(settings),
-        classes=text(settings.labels, settings.class_columns),
-        seeds=list(settings.seeds or [settings.seed]),
-        guidance_scale=np.ravel(settings.guidance_scale).tolist(),
-    )
-    # A linear scale rises over the columns of the first call.
-    columns = len(saved["guidance_scale"]) if isinstance(settings.guidance_scale, tuple) else None
-    options = panorama_options(args, columns or args.num_columns or _NUM_COLUMNS)
-    options |= dict(seeds=list(seeds), transition=args.transition)
-    given = {name: value for name, value in options.items() if name in args and args[name].present}
+    saved = options.to_dict()
+    saved |= dict(classes=text(options.labels, options.class_columns), seeds=list(options.row_seeds))
+    flag_values = dict(sampling_options(args).to_dict(), seeds=list(seeds), transition=args.transition)
+    given = {name: value for name, value in flag_values.items() if args[name].present}
     if pairs:
-        given["classes"] = text(model.labels([label for label, _ in pairs]), [n for _, n in pairs])
-    if args["guidance_scale"].present or args["guidance_schedule"].present:
-        given["guidance_scale"] = np.ravel(options["guidance_scale"]).tolist()
+        given["classes"] = text(np.asarray(model.labels([label for label, _ in pairs])).tolist(), [n for _, n in pairs])
     lines = [f"  --{name}: saved {saved[name]}, given {given[name]}" for name in given if saved[name] != given[name]]
     if lines:
         raise ValueError(

@@ -36,9 +36,9 @@ class Condition:
       first: context of the first column.
     """
 
-    keys: Float[AnyArray, "depth B T H d"]
-    values: Float[AnyArray, "depth B T H d"]
-    first: Float[AnyArray, "B E"]
+    keys: Float[jax.Array, "depth B T H d"]
+    values: Float[jax.Array, "depth B T H d"]
+    first: Float[jax.Array, "B E"]
 
 
 def column_weights(num_columns: int, columns: Iterable[int]) -> Float[np.ndarray, "L"]:

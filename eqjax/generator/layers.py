@@ -23,7 +23,7 @@ from eqjax.typing import AnyArray, Scalar
 xavier = nn.initializers.xavier_uniform()
 
 # Keys and values of the condition tokens in one layer.
-KeysValues: TypeAlias = tuple[Float[AnyArray, "B T H d"], Float[AnyArray, "B T H d"]]
+KeysValues: TypeAlias = tuple[Float[jax.Array, "B T H d"], Float[jax.Array, "B T H d"]]
 
 
 @flax.struct.dataclass
@@ -37,8 +37,8 @@ class KVCache:
       values: values.
     """
 
-    keys: Float[AnyArray, "depth B R H d"]
-    values: Float[AnyArray, "depth B R H d"]
+    keys: Float[jax.Array, "depth B R H d"]
+    values: Float[jax.Array, "depth B R H d"]
 
 
 def layer_norm(epsilon: float, dtype: DTypeLike, **kwargs: Any) -> nn.LayerNorm:

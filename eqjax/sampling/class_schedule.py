@@ -1,49 +1,59 @@
-"""Classes that change along an image: which class a column belongs to, and soft transitions.
+"""Classes that change along an image: the class of every column, and soft transitions between classes.
 
-A schedule is a row of segments. With a transition of n columns, the first n columns of a segment
-see a blend of two classes: the keys and values of the condition tokens go linearly from the old
+A schedule is a sequence of segments. With a transition of n columns, the first n columns of a segment
+see a blend of two classes: the keys and values of the condition tokens are interpolated linearly from the old
 class to the new one, so a transition costs no more than any other column.
 
     columns      … a    a   │ b         b         b       b   b …
     weight of b     0    0   │ 1/(n+1)   …   n/(n+1)   1   1
+
+Letters: B batch, L columns, S segments.
 """
 
+from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from jaxtyping import Float, Int
 import numpy as np
+
+from eqjax.typing import AnyArray, Scalar
 
 
 class Blend(NamedTuple):
-    """What columns see of S segments: (1 − weight) of `segment`, and weight of the one after it.
+    """The classes that columns see: (1 − weight) of `segment`, and weight of the segment after it.
 
     Attributes:
-      segment: int32 [L].
-      weight: float32 [L], in [0, 1).
+      segment: index of a segment, int32; [L], or a scalar for one column.
+      weight: in [0, 1), float32, of the same shape.
     """
 
-    segment: np.ndarray
-    weight: np.ndarray
+    segment: Int[AnyArray, "*L"] | Scalar
+    weight: Float[AnyArray, "*L"] | Scalar
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassSchedule:
-    """How many columns each segment has.
+    """The number of columns of every segment.
 
     Attributes:
-      columns: per segment; the last may be None: to the end, however far that is.
+      columns: columns per segment; None for the last one leaves its end open.
       transition: columns of a soft transition, n ≥ 0; at most the columns of any segment after the first.
 
     Raises:
-      ValueError: a segment without columns, an open end that is not the last, a longer transition.
+      ValueError: a segment without columns, an open end before the last segment, or a transition longer than a
+        segment.
+
+    Example:
+      >>> ClassSchedule((2, None), transition=1).at([0, 1, 2, 3]).weight.tolist()
+      [0.0, 0.0, 0.5, 0.0]
     """
 
     columns: tuple[int | None, ...] = (None,)
     transition: int = 0
 
-    def __post_init__(self):
-        *inner, last = self.columns
-        if any(n is None for n in inner) or any(n is not None and n < 1 for n in self.columns):
+    def __post_init__(self) -> None:
+        if any(n is None for n in self.columns[:-1]) or any(n is not None and n < 1 for n in self.columns):
             raise ValueError(
                 f"the class schedule's segments have {list(self.columns)} columns: each needs at least 1, and only "
                 "the last may be open (None), or there would be a gap."
@@ -55,57 +65,72 @@ class ClassSchedule:
                 "segment after the first."
             )
 
-    def check_length(self, num_columns):
-        """Compares with an image of `num_columns` columns (None: without end).
+    def check_length(self, num_columns: int | None) -> None:
+        """Checks that the schedule covers an image.
+
+        Args:
+          num_columns: columns of the image; None: without end.
 
         Raises:
-          ValueError: the schedule ends before the image does.
+          ValueError: the schedule ends before the image.
         """
-        if self.columns[-1] is None:
-            return
-        total = sum(self.columns)
-        if num_columns is None or total < num_columns:
+        total = sum(n for n in self.columns if n is not None)
+        if self.columns[-1] is not None and (num_columns is None or total < num_columns):
             end = "no end" if num_columns is None else f"{num_columns} columns"
             raise ValueError(
                 f"the class schedule covers columns 0 … {total - 1}, and the image has {end}: the columns from "
                 f"{total} on have no class. Lengthen the last segment, or leave it open with None."
             )
 
-    def at(self, columns):
-        """The `Blend` of column numbers [L]; columns after the end belong to the last segment."""
-        starts = np.cumsum([0, *self.columns[:-1]])
+    def at(self, columns: Int[np.ndarray, "L"] | Sequence[int]) -> Blend:
+        """Returns the `Blend` of columns by their indices; columns after the end belong to the last segment."""
+        starts = np.cumsum([0, *(n for n in self.columns[:-1] if n is not None)])
         segment = np.searchsorted(starts, columns, side="right") - 1
-        into = np.asarray(columns) - starts[segment]
-        soft = (segment > 0) & (into < self.transition)
-        weight = np.where(soft, (into + 1) / (self.transition + 1), 0)
-        return Blend((segment - soft).astype(np.int32), weight.astype(np.float32))
+        offset = np.asarray(columns) - starts[segment]
+        blended = (segment > 0) & (offset < self.transition)
+        weight = np.where(blended, (offset + 1) / (self.transition + 1), 0)
+        return Blend((segment - blended).astype(np.int32), weight.astype(np.float32))
 
 
-def parse_classes(labels):
-    """Splits [(label, columns), …] into labels and columns; columns of the last may be None.
+def parse_classes(classes: Any) -> tuple[list[Any], tuple[int | None, ...]]:
+    """Splits [(class, columns), …] into classes and columns.
+
+    Args:
+      classes: a list of pairs; the last number of columns may be None.
 
     Returns:
-      labels of the segments, their columns.
+      The classes, and their columns.
 
     Raises:
-      ValueError: pairs of another form.
+      ValueError: another form.
+
+    Example:
+      >>> parse_classes([("cat", 8), ("dog", None)])
+      (['cat', 'dog'], (8, None))
     """
-    if not labels or not all(isinstance(item, tuple | list) and len(item) == 2 for item in labels):
-        raise ValueError(f"a class schedule is a list of (label, columns), not {labels!r}.")
-    return [label for label, _ in labels], tuple(columns for _, columns in labels)
+    if not classes or not all(isinstance(item, tuple | list) and len(item) == 2 for item in classes):
+        raise ValueError(f"a class schedule is a list of (label, columns), not {classes!r}.")
+    return [label for label, _ in classes], tuple(columns for _, columns in classes)
 
 
-def class_schedule(labels, class_columns, transition):
-    """The `ClassSchedule` of labels [B] or [B, S].
+def class_schedule(
+    labels: Int[AnyArray, "..."], class_columns: Sequence[int | None] | None, transition: int
+) -> ClassSchedule:
+    """Returns the `ClassSchedule` of labels [B], or [B, S] of S classes along the columns.
+
+    Args:
+      labels: integers.
+      class_columns: columns of each of the S classes; None for one class over all columns.
+      transition: columns of a soft transition.
 
     Raises:
-      ValueError: it does not have one number of columns per class.
+      ValueError: there is not one number of columns per class, or they are no schedule.
     """
     segments = labels.shape[1] if labels.ndim == 2 else 1
-    class_columns = (None,) * segments if class_columns is None and segments == 1 else tuple(class_columns or ())
-    if len(class_columns) != segments:
+    columns = (None,) * segments if class_columns is None and segments == 1 else tuple(class_columns or ())
+    if len(columns) != segments:
         raise ValueError(
-            f"class_columns={class_columns or None} must say for each of the {segments} classes of a row how many "
-            "columns it has."
+            f"class_columns={columns or None} must give a number of columns for each of the {segments} classes of a "
+            "row."
         )
-    return ClassSchedule(class_columns, transition)
+    return ClassSchedule(columns, transition)

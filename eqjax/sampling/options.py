@@ -128,6 +128,6 @@ def _to_floats(name: str, value: Any) -> float | tuple[float, ...]:
         array = np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}={value!r} must be a number, or a sequence of numbers.") from error
-    if array.ndim > 1:
+    if array.ndim > 1 or not array.size:
         raise ValueError(f"{name} has shape {array.shape}; expected a number, or a sequence of numbers.")
     return tuple(array.tolist()) if array.ndim else array.item()

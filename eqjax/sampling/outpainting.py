@@ -1,101 +1,129 @@
-"""Continuing a real image, to the right, and to the left by mirroring."""
+"""Outpainting: real images are continued to the right, and to the left by mirroring.
+
+Letters: B images, H height, W width of the given image, w width of one side, P prefix columns.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped, UInt8
 import numpy as np
 from PIL import Image
 
 from eqjax import pixels
-from eqjax.model import as_floats
-from eqjax.sampling.checks import check_values
+from eqjax.model import ClassColumns, ClassLabel, Model, Seeds, as_floats
+from eqjax.sampling.checks import check_labels
 from eqjax.sampling.class_schedule import ClassSchedule, parse_classes
+from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.sampler import sample_latents
+from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images
+from eqjax.typing import AnyArray, Scalar
 
 
-def fit_image(image, tokenizer):
-    """Resizes a uint8 image [H, W, 3] to a tokenizer's height, and cuts its width to whole columns.
+def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np.ndarray, "h w 3"]:
+    """Resizes an image to a tokenizer's height, and crops its width to whole columns.
+
+    Args:
+      image: an image of any size.
+      tokenizer: the tokenizer.
 
     Returns:
-      uint8 [resolution, multiple of column_width, 3].
+      An image of the height `resolution` and a multiple of `column_width` wide.
 
     Raises:
       ValueError: the image is narrower than a column at that height.
     """
     height, width = image.shape[:2]
-    resized = max(1, round(width * tokenizer.resolution / height))
-    kept = resized // tokenizer.column_width * tokenizer.column_width
+    resized_width = max(1, round(width * tokenizer.resolution / height))
+    kept = resized_width // tokenizer.column_width * tokenizer.column_width
     if not kept:
         raise ValueError(
-            f"an image of {width} × {height} pixels is {resized} wide at a height of {tokenizer.resolution}: less "
-            f"than a column of {tokenizer.column_width}."
+            f"an image of {width} × {height} pixels is {resized_width} wide at a height of {tokenizer.resolution}: "
+            f"less than a column of {tokenizer.column_width}."
         )
-    out = Image.fromarray(np.asarray(image)).resize((resized, tokenizer.resolution), Image.Resampling.LANCZOS)
-    left = (resized - kept) // 2
-    return np.asarray(out)[:, left : left + kept]
+    size = resized_width, tokenizer.resolution
+    resized = Image.fromarray(np.asarray(image)).resize(size, Image.Resampling.LANCZOS)
+    left = (resized_width - kept) // 2
+    return np.asarray(resized)[:, left : left + kept]
 
 
 def outpaint(
-    model,
-    image,
-    label,
+    model: Model,
+    image: Shaped[AnyArray, "..."],
+    label: ClassLabel | Sequence[ClassColumns],
     *,
-    right=0,
-    left=0,
-    resize=False,
-    keep_pixels=True,
-    seed=0,
-    seeds=None,
-    guidance_scale=1.0,
-    transition=0,
-    **options,
-):
+    right: int = 0,
+    left: int = 0,
+    resize: bool = False,
+    keep_pixels: bool = True,
+    seed: Scalar = 0,
+    seeds: Seeds | None = None,
+    transition: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: Callable[[int], object] | None = None,
+    **options: Unpack[SamplingKeywords],
+) -> UInt8[np.ndarray, "*B H W 3"]:
     """Continues an image by columns on either side.
 
-    The image is encoded, its columns are the prefix, and what follows is decoded together with
-    it; to the left, all of that is done in the mirror. What differs from column to column is counted
-    from the image outwards, on both sides alike.
+    The columns of the encoded image are the prefix of a sample, which is decoded as a whole; the left side is
+    sampled in the mirror. Class schedules and guidance scales are counted from the image outwards, on both sides alike.
 
     Args:
-      model: a `Model`.
-      image: [H, W, 3], uint8 or floats in [-1, 1], H the model's height and W a multiple of the column width.
-      label: class of the continuation, an integer or a name; or [(class, columns), …], the last
-        columns None: to the end. The image itself counts as the first class.
-      right, left: columns to add.
-      resize: bring an image of another size to the model's height, and cut it to whole columns.
-      keep_pixels: show the image itself between its continuations; over one column at a border
-        with a continuation it goes softly into its reconstruction, so that no edge shows. Otherwise its
-        reconstruction.
-      seed: an integer; the left side takes the next one.
-      seeds: integers [B] instead: B images, image i as with seeds[i] alone.
-      guidance_scale: g, over columns as `eqjax.sample_latents` has it, the image's own included; or
-        one for each added column, [max(left, right)], of which the shorter side takes the first.
-      transition: columns over which a class goes softly into the next.
-      options: as `eqjax.sample_latents`: guidance_schedule, num_flow_steps, solver, time_grid,
-        temperature, max_position, mesh, progress.
+      model: a `Model` with tokenizer and generator.
+      image: [H, W, 3], uint8 or floats in [-1, 1], of the model's height and a multiple of the column width wide.
+      label: class of the continuation, an integer or a name; or [(class, columns), …], None for the last number of
+        columns: to the end. The image itself belongs to the first class.
+      right: columns to add on the right.
+      left: columns to add on the left.
+      resize: resizes an image of another size to the model's height, and crops it to whole columns.
+      keep_pixels: keeps the pixels of the image, which fade into its reconstruction over one column next to a
+        continuation, so that no edge shows. Otherwise the reconstruction is returned.
+      seed: an integer; the left side uses seed + 1.
+      seeds: integers [B] instead, for B images; image i is that of seeds[i] alone.
+      transition: columns over which one class blends into the next.
+      mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded.
+      progress: called with the number of columns sampled since its last call, see `eqjax.sample_latents`.
+      **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0), guidance_schedule ("linear"),
+        num_flow_steps (100), solver ("euler"), time_grid ("uniform"), temperature (1.0), max_position (None).
+        The columns of a "linear" scale include those of the image. Scales per column are given for the added
+        columns, [max(left, right)]; the shorter side uses the first ones.
 
     Returns:
-      uint8 [H, W + (left + right) · column_width, 3], with seeds [B, …].
+      The image, uint8 [H, W + (left + right) · column_width, 3], or [B, …] with `seeds`.
 
     Raises:
-      ValueError: an image of another height or a width between columns, or of other values; nothing
-        to add; as `eqjax.sample_latents`.
+      ValueError: an image of another height, a width between columns, or other values; nothing to add; an argument
+        is out of its range.
+      TypeError: an unknown argument.
+
+    Example:
+      >>> import eqjax
+      >>> model = eqjax.load_pretrained("photos")
+      >>> image = model.sample("flower", num_columns=8, num_flow_steps=2)[0]
+      >>> outpaint(model, image, "flower", right=4, num_flow_steps=2).shape
+      (64, 96, 3)
     """
     tokenizer, generator = model.require("tokenizer"), model.require("generator")
     if left < 0 or right < 0 or left + right == 0:
         raise ValueError(f"left={left} and right={right} columns: neither may be negative, and one must be positive.")
-    picture = _floats(image, tokenizer, resize)
-    names, class_columns = parse_classes(label) if isinstance(label, list | tuple) else ([label], (None,))
+    sampling_options = SamplingOptions(**options)
+    floats = _to_floats(np.asarray(image), tokenizer, resize)
+    names, class_columns = parse_classes(label if isinstance(label, list | tuple) else [(label, None)])
     ClassSchedule(class_columns, transition).check_length(max(left, right))
-    rows = np.atleast_1d(seed if seeds is None else seeds)
-    labels = jnp.tile(model.labels(names), (len(rows), 1))
-    scale = _guidance(guidance_scale, max(left, right))
-    check_values(generator, labels, None, scale, options.get("temperature", 1.0), options.get("max_position"))
+    row_seeds = np.atleast_1d(np.asarray(seed if seeds is None else seeds))
+    labels = jnp.tile(model.labels(names), (len(row_seeds), 1))
+    check_labels(generator, labels)
+    _check_scales(sampling_options.guidance_scale, max(left, right))
 
-    def extended(picture, columns, seeds):
-        prefix = jnp.repeat(model.encode(picture[None]), len(seeds), axis=0)
+    def extend(image: Float[np.ndarray, "H W 3"], columns: int, seeds: np.ndarray) -> Float[np.ndarray, "B H w 3"]:
+        """Returns the reconstructed image and its continuation to the right by columns."""
+        prefix = jnp.repeat(model.encode(image[None]), len(seeds), axis=0)
         given = prefix.shape[1]
-        # The first class begins with the image; guidance of its columns is not read.
+        # The first class begins with the image.
         first, *rest = class_columns
         latents = sample_latents(
             generator,
@@ -104,86 +132,105 @@ def outpaint(
             num_columns=given + columns,
             class_columns=(first if first is None else given + first, *rest),
             transition=transition,
-            guidance_scale=np.pad(scale[:columns], (given, 0), mode="edge") if scale.ndim else scale,
             key=jax.vmap(jax.random.key)(seeds),
             prefix=prefix,
-            **options,
+            mesh=mesh,
+            progress=progress,
+            **_pad_scales(sampling_options, given, columns).to_dict(),
         )
         return np.asarray(decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale))
 
-    # The left side is drawn in the mirror.
-    to_left = extended(picture[:, ::-1], left, rows + 1)[:, :, ::-1] if left else None
-    to_right = extended(picture, right, rows) if right else None
-    joined = _join(picture, to_left, to_right, len(rows), tokenizer.column_width, keep_pixels)
+    # The left side is sampled in the mirror.
+    to_left = extend(floats[:, ::-1], left, row_seeds + 1)[:, :, ::-1] if left else None
+    to_right = extend(floats, right, row_seeds) if right else None
+    joined = _join(floats, to_left, to_right, len(row_seeds), tokenizer.column_width, keep_pixels)
     out = np.asarray(pixels.to_uint8(joined))
     return out[0] if seeds is None else out
 
 
-def _guidance(scale, columns):
-    """A number, or one for each added column, as an array.
+def _check_scales(scale: Any, columns: int) -> None:
+    """Checks that a guidance scale is a number, or one for every added column.
 
     Raises:
-      ValueError: another shape.
+      ValueError: there are scales for another number of columns.
     """
-    scale = np.asarray(scale, np.float32)
-    if scale.ndim and scale.shape != (columns,):
+    if isinstance(scale, tuple) and len(scale) != columns:
         raise ValueError(
-            f"guidance_scale has shape {scale.shape}; expected a number, or one for each column from the image "
+            f"guidance_scale has shape ({len(scale)},); expected a number, or one for each column from the image "
             f"outwards, [{columns}]."
         )
-    return scale
 
 
-def _join(picture, to_left, to_right, batch, fade, keep_pixels):
-    """The image [H, W, 3] between its continuations, each [B, H, w, 3] with the image's reconstruction, or None.
+def _pad_scales(options: SamplingOptions, given: int, columns: int) -> SamplingOptions:
+    """Returns options whose scales per column begin with `given` columns of the image, at which they are not used."""
+    scales = options.guidance_scale
+    if not isinstance(scales, tuple):
+        return options
+    return dataclasses.replace(options, guidance_scale=(*scales[:1] * given, *scales[:columns]))
 
-    Returns:
-      floats [B, H, W + columns added, 3]; over `fade` pixels the image goes into its reconstructions.
+
+def _join(
+    image: Float[np.ndarray, "H W 3"],
+    to_left: Float[np.ndarray, "B H w 3"] | None,
+    to_right: Float[np.ndarray, "B H v 3"] | None,
+    batch_size: int,
+    fade_width: int,
+    keep_pixels: bool,
+) -> Float[np.ndarray, "B H u 3"]:
+    """Places an image between its continuations.
+
+    Args:
+      image: the given image.
+      to_left: continuation to the left, which ends with a reconstruction of the image.
+      to_right: continuation to the right, which begins with a reconstruction of the image.
+      batch_size: B.
+      fade_width: pixels over which the image fades into its reconstruction next to a continuation.
+      keep_pixels: returns the image itself, not a reconstruction.
     """
-    width = picture.shape[1]
+    width = image.shape[1]
     position = (np.arange(width) + 0.5)[:, None]
-    before, after, inner = [], [], []  # Inner: the reconstruction of a side, and the distance to its border.
+    before, after = [], []
+    reconstructions = []  # One per side, with the distance of each pixel to that side's border.
     if to_left is not None:
         added = to_left.shape[2] - width
         before = [to_left[:, :, :added]]
-        inner.append((to_left[:, :, added:], position))
+        reconstructions.append((to_left[:, :, added:], position))
     if to_right is not None:
         after = [to_right[:, :, width:]]
-        inner.append((to_right[:, :, :width], width - position))
+        reconstructions.append((to_right[:, :, :width], width - position))
     if keep_pixels:
-        middle = np.broadcast_to(picture, (batch, *picture.shape))
-        for rebuilt, distance in inner:
-            share = np.clip(distance / fade, 0, 1)
-            middle = share * middle + (1 - share) * rebuilt
+        center = np.broadcast_to(image, (batch_size, *image.shape))
+        for reconstruction, distance in reconstructions:
+            weight = np.clip(distance / fade_width, 0, 1)
+            center = weight * center + (1 - weight) * reconstruction
     else:
-        share = position / width if len(inner) == 2 else 0
-        middle = (1 - share) * inner[0][0] + share * inner[-1][0]
-    return np.concatenate([*before, middle, *after], axis=2)
+        weight = position / width if len(reconstructions) == 2 else 0
+        center = (1 - weight) * reconstructions[0][0] + weight * reconstructions[-1][0]
+    return np.concatenate([*before, center, *after], axis=2)
 
 
-def _floats(image, tokenizer, resize):
-    """The image as a tokenizer takes it, float32 [H, W, 3] in [-1, 1].
+def _to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[np.ndarray, "H W 3"]:
+    """Returns an image as floats in [-1, 1] of a size that fits a tokenizer.
 
     Raises:
       ValueError: it does not fit; the message says what would.
     """
-    image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
             f"the image has shape {image.shape}; expected [height, width, 3]: convert it to RGB, as "
             'Image.open(path).convert("RGB") does.'
         )
-    picture = np.asarray(as_floats(image))
-    if not np.all(np.abs(picture) <= 1):
+    floats = np.asarray(as_floats(image))
+    if not np.all(np.abs(floats) <= 1):
         raise ValueError(
             f"the image has {image.dtype} values from {image.min():g} to {image.max():g}; expected uint8, or floats "
             "in [-1, 1]."
         )
     if resize:
-        fitted = fit_image(image if image.dtype == np.uint8 else np.asarray(pixels.to_uint8(picture)), tokenizer)
-        picture = np.asarray(as_floats(fitted))
+        fitted = fit_image(image if image.dtype == np.uint8 else np.asarray(pixels.to_uint8(floats)), tokenizer)
+        floats = np.asarray(as_floats(fitted))
     try:
-        tokenizer.check_images((1, *picture.shape))
+        tokenizer.check_images((1, *floats.shape))
     except ValueError as error:
         raise ValueError(f"{error} resize=True (--resize) does it.") from error
-    return picture
+    return floats

@@ -1,307 +1,342 @@
-"""Panoramas without end: columns are drawn and decoded as they come, in constant memory."""
+"""Panoramas of any length: columns are sampled and decoded as they are needed, in constant memory."""
 
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import json
 import os
-from typing import Any
+from typing import Any, Unpack
 import zipfile
 import zlib
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
 import numpy as np
 
-from eqjax import flow
+from eqjax.differences import check_equal
+from eqjax.fingerprint import fingerprint
 from eqjax.io import atomic_write
+from eqjax.model import ClassColumns, ClassLabel, Model, Seeds
+from eqjax.pretrained import module_to_dict
 from eqjax.sampling import sampler
-from eqjax.sampling.checks import check_arrays, check_values, whole
-from eqjax.sampling.class_schedule import ClassSchedule, parse_classes
+from eqjax.sampling.checks import check_labels, check_num_columns, check_prefix, whole
+from eqjax.sampling.class_schedule import Blend, ClassSchedule, parse_classes
+from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.streaming import StreamDecoder
+from eqjax.typing import AnyArray, Scalar
 
-# 2: latent_scale is compared, and there may be several seeds.
-_FORMAT = "eqjax-panorama-2"
+_FORMAT = "eqjax-panorama-1"
+_MAX_INT32 = 2**31 - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a panorama is made by; every value goes through JSON.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PanoramaOptions(SamplingOptions):
+    """Everything that decides a panorama besides the model and the prefix; all values have a JSON form.
 
-    Attributes: as the arguments of `panorama` that bear the same names; labels as integers.
+    Attributes:
+      labels: integer classes along the columns.
+      class_columns: columns of each class; None for the last one: to the end.
+      seed: seed of a single panorama.
+      seeds: seeds of several panoramas, which replace `seed`; None: a single one.
+      num_columns: columns in all; None: without end.
+      transition: columns over which one class blends into the next.
+      strip_columns: columns sampled at a time, ≥ 1.
+
+    Raises:
+      ValueError: an option is out of its range.
     """
 
     labels: tuple[int, ...]
-    class_columns: tuple[int | None, ...]
-    seed: int
-    seeds: tuple[int, ...] | None
-    num_columns: int | None
-    transition: int
-    guidance_scale: float | tuple[float, ...]
-    num_flow_steps: int
-    solver: str
-    time_grid: Any
-    temperature: float
-    max_position: int | None
-    strip_columns: int
+    class_columns: tuple[int | None, ...] = (None,)
+    seed: int = 0
+    seeds: tuple[int, ...] | None = None
+    num_columns: int | None = None
+    transition: int = 0
+    strip_columns: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strip_columns < 1:
+            raise ValueError(f"strip_columns={self.strip_columns} must be ≥ 1.")
+        if self.seeds == ():
+            raise ValueError("seeds=() must be at least one integer.")
+        if self.num_columns is not None:
+            check_num_columns(self.num_columns)
+        self.class_schedule().check_length(self.num_columns)
+
+    def class_schedule(self) -> ClassSchedule:
+        """Returns the schedule of the classes."""
+        return ClassSchedule(self.class_columns, self.transition)
+
+    @property
+    def row_seeds(self) -> tuple[int, ...]:
+        """Seeds of all panoramas."""
+        return (self.seed,) if self.seeds is None else self.seeds
+
+    def leading_scales(self, training_columns: int) -> Float[np.ndarray, "n"]:
+        """Returns the guidance scales of the first columns; all later columns have the last one.
+
+        Args:
+          training_columns: columns of a training image, over which a "linear" scale rises in a panorama without end.
+        """
+        if isinstance(self.guidance_scale, tuple):
+            return np.asarray(self.guidance_scale, np.float32)
+        return np.asarray(self.guidance_scales(self.num_columns or training_columns))
 
 
 def panorama(
-    model,
-    labels=None,
+    model: Model,
+    labels: ClassLabel | Sequence[ClassColumns] | None = None,
     *,
-    seed=0,
-    seeds=None,
-    num_columns=None,
-    transition=0,
-    guidance_scale=1.0,
-    num_flow_steps=100,
-    solver="euler",
-    time_grid="uniform",
-    temperature=1.0,
-    max_position=None,
-    prefix=None,
-    strip_columns=16,
-    state=None,
-):
-    """An image of any length, strip by strip.
+    seed: Scalar = 0,
+    seeds: Seeds | None = None,
+    num_columns: Scalar | None = None,
+    transition: Scalar = 0,
+    prefix: AnyArray | None = None,
+    strip_columns: Scalar = 16,
+    state: str | os.PathLike[str] | Mapping[str, np.ndarray] | None = None,
+    **options: Unpack[SamplingKeywords],
+) -> "Panorama":
+    """Samples an image of any length, strip by strip.
 
-        for strip in eqjax.panorama(model, "flower", guidance_scale=2.0): ...
-
-    With a tokenizer that has a halo (`Tokenizer.halo_columns`) the strips together are the image
-    that `model.sample(label, seeds=[seed], …)` gives. Otherwise images are decoded in overlapping
-    windows of the training width, and go linearly from one to the next.
+    With a tokenizer of limited reach (`Tokenizer.halo_columns` is not None) and with `num_columns`, the strips joined
+    equal the image of `model.sample(labels, seeds=[seed], …)` with the same arguments, up to rounding. Other
+    tokenizers decode overlapping windows of the training width, which fade linearly into each other.
 
     Args:
-      model: a `Model` with both halves.
-      labels: one class, or [(class, columns), …], the last columns None: on and on.
+      model: a `Model` with tokenizer and generator.
+      labels: one class, or [(class, columns), …]; None for the last number of columns: to the end.
       seed: an integer.
-      seeds: integers [B] instead: B images at once, image i as with seeds[i] alone.
+      seeds: integers [B] instead, for B images at once; image i is that of seeds[i] alone.
       num_columns: columns in all; None: without end.
-      transition: columns over which a class goes softly into the next.
-      guidance_scale: the same everywhere, or one per column (those after the end: as the last).
-      num_flow_steps, solver, time_grid, temperature, max_position: as `eqjax.sample_latents`.
-      prefix: scaled latents [1, P, D], or [B, P, D], that the images begin with.
-      strip_columns: drawn at a time, ≥ 1; also the width of the strips where the tokenizer has a halo.
-      state: a file that `Panorama.save` wrote, or what `Panorama.state` gave: goes on there; the other
-        arguments but `model` are in it.
+      transition: columns over which one class blends into the next.
+      prefix: scaled latents [1, P, D], or [B, P, D], with which the images begin.
+      strip_columns: columns sampled at a time, ≥ 1; also the width of the strips if the tokenizer has a halo.
+      state: a file that `Panorama.save` wrote, or the arrays of `Panorama.state`, to resume from; it replaces all
+        other arguments but `model`.
+      **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0), guidance_schedule ("linear"),
+        num_flow_steps (100), solver ("euler"), time_grid ("uniform"), temperature (1.0), max_position (None).
+        A "linear" guidance scale rises over num_columns; without end it rises over the columns of one training
+        image and stays at guidance_scale. Scales per column may have any length; the last one applies to all later
+        columns.
 
     Returns:
-      A `Panorama`, an iterator.
+      A `Panorama`, an iterator over strips.
 
     Raises:
-      ValueError: an argument out of its range; a state of another model, or no state; neither labels
-        nor state.
+      ValueError: an argument is out of its range; a state of another model; neither labels nor state.
+      FileNotFoundError: there is no file `state`.
+      TypeError: an unknown argument.
+
+    Example:
+      >>> import eqjax
+      >>> model = eqjax.load_pretrained("photos")
+      >>> strips = eqjax.panorama(model, [("flower", 12), ("rocket", None)], transition=4, num_flow_steps=2)
+      >>> next(strips).shape
+      (64, 128, 3)
     """
     if state is not None:
         if labels is not None:
-            raise ValueError("a saved panorama carries its classes and settings: give either labels or state.")
+            raise ValueError("a saved panorama contains its classes and options: give either labels or state.")
         return Panorama.restore(model, state)
     if labels is None:
-        raise ValueError("a panorama begins with labels, or goes on from a state: give one of the two.")
-    names, class_columns = ([labels], (None,)) if not isinstance(labels, list | tuple) else parse_classes(labels)
-    scale = np.asarray(guidance_scale, np.float64)
-    if not isinstance(time_grid, str):
-        time_grid = tuple(float(t) for t in time_grid)
-    settings = Settings(
-        labels=tuple(int(n) for n in model.labels(names)),
+        raise ValueError("a panorama begins with labels, or resumes from a state: give one of the two.")
+    classes = labels if isinstance(labels, list | tuple) else [(labels, None)]
+    names, class_columns = parse_classes(classes)
+    panorama_options = PanoramaOptions(
+        labels=tuple(np.asarray(model.labels(names)).tolist()),
         class_columns=tuple(None if n is None else whole("columns of a class", n) for n in class_columns),
         seed=whole("seed", seed),
-        seeds=None if seeds is None else tuple(whole("seed", n) for n in np.atleast_1d(seeds)),
+        seeds=None if seeds is None else tuple(whole("seed", n) for n in np.atleast_1d(np.asarray(seeds))),
         num_columns=None if num_columns is None else whole("num_columns", num_columns),
         transition=whole("transition", transition),
-        guidance_scale=tuple(scale.tolist()) if scale.ndim else scale.item(),
-        num_flow_steps=whole("num_flow_steps", num_flow_steps),
-        solver=solver,
-        time_grid=time_grid,
-        temperature=float(temperature),
-        max_position=None if max_position is None else whole("max_position", max_position),
         strip_columns=whole("strip_columns", strip_columns),
+        **options,
     )
-    made = Panorama(model, settings)
-    made.begin(prefix)
-    return made
+    return Panorama.begin(model, panorama_options, prefix)
 
 
 class Panorama:
-    """Iterator over strips, uint8 [H, w, 3], with several seeds [B, H, w, 3]; made by `panorama`.
+    """Iterator over strips, uint8 [H, w, 3], or [B, H, w, 3] with several seeds; `panorama` makes it.
 
     Attributes:
-      settings: the `Settings`.
+      options: the `PanoramaOptions`.
     """
 
-    def __init__(self, model, settings):
-        self.settings, self._model = settings, model
+    def __init__(self, model: Model, options: PanoramaOptions) -> None:
+        """Prepares everything but the state between columns; use `begin` or `restore`."""
         generator, tokenizer = model.require("generator"), model.require("tokenizer")
-        if settings.strip_columns < 1:
-            raise ValueError(f"strip_columns={settings.strip_columns} must be ≥ 1.")
-        if generator.window_size is None and settings.num_columns is None:
+        if generator.window_size is None and options.num_columns is None:
             raise ValueError("a generator without a window (window_size=None) sees all columns: give num_columns.")
-        seeds = (settings.seed,) if settings.seeds is None else settings.seeds
-        if not seeds:
-            raise ValueError("seeds=() must be at least one integer.")
-        self._batch = () if settings.seeds is None else (len(seeds),)
-        labels = jnp.tile(jnp.asarray(settings.labels), (len(seeds), 1))  # [B, S]
-        check_values(
-            generator,
-            labels,
-            settings.num_columns,
-            settings.guidance_scale,
-            settings.temperature,
-            settings.max_position,
-        )
-        self._schedule = ClassSchedule(settings.class_columns, settings.transition)
-        self._schedule.check_length(settings.num_columns)
-        plan = flow.solver_table(settings.solver, settings.num_flow_steps, settings.time_grid)
-        position = 2**31 - 1 if settings.max_position is None else settings.max_position
-        self._guidance = np.atleast_1d(np.asarray(settings.guidance_scale, np.float32))
-        guided = sampler.is_guided(self._guidance)
-        self._run = _make_sampler(
-            generator, guided, model.generator_params, labels, plan, settings.temperature, np.int32(position)
-        )
-        self._keys = jax.vmap(jax.random.key)(np.asarray(seeds))
+        self.options, self._model = options, model
+        batch_size = len(options.row_seeds)
+        self._batch_shape = () if options.seeds is None else (batch_size,)
+        labels = jnp.tile(jnp.asarray(options.labels), (batch_size, 1))  # [B, S]
+        check_labels(generator, labels)
+        self._schedule = options.class_schedule()
+        self._scales = options.leading_scales(max(1, tokenizer.resolution // tokenizer.column_width))
+        inputs = sampler.SamplerInputs.create(generator, model.generator_params, labels, options)
+        self._sampler = _make_sampler(inputs)
+        self._keys = jax.vmap(jax.random.key)(np.asarray(options.row_seeds))
         self._decoder = StreamDecoder(
-            tokenizer, model.tokenizer_params, model.latent_scale, settings.strip_columns, self._batch
+            tokenizer, model.tokenizer_params, model.latent_scale, options.strip_columns, self._batch_shape
         )
-        self._column, self._ready = 0, []
+        self._state: sampler.SamplerState
+        self._sampled = 0  # Columns whose latents the decoder has.
+        self._ready: list[UInt8[np.ndarray, "*B H w 3"]] = []
 
-    def begin(self, prefix=None):
-        """Goes to the first column, or behind a prefix [B, P, D].
+    @classmethod
+    def begin(cls, model: Model, options: PanoramaOptions, prefix: AnyArray | None = None) -> "Panorama":
+        """Returns a panorama before its first column.
+
+        Args:
+          model: a `Model` with tokenizer and generator.
+          options: the options.
+          prefix: scaled latents [B, P, D] with which the images begin.
 
         Raises:
-          ValueError: a prefix of another shape.
+          ValueError: options that do not fit the model, or a prefix of another shape.
         """
-        generator, settings = self._run.generator, self.settings
-        check_arrays(generator, np.zeros(len(self._keys)), settings.num_columns or 2**31, None, self._keys, prefix)
-        first = jax.tree.map(lambda a: a[0], self._schedule.at(np.arange(1)))
-        self._state = _start(self._run, first, settings.num_columns or 2**31 - 1)
-        if prefix is not None and prefix.shape[1]:
-            latents = jnp.moveaxis(jnp.asarray(prefix, jnp.float32), 1, 0)
-            self._column = latents.shape[0]
-            after = self._schedule.at(np.arange(1, self._column + 1))
-            self._state = _take(self._run, self._state, latents, after)
-            self._ready = self._decoder.push(self._rows(latents), last=self._column == settings.num_columns)
+        made = cls(model, options)
+        first_classes = jax.tree.map(lambda a: a[0], made._schedule.at([0]))
+        made._state = _init_state(made._sampler, first_classes, options.num_columns or _MAX_INT32)
+        if prefix is not None:
+            check_prefix(model.require("generator"), len(made._keys), options.num_columns, prefix)
+            if prefix.shape[1]:
+                made._prefill(jnp.moveaxis(jnp.asarray(prefix, jnp.float32), 1, 0))
+        return made
 
-    def __iter__(self):
+    def _prefill(self, latents: Float[jax.Array, "P B D"]) -> None:
+        """Takes known columns, and decodes them."""
+        self._sampled = latents.shape[0]
+        next_classes = self._schedule.at(np.arange(1, self._sampled + 1))
+        self._state = _prefill(self._sampler, self._state, latents, next_classes)
+        self._ready = self._decoder.push(self._to_rows(latents), last=self._sampled == self.options.num_columns)
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "*B H w 3"]]:
         return self
 
-    def __next__(self):
-        total = self.settings.num_columns
+    def __next__(self) -> UInt8[np.ndarray, "*B H w 3"]:
         while not self._ready:
-            if total is not None and self._column >= total:
+            if self.options.num_columns is not None and self._sampled >= self.options.num_columns:
                 raise StopIteration
-            latents = self._draw()
-            self._ready = self._decoder.push(latents, last=self._column == total)
+            latents = self._sample_strip()
+            self._ready = self._decoder.push(latents, last=self._sampled == self.options.num_columns)
         return self._ready.pop(0)
 
     @property
-    def emitted(self):
-        """Columns given out so far."""
+    def emitted(self) -> int:
+        """Columns returned so far."""
         waiting = sum(strip.shape[-2] for strip in self._ready)
-        return self._decoder.emitted - waiting // self._model.tokenizer.column_width
+        return self._decoder.emitted - waiting // self._model.require("tokenizer").column_width
 
-    def _rows(self, latents):
-        """Latents [n, B, D] as the decoder takes them: [n, D], with several seeds [B, n, D]."""
-        return np.asarray(jnp.moveaxis(latents, 1, 0) if self._batch else latents[:, 0])
+    def _to_rows(self, latents: Float[jax.Array, "n B D"]) -> Float[np.ndarray, "*B n D"]:
+        """Returns latents as the decoder expects them: [n, D], or [B, n, D] with several seeds."""
+        return np.asarray(jnp.moveaxis(latents, 1, 0) if self._batch_shape else latents[:, 0])
 
-    def _draw(self):
-        """The next columns' latents, [n, D] or [B, n, D]."""
-        numbers = self._column + np.arange(self.settings.strip_columns)
-        guidance = self._guidance[np.minimum(numbers, len(self._guidance) - 1)]
-        columns = sampler.ColumnInputs(guidance, self._schedule.at(numbers + 1))
-        self._state, latents = sampler.sample_chunk(self._run, self._state, self._keys, columns)
-        # The last strip may be drawn beyond the end, so that all compile once.
-        left = len(numbers) if self.settings.num_columns is None else self.settings.num_columns - self._column
-        latents = self._rows(latents[:left])
-        self._column += latents.shape[-2]
-        return latents
+    def _sample_strip(self) -> Float[np.ndarray, "*B n D"]:
+        """Samples the latents of the next columns."""
+        indices = self._sampled + np.arange(self.options.strip_columns)
+        scales = self._scales[np.minimum(indices, len(self._scales) - 1)]
+        columns = sampler.ColumnInputs(scales, self._schedule.at(indices + 1))
+        self._state, latents = sampler.sample_chunk(self._sampler, self._state, self._keys, columns)
+        # The last strip is sampled beyond the end, so that all strips share one program.
+        remaining = len(indices) if self.options.num_columns is None else self.options.num_columns - self._sampled
+        rows = self._to_rows(latents[:remaining])
+        self._sampled += rows.shape[-2]
+        return rows
 
-    def state(self):
-        """All that the rest of the image depends on besides the model: {name: array}, small."""
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns everything that the rest of the image depends on besides the model; the arrays are small."""
         arrays = {f"decoder_{name}": array for name, array in self._decoder.state().items()}
         for name, leaf in (
             ("context", self._state.context),
-            ("ring_keys", self._state.cache.keys),
-            ("ring_values", self._state.cache.values),
+            ("cache_keys", self._state.cache.keys),
+            ("cache_values", self._state.cache.values),
         ):
             arrays[name] = np.asarray(leaf.astype(jnp.float32))
-        height = self._model.tokenizer.resolution
-        empty = np.zeros((*self._batch, height, 0, 3), np.uint8)
+        empty = np.zeros((*self._batch_shape, self._model.require("tokenizer").resolution, 0, 3), np.uint8)
         arrays["ready"] = np.concatenate([empty, *self._ready], axis=-2)
-        about = dict(
-            format=_FORMAT,
-            settings=dataclasses.asdict(self.settings),
-            column=self._column,
-            drawn=int(self._state.column),
-            model=fingerprint(self._model),
-        )
+        about = {
+            "format": _FORMAT,
+            "options": self.options.to_dict(),
+            "sampled": self._sampled,
+            "next_column": int(self._state.column),
+            "model": self._identity,
+        }
         return {**arrays, "about": np.array(json.dumps(about))}
 
-    def save(self, path):
-        """Writes `state` to a file (.npz), whole or not at all; `panorama(model, state=path)` goes on."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `state` to a file (.npz) atomically; `panorama(model, state=path)` resumes from it."""
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **self.state())
+            arrays: dict[str, Any] = self.state()
+            np.savez_compressed(file, **arrays)
 
     @classmethod
-    def restore(cls, model, state):
-        """A `Panorama` that goes on from a `state`, or a file of one.
+    def restore(cls, model: Model, state: str | os.PathLike[str] | Mapping[str, np.ndarray]) -> "Panorama":
+        """Returns a panorama that resumes from a `state`, or from a file of one.
+
+        Args:
+          model: the model that sampled it.
+          state: arrays of `state`, or the path of a file that `save` wrote.
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: not a saved panorama, or one of another model: both are named.
+          ValueError: it is not a saved panorama, or one of another model.
         """
-        where = "this state"
-        if isinstance(state, str | os.PathLike):
-            where, state = os.fspath(state), _read(state)
-        given = fingerprint(model)
+        is_file = isinstance(state, str | os.PathLike)
+        source, arrays = (os.fspath(state), _read(state)) if is_file else ("this state", state)
         try:
-            about = json.loads(str(state["about"]))
-            if about["format"] == "eqjax-panorama-1":
-                raise ValueError(
-                    f"{where} was saved by an earlier version of eqjax (format 'eqjax-panorama-1', this one reads "
-                    f"{_FORMAT!r}): begin the panorama anew."
-                )
+            about = json.loads(str(arrays["about"]))
             if about["format"] != _FORMAT:
                 raise KeyError("format")
-            _compare(where, about["model"], given)
-            settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()})
-            column, drawn, ready = about["column"], jnp.int32(about["drawn"]), state["ready"]
-            dtype = model.generator.dtype
-            context, *ring = (jnp.asarray(state[name], dtype) for name in ("context", "ring_keys", "ring_values"))
-            decoder = {name: state[f"decoder_{name}"] for name in StreamDecoder.STATE}
+            identity = _identity(model)
+            check_equal(
+                about["model"],
+                identity,
+                f"{source} belongs to another model; load that one, or begin another panorama:",
+                found_name="saved",
+                expected_name="this model",
+            )
+            made = cls(model, PanoramaOptions(**{name: _to_tuple(value) for name, value in about["options"].items()}))
+            made._identity = identity
+            dtype = model.require("generator").dtype
+            context, keys, values = (jnp.asarray(arrays[name], dtype) for name in _SAMPLER_ARRAYS)
+            made._state = sampler.SamplerState(jnp.int32(about["next_column"]), context, sampler.KVCache(keys, values))
+            made._sampled, ready = about["sampled"], arrays["ready"]
+            made._ready = [ready] if ready.size else []
+            made._decoder.restore({name: arrays[f"decoder_{name}"] for name in StreamDecoder.STATE})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{where} is not a saved panorama of format {_FORMAT!r} ({error}).") from error
-        made = cls(model, settings)
-        made._state = sampler.SamplerState(drawn, context, sampler.KVCache(*ring))
-        made._column = column
-        made._ready = [ready] if ready.size else []
-        made._decoder.restore(decoder)
+            raise ValueError(f"{source} is not a saved panorama of format {_FORMAT!r} ({error}).") from error
         return made
 
-
-def fingerprint(model):
-    """What tells one model from another: fields of both halves, and a checksum over a sample of the weights."""
-    about = {"latent_scale": float(model.latent_scale)}
-    for half in ("tokenizer", "generator"):
-        module = model.require(half)
-        for field in dataclasses.fields(module):
-            if field.name not in ("parent", "name"):
-                about[f"{half}.{field.name}"] = str(getattr(module, field.name))
-        checksum = 0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(model, f"{half}_params")):
-            some = np.asarray(leaf.reshape(-1)[:: max(1, leaf.size // 64)], np.float32)
-            checksum = zlib.crc32(some.tobytes(), zlib.crc32(jax.tree_util.keystr(path).encode(), checksum))
-        about[f"{half} weights"] = f"{checksum:08x}"
-    return about
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        return _identity(self._model)
 
 
-def _compare(where, saved, given):
-    different = [name for name in sorted(saved.keys() | given.keys()) if saved.get(name) != given.get(name)]
-    if different:
-        lines = [f"  {name}: saved {saved.get(name)}, this model {given.get(name)}" for name in different]
-        raise ValueError(f"{where} belongs to another model; load that one, or start anew:\n" + "\n".join(lines))
+# Arrays of a `SamplerState` in a saved state.
+_SAMPLER_ARRAYS = ("context", "cache_keys", "cache_values")
 
 
-def _read(path):
+def _identity(model: Model) -> dict[str, Any]:
+    """Returns JSON values that identify a model: fields of both modules, latent scale, fingerprints of the weights."""
+    identity = {
+        "latent_scale": float(model.latent_scale),
+        "tokenizer": module_to_dict(model.require("tokenizer")),
+        "tokenizer_weights": fingerprint(model.tokenizer_params),
+        "generator": module_to_dict(model.require("generator")),
+        "generator_weights": fingerprint(model.generator_params),
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no saved panorama at {os.fspath(path)}.")
     try:
@@ -311,14 +346,10 @@ def _read(path):
         raise ValueError(f"{os.fspath(path)} cannot be read as a saved panorama ({error}).") from error
 
 
-_make_sampler = jax.jit(sampler.make_sampler, static_argnums=(0, 1))
+_make_sampler = jax.jit(sampler.make_sampler)
+_prefill = jax.jit(sampler.prefill, donate_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _start(run, first, num_columns):
-    return sampler.start(run, first, num_columns)
-
-
-@functools.partial(jax.jit, donate_argnums=1)
-def _take(run, state, latents, after):
-    return sampler.prefill(run, state, latents, after)
+def _init_state(made: sampler.Sampler, first_classes: Blend, num_columns: int) -> sampler.SamplerState:
+    return sampler.init_state(made, first_classes, num_columns)

@@ -1,99 +1,140 @@
 """Sampling latents column by column, in constant time and memory per column.
 
-    column k:  noise ──solver steps under the flow head──▶ latent k ──transformer, cache──▶ context k + 1
+    column k:  noise ──solver steps under the flow head──▶ latent k ──transformer, KV cache──▶ context k + 1
 
-What does not change is computed once: the keys and values of the condition tokens per class (of the
+Everything that does not change is computed once: the keys and values of the condition tokens per class (of the
 null class once for the whole batch), parameters in the compute dtype, and the flow head's modulations
-of all steps of a column in few large products. With guidance the batch is doubled, class first, null
-second; both halves weight the state of the flow and its embedding.
+for all steps of a column in few large products. With guidance the batch is doubled, class first, null
+second; both halves share the state of the flow and its embedding.
 
-`sample_columns` is the loop of both `sample_latents` and the endless panorama.
+`sample_columns` is the loop of both `sample_latents` and panoramas.
 
-Letters: B batch, L columns, S segments of classes, D latent size, M evaluations of the flow head, E width.
+Letters: B batch, R = B or 2B rows, L columns, P prefix columns, S segments of classes, D latent size,
+M evaluations of the flow head, E width.
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, sections 3.2 and 3.3.
 """
 
-import functools
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any, NamedTuple, Unpack
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 import numpy as np
 
 from eqjax import flow, sharding
-from eqjax.generator import Condition, Generator, KVCache
-from eqjax.sampling.checks import check_arrays, check_values
+from eqjax.generator import Condition, Generator, KVCache, Modulations
+from eqjax.sampling.checks import check_labels, check_noise_source, check_num_columns, check_prefix
 from eqjax.sampling.class_schedule import Blend, class_schedule
+from eqjax.sampling.options import SamplingKeywords, SamplingOptions
+from eqjax.typing import AnyArray, Params, Scalar
 
-# Modulations held at once. More would be read back from slow memory without saving products' weights.
+# Modulations held in memory at once. Larger chunks would be read back from slow memory without saving reads of weights.
 MODULATION_BYTES = 256 * 2**20
-# ColumnInputs between two reports of progress, at most.
+# Columns between two progress reports, at most.
 CHUNK_COLUMNS = 16
+# Positions without a bound.
+_MAX_INT32 = 2**31 - 1
 
 
 @flax.struct.dataclass
-class SamplerState:
-    """Where a sampling sampler stands.
+class SamplerInputs:
+    """Arguments of a compiled sampling program, which makes a `Sampler` of them.
+
+    Programs are compiled once per generator, `is_guided`, shapes and number of evaluations; other values are free.
 
     Attributes:
-      column: number of the next column, int32 [].
-      context: of the next column, [B or 2B, E].
-      cache: keys and values of the last columns.
+      generator: the module.
+      is_guided: whether the null class is sampled along.
+      params: parameters of the generator.
+      labels: classes along the columns, in 0 … num_classes.
+      solver_table: the flow solver.
+      temperature: scale on the initial noise.
+      max_position: largest position by which queries of cross-attention are rotated.
     """
 
-    column: jax.Array
-    context: jax.Array
-    cache: KVCache
+    generator: Generator = flax.struct.field(pytree_node=False)
+    is_guided: bool = flax.struct.field(pytree_node=False)
+    params: Params
+    labels: Int[AnyArray, "B S"]
+    solver_table: flow.SolverTable
+    temperature: Scalar
+    max_position: Scalar
+
+    @classmethod
+    def create(
+        cls, generator: Generator, params: Params, labels: Int[AnyArray, "B S"], options: SamplingOptions
+    ) -> "SamplerInputs":
+        """Returns the inputs of a sampling with options; guidance scales are given per column, see `ColumnInputs`."""
+        position = np.int32(_MAX_INT32) if options.max_position is None else options.max_position
+        table = options.solver_table()
+        return cls(generator, options.is_guided, params, labels, table, options.temperature, position)
 
 
 @flax.struct.dataclass
 class Sampler:
-    """What a sampling sampler keeps from column to column.
+    """Everything that stays the same from column to column.
 
     Attributes:
-      generator: module.
-      guided: whether the null class is carried along.
-      params: `compute_params`.
-      conditions: what the classes contribute, per segment: leaves [S, …].
-      solver_table: of the flow's solver.
+      generator: the module.
+      is_guided: whether the null class is sampled along.
+      params: parameters in the compute dtype, see `compute_params`.
+      conditions: `Condition` of every segment, leaves [S, …].
+      solver_table: the flow solver.
       temperature: scale on the initial noise.
-      max_position: of cross-attention's queries, int32.
+      max_position: largest position by which queries of cross-attention are rotated.
     """
 
     generator: Generator = flax.struct.field(pytree_node=False)
-    guided: bool = flax.struct.field(pytree_node=False)
-    params: dict
+    is_guided: bool = flax.struct.field(pytree_node=False)
+    params: Params
     conditions: Condition
     solver_table: flow.SolverTable
-    temperature: jax.Array
-    max_position: jax.Array
+    temperature: Scalar
+    max_position: Scalar
 
-    def apply(self, *args, method):
-        """A method of the generator."""
+    def apply(self, *args: Any, method: str) -> Any:
+        """Calls a method of the generator with the parameters."""
         return self.generator.apply({"params": self.params}, *args, method=method)
 
 
-class ColumnInputs(NamedTuple):
-    """What differs from column to column.
+@flax.struct.dataclass
+class SamplerState:
+    """The state between two columns.
 
     Attributes:
-      guidance: of each column, [L].
-      after: classes of the columns after each, [L] each.
+      column: index of the next column, int32.
+      context: context of the next column.
+      cache: KV cache of the columns before it.
     """
 
-    guidance: jax.Array
-    after: Blend
+    column: Int[jax.Array, ""]
+    context: Float[jax.Array, "R E"]
+    cache: KVCache
 
 
-def compute_params(generator, params):
-    """Parameters in the compute dtype, where the modules would cast them anyway: once, not in every loop.
+class ColumnInputs(NamedTuple):
+    """Everything that differs from column to column.
 
-    Norms compute in float32, and embeddings are summed in it: they stay.
+    Attributes:
+      guidance_scale: classifier-free guidance scale of each column.
+      next_classes: classes of the column after each column.
     """
 
-    def cast(path, leaf):
+    guidance_scale: Float[AnyArray, "L"]
+    next_classes: Blend
+
+
+def compute_params(generator: Generator, params: Params) -> Params:
+    """Casts parameters to the compute dtype once, so that modules do not cast them inside every loop.
+
+    Parameters of norms and embeddings keep float32, in which they are used.
+    """
+
+    def cast(path: tuple[Any, ...], leaf: AnyArray) -> AnyArray:
         names = [key.key for key in path]
         keep = names[-1] not in ("kernel", "bias") or "norm" in names[-2]
         return leaf if keep else leaf.astype(generator.dtype)
@@ -101,293 +142,336 @@ def compute_params(generator, params):
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def make_conditions(generator, params, labels, guided):
-    """What classes contribute, with guidance for class and null rows.
+def make_conditions(generator: Generator, params: Params, labels: Int[AnyArray, "B S"], is_guided: bool) -> Condition:
+    """Computes the conditions of all rows and segments, with guidance also those of the null class.
 
-    Every class is computed once where the batch has more rows than there are classes, the null class once.
+    Every class is computed once if the batch has more rows than there are classes; the null class is computed once.
 
     Args:
-      generator, params: module and parameters.
-      labels: [B, S], in 0 … num_classes.
-      guided: also the null class, for rows B … 2B − 1.
+      generator: the module.
+      params: its parameters.
+      labels: in 0 … num_classes.
+      is_guided: appends rows B … 2B − 1 of the null class.
 
     Returns:
       `Condition` with leaves [S, depth, B or 2B, …] (`first`: [S, B or 2B, E]).
     """
-    batch, segments = labels.shape
-    every, null = generator.num_classes + 1, generator.num_classes
-    rows = labels.T.reshape(-1)  # [S·B]
-    if every <= rows.shape[0]:
-        unique, index, null_index = jnp.arange(every), rows, null
+    batch_size, segments = labels.shape
+    num_labels, null = generator.num_classes + 1, generator.num_classes
+    rows = labels.T.reshape(-1)  # [S · B]
+    if num_labels <= rows.shape[0]:
+        unique, index, null_index = jnp.arange(num_labels), rows, null
     else:
-        unique = jnp.append(rows, null) if guided else rows
+        unique = jnp.append(rows, null) if is_guided else rows
         index, null_index = jnp.arange(rows.shape[0]), rows.shape[0]
-    index = index.reshape(segments, batch)
-    if guided:
+    index = index.reshape(segments, batch_size)
+    if is_guided:
         index = jnp.concatenate([index, jnp.full_like(index, null_index)], axis=1)
-    found = generator.apply({"params": params}, unique, method="condition")
+    found: Any = generator.apply({"params": params}, unique, method="condition")
     keys, values = (jnp.moveaxis(jnp.take(a, index, axis=1), 1, 0) for a in (found.keys, found.values))
     return Condition(keys, values, found.first[index])
 
 
-def make_sampler(generator, guided, params, labels, solver_table, temperature, max_position):
-    """The `Sampler` of labels [B, S], from parameters as they are kept."""
-    params = compute_params(generator, params)
-    conditions = make_conditions(generator, params, labels, guided)
-    return Sampler(generator, guided, params, conditions, solver_table, temperature, max_position)
+def make_sampler(inputs: SamplerInputs) -> Sampler:
+    """Casts the parameters and computes the conditions of a `Sampler`."""
+    params = compute_params(inputs.generator, inputs.params)
+    conditions = make_conditions(inputs.generator, params, inputs.labels, inputs.is_guided)
+    return Sampler(
+        generator=inputs.generator,
+        is_guided=inputs.is_guided,
+        params=params,
+        conditions=conditions,
+        solver_table=inputs.solver_table,
+        temperature=inputs.temperature,
+        max_position=inputs.max_position,
+    )
 
 
-def blend(conditions, at):
-    """The `Condition` at a scalar `Blend`: a segment's, or between it and the next one's."""
+def blend_conditions(conditions: Condition, blend: Blend) -> Condition:
+    """Returns the `Condition` of one column, a segment's or interpolated between it and the next.
+
+    Args:
+      conditions: of all segments, leaves [S, …].
+      blend: the classes of the column, scalars.
+    """
     if conditions.first.shape[0] == 1:
         return jax.tree.map(lambda a: a[0], conditions)
 
-    def mix(a):
-        now, then = (jax.lax.dynamic_index_in_dim(a, at.segment + i, keepdims=False) for i in (0, 1))
-        return now + at.weight.astype(a.dtype) * (then - now)
+    def mix(a: jax.Array) -> jax.Array:
+        now, then = (jax.lax.dynamic_index_in_dim(a, blend.segment + i, keepdims=False) for i in (0, 1))
+        return now + jnp.asarray(blend.weight, a.dtype) * (then - now)
 
     return jax.tree.map(mix, conditions)
 
 
-def start(sampler, first, num_columns):
-    """The `SamplerState` before the first column.
+def init_state(sampler: Sampler, first_classes: Blend, num_columns: int) -> SamplerState:
+    """Returns the state before column 0.
 
     Args:
       sampler: a `Sampler`.
-      first: `Blend` of column 0, scalars.
-      num_columns: how many columns will be drawn; only a generator without a window needs it.
+      first_classes: classes of column 0, scalars.
+      num_columns: number of columns that will be sampled; it bounds the size of the cache.
     """
-    context = blend(sampler.conditions, first).first
-    return SamplerState(jnp.zeros((), jnp.int32), context, sampler.generator.init_cache(context.shape[0], num_columns))
+    context = blend_conditions(sampler.conditions, first_classes).first
+    cache = sampler.generator.init_cache(context.shape[0], num_columns)
+    return SamplerState(jnp.zeros((), jnp.int32), context, cache)
 
 
-def decode_step(sampler, state, latent, after):
-    """Takes in the next column's latent [B, D] and looks at the one after it: the state there."""
-    rows = state.context.shape[0] // latent.shape[0]
-    latent = jnp.tile(latent, (rows, 1))  # Class and null see the same columns.
-    condition = blend(sampler.conditions, after)
+def decode_step(
+    sampler: Sampler, state: SamplerState, latent: Float[jax.Array, "B D"], next_classes: Blend
+) -> SamplerState:
+    """Feeds one column to the transformer; returns the state for the next column.
+
+    Args:
+      sampler: a `Sampler`.
+      state: the state at the column.
+      latent: latents of the column.
+      next_classes: classes of the column after it, scalars.
+    """
+    repeats = state.context.shape[0] // latent.shape[0]
+    latent = jnp.tile(latent, (repeats, 1))  # Class and null rows see the same columns.
+    condition = blend_conditions(sampler.conditions, next_classes)
     context, cache = sampler.apply(
         latent, state.column, state.cache, condition, sampler.max_position, method="decode_step"
     )
     return SamplerState(state.column + 1, context, cache)
 
 
-def sample_column(sampler, context, noise, guidance):
-    """Integrates the flow of one column.
+def prefill(
+    sampler: Sampler, state: SamplerState, latents: Float[jax.Array, "P B D"], next_classes: Blend
+) -> SamplerState:
+    """Fills the KV cache with known columns; returns the state after them.
 
     Args:
       sampler: a `Sampler`.
-      context: [B, E], or [2B, E] with guidance (class first, null second).
-      noise: [B, D].
-      guidance: scalar; without effect where context has B rows.
+      state: the state before the columns.
+      latents: the known columns.
+      next_classes: classes of the column after each, [P].
+    """
+    return jax.lax.scan(lambda state, x: (decode_step(sampler, state, *x), None), state, (latents, next_classes))[0]
+
+
+def sample_column(
+    sampler: Sampler, context: Float[jax.Array, "R E"], noise: Float[jax.Array, "B D"], guidance_scale: Scalar
+) -> Float[jax.Array, "B D"]:
+    """Integrates the flow of one column from noise to latents.
+
+    Args:
+      sampler: a `Sampler`.
+      context: of the column; with guidance rows of the classes first, of the null class second.
+      noise: initial noise.
+      guidance_scale: unused without guidance.
 
     Returns:
-      latent, float32 [B, D].
+      Latents, float32.
     """
     head = sampler.generator
     values = context.shape[0] * (3 * head.flow_depth + 2) * head.flow_width
-    chunk = max(1, MODULATION_BYTES // (values * jnp.dtype(head.dtype).itemsize))
+    chunk_size = max(1, MODULATION_BYTES // (values * jnp.dtype(head.dtype).itemsize))
 
-    def modulations(times):
-        return sampler.apply(times[:, None], context[None], method="flow_modulations")  # [n, B or 2B, …]
+    def modulations(times: Float[jax.Array, "n"]) -> Modulations:
+        return sampler.apply(times[:, None], context[None], method="flow_modulations")  # [n, R, …]
 
-    def velocity(z, modulation):
+    def velocity(z: Float[jax.Array, "B D"], modulation: Modulations) -> Float[jax.Array, "B D"]:
         x = sampler.apply(z, method="flow_embed")
-        if not sampler.guided:
+        if not sampler.is_guided:
             return sampler.apply(x, modulation, method="flow_denoise")
         both = sampler.apply(jnp.concatenate([x, x]), modulation, method="flow_denoise")
-        return flow.classifier_free_guidance(*jnp.split(both, 2), guidance)
+        conditional, unconditional = jnp.split(both, 2)
+        return jnp.asarray(flow.classifier_free_guidance(conditional, unconditional, guidance_scale))
 
-    return flow.integrate(velocity, noise, sampler.solver_table, modulations, chunk)
+    return flow.integrate(velocity, noise, sampler.solver_table, modulations, chunk_size)
 
 
-def sample_columns(sampler, state, noise, columns):
-    """Draws one column after another: latents [L, B, D] and the state after them.
+def column_noise(
+    source: Shaped[jax.Array, "..."], column: Int[AnyArray, ""] | int, shape: tuple[int, int]
+) -> Float[jax.Array, "B D"]:
+    """Returns the initial noise of a column.
+
+    Args:
+      source: one random key for the batch; a key per row, [B], with which a row's noise depends on its own key and
+        not on its place; or the noise of all columns, [B, L, D].
+      column: index of the column.
+      shape: B, D.
+    """
+    if not jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
+        return source[:, column]
+    if source.ndim == 0:
+        return jax.random.normal(jax.random.fold_in(source, column), shape)
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, column), shape[1:]))(source)
+
+
+def sample_columns(
+    sampler: Sampler, state: SamplerState, source: Shaped[jax.Array, "..."], columns: ColumnInputs
+) -> tuple[SamplerState, Float[jax.Array, "L B D"]]:
+    """Samples columns one after another.
 
     Args:
       sampler: a `Sampler`.
-      state: a `SamplerState`.
-      noise: function of a column's number → [B, D].
-      columns: their `ColumnInputs`.
+      state: the state before the first column.
+      source: random key, keys or noise, see `column_noise`.
+      columns: inputs of each column.
+
+    Returns:
+      The state after the columns, and their latents.
     """
+    batch_size = state.context.shape[0] // (2 if sampler.is_guided else 1)
 
-    def draw(state, column):
-        latent = sample_column(sampler, state.context, sampler.temperature * noise(state.column), column.guidance)
-        return decode_step(sampler, state, latent, column.after), latent
+    def sample_next(state: SamplerState, column: ColumnInputs) -> tuple[SamplerState, jax.Array]:
+        noise = column_noise(source, state.column, (batch_size, sampler.generator.latent_dim))
+        latent = sample_column(sampler, state.context, jnp.asarray(sampler.temperature * noise), column.guidance_scale)
+        return decode_step(sampler, state, latent, column.next_classes), latent
 
-    return jax.lax.scan(draw, state, columns)
-
-
-def prefill(sampler, state, latents, after):
-    """Takes in given columns, [L, B, D], before those that `after`, a `Blend` [L], describes: the state there."""
-    return jax.lax.scan(lambda state, x: (decode_step(sampler, state, *x), None), state, (latents, after))[0]
+    return jax.lax.scan(sample_next, state, columns)
 
 
-def column_noise(key, column, shape):
-    """Initial noise of a column, [B, D]: of one key for the batch, or of a key per row.
-
-    With a key per row, [B], a row's noise depends on its own key alone, not on its place.
-    """
-    if key.ndim == 0:
-        return jax.random.normal(jax.random.fold_in(key, column), shape)
-    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, column), shape[1:]))(key)
-
-
-def noise_function(sampler, state, source):
-    """Function of a column's number → initial noise [B, D]: from a key or a key per row, or from noise [B, L, D]."""
-    if not jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
-        return lambda column: source[:, column]
-    shape = (state.context.shape[0] // (2 if sampler.guided else 1), sampler.generator.latent_dim)
-    return lambda column: column_noise(source, column, shape)
-
-
-@functools.partial(jax.jit, donate_argnums=1)
-def sample_chunk(sampler, state, source, columns):
-    """`sample_columns` as a program of its own, with noise of a `noise_function` source."""
-    return sample_columns(sampler, state, noise_function(sampler, state, source), columns)
+# `sample_columns` as a program of its own.
+sample_chunk = jax.jit(sample_columns, donate_argnums=1)
 
 
 def sample_latents(
-    generator,
-    params,
-    labels,
+    generator: Generator,
+    params: Params,
+    labels: AnyArray | Sequence[int] | Sequence[Sequence[int]],
     *,
-    num_columns,
-    guidance_scale=1.0,
-    guidance_schedule="linear",
-    num_flow_steps=100,
-    solver="euler",
-    time_grid="uniform",
-    temperature=1.0,
-    class_columns=None,
-    transition=0,
-    max_position=None,
-    noise=None,
-    key=None,
-    prefix=None,
-    mesh=None,
-    progress=None,
-):
-    """Draws latents of `num_columns` columns for every label.
+    num_columns: int,
+    class_columns: Sequence[int | None] | None = None,
+    transition: int = 0,
+    noise: AnyArray | None = None,
+    key: AnyArray | None = None,
+    prefix: AnyArray | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: Callable[[int], object] | None = None,
+    **options: Unpack[SamplingKeywords],
+) -> Float[jax.Array, "B L D"]:
+    """Samples latents of `num_columns` columns for every label.
 
-    Jitted, and usable inside a jit of the caller's, who then gives concrete `num_columns`,
-    `num_flow_steps`, and strings. Compiles once per combination of shapes, number of evaluations, and
-    of whether there is guidance; all else is free, the solver and the values of the guidance too.
+    The function is jitted and may be called inside a jitted function, with concrete `num_columns`,
+    `num_flow_steps` and strings. It compiles once per combination of shapes, number of evaluations and
+    use of guidance; solvers, guidance scales and other values share a program.
 
     Args:
       generator: a `Generator`.
       params: its parameters.
-      labels: integers [B], in 0 … num_classes (the last is the null class); or [B, S], one class
+      labels: integers [B] in 0 … num_classes (the last is the null class); or [B, S], one class
         after another along the columns.
-      num_columns: L ≥ 1, with the prefix.
-      guidance_scale: g ≥ 0; 1 is no guidance and takes half the work. Or one per column, [L].
-      guidance_schedule: "linear", 1 + (g − 1)(k + 1)/L at column k, or "constant".
-      num_flow_steps: steps N ≥ 1 of the solver.
-      solver: "euler" (as published), "heun" (two evaluations a step) or "adams_bashforth".
-      time_grid: "uniform" (as published), "shifted", "cosine", or N + 1 times from 1 to 0.
-      temperature: scale on the initial noise, ≥ 0.
-      class_columns: columns of each of the S classes, the last may be None: to the end.
-      transition: columns over which a class goes softly into the next; see `eqjax.sampling.class_schedule`.
-      max_position: cross-attention's queries are rotated by this position at most, so that far
-        columns do not leave the positions of training (columns + max_rope_shift − 3); None as published.
-      noise: initial noise [B, L, D], prefix columns included (and not read there); or
-      key: a JAX key to draw it from: column k of row b depends on key, k and b alone. Or a key per
-        row, [B]: it then depends on the row's key and k alone.
-      prefix: latents [B, P, D], P ≤ L, that the sample begins with.
-      mesh: of `eqjax.sharding.make_mesh`: the batch is split along its data axis.
-      progress: function that is called with the number of columns drawn since it was called before,
-        every 16 columns or fewer. The columns are then drawn strip by strip, not inside a jit; the
-        latents differ by rounding at most.
+      num_columns: L ≥ 1, prefix included.
+      class_columns: columns of each of the S classes; None for the last one: to the end.
+      transition: columns over which one class blends into the next, see `eqjax.sampling.class_schedule`.
+      noise: initial noise [B, L, D]; values at prefix columns are not used. Give either noise or key.
+      key: random key from which the noise of column k of row b is drawn, dependent on key, k and b alone. Or a
+        key per row, [B]: the noise then depends on the row's key and k alone.
+      prefix: latents [B, P, D], P ≤ L, with which the sample begins.
+      mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded.
+      progress: called with the number of columns sampled since its last call, at most 16. Columns are then
+        sampled in chunks, which is impossible inside a jitted function; latents differ by rounding at most.
+      **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0, or one per column, [L]),
+        guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),
+        temperature (1.0), max_position (None).
 
     Returns:
-      latents, float32 [B, L, D], scaled as the generator's are.
+      Latents, float32, scaled as the generator's are.
 
     Raises:
-      ValueError: an argument out of its range, or of another shape.
+      ValueError: an argument is out of its range, or has another shape.
+      TypeError: an unknown argument.
+
+    Example:
+      >>> generator = Generator(width=16, depth=1, num_heads=2, latent_dim=4, flow_width=8, flow_depth=1)
+      >>> params = generator.init_params(jax.random.key(0))
+      >>> key = jax.random.key(1)
+      >>> sample_latents(generator, params, [7, 8], num_columns=5, num_flow_steps=2, key=key).shape
+      (2, 5, 4)
     """
-    labels = jnp.asarray(labels)
-    check_values(generator, labels, num_columns, guidance_scale, temperature, max_position)
-    check_arrays(generator, labels, num_columns, noise, key, prefix)
-    scales = flow.guidance_scales(guidance_scale, guidance_schedule, num_columns)
-    solver_table = flow.solver_table(solver, num_flow_steps, time_grid)
+    sampling_options, labels = SamplingOptions(**options), jnp.asarray(labels)
+    batch_size = labels.shape[0] if labels.ndim else 0
+    check_labels(generator, labels)
+    check_num_columns(num_columns)
+    check_noise_source(generator, batch_size, num_columns, noise, key)
     schedule = class_schedule(labels, class_columns, transition)
     schedule.check_length(num_columns)
-    classes = schedule.at(np.minimum(np.arange(num_columns + 1), num_columns - 1))
     if prefix is None:
-        prefix = jnp.zeros((labels.shape[0], 0, generator.latent_dim))
-    batch = labels.reshape(labels.shape[0], -1), jnp.asarray(prefix, jnp.float32)
-    source = key if noise is None else jnp.asarray(noise, jnp.float32)
+        prefix = jnp.zeros((batch_size, 0, generator.latent_dim))
+    check_prefix(generator, batch_size, num_columns, prefix)
+    next_classes = schedule.at(np.minimum(np.arange(1, num_columns + 1), num_columns - 1))
+    columns = ColumnInputs(sampling_options.guidance_scales(num_columns), next_classes)
+    inputs = SamplerInputs.create(generator, params, labels.reshape(batch_size, -1), sampling_options)
+    prefix = jnp.asarray(prefix, jnp.float32)
+    source = jnp.asarray(key) if noise is None else jnp.asarray(noise, jnp.float32)
     if mesh is not None:
-        params, batch, source = _shard_inputs(mesh, params, batch, source)
-    position = np.int32(2**31 - 1) if max_position is None else max_position
-    beginning = generator, is_guided(guidance_scale), params, *batch, classes, solver_table, temperature, position
+        inputs, prefix, source = _shard_inputs(mesh, inputs, prefix, source)
+    first_classes = jax.tree.map(lambda a: a[0], schedule.at([0]))
     if progress is None:
-        return _sample(*beginning, source, scales)
-    sampler, state, after = _begin_alone(*beginning)
-    columns = ColumnInputs(scales[batch[1].shape[1] :], after)
-    return _sample_in_chunks(sampler, state, batch[1], source, columns, progress)
+        return _sample(inputs, prefix, first_classes, columns, source)
+    return _sample_in_chunks(inputs, prefix, first_classes, columns, source, progress)
 
 
-def is_guided(guidance_scale):
-    """Whether the null class is needed: a traced scale may be any number."""
-    return isinstance(guidance_scale, jax.core.Tracer) or not bool(np.all(np.asarray(guidance_scale) == 1))
-
-
-def _shard_inputs(mesh, params, batch, source):
-    """Parameters on every device of a mesh, what has a row per image split over its data axis.
+def _shard_inputs(
+    mesh: jax.sharding.Mesh, inputs: SamplerInputs, prefix: jax.Array, source: jax.Array
+) -> tuple[SamplerInputs, jax.Array, jax.Array]:
+    """Replicates parameters over a mesh, and shards arrays with a row per image along its data axes.
 
     Raises:
       ValueError: the rows do not divide among the devices.
     """
-    rows, devices = batch[0].shape[0] * sharding.batch_shard(mesh)[1], mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = inputs.labels.shape[0] * sharding.batch_shard(mesh)[1]
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % devices:
         raise ValueError(
             f"a batch of {rows} does not divide among {devices} devices of the mesh (data × fsdp): give a multiple of "
-            f"{devices} labels, and drop the images that are too many."
+            f"{devices} labels, and drop the surplus images."
         )
-    batch = jax.tree.map(lambda a: sharding.shard_batch(a, mesh), batch)
-    if source.ndim == 3:
-        source = sharding.shard_batch(source, mesh)
-    else:
-        source = jax.device_put(source, sharding.replicated(mesh))
-    return jax.device_put(params, sharding.replicated(mesh)), batch, source
+    replicated = sharding.replicated(mesh)
+    labels, prefix = (sharding.shard_batch(a, mesh) for a in (inputs.labels, prefix))
+    source = sharding.shard_batch(source, mesh) if source.ndim == 3 else jax.device_put(source, replicated)
+    inputs = dataclasses.replace(inputs, params=jax.device_put(inputs.params, replicated), labels=labels)
+    return inputs, prefix, source
 
 
-def _begin(generator, guided, params, labels, prefix, classes, solver_table, temperature, max_position):
-    """The `Sampler`, its state behind the prefix, and the classes of the columns after each of the rest."""
-    sampler = make_sampler(generator, guided, params, labels, solver_table, temperature, max_position)
-    given = prefix.shape[1]
-    first, after = jax.tree.map(lambda a: a[0], classes), jax.tree.map(lambda a: a[1:], classes)
-    state = start(sampler, first, after.weight.shape[0])
-    state = prefill(sampler, state, jnp.moveaxis(prefix, 1, 0), jax.tree.map(lambda a: a[:given], after))
-    return sampler, state, jax.tree.map(lambda a: a[given:], after)
-
-
-_begin_alone = jax.jit(_begin, static_argnums=(0, 1))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample(
-    generator, guided, params, labels, prefix, classes, solver_table, temperature, max_position, source, scales
-):
-    sampler, state, after = _begin(
-        generator, guided, params, labels, prefix, classes, solver_table, temperature, max_position
+def _prefill_prefix(
+    inputs: SamplerInputs, prefix: jax.Array, first_classes: Blend, columns: ColumnInputs
+) -> tuple[Sampler, SamplerState, ColumnInputs]:
+    """Returns the sampler, its state after the prefix, and the inputs of the remaining columns."""
+    sampler = make_sampler(inputs)
+    given, remaining = (
+        jax.tree.map(lambda a, part=part: a[part], columns)
+        for part in (slice(prefix.shape[1]), slice(prefix.shape[1], None))
     )
-    columns = ColumnInputs(scales[prefix.shape[1] :], after)
-    latents = sample_columns(sampler, state, noise_function(sampler, state, source), columns)[1]  # [L - P, B, D]
+    state = init_state(sampler, first_classes, columns.guidance_scale.shape[0])
+    return sampler, prefill(sampler, state, jnp.moveaxis(prefix, 1, 0), given.next_classes), remaining
+
+
+_prefill_prefix_alone = jax.jit(_prefill_prefix)
+
+
+@jax.jit
+def _sample(
+    inputs: SamplerInputs, prefix: jax.Array, first_classes: Blend, columns: ColumnInputs, source: jax.Array
+) -> Float[jax.Array, "B L D"]:
+    """Samples all columns in one program."""
+    sampler, state, remaining = _prefill_prefix(inputs, prefix, first_classes, columns)
+    latents = sample_columns(sampler, state, source, remaining)[1]  # [L - P, B, D]
     return jnp.concatenate([prefix, jnp.moveaxis(latents, 0, 1)], axis=1)
 
 
-def _sample_in_chunks(sampler, state, prefix, source, columns, progress):
-    """What `_sample` returns, from where `_begin` ends, with a report after every strip."""
-    length = columns.guidance.shape[0]
-    strips = -(-length // CHUNK_COLUMNS) or 1
-    size = -(-length // strips) or 1
+def _sample_in_chunks(
+    inputs: SamplerInputs,
+    prefix: jax.Array,
+    first_classes: Blend,
+    columns: ColumnInputs,
+    source: jax.Array,
+    progress: Callable[[int], object],
+) -> Float[jax.Array, "B L D"]:
+    """Samples like `_sample`, and reports progress after every chunk."""
+    sampler, state, remaining = _prefill_prefix_alone(inputs, prefix, first_classes, columns)
+    length = remaining.guidance_scale.shape[0]
+    size = -(-length // (-(-length // CHUNK_COLUMNS) or 1)) or 1
     parts = [prefix]
     for first in range(0, length, size):
-        # The last strip may be drawn beyond the end, so that all compile once.
-        numbers = np.minimum(np.arange(first, first + size), length - 1)
-        state, latents = sample_chunk(sampler, state, source, jax.tree.map(lambda a, n=numbers: a[n], columns))
+        # The last chunk may reach beyond the end, so that all chunks share one program.
+        indices = np.minimum(np.arange(first, first + size), length - 1)
+        chunk = jax.tree.map(lambda a, i=indices: a[i], remaining)
+        state, latents = sample_chunk(sampler, state, source, chunk)
         parts.append(jnp.moveaxis(latents[: length - first], 0, 1))
         progress(jax.block_until_ready(parts[-1]).shape[1])
     return jnp.concatenate(parts, axis=1)

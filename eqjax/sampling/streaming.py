@@ -1,41 +1,65 @@
-"""Decoding columns as they come, with the latents of one window in memory.
+"""Decoding columns as they arrive, with the latents of one window in memory.
 
-Windows have one width, so that decoding compiles once; what lies left of the next window is final.
+All windows have one width, so decoding compiles once; pixels to the left of the next window are final.
 
-- `halo`: the tokenizer's operations are local. A window is a strip with the columns that decide it on
-  either side, and the strips are the whole image's pixels.
-- `overlap`: the tokenizer sees the whole window, as the published one does. Windows of the training
-  width overlap, and pixels go linearly from one window to the next over the overlap.
+- Tokenizers with a halo have limited reach. A window is a strip together with the columns on either side that affect
+  it, and the strips equal the pixels of the whole image.
+- Other tokenizers, such as the published one, see the whole window. Windows of the training width overlap, and pixels
+  fade linearly from one window to the next over the overlap.
+
+Letters: B images, n columns, D latent size, H height, w width of a strip.
 """
 
+from collections.abc import Mapping
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
 import numpy as np
 
 from eqjax import pixels
+from eqjax.tokenizer import Tokenizer
+from eqjax.typing import Params
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(tokenizer, params, latents):
-    return jnp.clip(tokenizer.apply({"params": params}, latents, method="decode").images, -1, 1)
+def _decode(tokenizer: Tokenizer, params: Params, latents: Float[jax.Array, "B n D"]) -> Float[jax.Array, "B H w 3"]:
+    decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
+    return jnp.clip(decoded.images, -1, 1)
 
 
 class StreamDecoder:
-    """Scaled latents in, strips of pixels out: of one image, or of a batch of images side by side.
+    """Decodes scaled latents to strips of pixels, for one image or for a batch of images.
 
     Attributes:
       window: columns decoded at once.
-      received: columns taken in.
-      emitted: columns given out.
-      held: latents of columns that later windows need, float32 [n, D] or [B, n, D]; the last one is received − 1.
-      tail: float pixels of columns from `emitted` on that the next window fades in over, or None.
+      received: columns received.
+      emitted: columns returned.
+      held: latents of columns that later windows need, [n, D] or [B, n, D]; the last one is column received − 1.
+      tail: float pixels from column `emitted` on, into which the next window fades, or None.
     """
 
     STATE = ("received", "emitted", "held", "tail")
 
-    def __init__(self, tokenizer, params, latent_scale, strip_columns, batch=()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        params: Params,
+        latent_scale: float,
+        strip_columns: int,
+        batch_shape: tuple[int, ...] = (),
+    ) -> None:
+        """Prepares a decoder.
+
+        Args:
+          tokenizer: the tokenizer.
+          params: its parameters.
+          latent_scale: factor that latents have been multiplied by.
+          strip_columns: columns per strip, if the tokenizer has a halo.
+          batch_shape: (), or (B,).
+        """
         self._decode = functools.partial(_decode, tokenizer, params)
         self._scale, self._width, self._strip = latent_scale, tokenizer.column_width, strip_columns
         self._halo = tokenizer.halo_columns
@@ -45,72 +69,70 @@ class StreamDecoder:
         else:
             self.window = strip_columns + 2 * self._halo
         self.received = self.emitted = 0
-        self.held = np.zeros((*batch, 0, tokenizer.embed_dim), np.float32)
-        self.tail = None
+        self.held: Float[np.ndarray, "*B n D"] = np.zeros((*batch_shape, 0, tokenizer.embed_dim), np.float32)
+        self.tail: Float[np.ndarray, "*B H w 3"] | None = None
 
-    def push(self, latents, last=False):
-        """Takes in columns.
+    def push(self, latents: Float[np.ndarray, "*B n D"], last: bool = False) -> list[UInt8[np.ndarray, "*B H _w 3"]]:
+        """Receives columns; returns the strips that are final now.
 
         Args:
-          latents: scaled, float32 [n, D]; [B, n, D] where `batch` is (B,).
-          last: no others follow.
-
-        Returns:
-          strips, uint8 [H, w, 3] or [B, H, w, 3], that are final now.
+          latents: scaled latents.
+          last: no columns follow.
         """
         strips = []
         self.held = np.concatenate([self.held, np.asarray(latents, np.float32)], axis=-2)
         self.received += latents.shape[-2]
         while self.emitted < self.received:
-            first = self._first()
+            first = self._first_of_window()
             if self.received < first + self.window or (last and self.received == first + self.window):
                 break
             strips.append(self._decode_strip(first, self.emitted + self._strip))
-        # Windows at the end are moved inside: the image's border stays a border.
+        # Windows at the end are moved inside, so that the image's border stays a border.
         while last and self.emitted < self.received:
-            first = max(min(self._first(), self.received - self.window), 0)
+            first = max(min(self._first_of_window(), self.received - self.window), 0)
             reaches_end = first + self.window >= self.received
             stop = self.received if reaches_end else first + self.window - (self._halo or 0)
             strips.append(self._decode_strip(first, stop))
         return strips
 
-    def _first(self):
-        """The first column of the next window."""
+    def _first_of_window(self) -> int:
+        """Returns the first column of the next window."""
         return max(self.emitted - (self._halo or 0), 0)
 
-    def _decode_strip(self, first, stop):
-        """Decodes the window at column `first` and gives the final pixels up to column `stop`."""
+    def _decode_strip(self, first: int, stop: int) -> UInt8[np.ndarray, "*B H _w 3"]:
+        """Decodes the window at column `first`; returns the final pixels up to column `stop`."""
         start = self.received - self.held.shape[-2]
         latents = self.held[..., first - start : first - start + self.window, :]
         batch = latents.reshape(-1, *latents.shape[-2:])
-        image = np.asarray(self._decode(batch / self._scale))  # [B, H, w, 3]
+        image = np.asarray(self._decode(jnp.asarray(batch / self._scale)))  # [B, H, w, 3]
         image = image.reshape(*latents.shape[:-2], *image.shape[1:])
         image = image[..., (self.emitted - first) * self._width :, :]
         if self._halo is None:
-            image = self._fade(image)
+            image = self._fade_in(image)
         cut = (stop - self.emitted) * self._width
         self.tail = image[..., cut:, :] if self._halo is None else None
         self.emitted = stop
         # The last `window` columns stay: a window that is moved inside at the end may need them.
-        oldest = max(min(self._first(), self.received - self.window), start)
+        oldest = max(min(self._first_of_window(), self.received - self.window), start)
         self.held = self.held[..., oldest - start :, :]
         return np.asarray(pixels.to_uint8(image[..., :cut, :]))
 
-    def _fade(self, image):
-        """From the window before into this one, over the pixels that both have."""
+    def _fade_in(self, image: Float[np.ndarray, "*B H _w 3"]) -> Float[np.ndarray, "*B H _w 3"]:
+        """Fades from the previous window into this one, over the pixels that both have."""
         if self.tail is None or not self.tail.shape[-2]:
             return image
         n = min(self.tail.shape[-2], image.shape[-2])
-        share = (np.arange(n, dtype=np.float32) + 0.5)[:, None] / n
-        faded = (1 - share) * self.tail[..., :n, :] + share * image[..., :n, :]
+        weight = (np.arange(n, dtype=np.float32) + 0.5)[:, None] / n
+        faded = (1 - weight) * self.tail[..., :n, :] + weight * image[..., :n, :]
         return np.concatenate([faded, image[..., n:, :]], axis=-2)
 
-    def state(self):
-        """What later strips depend on, {name: array}."""
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns everything that later strips depend on."""
         tail = np.zeros((0, 0, 3), np.float32) if self.tail is None else self.tail
-        return dict(received=np.int64(self.received), emitted=np.int64(self.emitted), held=self.held, tail=tail)
+        received, emitted = np.asarray(self.received), np.asarray(self.emitted)
+        return {"received": received, "emitted": emitted, "held": self.held, "tail": tail}
 
-    def restore(self, state):
-        """Goes on from a `state`."""
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Resumes from a `state`."""
         self.received, self.emitted = int(state["received"]), int(state["emitted"])
         self.held, self.tail = state["held"], state["tail"] if state["tail"].size else None

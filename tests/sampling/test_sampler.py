@@ -10,6 +10,7 @@ import pytest
 from eqjax import Generator, sample_latents
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
+from eqjax.sampling.options import SamplingOptions
 from tests.golden_cases import generator_case, relative_error
 from tests.random_params import random_params
 
@@ -110,9 +111,9 @@ def test_inside_a_jit_of_the_caller(small):
 
 
 def starting_state(generator, params, labels, num_columns):
-    conditions = sampler.make_conditions(generator, params, labels[:, None], guided=True)
-    run = sampler.Sampler(generator, True, params, conditions, None, 1.0, 0)
-    return sampler.start(run, Blend(0, 0.0), num_columns)
+    options = SamplingOptions(guidance_scale=2.0)
+    made = sampler.make_sampler(sampler.SamplerInputs.create(generator, params, labels[:, None], options))
+    return sampler.init_state(made, Blend(0, 0.0), num_columns)
 
 
 def test_state_per_column_does_not_grow(small):

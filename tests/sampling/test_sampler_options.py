@@ -154,7 +154,7 @@ def test_compute_params_keep_what_is_computed_in_float32():
         (dict(max_position=-1), "max_position=-1 must be ≥ 0"),
         (dict(key=keys(1, 2)), r"key has shape \(2,\); expected one key, or one per row, \[3\]"),
         (dict(class_columns=(3, 3)), "for each of the 1 classes"),
-        (dict(labels=[[0, 1]] * 3), "class_columns=None must say for each of the 2 classes"),
+        (dict(labels=[[0, 1]] * 3), "class_columns=None must give a number of columns for each of the 2 classes"),
         (dict(labels=[[0, 1]] * 3, class_columns=(3, 2)), "covers columns 0 … 4, and the image has 6 columns"),
         (dict(labels=[[0, 1]] * 3, class_columns=(None, 3)), "only the last may be open"),
         (dict(labels=[[0, 1]] * 3, class_columns=(0, 6)), "needs at least 1"),

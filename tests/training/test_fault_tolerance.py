@@ -1,7 +1,6 @@
 """Runs survive non-finite steps, SIGTERM, kill -9, a full disk, other runs and damaged checkpoints of one process."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -53,13 +52,13 @@ def test_a_finite_step_ends_a_row_of_nonfinite_steps():
 
 
 def test_a_failing_diagnosis_does_not_hide_the_nonfinite_metrics(tmp_path):
-    def diagnose(*_):
-        raise MemoryError("16 GiB")
+    class FailingTrainer(toy_trainer.ToyTrainer):
+        def find_nonfinite(self, *_):
+            raise MemoryError("16 GiB")
 
     config = toy_trainer.config(1, max_consecutive_nonfinite=1)
-    stage = dataclasses.replace(toy_trainer.stage(config, bad_steps=(1,)), diagnose=diagnose)
     with pytest.raises(FloatingPointError, match=r"step 1: .* not finite.*search for it failed \(MemoryError\('16 GiB"):
-        loop.train(config, str(tmp_path), stage)
+        loop.train(config, str(tmp_path), FailingTrainer(config, bad_steps=(1,)))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Images judged by FID while a generator trains: what is refused, several processes, which weights stay.
+"""FID of samples while a generator trains: what is refused, several processes, which weights stay.
 
 How a run as a whole keeps its best is seen in test_runs.
 """
@@ -13,6 +13,7 @@ import pytest
 
 from eqjax.checkpoints import BestWeights
 from eqjax.evaluation import StatisticsError, statistics
+from eqjax.generator import Generator
 from eqjax.training import generator
 from tests import subprocesses
 from tests.training import sample_metrics_run
@@ -27,7 +28,7 @@ def inputs(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_judge_as_one(inputs, tmp_path):
+def test_two_processes_measure_the_same_fid_as_one(inputs, tmp_path):
     codes, outputs = subprocesses.run_processes(
         "tests.training.sample_metrics_run", tmp_path / "run", *inputs, count=2, devices=2
     )
@@ -50,7 +51,7 @@ def test_two_processes_judge_as_one(inputs, tmp_path):
         (dict(num_images=1), "num_images=1: a covariance, and so FID, needs at least 2"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_at_once(inputs, tmp_path, change, message):
+def test_metrics_that_cannot_be_measured_are_refused_at_once(inputs, tmp_path, change, message):
     config = sample_metrics_run.make_config(*inputs)
     config.metrics.update(change)
     with sample_metrics_run.tiny_inception(), pytest.raises((ValueError, OSError), match=message):
@@ -81,28 +82,32 @@ def test_columns_that_do_not_exist_are_refused_at_once(inputs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-class _FourWeights:
+class _FourWeights(Generator):
     """In a generator's place: the loss of each of four columns is the square of its own weight."""
 
-    def apply(self, variables, latents, labels, method, rngs):
-        return jnp.square(variables["params"])
+    def setup(self):
+        self.weights = self.param("weights", lambda key: jnp.array([1.0, 2.0, 3.0, 4.0]))
 
-    def clone(self, remat):
-        return self
+    def column_losses(self, *_):
+        return jnp.square(self.weights)
 
-
-def test_the_loss_of_some_columns_is_trained_alone():
-    config, optimizer, weights = generator.default_config(), optax.sgd(0.1), jnp.array([1.0, 2.0, 3.0, 4.0])
-    for columns, expected, moved in ((None, 7.5, [0, 1, 2, 3]), ((3, 0), 8.5, [0, 3])):
-        config.loss_columns = columns
-        step, _ = generator.make_steps(_FourWeights(), optimizer, lambda frozen, batch, key: (batch, batch), config)
-        state = generator.TrainState(jnp.int32(0), weights, weights, optimizer.init(weights))
-        state, metrics = jax.jit(step)({}, state, jnp.zeros(2), jax.random.key(0))
-        assert float(metrics["loss"]) == expected and metrics["column_loss"].tolist() == [1, 4, 9, 16]
-        assert np.flatnonzero(state.params != weights).tolist() == moved
+    def init_params(self, key):
+        return self.init(key, method="column_losses")["params"]
 
 
-def test_best_weights(tmp_path):
+@pytest.mark.parametrize(("columns", "loss", "moved"), [(None, 7.5, [0, 1, 2, 3]), ((3, 0), 8.5, [0, 3])])
+def test_the_loss_of_some_columns_is_trained_alone(columns, loss, moved):
+    config = generator.default_config()
+    config.loss_columns = columns
+    step = generator.GeneratorStep.from_config(config, _FourWeights(), lambda _, batch, key: (batch, batch))
+    step = dataclasses.replace(step, optimizer=optax.sgd(0.1))
+    state = step.init_state(jax.random.key(0))
+    after, metrics = jax.jit(step)({}, state, jnp.zeros(2), jax.random.key(0))
+    assert float(metrics["loss"]) == loss and metrics["column_loss"].tolist() == [1, 4, 9, 16]
+    assert np.flatnonzero(after.params["weights"] != state.params["weights"]).tolist() == moved
+
+
+def test_best_weights_are_those_of_the_best_metric_so_far(tmp_path):
     written = []
 
     def export(path):
