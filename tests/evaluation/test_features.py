@@ -55,7 +55,7 @@ def test_the_same_images_have_distance_zero(extractor, images):
     result = compare(found.statistics, found.statistics, subset_size=10, num_subsets=2)
     assert result["fid"] == pytest.approx(0, abs=1e-6) and result["precision"] == result["recall"] == 1
     few = extractor.collect(iter([images[:5]]), 5)
-    assert few.scores == {}  # Ten parts need ten images.
+    assert few.scores == {}  # Ten splits need ten images.
 
 
 def test_bad_images_are_rejected(extractor, images):
