@@ -76,6 +76,11 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
         ("flying", "S", r"'flying' is not one of \('sampling', 'decoding', 'training', 'floor'\)"),
         ("training", "XL", "none of the sizes S, B, L, H, and there is no file XL"),
         ("floor", "configs/photos_tokenizer.py", "holds no generator"),
+        (
+            "training",
+            "photos_generator:tiny",
+            "takes latents of 8 channels, the tokenizer has 256; set tokenizer_weights",
+        ),
     ],
 )
 def test_unknown_kinds_and_configs_are_refused(kind, config, message):

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 
-from eqjax.checkpoints import BestWeights
 from eqjax.evaluation import StatisticsError, statistics
 from eqjax.generator import Generator
 from eqjax.training import generator
@@ -105,20 +104,3 @@ def test_the_loss_of_some_columns_is_trained_alone(columns, loss, moved):
     after, metrics = jax.jit(step)({}, state, jnp.zeros(2), jax.random.key(0))
     assert float(metrics["loss"]) == loss and metrics["column_loss"].tolist() == [1, 4, 9, 16]
     assert np.flatnonzero(after.params["weights"] != state.params["weights"]).tolist() == moved
-
-
-def test_best_weights_are_those_of_the_best_metric_so_far(tmp_path):
-    written = []
-
-    def export(path):
-        written.append(open(path, "w").close())
-
-    best = BestWeights(tmp_path, "fid:min")
-    for step, value, kept in ((1, float("nan"), False), (2, 9.0, True), (3, 9.5, False), (4, 8.0, True)):
-        assert best.update(step, {"fid": value}, export) == kept
-    assert not best.update(5, {"psnr": 1.0}, export)  # Not every evaluation measures everything.
-    assert len(written) == 2 and (tmp_path / "best.safetensors").exists()
-    again = BestWeights(tmp_path, "fid:min")  # A run that goes on.
-    assert again.best == {"step": 4, "fid": 8.0} and not again.update(5, {"fid": 8.5}, export)
-    assert BestWeights(tmp_path, "precision:max").best is None  # Under another metric it begins anew.
-    assert not BestWeights(tmp_path, None).update(6, {"fid": 0.0}, export)
