@@ -288,14 +288,14 @@ def measure_training(options: BenchmarkOptions) -> Iterator[Measurement]:
     config.batch_size, config[config.trainer].dtype = options.batch_size, options.dtype
     random = np.random.default_rng(0)
     if config.trainer == "tokenizer":
-        tokenizer = pretrained.build_module("tokenizer", dict(config.tokenizer))
+        tokenizer, generator = pretrained.build_module("tokenizer", dict(config.tokenizer)), None
     else:
         tokenizer, generator = build_modules(options.config, options.dtype)
     shape = (options.batch_size, tokenizer.resolution, options.num_columns * tokenizer.column_width, 3)
     config.data.update(height=shape[1], width=shape[2])
     label = np.zeros(options.batch_size, np.int32)
     images = {"image": random.integers(0, 256, shape, np.uint8), "label": label}
-    if config.trainer == "tokenizer":
+    if generator is None:
         trainer = TokenizerTrainer(config)
         step = jax.tree_util.Partial(trainer.step, trainer.frozen)
         state = jax.jit(trainer.init_state)(jax.random.key(0))

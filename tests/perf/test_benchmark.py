@@ -1,5 +1,7 @@
 """The benchmark on tiny models: its rows, its table, and what it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ SAMPLING = SamplingOptions(guidance_scale=7.0, num_flow_steps=2)
 def _model():
     model = small_models.model(True)
     params = jax.tree.map(jnp.asarray, (model.tokenizer_params, model.generator_params))
-    return model.replace(tokenizer_params=params[0], generator_params=params[1])
+    return dataclasses.replace(model, tokenizer_params=params[0], generator_params=params[1])
 
 
 def test_sampling_has_rows_for_all_parts_with_consistent_rates(model, monkeypatch):
@@ -52,7 +54,7 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
     class OneProduct(GeneratorStep):
         def __call__(self, encoder_params, state, batch, key):
             latents, _ = self.encode(encoder_params, batch, key)
-            return state.replace(step=state.step + 1), {"loss": jnp.mean(latents @ weights)}
+            return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.mean(latents @ weights)}
 
     monkeypatch.setattr(benchmark, "GeneratorStep", OneProduct)
     options = BenchmarkOptions(config="configs/photos_generator.py:tiny", batch_size=2, num_columns=3, repeats=1)

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,8 @@ class State:
     """The loop knows `step` and nothing else of it."""
 
     step: jax.Array
-    weights: dict
-    moments: tuple
+    weights: Any
+    moments: Any
 
 
 def config(total_steps=6, **fields):
