@@ -74,7 +74,7 @@ class Estimate:
     utilization: tuple[float, float]
 
 
-def lower(config: Config, devices: Sequence[jax.Device], num_columns: int) -> tuple[Any, Tree, Tree, int]:
+def lower(config: Config, devices: Sequence[Any], num_columns: int) -> tuple[Any, Tree, Tree, int]:
     """Lowers the training step on latents, from shapes alone.
 
     Args:

@@ -1,6 +1,6 @@
 """The benchmark on tiny models: its rows, its table, and what it refuses."""
 
-import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ SAMPLING = SamplingOptions(guidance_scale=7.0, num_flow_steps=2)
 
 @pytest.fixture(name="model")
 def _model():
-    model = small_models.model(True)
+    model: Any = small_models.model(True)
     params = jax.tree.map(jnp.asarray, (model.tokenizer_params, model.generator_params))
-    return dataclasses.replace(model, tokenizer_params=params[0], generator_params=params[1])
+    return model.replace(tokenizer_params=params[0], generator_params=params[1])
 
 
 def test_sampling_has_rows_for_all_parts_with_consistent_rates(model, monkeypatch):
@@ -52,9 +52,9 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
     weights = np.ones((model.generator.latent_dim, 64), np.float32)
 
     class OneProduct(GeneratorStep):
-        def __call__(self, encoder_params, state, batch, key):
+        def __call__(self, encoder_params: Any, state: Any, batch: Any, key: Any) -> Any:
             latents, _ = self.encode(encoder_params, batch, key)
-            return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.mean(latents @ weights)}
+            return state.replace(step=state.step + 1), {"loss": jnp.mean(latents @ weights)}
 
     monkeypatch.setattr(benchmark, "GeneratorStep", OneProduct)
     options = BenchmarkOptions(config="configs/photos_generator.py:tiny", batch_size=2, num_columns=3, repeats=1)
@@ -76,6 +76,11 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
         ("flying", "S", r"'flying' is not one of \('sampling', 'decoding', 'training', 'floor'\)"),
         ("training", "XL", "none of the sizes S, B, L, H, and there is no file XL"),
         ("floor", "configs/photos_tokenizer.py", "holds no generator"),
+        (
+            "training",
+            "photos_generator:tiny",
+            "takes latents of 8 channels, the tokenizer has 256; set tokenizer_weights",
+        ),
     ],
 )
 def test_unknown_kinds_and_configs_are_refused(kind, config, message):

@@ -8,7 +8,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from eqjax.checkpoints import BestWeights
 from eqjax.evaluation import StatisticsError, statistics
 from eqjax.training import generator
 from tests import subprocesses
@@ -76,20 +75,3 @@ def test_columns_that_do_not_exist_are_refused_at_once(inputs, tmp_path):
     with pytest.raises(ValueError, match=r"columns=\[2, 4\] must be some of 0 … 3"):
         generator.train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-def test_best_weights_are_those_of_the_best_metric_so_far(tmp_path):
-    written = []
-
-    def export(path):
-        written.append(open(path, "w").close())
-
-    best = BestWeights(tmp_path, "fid:min")
-    for step, value, kept in ((1, float("nan"), False), (2, 9.0, True), (3, 9.5, False), (4, 8.0, True)):
-        assert best.update(step, {"fid": value}, export) == kept
-    assert not best.update(5, {"psnr": 1.0}, export)  # Not every evaluation measures everything.
-    assert len(written) == 2 and (tmp_path / "best.safetensors").exists()
-    again = BestWeights(tmp_path, "fid:min")  # A run that goes on.
-    assert again.best == {"step": 4, "fid": 8.0} and not again.update(5, {"fid": 8.5}, export)
-    assert BestWeights(tmp_path, "precision:max").best is None  # Under another metric it begins anew.
-    assert not BestWeights(tmp_path, None).update(6, {"fid": 0.0}, export)
