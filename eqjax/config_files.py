@@ -10,8 +10,6 @@ import pathlib
 import runpy
 from typing import Any
 
-import ml_collections
-
 _PACKAGE = pathlib.Path(__file__).parent
 
 
@@ -53,7 +51,7 @@ def find(name: str) -> str:
     return path + colon + variant
 
 
-def load(name: str) -> ml_collections.ConfigDict:
+def load(name: str) -> Any:  # A ConfigDict, whose fields no type checker knows.
     """Returns the configuration of a file, found as by `find`.
 
     Raises:

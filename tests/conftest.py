@@ -38,7 +38,7 @@ if _STRICT:
 
 # Files in the order of what they take, slow tests and others.
 _LONGEST = (
-    "test_notebooks test_tokenizer test_sharding test_runs test_fault_tolerance test_panorama test_build test_objective "
+    "test_notebooks test_train test_sharding test_runs test_fault_tolerance test_panorama test_build test_objective "
     "test_tasks test_report test_sample_metrics"
 ).split()
 

@@ -1,10 +1,12 @@
 r"""Measures how fast this machine samples, decodes and trains, beside what it could do: a table, and JSON.
 
-eqjax benchmark sampling --config=S --num_columns=16 --output=outputs/benchmark.json
-eqjax benchmark decoding --config=L --batch_size=64 --dtype=bfloat16
-eqjax benchmark training --config=L --batch_size=64 --dtype=bfloat16  # From cached latents, and from images.
-eqjax benchmark training --config=photos_tokenizer --batch_size=16 --num_columns=4
-eqjax benchmark floor --config=L  # FLOPs and bytes; runs nothing.
+    eqjax benchmark sampling --config=S --num_columns=16 --output=outputs/benchmark.json
+    eqjax benchmark decoding --config=L --batch_size=64 --dtype=bfloat16
+    eqjax benchmark training --config=L --batch_size=64 --dtype=bfloat16  # From cached latents, and from images.
+    eqjax benchmark training --config=photos_tokenizer --batch_size=16 --num_columns=4
+    eqjax benchmark floor --config=L  # FLOPs and bytes; runs nothing.
+
+Times are compared with the peak of matrix products, which is measured in the same call.
 """
 
 from typing import TYPE_CHECKING

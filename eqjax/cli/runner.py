@@ -25,7 +25,7 @@ from eqjax.cli import processes
 # for a command that was asked to stop and has saved its progress; the same command resumes it.
 EXIT_PREEMPTED = 75
 
-# Errors whose message says what is wrong and what to do; a traceback would hide it.
+# Errors whose message names the problem and the remedy; a traceback would hide it.
 _EXPLAINED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
 _CACHE_VARIABLE, _CACHE = "JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "eqjax", "xla")
 _GROUP, _WIDTH, _INDENT = "group: ", 100, 29
@@ -314,12 +314,12 @@ def help_text(command: Command) -> str:
 
 def _head(text: str) -> list[str]:
     """Returns the lines of a docstring up to its first example, which is indented."""
-    paragraphs, kept = text.split("\n\n"), []
-    for paragraph in paragraphs:
+    kept: list[str] = []
+    for paragraph in text.split("\n\n"):
         kept.append(paragraph)
         if paragraph.startswith("    "):
             break
-    return "\n\n".join(kept).rstrip().split("\n")
+    return list("\n\n".join(kept).rstrip().split("\n"))
 
 
 def _flag_lines(flag: flags.Flag) -> list[str]:

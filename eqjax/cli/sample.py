@@ -288,7 +288,7 @@ def check_state(
     flag_values = dict(sampling_options(args).to_dict(), seeds=list(seeds), transition=args.transition)
     given = {name: value for name, value in flag_values.items() if args[name].present}
     if pairs:
-        given["classes"] = text(model.labels([label for label, _ in pairs]), [n for _, n in pairs])
+        given["classes"] = text(np.asarray(model.labels([label for label, _ in pairs])).tolist(), [n for _, n in pairs])
     lines = [f"  --{name}: saved {saved[name]}, given {given[name]}" for name in given if saved[name] != given[name]]
     if lines:
         raise ValueError(

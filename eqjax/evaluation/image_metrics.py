@@ -22,6 +22,7 @@ def psnr(images: Float[AnyArray, "B H W C"], reconstructions: Float[AnyArray, "B
       reconstructions: images to compare with them; clipped to [-1, 1].
 
     Example:
+      >>> import numpy as np
       >>> images = np.zeros((1, 8, 8, 3), np.float32)
       >>> round(float(psnr(images, images + 0.2)[0]), 3)
       20.0

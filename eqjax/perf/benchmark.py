@@ -27,11 +27,12 @@ from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
 from eqjax.tables import markdown_table
 from eqjax.tokenizer import Tokenizer
-from eqjax.training import generator as generator_training
-from eqjax.training import loop, optim
-from eqjax.training import tokenizer as tokenizer_training
+from eqjax.training import loop
+from eqjax.training.generator import GeneratorStep
 from eqjax.training.state import TrainState
-from eqjax.typing import Params, Tree
+from eqjax.training.tokenizer import TokenizerTrainer
+from eqjax.training.trainer import Rules, Step
+from eqjax.typing import Config, Params, Tree
 
 KINDS = ("sampling", "decoding", "training", "floor")
 _SAMPLING = SamplingOptions(guidance_scale=7.0)  # Any scale but 1 takes the same time.
@@ -214,28 +215,29 @@ def measure_sampling(options: BenchmarkOptions, model: Model) -> Iterator[Measur
     rows = batch_size * (2 if guided else 1)
     context = jax.random.normal(jax.random.key(1), (rows, generator.width)).astype(generator.dtype)
 
-    def make_sampler(params: Params) -> sampler.Sampler:
+    def bind(params: Params) -> sampler.Sampler:
         inputs = sampler.SamplerInputs.create(generator, params, labels[:, None], options.sampling)
         return sampler.make_sampler(inputs)
 
     def transformer(params: Params, latents: Float[Array, "L B D"]) -> Float[Array, "R E"]:
-        run = make_sampler(params)
-        state = sampler.init_state(run, Blend(0, 0.0), num_columns)
+        bound = bind(params)
+        state = sampler.init_state(bound, Blend(0, 0.0), num_columns)
         after = Blend(jnp.zeros(num_columns, jnp.int32), jnp.zeros(num_columns))
-        return sampler.prefill(run, state, latents, after).context
+        return sampler.prefill(bound, state, latents, after).context
 
     def flow_head(params: Params, latents: Float[Array, "L B D"], context: Float[Array, "R E"]) -> Float[Array, "R E"]:
-        run = make_sampler(params)  # The compiler removes the conditions, which nothing uses here.
+        bound = bind(params)  # The compiler removes the conditions, which nothing uses here.
 
         def column(context: Float[Array, "R E"], noise: Float[Array, "B D"]) -> tuple[Float[Array, "R E"], None]:
-            latent = sampler.sample_column(run, context, noise, 2.0)
+            latent = sampler.sample_column(bound, context, noise, 2.0)
             return context + jnp.mean(latent).astype(context.dtype), None
 
         return jax.lax.scan(column, context, latents)[0]
 
     def sample(params: Params, key: PRNGKeyArray) -> Float[Array, "B L D"]:
-        fields = dict(vars(options.sampling))
-        return sampler.sample_latents(generator, params, labels, num_columns=num_columns, key=key, **fields)
+        return sampler.sample_latents(
+            generator, params, labels, num_columns=num_columns, key=key, **options.sampling.to_dict()
+        )
 
     costs = _sampling_costs(generator, options)
     body, head = costs["condition"] + costs["transformer"], costs["flow head"]
@@ -285,36 +287,52 @@ def measure_training(options: BenchmarkOptions) -> Iterator[Measurement]:
     """Measures training steps on one device: a generator's from cached latents and from images, or a tokenizer's."""
     config = read_config(options.config)
     config.batch_size, config[config.trainer].dtype = options.batch_size, options.dtype
-    random = np.random.default_rng(0)
     if config.trainer == "tokenizer":
-        tokenizer = pretrained.build_module("tokenizer", dict(config.tokenizer))
+        yield _measure_tokenizer_step(config, options)
     else:
-        tokenizer, generator = build_modules(options.config, options.dtype)
-    shape = (options.batch_size, tokenizer.resolution, options.num_columns * tokenizer.column_width, 3)
-    config.data.update(height=shape[1], width=shape[2])
-    label = np.zeros(options.batch_size, np.int32)
-    images = {"image": random.integers(0, 256, shape, np.uint8), "label": label}
-    if config.trainer == "tokenizer":
-        stage = tokenizer_training.make_stage(config)
-        state = jax.jit(stage.init)(jax.random.key(0))
-        yield _measure_step("step", stage.step, stage.step, stage.rules, state, images, options.repeats)
-        return
+        yield from _measure_generator_steps(config, options)
 
-    optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    steps = generator_training.make_steps(generator, optimizer, LatentEncoder(tokenizer, LATENT_SCALE), config)
-    step, plain_step = (jax.tree_util.Partial(step, random_params(tokenizer)) for step in steps)
-    latents = random.standard_normal((options.batch_size, options.num_columns, generator.latent_dim), np.float32)
+
+def _measure_tokenizer_step(config: Config, options: BenchmarkOptions) -> Measurement:
+    images = _random_images(pretrained.build_module("tokenizer", dict(config.tokenizer)), options)
+    _, config.data.height, config.data.width, _ = images["image"].shape
+    trainer = TokenizerTrainer(config)
+    step = jax.tree_util.Partial(trainer.step, trainer.frozen)
+    state = jax.jit(trainer.init_state)(jax.random.key(0))
+    return _measure_step("step", step, step, trainer.rules, state, images, options.repeats)
+
+
+def _measure_generator_steps(config: Config, options: BenchmarkOptions) -> Iterator[Measurement]:
+    tokenizer, generator = build_modules(options.config, options.dtype)
+    if tokenizer.embed_dim != generator.latent_dim:
+        raise ValueError(
+            f"--config={options.config}: the generator takes latents of {generator.latent_dim} channels, the tokenizer "
+            f"has {tokenizer.embed_dim}; set tokenizer_weights in the config to the generator's own tokenizer."
+        )
+    images = _random_images(tokenizer, options)
+    shape = (options.batch_size, options.num_columns, generator.latent_dim)
+    means = np.random.default_rng(1).standard_normal(shape, np.float32)
+    generator_step = GeneratorStep.from_config(config, generator, LatentEncoder(tokenizer, LATENT_SCALE))
+    frozen = random_params(tokenizer)
+    step, plain_step = (jax.tree_util.Partial(s, frozen) for s in (generator_step, generator_step.without_remat()))
     for part, batch in (
-        ("step from cached latents", {"latents": latents, "label": label}),
+        ("step from cached latents", {"latents": means, "label": images["label"]}),
         ("step from images", images),
     ):
         params, ema_params = random_params(generator), random_params(generator)
-        state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, jax.jit(optimizer.init)(params))
+        opt_state = jax.jit(generator_step.optimizer.init)(params)
+        state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state)
         yield _measure_step(part, step, plain_step, LOGICAL_AXES, state, batch, options.repeats)
 
 
+def _random_images(tokenizer: Tokenizer, options: BenchmarkOptions) -> dict[str, np.ndarray]:
+    shape = (options.batch_size, tokenizer.resolution, options.num_columns * tokenizer.column_width, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return {"image": images, "label": np.zeros(options.batch_size, np.int32)}
+
+
 def _measure_step(
-    part: str, step: loop.Step, plain_step: loop.Step, rules: loop.Rules, state: Tree, batch: Tree, repeats: int
+    part: str, step: Step, plain_step: Step, rules: Rules, state: Tree, batch: Tree, repeats: int
 ) -> Measurement:
     """Measures a training step on one device.
 

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES
@@ -20,10 +19,9 @@ from eqjax.perf.chips import find_chip
 from eqjax.perf.hlo import Collective, collectives
 from eqjax.tables import markdown_table
 from eqjax.tokenizer import Tokenizer
-from eqjax.training import loop, optim
-from eqjax.training.generator import make_steps
-from eqjax.training.state import TrainState
-from eqjax.typing import Config, PRNGKey, Tree
+from eqjax.training import loop
+from eqjax.training.generator import GeneratorStep
+from eqjax.typing import Config, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Estimate:
     utilization: tuple[float, float]
 
 
-def lower(config: Config, devices: Sequence[jax.Device], num_columns: int) -> tuple[Any, Tree, Tree, int]:
+def lower(config: Config, devices: Sequence[Any], num_columns: int) -> tuple[Any, Tree, Tree, int]:
     """Lowers the training step on latents, from shapes alone.
 
     Args:
@@ -90,17 +88,13 @@ def lower(config: Config, devices: Sequence[jax.Device], num_columns: int) -> tu
     config = config.copy_and_resolve_references()
     config.total_steps = max(config.total_steps, 1)
     generator = pretrained.build_module("generator", dict(config.generator))
-    optimizer, _ = optim.make_optimizer(config.optimizer, config.total_steps)
-    steps = make_steps(generator, optimizer, lambda _, batch, __: (batch["latents"], batch["label"]), config)
-    step, plain_step = (jax.tree_util.Partial(step, {}) for step in steps)
-
-    def init(key: PRNGKey) -> TrainState:
-        params = generator.init_params(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
-
+    generator_step = GeneratorStep.from_config(
+        config, generator, lambda _, batch, __: (batch["latents"], batch["label"])
+    )
+    step, plain_step = (jax.tree_util.Partial(s, {}) for s in (generator_step, generator_step.without_remat()))
     mesh, key = sharding.make_mesh(devices, config.mesh), jax.random.key(0)
     sharding.check_batch(mesh, config.batch_size, config.accumulation_steps)
-    state = loop.abstract_state(init, LOGICAL_AXES, mesh, key)
+    state = loop.abstract_state(generator_step.init_state, LOGICAL_AXES, mesh, key)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.BATCH_AXES))
     batch = {
         "latents": jax.ShapeDtypeStruct(

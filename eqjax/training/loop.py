@@ -1,385 +1,231 @@
-"""The loop both stages share: data → step → logs, images, checkpoints."""
+"""The training loop of both trainers: mesh, data, state, steps, logs, evaluation, checkpoints, export."""
 
-from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
 import os
-from typing import Any, TypeAlias
+from typing import Any, NoReturn
 
 from absl import logging
 import jax
-import ml_collections
+import numpy as np
 
 from eqjax import sharding
 from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
-from eqjax.data import eval_batches, make_iterator
+from eqjax.data import make_iterator
 from eqjax.perf import chips, flops
-from eqjax.training.fault_tolerance import (
-    Preempted,
-    StepWatch,
-    StopSignal,
-    WorkdirLock,
-    not_finite,
-    skip_nonfinite_updates,
-)
+from eqjax.training.compiled_step import abstract_state, compile_step, initial_state
+from eqjax.training.fault_tolerance import Preempted, StepWatch, StopSignal, WorkdirLock, not_finite
 from eqjax.training.logging import MetricWriter, Progress
-from eqjax.typing import PRNGKey
-
-# (path pattern, logical axes) pairs, as `sharding.spec_for` takes them.
-Rules: TypeAlias = Sequence[tuple[str, Sequence[str | None]]]
-Init: TypeAlias = Callable[[PRNGKey], Any]
-Step: TypeAlias = Callable[[Any, Any, PRNGKey], tuple[Any, dict[str, jax.Array]]]
+from eqjax.training.profiler import Profiler
+from eqjax.training.trainer import Batch, State, Trainer
+from eqjax.typing import Config, Metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What one stage of training is, for the loop to run.
+def train(config: Config, workdir: str, trainer: Trainer) -> State:
+    """Trains for `total_steps` steps; resumes from the newest checkpoint of `workdir` if there is one.
 
-    The state is any dataclass of arrays with a field `step`, the number of steps done. All functions are called on
-    every process; where there are several, `sharding.gather` and `sharding.local` give what numpy or a
-    program of one process can use, and files are written by process 0.
-
-    Attributes:
-      init: key → state; traced.
-      step: (state, batch, key) → (state, {name: scalar, or vector for one curve per entry}); traced.
-        `key` belongs to the step alone. The update counts only where all metrics are finite: have the
-        loss and the gradients' norms among them. A `jax.tree_util.Partial` brings frozen arrays as
-        arguments, which would otherwise become constants of the compiled program.
-      evaluate: state → {name: number}, on held-out data.
-      images: (state, batch) → {name: uint8 image}; the batch is numpy, the same everywhere.
-      export: (state, path) → None, writes the averaged weights.
-      rules: how the state is split over a mesh, as `sharding.spec_for` takes them.
-      diagnose: (state before the step, batch, key) → text: what is the first that is not finite; or None.
-      plain_step: `step` without recomputation, for counting the model's own FLOPs; None: `step`.
-      tokenizer: what identifies the frozen tokenizer that the stage trains on: a run goes on with no other; or None.
-      warm_start: fresh state → the state to start from, where a run does not start from random parameters.
-      open_evaluation: mesh → anything; opens the held-out data, so that a run says at its start what is wrong there.
-    """
-
-    init: Callable
-    step: Callable
-    evaluate: Callable
-    images: Callable
-    export: Callable
-    rules: tuple = ()
-    diagnose: Callable | None = None
-    plain_step: Callable | None = None
-    tokenizer: str | None = None
-    warm_start: Callable = lambda state: state
-    open_evaluation: Callable = lambda mesh: None
-
-
-def train(config, workdir, stage):
-    """Runs a stage to `total_steps`, from the newest checkpoint of `workdir` if there is one.
-
-    Writes under `workdir`: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `images/`, `config.json`,
-    and `model.safetensors` with the averaged weights at the end; `best.safetensors` and `profile/` where
-    asked for.
+    Writes to `workdir`: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `images/`, `config.json`, and at the end
+    `model.safetensors` with the EMA weights; `best.safetensors` and `profile/` if the configuration asks for them.
 
     Args:
-      config: a ConfigDict with the fields of `config.run_config`, and `data`; resolved.
-      workdir: a folder; made if it is not there.
-      stage: a `Stage`.
+      config: a resolved configuration with the fields of `config.run_config`, and `data`.
+      workdir: folder of the run; created if it does not exist.
+      trainer: the trainer.
 
     Returns:
       The final state.
 
     Raises:
-      ValueError: a mesh or batch that does not fit the devices.
+      ValueError: the mesh or the batch does not fit the devices.
       WorkdirInUseError: another live run writes to `workdir`.
-      ConfigMismatchError: `workdir` holds a run of another model, or on another tokenizer.
+      ConfigMismatchError: `workdir` has a run of another model, or on another tokenizer.
       Preempted: the run was asked to stop, and has saved.
-      FloatingPointError: too many updates in a row were not finite; steps and the first offending
-        module are named, the last good state is kept.
+      FloatingPointError: too many updates in a row were not finite; the steps and the first offending module are
+        named, the last good state is saved.
       OSError: a checkpoint could not be written; those before it are whole.
     """
-    mesh, root = sharding.make_mesh(shape=config.mesh), jax.random.key(config.seed)
-    sharding.check_batch(mesh, config.batch_size, config.accumulation_steps)
-    share = batch_share(mesh)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(WorkdirLock(workdir))
-        # ── State: on every device, from the seed or from a checkpoint ──────────────────────────
-        checkpoints = stack.enter_context(_checkpoints(config, workdir))
-        batches = make_iterator(config.data, batch_size=config.batch_size, seed=config.seed, **share)
-        data = stack.enter_context(batches)
-        if config.eval_every:
-            stage.open_evaluation(mesh)
-        writer = stack.enter_context(MetricWriter(workdir, config.wandb_project))
-        stop = stack.enter_context(StopSignal())
-        watch = StepWatch(config.max_consecutive_nonfinite)
-        # Shapes alone: a state beside the one that is read would take twice the memory.
-        restored = checkpoints.restore(abstract_state(stage.init, stage.rules, mesh, root))
-        if restored is None:
-            state = stage.warm_start(initial_state(stage.init, stage.rules, mesh, root))
-        else:
-            state, position = restored
-            _check_tokenizer(workdir, position.pop("tokenizer", None), stage.tokenizer)
-            watch = StepWatch(
-                config.max_consecutive_nonfinite,
-                position.pop("nonfinite_steps", 0),
-                position.pop("consecutive_nonfinite", 0),
-            )
-            data.set_state(position)
-            logging.info("Resuming %s at step %d.", workdir, state.step)
-        writer.config(config)  # Only now: a run that is refused leaves the configuration of the one before it.
-        step_fn = compile_step(stage.step, stage.rules, mesh, state, root)
-        best = BestWeights(workdir, config.keep_best)
-        trace = _Trace(config, workdir)
-        stack.callback(trace.stop)
-        run = _Run(config, workdir, stage, mesh, root, checkpoints, best, data, writer, watch, stop, trace)
-        state = run.steps(state, step_fn)
+    with Run(config, workdir, trainer) as run:
+        # ── State: from the newest checkpoint, or fresh ─────────────────────────────────────────
+        state = run.restore_state()
+        if state is None:
+            state = run.initial_state()
 
-        # ── Result ──────────────────────────────────────────────────────────────────────────────
-        path = os.path.join(workdir, "model.safetensors")
-        stage.export(state, path)
-        logging.info("Wrote %s", path)
+        # ── Steps ───────────────────────────────────────────────────────────────────────────────
+        for step in run.remaining_steps(state):
+            batch = run.next_batch(step)
+            state, metrics = run.update(state, batch)
+            run.check_finite(step, state, metrics, batch)
+            run.log_metrics(step, metrics)
+            run.evaluate_and_save(step, state)
+            run.log_images(step, state, batch)
+            run.stop_if_asked(step, state)
+
+        # ── Weights ─────────────────────────────────────────────────────────────────────────────
+        run.export(state)
     return state
 
 
-def batch_share(mesh):
-    """The share of batches that this process reads, as arguments of the data pipeline."""
-    return dict(zip(("process_index", "process_count"), sharding.batch_shard(mesh), strict=True))
+class Run:
+    """A training run outside its compiled step; use it in a `with` statement.
 
-
-def held_out(config, mesh):
-    """This process's share of the evaluation batches, `eval_images` records in all.
-
-    Raises:
-      ValueError, FileNotFoundError: as `eqjax.data.eval_batches`.
-    """
-    options = dict(batch_size=config.batch_size, num_images=config.eval_images)
-    return eval_batches(config.data, **options, **batch_share(mesh))
-
-
-def abstract_state(init: Init, rules: Rules, mesh: jax.sharding.Mesh, root: PRNGKey) -> Any:
-    """Returns the shapes, dtypes and shardings of `initial_state` as jax.ShapeDtypeStruct, at no cost.
-
-    Args:
-      init: key → state; traced.
-      rules: how the state is split over the mesh, as `sharding.spec_for` takes them.
-      mesh: the mesh.
-      root: the run's key.
-    """
-    state = jax.eval_shape(init, root)
-    shardings = sharding.state_shardings(state, mesh, rules)
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
-
-
-def initial_state(init: Init, rules: Rules, mesh: jax.sharding.Mesh, root: PRNGKey) -> Any:
-    """Computes the state before the first step, every array on the devices that hold it.
-
-    Args:
-      init: key → state; traced.
-      rules: how the state is split over the mesh, as `sharding.spec_for` takes them.
-      mesh: the mesh.
-      root: the run's key.
-    """
-    # Every random array is a long program to the CPU compiler: optimizing the initializer of a small
-    # model took a minute and a half, for something that runs once.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init, rules, mesh, root))
-    key = jax.random.fold_in(root, 2**31 - 1)
-    return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
-
-
-def compile_step(step: Step, rules: Rules, mesh: jax.sharding.Mesh, state: Any, root: PRNGKey) -> "CompiledStep":
-    """Returns the training step as the loop runs it: on a mesh, guarded, with a donated state.
-
-    Args:
-      step: (state, batch, key) → (state, metrics); traced. The arrays of a `jax.tree_util.Partial` are arguments of
-        the compiled program; arrays in a closure would become its constants. The key is the root key folded with
-        `state.step`. An update whose metrics are not all finite is skipped, see `skip_nonfinite_updates`.
-      rules: how the state is split over the mesh, as `sharding.spec_for` takes them.
-      mesh: the mesh.
-      state: a state on the mesh, or its jax.ShapeDtypeStruct.
-      root: the run's key.
-    """
-    step = step if isinstance(step, jax.tree_util.Partial) else jax.tree_util.Partial(step)
-    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((step, state))):
-        step = sharding.put(step, sharding.replicated(mesh))
-    shardings = sharding.state_shardings(state, mesh, rules)
-
-    def run(step, state, batch):
-        return skip_nonfinite_updates(step)(state, batch, jax.random.fold_in(root, state.step))
-
-    jitted = jax.jit(run, donate_argnums=1, out_shardings=(shardings, sharding.replicated(mesh)))
-    return CompiledStep(mesh, step, jitted)
-
-
-@dataclasses.dataclass(frozen=True)
-class CompiledStep:
-    """A training step bound to a mesh: (state, batch) → (state, metrics).
-
-    Attributes:
-      mesh: the mesh.
-      step: the step; its arrays are the first argument of `jitted`.
-      jitted: (step, state, batch) → (state, metrics), under jax.jit.
+    Every method that belongs to a step looks itself whether it is due.
     """
 
-    mesh: jax.sharding.Mesh
-    step: jax.tree_util.Partial
-    jitted: Any
+    def __init__(self, config: Config, workdir: str, trainer: Trainer) -> None:
+        """Opens devices, files and data, in the order in which they may refuse the run.
 
-    def __call__(self, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
-        """Runs the step; the given state is donated."""
-        with jax.set_mesh(self.mesh):
-            return self.jitted(self.step, state, batch)
+        Args:
+          config: a resolved configuration with the fields of `config.run_config`, and `data`.
+          workdir: folder of the run; created if it does not exist.
+          trainer: the trainer.
+        """
+        # ── Mesh ────────────────────────────────────────────────────────────────────────────────
+        self._mesh, self._root = sharding.make_mesh(shape=config.mesh), jax.random.key(config.seed)
+        sharding.check_batch(self._mesh, config.batch_size, config.accumulation_steps)
+        process_index, process_count = sharding.batch_shard(self._mesh)
+        self._config, self._workdir, self._trainer = config, workdir, trainer
+        self._is_compiled, self._seconds_at_peak = False, None
+        with contextlib.ExitStack() as stack:
+            # ── Checkpoints ─────────────────────────────────────────────────────────────────────
+            stack.enter_context(WorkdirLock(workdir))
+            self._checkpoints = stack.enter_context(
+                Checkpoints(
+                    os.path.join(workdir, "checkpoints"),
+                    config.to_dict(),
+                    keep=config.keep_checkpoints,
+                    keep_every=config.keep_every,
+                    best=config.keep_best,
+                )
+            )
+            self._best = BestWeights(workdir, config.keep_best)
+            # ── Data ────────────────────────────────────────────────────────────────────────────
+            self._data = stack.enter_context(
+                make_iterator(
+                    config.data,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    process_index=process_index,
+                    process_count=process_count,
+                )
+            )
+            if config.eval_every is not None:
+                trainer.evaluation_batches(self._mesh)
+            # ── Logs ────────────────────────────────────────────────────────────────────────────
+            self._writer = stack.enter_context(MetricWriter(workdir, config.wandb_project))
+            self._stop_signal = stack.enter_context(StopSignal())
+            self._watch = StepWatch(config.max_consecutive_nonfinite)
+            self._profiler = stack.enter_context(
+                Profiler(os.path.join(workdir, "profile"), config.profile_from, config.profile_steps)
+            )
+            self._stack = stack.pop_all()
 
-    def lower(self, state: Any, batch: Any) -> Any:
-        """Lowers the step for arrays, or shapes, of a state and a batch."""
-        with jax.set_mesh(self.mesh):
-            return self.jitted.lower(self.step, state, batch)
+    def __enter__(self) -> "Run":
+        return self
 
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
 
-def _check_tokenizer(workdir, saved, ours):
-    if None not in (saved, ours) and saved != ours:
-        raise ConfigMismatchError(
-            f"the run under {workdir} was trained on the latents of another tokenizer: its encoder's weights have the "
-            f"hash {saved[:16]}…, those of this run's tokenizer_weights {ours[:16]}…. Give the tokenizer that it began "
-            "with, or another workdir."
-        )
+    # ── State ───────────────────────────────────────────────────────────────────────────────────
 
+    def restore_state(self) -> State | None:
+        """Returns the state of the newest checkpoint, and continues counts and data from there; None without one.
 
-def _checkpoints(config, workdir):
-    return Checkpoints(
-        os.path.join(workdir, "checkpoints"),
-        config.to_dict(),
-        keep=config.keep_checkpoints,
-        keep_every=config.keep_every,
-        best=config.keep_best,
-    )
-
-
-class _Trace:
-    """The profiler over `profile_steps` steps from `profile_from` on, as far as this run does them."""
-
-    def __init__(self, config, workdir):
-        first = config.profile_from
-        self._range = range(0) if first is None else range(first, first + config.profile_steps)
-        self._folder, self._running = os.path.join(workdir, "profile"), False
-
-    def before(self, step, watch):
-        """Starts or stops it, where a step is the first inside or after the range."""
-        if self._running and step not in self._range:
-            watch.drain()
-            self.stop()
-        elif not self._running and step in self._range:
-            jax.profiler.start_trace(self._folder)
-            self._running = True
-
-    def stop(self):
-        """Writes what there is; at the end of the run, however it ends."""
-        if self._running:
-            self._running = False
-            jax.profiler.stop_trace()
-            logging.info("Wrote a trace under %s.", self._folder)
-
-
-@dataclasses.dataclass
-class _Run:
-    """What the steps of a run need beside the state."""
-
-    config: ml_collections.ConfigDict
-    workdir: str
-    stage: Stage
-    mesh: jax.sharding.Mesh
-    root: jax.Array
-    checkpoints: Checkpoints
-    best: BestWeights
-    data: Any
-    writer: MetricWriter
-    watch: StepWatch
-    stop: StopSignal
-    trace: _Trace
-
-    def steps(self, state, step_fn):
-        """Runs the remaining steps and returns the last state."""
-        config, first = self.config, int(state.step)
-        progress, rate_of = Progress(first, config.total_steps, config.batch_size), None
-        for step in range(first + 1, config.total_steps + 1):
-            self.trace.before(step, self.watch)
-            batch = sharding.shard_batch(next(self.data), self.mesh)
-            if rate_of is None:
-                with progress.paused():  # For compiling.
-                    rate_of = _utilization(self.stage, self.mesh, state, batch)
-                    state, metrics = step_fn(state, batch)
-            else:
-                state, metrics = step_fn(state, batch)
-            bad = self.watch.add(step, metrics, batch)
-            if bad is None and self._waits(step):
-                bad = self.watch.drain()
-            if bad is not None:
-                self._give_up(state, *bad)
-            if self._due(step, config.log_every):
-                values = jax.device_get(metrics)
-                values.pop("finite")
-                values["nonfinite_steps"] = self.watch.nonfinite_steps
-                if self.data.num_corrupt is not None:
-                    values["corrupt_images"] = self.data.num_corrupt
-                rate = progress.update(step, values)
-                self.writer.scalars(step, {**values, "images_per_second": rate, **rate_of(rate / config.batch_size)})
-            with progress.paused():
-                self._beside(step, state, batch)
-            if self._asked_to_stop(step):
-                self._save(step, state)
-                self.checkpoints.wait()
-                raise Preempted(f"asked to stop; saved step {step} under {self.workdir}.")
-        progress.close()
+        Raises:
+          ConfigMismatchError: the checkpoint is of another model, or was trained on another tokenizer.
+        """
+        # Shapes alone: a state beside the restored one would take twice the memory.
+        template = abstract_state(self._trainer.init_state, self._trainer.rules, self._mesh, self._root)
+        restored = self._checkpoints.restore(template)
+        if restored is None:
+            return None
+        state, position = restored
+        saved, ours = position.pop("tokenizer", None), self._trainer.tokenizer_fingerprint
+        if saved is not None and ours is not None and saved != ours:
+            raise ConfigMismatchError(
+                f"the run under {self._workdir} was trained on the latents of another tokenizer: its encoder's weights "
+                f"have the hash {saved[:16]}…, those of this run's tokenizer_weights {ours[:16]}…. Give the tokenizer "
+                "that it started with, or another workdir."
+            )
+        counts = position.pop("nonfinite_steps", 0), position.pop("consecutive_nonfinite", 0)
+        self._watch = StepWatch(self._config.max_consecutive_nonfinite, *counts)
+        self._data.set_state(position)
+        logging.info("Resuming %s at step %d.", self._workdir, state.step)
         return state
 
-    def _beside(self, step, state, batch):
-        """Evaluation, images and checkpoints, where they are due."""
-        config, results, save = self.config, {}, self._due(step, self.config.checkpoint_every)
-        if save and not config.keep_best:  # Otherwise the step is saved with what it measured.
-            self._save(step, state)
-        if self._due(step, config.eval_every):
-            try:
-                results = self._evaluate(step, state)
-            except Exception:
-                # The state is good. With several processes the others may not be here, and saving takes all.
-                if jax.process_count() == 1:
-                    self._save(step, state)
-                    self.checkpoints.wait()
-                raise
-        if save:
-            self._save(step, state, results)
-        if self._due(step, config.image_every):
-            for name, image in self.stage.images(state, sharding.gather(batch)).items():
-                self.writer.image(step, name, image)
+    def initial_state(self) -> State:
+        """Returns the state of a fresh run."""
+        trainer = self._trainer
+        return trainer.load_initial_weights(initial_state(trainer.init_state, trainer.rules, self._mesh, self._root))
 
-    def _evaluate(self, step, state):
-        """Measures, logs, and keeps the best weights; returns what was measured in one number each."""
-        results = self.stage.evaluate(state)
-        numbers = {name: float(value) for name, value in results.items() if _is_number(value)}
-        logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in numbers.items()))
-        self.writer.scalars(step, results)
-        self.best.update(step, results, functools.partial(self.stage.export, state))
-        if self.config.keep_best and self.config.keep_best.partition(":")[0] not in numbers:
-            logging.warning("keep_best=%r: step %d measured %s.", self.config.keep_best, step, sorted(numbers))
-        return numbers
+    # ── Steps ───────────────────────────────────────────────────────────────────────────────────
 
-    def _save(self, step, state, results=None):
-        counts = {
-            "nonfinite_steps": self.watch.nonfinite_steps,
-            "consecutive_nonfinite": self.watch.consecutive_nonfinite,
-        }
-        beside = {**self.data.get_state(), **counts, "tokenizer": self.stage.tokenizer}
-        self.checkpoints.save(step, state, beside, results or None)
+    def remaining_steps(self, state: State) -> range:
+        """Writes the configuration, prepares the compiled step, and returns the numbers of the steps to do."""
+        # Not earlier: a rejected run does not overwrite the previous config.
+        self._writer.config(self._config)
+        step = jax.tree_util.Partial(self._trainer.step, self._trainer.frozen)
+        self._compiled_step = compile_step(step, self._trainer.rules, self._mesh, state, self._root)
+        self._progress = Progress(int(state.step), self._config.total_steps, self._config.batch_size)
+        self._stack.callback(self._progress.close)
+        return range(int(state.step) + 1, self._config.total_steps + 1)
 
-    def _give_up(self, state, step, metrics, batch):
+    def next_batch(self, step: int) -> Batch:
+        """Returns the next batch, on the devices."""
+        self._profiler.before(step, self._watch)
+        return sharding.shard_batch(next(self._data), self._mesh)
+
+    def update(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """Runs the compiled step; the first call compiles it, which counts as no training time."""
+        if self._is_compiled:
+            return self._compiled_step(state, batch)
+        with self._progress.paused():
+            self._is_compiled, self._seconds_at_peak = True, self._count_seconds_at_peak(state, batch)
+            return self._compiled_step(state, batch)
+
+    def _count_seconds_at_peak(self, state: State, batch: Batch) -> float | None:
+        """Returns the seconds of a step at the peak of the devices; None if the peak is unknown."""
+        peak = chips.peak_flops(self._mesh.devices.flat[0].device_kind)
+        if not peak:
+            return None
+        step = jax.tree_util.Partial(self._trainer.plain_step, self._trainer.frozen)
+        needed = flops.count(step, state, batch, jax.random.key(0))
+        logging.info("A step takes %.4g FLOPs of the model.", needed)
+        return needed / (peak * self._mesh.size)
+
+    def check_finite(self, step: int, state: State, metrics: Metrics, batch: Batch) -> None:
+        """Counts non-finite updates, before anything reads the state.
+
+        Raises:
+          FloatingPointError: too many updates in a row were not finite; the last good state is saved.
+        """
+        bad_step = self._watch.add(step, metrics, batch)
+        if bad_step is None and self._reads_state(step):
+            bad_step = self._watch.drain()
+        if bad_step is not None:
+            self._stop_nonfinite(state, *bad_step)
+
+    def _reads_state(self, step: int) -> bool:
+        config = self._config
+        every = (config.log_every, config.eval_every, config.checkpoint_every, config.image_every)
+        return self._stop_signal.received or any(self._is_due(step, number) for number in every)
+
+    def _is_due(self, step: int, every: int | None) -> bool:
+        """Returns whether `step` is a multiple of `every`, or the last; never if `every` is None."""
+        return every is not None and (step % every == 0 or step == self._config.total_steps)
+
+    def _stop_nonfinite(self, state: State, step: int, metrics: Metrics, batch: Batch) -> NoReturn:
+        """Saves the last good state and raises the error that names the offending module."""
         self._save(int(state.step), state)
-        self.checkpoints.wait()
-        where = "unknown"
-        if self.stage.diagnose is not None:
-            # Skipped updates changed nothing but the number of steps done.
-            before = dataclasses.replace(state, step=state.step - (int(state.step) - (step - 1)))
-            try:
-                with jax.set_mesh(self.mesh):
-                    where = self.stage.diagnose(before, batch, jax.random.fold_in(self.root, step - 1))
-            except Exception as error:  # Whatever it is, most likely too little memory: the run's end is the news.
-                where = f"unknown, as the search for it failed ({error!r:.200})"
-        count = self.watch.consecutive_nonfinite
+        self._checkpoints.wait()
+        # Skipped updates changed nothing but the number of steps done.
+        before = dataclasses.replace(state, step=state.step - (int(state.step) - (step - 1)))
+        try:
+            with jax.set_mesh(self._mesh):
+                where = self._trainer.find_nonfinite(before, batch, jax.random.fold_in(self._root, step - 1))
+        except Exception as error:  # Most likely too little memory: the message is about the run's end.
+            where = f"unknown, as the search for it failed ({error!r:.200})"
+        count = self._watch.consecutive_nonfinite
         raise FloatingPointError(
             f"step {step}: {' and '.join(not_finite(metrics))} not finite, and the updates of {count} steps in a row, "
             f"from step {step - count + 1} on, were skipped. First offending module: {where}. The last good state is "
@@ -387,28 +233,82 @@ class _Run:
             "float32."
         )
 
-    def _asked_to_stop(self, step):
-        return self.checkpoints.preempted(step) if jax.process_count() > 1 else self.stop.received
+    # ── Logs, evaluation, checkpoints ───────────────────────────────────────────────────────────
 
-    def _waits(self, step):
-        """Whether something at this step looks at the state, so that the step must have been a good one."""
-        config = self.config
-        every = (config.log_every, config.eval_every, config.checkpoint_every, config.image_every)
-        return self.stop.received or any(self._due(step, number) for number in every)
+    def log_metrics(self, step: int, metrics: Metrics) -> None:
+        """Writes the metrics of a step, and the speed since the last call."""
+        if not self._is_due(step, self._config.log_every):
+            return
+        values: dict[str, Any] = jax.device_get(metrics)
+        values.pop("finite")
+        values["nonfinite_steps"] = self._watch.nonfinite_steps
+        if self._data.num_corrupt is not None:
+            values["corrupt_images"] = self._data.num_corrupt
+        images_per_second = self._progress.update(step, values)
+        values["images_per_second"] = images_per_second
+        if self._seconds_at_peak is not None:
+            values["mfu"] = images_per_second / self._config.batch_size * self._seconds_at_peak
+        self._writer.scalars(step, values)
 
-    def _due(self, step, every):
-        return every is not None and (step % every == 0 or step == self.config.total_steps)
+    def evaluate_and_save(self, step: int, state: State) -> None:
+        """Evaluates and saves; a checkpoint that may be the best carries what its step measured."""
+        results, save_due = {}, self._is_due(step, self._config.checkpoint_every)
+        with self._progress.paused():
+            if save_due and not self._config.keep_best:
+                self._save(step, state)
+            if self._is_due(step, self._config.eval_every):
+                try:
+                    results = self._evaluate(step, state)
+                except Exception:
+                    # The state is good. With several processes the others may not be here, and saving takes all.
+                    if jax.process_count() == 1:
+                        self._save(step, state)
+                        self._checkpoints.wait()
+                    raise
+            if save_due:
+                self._save(step, state, results)
 
+    def _evaluate(self, step: int, state: State) -> dict[str, float]:
+        """Measures, logs, and keeps the best weights; returns the results that are one number each."""
+        results, keep_best = self._trainer.evaluate(state), self._config.keep_best
+        numbers = {name: float(value) for name, value in results.items() if np.ndim(value) == 0}
+        logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in numbers.items()))
+        self._writer.scalars(step, results)
+        self._best.update(step, results, functools.partial(self._trainer.export, state))
+        if keep_best and keep_best.partition(":")[0] not in numbers:
+            logging.warning("keep_best=%r: step %d measured %s.", keep_best, step, sorted(numbers))
+        return numbers
 
-def _is_number(value):
-    return jax.numpy.ndim(value) == 0
+    def _save(self, step: int, state: State, results: dict[str, float] | None = None) -> None:
+        """Saves state, data position, counts and results of a step, unless they are saved already."""
+        counts = {
+            "nonfinite_steps": self._watch.nonfinite_steps,
+            "consecutive_nonfinite": self._watch.consecutive_nonfinite,
+            "tokenizer": self._trainer.tokenizer_fingerprint,
+        }
+        self._checkpoints.save(step, state, {**self._data.get_state(), **counts}, results or None)
 
+    def log_images(self, step: int, state: State, batch: Batch) -> None:
+        """Writes the trainer's images."""
+        if self._is_due(step, self._config.image_every):
+            with self._progress.paused():
+                for name, image in self._trainer.images(state, sharding.gather(batch)).items():
+                    self._writer.image(step, name, image)
 
-def _utilization(stage, mesh, state, batch):
-    """A function of steps per second that gives the share of the devices' peak, {} where the peak is unknown."""
-    peak = chips.peak_flops(mesh.devices.flat[0].device_kind)
-    if not peak:
-        return lambda steps_per_second: {}
-    needed = flops.count(stage.plain_step or stage.step, state, batch, jax.random.key(0))
-    logging.info("A step takes %.4g FLOPs of the model.", needed)
-    return lambda steps_per_second: {"mfu": steps_per_second * needed / (peak * mesh.size)}
+    def stop_if_asked(self, step: int, state: State) -> None:
+        """Saves and stops after a signal, on all processes at the same step.
+
+        Raises:
+          Preempted: the run was asked to stop.
+        """
+        several = jax.process_count() > 1
+        if self._checkpoints.preempted(step) if several else self._stop_signal.received:
+            self._save(step, state)
+            self._checkpoints.wait()
+            raise Preempted(f"asked to stop; saved step {step} under {self._workdir}.")
+
+    def export(self, state: State) -> None:
+        """Writes the EMA weights."""
+        path = os.path.join(self._workdir, "model.safetensors")
+        self._trainer.export(state, path)
+        logging.info("Wrote %s", path)

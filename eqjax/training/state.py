@@ -1,39 +1,60 @@
-"""What a training run carries from step to step, and how randomness is drawn for a step."""
+"""State that a training run carries from step to step, and random keys by name."""
 
+from typing import Any
 import zlib
 
 import flax.struct
 import jax
+from jaxtyping import Int
+
+from eqjax.typing import Params, PRNGKey, Scalar, Tree
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes in training; a checkpoint holds it whole.
+    """Everything that changes in training; a checkpoint holds all of it.
 
     Attributes:
-      step: number of updates done, int32 [].
-      params: parameters, float32.
-      ema_params: their moving average, float32; sampling and evaluation use it.
+      step: number of steps done, int32.
+      params: raw weights, float32.
+      ema_params: EMA weights, float32; sampling and evaluation use them.
       opt_state: the optimizer's state.
     """
 
-    step: jax.Array
-    params: dict
-    ema_params: dict
-    opt_state: tuple
+    step: Int[jax.Array, ""]
+    params: Params
+    ema_params: Params
+    opt_state: Any
 
 
-def stream(key, name):
-    """The key called `name` below `key`: independent of the order in which names are asked for."""
+@flax.struct.dataclass
+class TokenizerState(TrainState):
+    """Everything that changes in a tokenizer's training.
+
+    Attributes:
+      discriminator: {"params", "spectral", "opt_state"}, or None without a discriminator.
+    """
+
+    discriminator: dict[str, Any] | None
+
+
+def stream(key: PRNGKey, name: str) -> PRNGKey:
+    """Returns the key called `name` below `key`; it does not depend on the order in which names are used.
+
+    Example:
+      >>> root = jax.random.key(0)
+      >>> bool(stream(root, "flow") == stream(root, "rope"))
+      False
+    """
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
-def ema_update(ema_params, params, decay):
-    """decay · average + (1 − decay) · parameters, leaf by leaf.
+def ema_update(ema_params: Tree, params: Tree, decay: Scalar) -> Tree:
+    """Returns decay · EMA weights + (1 − decay) · raw weights, leaf by leaf.
 
     Args:
-      ema_params: averages.
-      params: parameters after the update.
-      decay: in [0, 1), a scalar.
+      ema_params: EMA weights.
+      params: raw weights after the update.
+      decay: scalar in [0, 1).
     """
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema_params, params)

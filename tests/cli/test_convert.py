@@ -79,7 +79,7 @@ def test_a_reference_state_dict_in_safetensors_is_read(tmp_path):
 def test_a_file_with_both_parts_needs_a_name(tmp_path, tokenizer_file):
     tokenizer = convert_command.from_torch(tokenizer_file, tmp_path / "t.safetensors")
     generator = convert_command.from_torch(published_checkpoints.GENERATOR, tmp_path / "g.safetensors", num_heads=4)
-    both = pretrained.Weights(tokenizer.modules | generator.modules, tokenizer.params | generator.params)
+    both = pretrained.Weights({**tokenizer.modules, **generator.modules}, {**tokenizer.params, **generator.params})
     pretrained.save(tmp_path / "both.safetensors", both)
     with pytest.raises(convert.ConversionError, match=r"\['generator', 'tokenizer'\]: name one with --part"):
         convert_command.to_torch(tmp_path / "both.safetensors", tmp_path / "x.ckpt")

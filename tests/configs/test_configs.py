@@ -6,8 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from eqjax import data, pretrained
-from eqjax.config_files import parse_variant
+from eqjax import config_files, data, pretrained
 from eqjax.training import generator, optim, tokenizer
 from eqjax.training.config import check_config
 
@@ -79,7 +78,7 @@ def test_tiny_stages_fit_each_other(second, first):
     assert (model.latent_dim, data.height, data.width % module.column_width) == (module.embed_dim, module.resolution, 0)
     assert data.photo_classes == configs[0].data.photo_classes and len(data.photo_classes) == model.num_classes
     assert not configs[1].tokenizer_weights  # None that would not fit.
-    recipe = importlib.import_module(f"configs.{second}").__doc__
+    recipe = importlib.import_module(f"configs.{second}").__doc__ or ""
     assert f"--config={first}:tiny" in recipe and f"--config={second}:tiny" in recipe
 
 
@@ -110,17 +109,21 @@ def test_published_generators():
     assert recipe.learning_rate * config.batch_size / recipe.lr_reference_batch_size == pytest.approx(8e-4)
 
 
-def test_variants_are_strict():
-    assert parse_variant("tiny,width=3", tiny=False, width=1, rate=0.5) == {"tiny": True, "width": 3, "rate": 0.5}
-    assert parse_variant(None, tiny=False) == {"tiny": False}
-    with pytest.raises(ValueError, match="unknown variant 'tinny'.*known: .*tiny"):
-        parse_variant("tinny", tiny=False)
-    with pytest.raises(ValueError, match="'width=x'.*type int"):
-        parse_variant("width=x", width=1)
-    with pytest.raises(ValueError, match="style='loose' in ':style=loose' is not one of"):
-        importlib.import_module("configs.photos_tokenizer").get_config("style=loose")
-    with pytest.raises(ValueError, match="size='XL' in ':size=XL' is not one of"):
-        importlib.import_module("configs.imagenet_generator").get_config("size=XL")
-    config = importlib.import_module("configs.imagenet_generator").get_config("remat=some")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("photos_tokenizer:style=loose", "style='loose' in ':style=loose' is not one of"),
+        ("imagenet_tokenizer:precision=float16", "precision='float16' .* is not one of"),
+        ("imagenet_generator:size=XL", "size='XL' in ':size=XL' is not one of"),
+        ("places_generator:size=S", "unknown variant 'size'"),
+    ],
+)
+def test_variants_are_strict(name, message):
+    with pytest.raises(ValueError, match=message):
+        config_files.load(name)
+
+
+def test_an_unknown_rematerialization_is_refused_by_the_module():
+    config = config_files.load("imagenet_generator:remat=some")
     with pytest.raises(ValueError, match="remat='some' is not one of .*projections"):
         pretrained.build_module("generator", dict(config.generator))

@@ -53,11 +53,11 @@ def test_training_from_a_cache_equals_training_from_images(caches, config, weigh
     """The same draws give the same loss, and the step accepts batches of the cache."""
     path = tmp_path / "tokenizer.safetensors"
     pretrained.save(path, weights)
-    from_images = generator.make_stage(_run_config(config, path))
+    from_images = generator.GeneratorTrainer(_run_config(config, path), "")
     data = cache_config(config, caches / "train", eval_root=str(caches / "eval"))
     run = _run_config(data, path)
-    from_cache = generator.make_stage(run)
-    state = jax.jit(from_images.init)(jax.random.key(1))
+    from_cache = generator.GeneratorTrainer(run, "")
+    state = jax.jit(from_images.init_state)(jax.random.key(1))
     expected = from_images.evaluate(state)["eval_loss"]
     assert from_cache.evaluate(state)["eval_loss"] == pytest.approx(expected, rel=2e-4)
     run.data.eval_root = str(caches / "train")  # Other crops.
@@ -65,11 +65,11 @@ def test_training_from_a_cache_equals_training_from_images(caches, config, weigh
     with make_iterator(data, batch_size=16, seed=0) as iterator:
         batch = next(iterator)
     broken = {**batch, "latents": batch["latents"] * np.inf}
-    assert from_cache.diagnose(state, broken, jax.random.key(0)).startswith("latents")
-    assert not from_cache.step.args[0] and set(from_images.step.args[0]) == {"encoder", "quant"}
-    assert from_cache.tokenizer == check.encoder_fingerprint(weights.params["tokenizer"])
+    assert from_cache.find_nonfinite(state, broken, jax.random.key(0)).startswith("latents")
+    assert not from_cache.frozen and set(from_images.frozen) == {"encoder", "quant"}
+    assert from_cache.tokenizer_fingerprint == check.encoder_fingerprint(weights.params["tokenizer"])
     assert batch["latents"].shape == (16, 6, 8) and batch["latents"].dtype == jnp.bfloat16 and "image" not in batch
-    stepped, metrics = jax.eval_shape(from_cache.step, state, batch, jax.random.key(0))
+    stepped, metrics = jax.eval_shape(from_cache.step, {}, state, batch, jax.random.key(0))
     assert stepped == jax.eval_shape(lambda: state) and metrics["loss"].dtype == jnp.float32
     for fields, message in (
         (dict(width=32), r"16 × 32, but the cache .* crops of 16 × 24 pixels \(6 columns\)"),
@@ -78,7 +78,7 @@ def test_training_from_a_cache_equals_training_from_images(caches, config, weigh
         run = _run_config(cache_config(data, data.root), path)
         run.data.update(fields)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            generator.make_stage(run)
+            generator.GeneratorTrainer(run, "")
 
 
 def test_latent_scale_includes_the_noise(caches):

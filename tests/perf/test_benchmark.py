@@ -1,5 +1,7 @@
 """The benchmark on tiny models: its rows, its table, and what it refuses."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from eqjax.perf import benchmark, flops
 from eqjax.perf.benchmark import BenchmarkOptions
 from eqjax.sampling.options import SamplingOptions
+from eqjax.training.generator import GeneratorStep
 from tests.sampling import small_models
 
 SAMPLING = SamplingOptions(guidance_scale=7.0, num_flow_steps=2)
@@ -15,7 +18,7 @@ SAMPLING = SamplingOptions(guidance_scale=7.0, num_flow_steps=2)
 
 @pytest.fixture(name="model")
 def _model():
-    model = small_models.local_model()
+    model: Any = small_models.local_model()
     params = jax.tree.map(jnp.asarray, (model.tokenizer_params, model.generator_params))
     return model.replace(tokenizer_params=params[0], generator_params=params[1])
 
@@ -48,14 +51,12 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
     monkeypatch.setattr(benchmark, "build_modules", lambda *_: (model.tokenizer, model.generator))
     weights = np.ones((model.generator.latent_dim, 64), np.float32)
 
-    def make_steps(_generator, _optimizer, encode, _config):
-        def step(frozen, state, batch, key):
-            latents, _ = encode(frozen, batch, key)
+    class OneProduct(GeneratorStep):
+        def __call__(self, encoder_params: Any, state: Any, batch: Any, key: Any) -> Any:
+            latents, _ = self.encode(encoder_params, batch, key)
             return state.replace(step=state.step + 1), {"loss": jnp.mean(latents @ weights)}
 
-        return step, step
-
-    monkeypatch.setattr(benchmark.generator_training, "make_steps", make_steps)
+    monkeypatch.setattr(benchmark, "GeneratorStep", OneProduct)
     options = BenchmarkOptions(config="configs/photos_generator.py:tiny", batch_size=2, num_columns=3, repeats=1)
     cached, images = benchmark.measure_training(options)
     assert (cached.part, images.part) == ("step from cached latents", "step from images")
@@ -75,6 +76,11 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
         ("flying", "S", r"'flying' is not one of \('sampling', 'decoding', 'training', 'floor'\)"),
         ("training", "XL", "none of the sizes S, B, L, H, and there is no file XL"),
         ("floor", "configs/photos_tokenizer.py", "holds no generator"),
+        (
+            "training",
+            "photos_generator:tiny",
+            "takes latents of 8 channels, the tokenizer has 256; set tokenizer_weights",
+        ),
     ],
 )
 def test_unknown_kinds_and_configs_are_refused(kind, config, message):

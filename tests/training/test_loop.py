@@ -1,7 +1,5 @@
 """The training loop: what is checked first, what is kept, what is traced."""
 
-import dataclasses
-
 import numpy as np
 from PIL import Image
 import pytest
@@ -23,14 +21,13 @@ def test_meshes_and_batches_that_do_not_fit_are_refused_before_anything_is_writt
 
 
 def test_held_out_data_are_opened_before_the_first_step(tmp_path):
+    class TrainerWithoutEvaluation(toy_trainer.ToyTrainer):
+        def evaluation_batches(self, mesh):
+            raise ValueError(f"nothing there for {mesh.size} devices")
+
     config = toy_trainer.config(2, eval_every=2)
-
-    def open_evaluation(mesh):
-        raise ValueError(f"nothing there for {mesh.size} devices")
-
-    stage = dataclasses.replace(toy_trainer.stage(config), open_evaluation=open_evaluation)
     with pytest.raises(ValueError, match="nothing there for 4 devices"):
-        loop.train(config, str(tmp_path), stage)
+        loop.train(config, str(tmp_path), TrainerWithoutEvaluation(config))
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -93,8 +90,7 @@ def test_a_rejected_run_leaves_config_json_and_another_dtype_resumes(tmp_path):
 def test_a_run_resumes_only_with_its_own_tokenizer(tmp_path):
     def resume(steps, tokenizer):
         config = toy_trainer.config(steps)
-        stage = dataclasses.replace(toy_trainer.stage(config), tokenizer=tokenizer)
-        return int(loop.train(config, str(tmp_path), stage).step)
+        return int(train(tmp_path, config, tokenizer_fingerprint=tokenizer).step)
 
     assert resume(1, "a" * 64) == 1
     with pytest.raises(ConfigMismatchError, match="another tokenizer: .* hash aaaaaaaaaaaaaaaa….* bbbbbbbbbbbbbbbb…"):

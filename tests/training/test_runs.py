@@ -1,8 +1,9 @@
-"""Both stages, end to end and tiny: learning, resuming bit for bit, what lies in the folder, what is refused."""
+"""Both trainers, end to end and tiny: learning, resuming bit for bit, the files of a run, what is refused."""
 
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,14 +53,13 @@ def bits(state):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of 40 steps of each stage."""
+    """A run of 40 steps of each trainer."""
     root = tmp_path_factory.mktemp("runs")
-    states = {"tokenizer": tokenizer.train_and_evaluate(tokenizer_config(40), str(root / "tokenizer"))}
+    states: dict[str, Any] = {"tokenizer": tokenizer.train_and_evaluate(tokenizer_config(40), str(root / "tokenizer"))}
     config = generator_config(root / "tokenizer", 40)
     reference = sample_metrics_run.write_reference(root / "reference.npz")
-    config.metrics.update(
-        every=20, num_images=sample_metrics_run.COUNT, reference=str(reference), **sample_metrics_run.SETTINGS
-    )
+    config.metrics.update(every=20, num_images=sample_metrics_run.COUNT, reference=str(reference))
+    config.metrics.sampling.update(sample_metrics_run.SETTINGS)
     config.keep_checkpoints, config.keep_best = 1, "fid:max"
     with sample_metrics_run.tiny_inception():
         states["generator"] = generator.train_and_evaluate(config, str(root / "generator"))
@@ -77,10 +77,10 @@ def test_generator_learns(runs):
     assert np.mean([losses[s] for s in range(31, 41)]) < 0.5 * np.mean([losses[s] for s in range(1, 6)])
 
 
-def test_folder_holds_everything(runs):
+def test_a_run_writes_logs_images_checkpoints_and_weights(runs):
     root, states = runs
-    for stage, image in (("tokenizer", "reconstructions"), ("generator", "samples")):
-        names = {str(p.relative_to(root / stage)) for p in (root / stage).rglob("*")}
+    for trainer, image in (("tokenizer", "reconstructions"), ("generator", "samples")):
+        names = {str(p.relative_to(root / trainer)) for p in (root / trainer).rglob("*")}
         assert {"metrics.jsonl", "model.safetensors", "config.json", f"images/{image}_0000040.png"} <= names
         assert "checkpoints/40" in names
         assert any("events.out.tfevents" in name for name in names)
@@ -93,7 +93,7 @@ def test_folder_holds_everything(runs):
     assert jax.tree.all(kept)
 
 
-def test_latent_scale_is_measured(runs):
+def test_the_exported_latent_scale_gives_unit_latents(runs):
     weights = pretrained.load(runs[0] / "tokenizer" / "model.safetensors")
     config = tokenizer_config(40)
     from eqjax.data import make_iterator
@@ -105,18 +105,18 @@ def test_latent_scale_is_measured(runs):
     assert abs(float(jnp.sqrt(jnp.mean(scaled**2))) - 1) < 0.15
 
 
-def test_best_by_fid_stays(runs):
+def test_the_best_weights_by_fid_are_kept(runs):
     root = runs[0]
     fid = sample_metrics_run.logged(root / "generator", "fid")
     best = json.loads((root / "generator" / "best.json").read_text())
-    assert list(fid) == [20, 40] and best == {"step": max(fid, key=fid.get), "fid": max(fid.values())}
+    assert list(fid) == [20, 40] and best == {"step": max(fid, key=lambda step: fid[step]), "fid": max(fid.values())}
     again = sample_metrics_run.measure(root / "generator" / "best.safetensors", root / "reference.npz")
     assert best["fid"] == pytest.approx(again, rel=1e-5)
     kept = {int(p.name) for p in (root / "generator" / "checkpoints").iterdir() if p.name.isdigit()}
     assert kept == {best["step"], 40} and not (root / "generator" / "evaluation").exists()
 
 
-def test_a_tokenizer_cut_off_equals_uninterrupted(runs, tmp_path):
+def test_an_interrupted_tokenizer_equals_an_uninterrupted_one(runs, tmp_path):
     """As a kill after the checkpoint of step 20 leaves its folder."""
     root, states = runs
     workdir = shutil.copytree(root / "tokenizer", tmp_path / "tokenizer")
@@ -128,7 +128,7 @@ def test_a_tokenizer_cut_off_equals_uninterrupted(runs, tmp_path):
     assert bits(resumed) == bits(states["tokenizer"])
 
 
-def test_a_generator_in_two_runs_equals_uninterrupted(runs, tmp_path):
+def test_a_generator_in_two_runs_equals_an_uninterrupted_one(runs, tmp_path):
     root, states = runs
     generator.train_and_evaluate(generator_config(root / "tokenizer", 20), str(tmp_path))
     resumed = generator.train_and_evaluate(generator_config(root / "tokenizer", 40), str(tmp_path))
@@ -136,7 +136,7 @@ def test_a_generator_in_two_runs_equals_uninterrupted(runs, tmp_path):
     assert bits(resumed) == bits(states["generator"])
 
 
-def test_another_model_in_the_same_folder(runs):
+def test_another_model_in_the_same_workdir_is_refused(runs):
     root, _ = runs
     config = generator_config(root / "tokenizer", 60)
     config.generator.depth = 1
@@ -144,8 +144,7 @@ def test_another_model_in_the_same_folder(runs):
         generator.train_and_evaluate(config, str(root / "generator"))
 
 
-def test_what_does_not_fit(runs, tmp_path):
-    root, _ = runs
+def test_fields_that_are_unknown_or_missing_are_refused(tmp_path):
     config = tokenizer_config(1)
     with config.unlocked():
         config.learning_rte = 1.0
@@ -156,25 +155,33 @@ def test_what_does_not_fit(runs, tmp_path):
         del config.objective.kl_weight
     with pytest.raises(ValueError, match=r"missing: \['objective.kl_weight'\]"):
         tokenizer.train_and_evaluate(config, str(tmp_path))
+
+
+def test_unknown_fields_of_the_module_are_refused(tmp_path):
     config = tokenizer_config(1)
-    config.tokenizer.update(chanels=3)
+    with config.tokenizer.unlocked():
+        config.tokenizer.chanels = 3
     with pytest.raises(pretrained.WeightsError, match=r"tokenizer fields \['chanels'\]"):
         tokenizer.train_and_evaluate(config, str(tmp_path))
-    for change, message in (
-        (dict(latent_dim=9), "generator.latent_dim=9 does not fit the tokenizer of .* needs 8"),
-        (dict(num_classes=5), "num_classes=5, but the data has 2 classes"),
-    ):
-        config = generator_config(root / "tokenizer", 1)
-        config.generator.update(change)
-        with pytest.raises(ValueError, match=message):
-            generator.train_and_evaluate(config, str(tmp_path))
-    config = generator_config(root / "tokenizer", 1)
-    config.data.height = 32
-    with pytest.raises(ValueError, match="data.height=32 does not fit .* needs 16"):
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("generator.latent_dim", 9, "generator.latent_dim=9 does not fit the tokenizer of .* needs 8"),
+        ("generator.num_classes", 5, "num_classes=5, but the data has 2 classes"),
+        ("data.height", 32, "data.height=32 does not fit .* needs 16"),
+        ("tokenizer_weights", "", "set tokenizer_weights"),
+    ],
+)
+def test_a_generator_that_does_not_fit_is_refused(runs, tmp_path, field, value, message):
+    config = generator_config(runs[0] / "tokenizer", 1)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
         generator.train_and_evaluate(config, str(tmp_path))
-    config = generator_config("", 1)
-    with pytest.raises(ValueError, match="set tokenizer_weights"):
-        generator.train_and_evaluate(config, str(tmp_path))
+
+
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused(tmp_path):
     config = tokenizer_config(1)
     config.batch_size = 6
     with pytest.raises(ValueError, match="batch of 6 does not divide among 4 devices"):

@@ -12,7 +12,7 @@ from tests.training import toy_trainer
 
 def train(workdir, config, **kwargs):
     """Trains in this process; returns the last state."""
-    return loop.train(config, str(workdir), toy_trainer.stage(config, **kwargs))
+    return loop.train(config, str(workdir), toy_trainer.ToyTrainer(config, **kwargs))
 
 
 def logged(workdir, name="loss"):

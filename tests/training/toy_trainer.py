@@ -1,14 +1,16 @@
-"""A stage that compiles in a moment, for tests of the loop; as a program, for tests that kill it.
+"""A trainer that compiles in a moment, for tests of the loop; as a program, for tests that kill it.
 
     python -m tests.training.toy_trainer WORKDIR '{"total_steps": 40, "delay": 0.01}'
 
-Writes RESULT (an option) with the final weights and the losses' steps. Exits as eqjax.cli.runner does.
+Writes RESULT (an option) with the final weights and the number of processes. Exits as eqjax.cli.runner does.
 """
 
 import dataclasses
 import json
+import resource
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,11 @@ from eqjax.training.state import stream
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class State:
-    """Nothing but `step` is known to the loop."""
+    """The loop knows `step` and nothing else of it."""
 
     step: jax.Array
-    weights: dict
-    moments: tuple
+    weights: Any
+    moments: Any
 
 
 def config(total_steps=6, **fields):
@@ -42,39 +44,59 @@ def config(total_steps=6, **fields):
     return config
 
 
-def stage(config, bad_steps=(), evaluate=lambda state: {}):
+class ToyTrainer(loop.Trainer):
     """Linear regression of pooled pixels on labels, noise on top; steps in `bad_steps` have no finite loss."""
-    optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps)
 
-    def init(key):
+    def __init__(self, config, bad_steps=(), evaluate=None, tokenizer_fingerprint=None):
+        self._optimizer, self._schedule = optim.make_optimizer(config.optimizer, config.total_steps)
+        self._bad_steps, self._evaluate = bad_steps, evaluate
+        self.frozen = np.eye(2, 8, dtype=np.float32)
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+
+    def init_state(self, key):
         weights = {"layer": {"kernel": 0.01 * jax.random.normal(key, (768, 8)), "bias": jnp.zeros(8)}}
-        return State(jnp.zeros((), jnp.int32), weights, optimizer.init(weights))
+        return State(jnp.zeros((), jnp.int32), weights, self._optimizer.init(weights))
 
-    def step(target, state, batch, key):
-        x = batch["image"].reshape(len(batch["image"]), -1) / 255 - 0.5
+    def step(self, frozen, state, batch, key):
+        x = batch["image"].reshape(len(batch["image"]), -1).astype(jnp.float32) / 255 - 0.5
 
         def loss_fn(weights):
-            y = x @ weights["layer"]["kernel"] + weights["layer"]["bias"]
+            y = x @ weights["layer"]["kernel"] + weights["layer"]["bias"][None]
             noise = 0.01 * jax.random.normal(stream(key, "noise"), y.shape)
-            return jnp.mean(jnp.square(y + noise - target[batch["label"]]))
+            return jnp.mean(jnp.square(y + noise - frozen[batch["label"]]))
 
         loss, grads = jax.value_and_grad(loss_fn)(state.weights)
-        bad = jnp.isin(state.step + 1, jnp.array([0, *bad_steps]))
+        bad = jnp.isin(state.step + 1, jnp.array([0, *self._bad_steps]))
         loss, grads = jax.tree.map(lambda v: jnp.where(bad, jnp.nan, v), (loss, grads))
-        updates, moments = optimizer.update(grads, state.moments, state.weights)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
+        updates, moments = self._optimizer.update(grads, state.moments, state.weights)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "learning_rate": self._schedule(state.step)}
         return State(state.step + 1, optax.apply_updates(state.weights, updates), moments), metrics
 
-    def export(state, path):
+    def evaluate(self, state):
+        return self._evaluate(state) if self._evaluate else {}
+
+    def images(self, state, batch):
+        del state, batch
+        return {}
+
+    def export(self, state, path):
         del state, path
 
-    step = jax.tree_util.Partial(step, np.eye(2, 8, dtype=np.float32))
-    return loop.Stage(init, step, evaluate, lambda s, b: {}, export, (), lambda s, b, k: "layer/kernel")
+    def find_nonfinite(self, state, batch, key):
+        del state, batch, key
+        return "layer/kernel"
 
 
 def main(workdir, options):
-    """Trains under the options: fields of the configuration, `delay` (seconds per step), `result` (a file)."""
+    """Trains under the options.
+
+    They are fields of the configuration, `delay` (seconds per step), `result` (a file), and `largest_file` (size in
+    bytes beyond which no file can grow).
+    """
     delay, result = options.pop("delay", 0), options.pop("result", None)
+    if "largest_file" in options:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.pop("largest_file"), hard))
     ours = config(**options)
     if delay:
         make = loop.make_iterator
@@ -86,7 +108,7 @@ def main(workdir, options):
             return data
 
         loop.make_iterator = slow
-    state = loop.train(ours, workdir, stage(ours))
+    state = loop.train(ours, workdir, ToyTrainer(ours))
     if result:
         leaves = jax.tree.leaves(sharding.gather(state))
         if jax.process_index() == 0:

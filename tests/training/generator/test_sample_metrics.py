@@ -1,17 +1,13 @@
-"""Images judged by FID while a generator trains: what is refused, several processes, which weights stay.
+"""FID of samples while a generator trains: what is refused, several processes, which weights stay.
 
 How a run as a whole keeps its best is seen in test_runs.
 """
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from eqjax.checkpoints import BestWeights
 from eqjax.evaluation import StatisticsError, statistics
 from eqjax.training import generator
 from tests import subprocesses
@@ -27,7 +23,7 @@ def inputs(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_judge_as_one(inputs, tmp_path):
+def test_two_processes_measure_the_same_fid_as_one(inputs, tmp_path):
     codes, outputs = subprocesses.run_processes(
         "tests.training.sample_metrics_run", tmp_path / "run", *inputs, count=2, devices=2
     )
@@ -50,7 +46,7 @@ def test_two_processes_judge_as_one(inputs, tmp_path):
         (dict(num_images=1), "num_images=1: a covariance, and so FID, needs at least 2"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_at_once(inputs, tmp_path, change, message):
+def test_metrics_that_cannot_be_measured_are_refused_at_once(inputs, tmp_path, change, message):
     config = sample_metrics_run.make_config(*inputs)
     config.metrics.update(change)
     with sample_metrics_run.tiny_inception(), pytest.raises((ValueError, OSError), match=message):
@@ -79,41 +75,3 @@ def test_columns_that_do_not_exist_are_refused_at_once(inputs, tmp_path):
     with pytest.raises(ValueError, match=r"columns=\[2, 4\] must be some of 0 … 3"):
         generator.train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-class _FourWeights:
-    """In a generator's place: the loss of each of four columns is the square of its own weight."""
-
-    def apply(self, variables, latents, labels, method, rngs):
-        return jnp.square(variables["params"])
-
-    def clone(self, remat):
-        return self
-
-
-def test_the_loss_of_some_columns_is_trained_alone():
-    config, optimizer, weights = generator.default_config(), optax.sgd(0.1), jnp.array([1.0, 2.0, 3.0, 4.0])
-    for columns, expected, moved in ((None, 7.5, [0, 1, 2, 3]), ((3, 0), 8.5, [0, 3])):
-        config.loss_columns = columns
-        step, _ = generator.make_steps(_FourWeights(), optimizer, lambda frozen, batch, key: (batch, batch), config)
-        state = generator.TrainState(jnp.int32(0), weights, weights, optimizer.init(weights))
-        state, metrics = jax.jit(step)({}, state, jnp.zeros(2), jax.random.key(0))
-        assert float(metrics["loss"]) == expected and metrics["column_loss"].tolist() == [1, 4, 9, 16]
-        assert np.flatnonzero(state.params != weights).tolist() == moved
-
-
-def test_best_weights(tmp_path):
-    written = []
-
-    def export(path):
-        written.append(open(path, "w").close())
-
-    best = BestWeights(tmp_path, "fid:min")
-    for step, value, kept in ((1, float("nan"), False), (2, 9.0, True), (3, 9.5, False), (4, 8.0, True)):
-        assert best.update(step, {"fid": value}, export) == kept
-    assert not best.update(5, {"psnr": 1.0}, export)  # Not every evaluation measures everything.
-    assert len(written) == 2 and (tmp_path / "best.safetensors").exists()
-    again = BestWeights(tmp_path, "fid:min")  # A run that goes on.
-    assert again.best == {"step": 4, "fid": 8.0} and not again.update(5, {"fid": 8.5}, export)
-    assert BestWeights(tmp_path, "precision:max").best is None  # Under another metric it begins anew.
-    assert not BestWeights(tmp_path, None).update(6, {"fid": 0.0}, export)

@@ -1,11 +1,13 @@
-"""What commands make of their arguments: fields by name, and one message where something is wrong."""
+"""The shell of the commands: fields of configurations by name, exit codes, messages."""
 
 import pytest
 
 from configs import photos_tokenizer
 from eqjax import pretrained
+from eqjax.checkpoints import UnreadableError
 from eqjax.cli import runner
 from eqjax.cli.main import COMMANDS
+from eqjax.training.fault_tolerance import Preempted
 from tests import subprocesses
 from tests.random_params import random_params
 
@@ -27,7 +29,7 @@ def parse(config, *arguments):
         ("photos_generator.py", "data.classes=ant,bee", ("ant,bee",)),
     ],
 )
-def test_fields_of_several_types(config, argument, value):
+def test_fields_of_several_types_take_values_by_name(config, argument, value):
     part, name = argument.split("=")[0].split(".")
     parsed = parse(config, f"--config.{argument}")
     assert parsed[part][name] == value
@@ -35,7 +37,7 @@ def test_fields_of_several_types(config, argument, value):
         pretrained.build_module(part, dict(parsed[part]))
 
 
-def test_what_is_unknown():
+def test_unknown_fields_variants_and_files_are_named():
     with pytest.raises(
         ValueError, match="--config.optimizer.learning_rte: .* nearest is --config.optimizer.learning_ra"
     ):
@@ -63,3 +65,30 @@ def test_the_demo_says_what_weights_lack(tmp_path):
     output = subprocesses.run("eqjax", "demo", f"--weights={path}", f"--output={tmp_path / 'out'}", code=1)
     assert f"--weights={path} holds no generator" in output
     assert "Traceback" not in output and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("what is wrong"), 1),
+        (FileNotFoundError("what is wrong"), 1),
+        (FloatingPointError("what is wrong"), 1),
+        (ModuleNotFoundError("what is wrong"), 1),
+        (UnreadableError("what is wrong"), 1),
+        (Preempted("what is wrong"), runner.EXIT_PREEMPTED),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_explained_errors_end_with_their_message_and_an_exit_code(error, code, caplog):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as ended, caplog.at_level("INFO", "absl"):
+        runner.finish(fail, uses_jax=False)
+    assert ended.value.code == code
+    assert [record.getMessage().startswith("what is wrong") for record in caplog.records] == [True]
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        runner.finish(lambda: 1 / 0, uses_jax=False)

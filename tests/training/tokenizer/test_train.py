@@ -1,6 +1,7 @@
-"""Both stages of tokenizer training, tiny and adversarial: what is trained, logged, resumed, refused."""
+"""Stages 1 and 2 of tokenizer training, tiny and adversarial: what is trained, logged, resumed, refused."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,11 @@ import pytest
 
 from configs import imagenet_tokenizer
 from eqjax import convert, pretrained, sharding
-from eqjax.training import adversary, loop, objective, tokenizer
+from eqjax.tokenizer import ENCODER_PARTS
+from eqjax.training import loop, tokenizer
 from eqjax.training.config import check_config
+from eqjax.training.tokenizer.objective import ActiveTerms, RandomDraws, make_objective
+from eqjax.training.tokenizer.train import load_modules
 from tests import frozen_network_files, published_checkpoints
 from tests.random_params import random_params
 
@@ -50,9 +54,9 @@ def stages(tmp_path_factory):
 def test_discriminator_starts_and_does_not_ruin_reconstructions(stages):
     log = metrics(stages[0] / "stage1")
     # Steps are counted from 1 in logs; 20 updates are done before step 21.
-    assert all((log["disc_factor"][s], log["d_weight"][s] > 0) == (float(s > 20), s > 20) for s in range(1, 41))
+    assert all((log["disc_active"][s], log["adaptive_weight"][s] > 0) == (float(s > 20), s > 20) for s in range(1, 41))
     assert log["disc_loss"][20] == log["disc_grad_norm"][20] == 0 < log["disc_grad_norm"][21]
-    for name in ("nll_grad_norm_last_layer", "g_grad_norm_last_layer", "logits_real", "logits_fake", "l1", "kl_loss"):
+    for name in ("nll_grad_norm_last_layer", "gen_grad_norm_last_layer", "logits_real", "logits_fake", "l1", "kl_loss"):
         assert np.isfinite(log[name][40]) and log[name][40] != 0, name
     before, after = (np.mean([log["psnr"][s] for s in steps]) for steps in (range(16, 21), range(36, 41)))
     assert after > before > log["psnr"][1] + 1
@@ -63,7 +67,8 @@ def test_total_is_the_sum_of_its_terms(stages):
     log, config = metrics(stages[0] / "stage1"), make_config()
     for step in (10, 40):
         terms = {name: values[step] for name, values in log.items() if step in values}
-        total = terms["nll_loss"] + config.objective.kl_weight * terms["kl_loss"] + terms["d_weight"] * terms["g_loss"]
+        total = terms["nll_loss"] + config.objective.kl_weight * terms["kl_loss"]
+        total += terms["adaptive_weight"] * terms["gen_loss"]
         assert terms["loss"] == pytest.approx(total, rel=1e-5)
         assert terms["nll_loss"] == pytest.approx(terms["l1"] * 32 * 32 * 3, rel=1e-5)
 
@@ -77,7 +82,7 @@ def test_resumed_with_the_discriminator_on_equals_uninterrupted(stages, tmp_path
 
 
 @pytest.mark.slow
-def test_second_stage_trains_the_decoder_alone(stages):
+def test_stage_2_trains_the_decoder_alone(stages):
     root, first, second = stages
     for name in ("encoder", "quant"):
         assert same(second.params[name], first.ema_params[name])
@@ -93,31 +98,39 @@ def test_second_stage_trains_the_decoder_alone(stages):
     assert exported.latent_scale == pretrained.load(root / "stage1" / "model.safetensors").latent_scale
 
 
-def test_second_stage_does_not_differentiate_the_encoder():
+def flops_of(function, *shapes):
+    cost: Any = jax.jit(function).lower(*shapes).cost_analysis()
+    return cost["flops"]
+
+
+def test_stage_2_does_not_differentiate_the_encoder():
     config = make_config("tiny,stage2", stage1_weights=None, freeze_encoder=False)
     config.objective.adversarial_weight = 0.0
     module = pretrained.build_module("tokenizer", dict(config.tokenizer))
-    terms, _, _ = adversary.make_objective(config, module)
-    images, switches = jnp.zeros((2, 32, 32, 3)), {"semantic": False, "adversarial": False}
-    draws = objective.draw(jax.random.key(0), module, images.shape)
+    objective, _ = make_objective(config, module)
+    images = jnp.zeros((2, 32, 32, 3))
+    draws = RandomDraws.from_key(jax.random.key(0), module, images.shape)
 
     def flops(fixed_names):
         def run(params):
             fixed = {name: params[name] for name in fixed_names if name in params}
             trainable = {name: part for name, part in params.items() if name not in fixed}
-            return terms.tokenizer_grads(trainable, fixed, None, {}, images, draws, switches)[0]
+            return objective.tokenizer_grads(trainable, fixed, None, {}, images, draws, ActiveTerms(False, False))[0]
 
-        return jax.jit(run).lower(pretrained.abstract_params(module)).cost_analysis()["flops"]
+        return flops_of(run, pretrained.abstract_params(module))
 
-    encoder = jax.jit(lambda p, x: module.apply({"params": p}, x, method="encode").mean)
+    def encode(params, images):
+        posterior: Any = module.apply({"params": params}, images, method="encode")
+        return posterior.mean
+
     shape = jax.ShapeDtypeStruct(images.shape, jnp.float32)
-    forward = encoder.lower(pretrained.abstract_params(module), shape).cost_analysis()["flops"]
+    forward = flops_of(encode, pretrained.abstract_params(module), shape)
     # Backward costs about two forward passes; the first layer, here a large part, needs one of them alone.
-    assert flops(()) - flops(tokenizer.ENCODER_PARTS) > 1.3 * forward
+    assert flops(()) - flops(ENCODER_PARTS) > 1.3 * forward
 
 
 @pytest.mark.slow
-def test_devices_do_not_matter(tmp_path, monkeypatch):
+def test_the_step_does_not_depend_on_the_devices(tmp_path, monkeypatch):
     """One step on 1 and on 4 devices: group statistics, augmentation, posterior, adaptive weight, power iterations."""
     frozen_network_files.narrow(monkeypatch)
     monkeypatch.setenv("EQJAX_WEIGHTS", str(tmp_path))
@@ -126,14 +139,15 @@ def test_devices_do_not_matter(tmp_path, monkeypatch):
     config = make_config(batch_size=8)
     config.objective.update(adversarial_start=0, adversarial_weight=0.5)
     config.discriminator.kind = "dino"
-    stage = tokenizer.make_stage(config)
-    init = jax.jit(stage.init)(jax.random.key(0))
+    trainer = tokenizer.TokenizerTrainer(config)
+    init = jax.jit(trainer.init_state)(jax.random.key(0))
     batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)}
 
     def run(count, shape):
         mesh = sharding.make_mesh(jax.devices()[:count], shape)
-        state = jax.device_put(jax.device_get(init), sharding.state_shardings(init, mesh, stage.rules))
-        step = loop.compile_step(stage.step, stage.rules, mesh, state, jax.random.key(1))
+        state = jax.device_put(jax.device_get(init), sharding.state_shardings(init, mesh, trainer.rules))
+        step = jax.tree_util.Partial(trainer.step, trainer.frozen)
+        step = loop.compile_step(step, trainer.rules, mesh, state, jax.random.key(1))
         state, terms = step(state, sharding.shard_batch(batch, mesh))
         largest = max(jax.tree.leaves(state), key=lambda leaf: leaf.size)
         assert largest.size / largest.addressable_shards[0].data.size == (4 if "fsdp" in shape else 1)
@@ -158,7 +172,7 @@ def test_devices_do_not_matter(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_parts_of_a_batch_add_up():
+def test_microbatches_add_up():
     """Without noise and discriminator the gradient of two halves is that of the whole batch."""
     config = make_config(batch_size=8)
     config.tokenizer.posterior_std = 0.0
@@ -167,62 +181,69 @@ def test_parts_of_a_batch_add_up():
     norms = []
     for parts in (1, 2):
         config.accumulation_steps = parts
-        stage = tokenizer.make_stage(config)
-        state = jax.jit(stage.init)(jax.random.key(0))
-        _, terms = jax.jit(stage.step)(state, {"image": images}, jax.random.key(1))
+        trainer = tokenizer.TokenizerTrainer(config)
+        state = jax.jit(trainer.init_state)(jax.random.key(0))
+        _, terms = jax.jit(trainer.step)(trainer.frozen, state, {"image": images}, jax.random.key(1))
         norms.append([float(terms[name]) for name in ("grad_norm", "loss", "kl_loss")])
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
 
 
-def test_what_does_not_fit(tmp_path, monkeypatch):
+@pytest.fixture(name="stage1")
+def _stage1(tmp_path):
+    """A weights file of stage 1, with random weights."""
+    path, module = tmp_path / "stage1.safetensors", pretrained.build_module("tokenizer", dict(make_config().tokenizer))
+    pretrained.save(path, pretrained.Weights({"tokenizer": module}, {"tokenizer": random_params(module)}, 1.0))
+    return path
+
+
+def test_stage_2_needs_a_stage_1_of_the_same_architecture(stage1):
+    with pytest.raises(ValueError, match=r"freeze_encoder=True.*set stage1_weights"):
+        tokenizer.TokenizerTrainer(make_config("tiny,stage2"))
+    config = make_config("tiny,stage2", stage1_weights=str(stage1))
+    config.tokenizer.update(channels=4)
+    with pytest.raises(ValueError, match=r"(?s)not the one to be trained.*channels: stage 1 8, this run 4"):
+        tokenizer.TokenizerTrainer(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error", "message"),
+    [
+        ("discriminator.kind", "oracle", ValueError, "kind='oracle' is not one of"),
+        ("discriminator.num_layers", 5, ValueError, "num_layers=5 needs images of at least 64 × 64"),
+        ("objective.discriminator_loss", "wasserstein", ValueError, "'wasserstein' is not one of .*hinge"),
+        ("objective.semantic_weight", 5.0, ValueError, "needs a tokenizer with a semantic head"),
+        ("objective.perceptual_weight", 1.0, FileNotFoundError, "(?s)vgg16.*fetch.weights"),
+    ],
+)
+def test_an_objective_that_cannot_be_built_is_refused(tmp_path, monkeypatch, field, value, error, message):
     monkeypatch.setenv("EQJAX_WEIGHTS", str(tmp_path))
-    module = pretrained.build_module("tokenizer", dict(make_config().tokenizer))
-    stage1 = tmp_path / "stage1.safetensors"
-    pretrained.save(stage1, pretrained.Weights({"tokenizer": module}, {"tokenizer": random_params(module)}, 1.0))
-    cases = [
-        (make_config("tiny,stage2"), ValueError, "freeze_encoder=True.*set stage1_weights"),
-    ]
-    other = make_config("tiny,stage2", stage1_weights=str(stage1))
-    other.tokenizer.update(channels=4)
-    cases.append((other, ValueError, r"(?s)not the one to be trained.*channels: stage 1 8, this run 4"))
-    for field, value, message in (
-        ("kind", "oracle", "kind='oracle' is not one of"),
-        ("num_layers", 5, "num_layers=5 needs images of at least 64 × 64"),
-    ):
-        config = make_config()
-        config.discriminator[field] = value
-        cases.append((config, ValueError, message))
-    for field, value, error, message in (
-        ("discriminator_loss", "wasserstein", ValueError, "'wasserstein' is not one of .*hinge"),
-        ("semantic_weight", 5.0, ValueError, "needs a tokenizer with a semantic head"),
-        ("perceptual_weight", 1.0, FileNotFoundError, "(?s)vgg16.*fetch_weights"),
-    ):
-        config = make_config()
-        config.objective[field] = value
-        cases.append((config, error, message))
-    for config, error, message in cases:
-        with pytest.raises(error, match=message):
-            stage = tokenizer.make_stage(config)
-            jax.eval_shape(stage.init, jax.random.key(0))
+    config = make_config()
+    config.update_from_flattened_dict({field: value})
+
+    def build():
+        trainer = tokenizer.TokenizerTrainer(config)
+        jax.eval_shape(trainer.init_state, jax.random.key(0))
+
+    with pytest.raises(error, match=message):
+        build()
 
 
-def test_second_stage_takes_the_converted_published_tokenizer(monkeypatch):
+def test_stage_2_takes_the_converted_published_tokenizer(monkeypatch):
     shapes = published_checkpoints.read_json("manifests.json.gz")["tokenizer"]
     structs = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     fields = convert.infer_tokenizer_config(structs)
     converted = pretrained.build_module("tokenizer", fields)
     weights = pretrained.Weights({"tokenizer": converted}, {}, 1.0)
-    monkeypatch.setattr(pretrained, "load", lambda path: weights)
+    monkeypatch.setattr(pretrained, "load", lambda _: weights)
     config = imagenet_tokenizer.get_config("stage2")
     config.stage1_weights = "photos"  # Not read: see above.
-    module = pretrained.build_module("tokenizer", dict(config.tokenizer))
-    assert tokenizer.load_stage1(config, module) is weights
-    narrower = module.clone(semantic={**dict(config.tokenizer.semantic), "channel_multipliers": (8, 10)})
-    with pytest.raises(ValueError, match=r"(?s)semantic: stage 1 .*'widths': \(768, 768\).*this run .*\(640, 768\)"):
-        tokenizer.load_stage1(config, narrower)
+    assert load_modules(config)[1] is weights
+    config.tokenizer.semantic = {**dict(config.tokenizer.semantic), "channel_multipliers": (8, 10)}
+    with pytest.raises(ValueError, match=r"semantic.widths: stage 1 \(768, 768\), this run \(640, 768\)"):
+        load_modules(config)
 
 
-def test_default_is_the_published_recipe():
+def test_the_default_is_the_published_recipe():
     config = imagenet_tokenizer.get_config()
     check_config(config, tokenizer.default_config())
     terms, both = config.objective, (config.optimizer, config.discriminator_optimizer)
@@ -230,7 +251,7 @@ def test_default_is_the_published_recipe():
     assert (terms.semantic_start, terms.adversarial_start, terms.adversarial_weight) == (20001, 5001, 0.5)
     assert (config.batch_size, config.discriminator.kind, terms.discriminator_loss) == (96, "dino", "hinge")
     assert all(
-        (o.learning_rate, o.b1, o.b2, o.weight_decay, o.grad_clip_norm) == (1.92e-4, 0.5, 0.9, 0, 0) for o in both
+        (o.learning_rate, o.b1, o.b2, o.weight_decay, o.grad_clip_norm) == (1.92e-4, 0.5, 0.9, 0, None) for o in both
     )
     assert (both[0].schedule, both[0].warmup_steps, both[1].schedule, both[1].warmup_steps) == (
         "step",

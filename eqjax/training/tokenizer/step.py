@@ -1,0 +1,232 @@
+"""The tokenizer's training step: it updates the tokenizer, then the discriminator on fresh reconstructions.
+
+Source: Equivariant Image Modeling, arXiv 2503.18948, appendix; its published training code.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from eqjax import pixels
+from eqjax.tokenizer import ENCODER_PARTS, Tokenizer
+from eqjax.training import optim
+from eqjax.training.state import TokenizerState, ema_update, stream
+from eqjax.training.tokenizer.discriminator import FrozenParams
+from eqjax.training.tokenizer.objective import (
+    ActiveTerms,
+    Images,
+    Objective,
+    RandomDraws,
+    Switch,
+    Terms,
+    make_objective,
+    only_if,
+)
+from eqjax.typing import Config, Params, PRNGKey, Scalar
+
+Batch: TypeAlias = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenizerStep:
+    """One update of the tokenizer and one of the discriminator; traced.
+
+    Attributes:
+      objective: terms and gradients.
+      optimizer: the tokenizer's optimizer.
+      discriminator_optimizer: the discriminator's optimizer.
+      schedule: the tokenizer's learning rate by the number of steps done.
+      ema_decay: decay of the EMA weights by the number of the step, counted from 1.
+      semantic_start: steps done before the semantic term is on.
+      adversarial_start: steps done before the adversarial term is on.
+      frozen_parts: top-level parameters of the tokenizer that are not trained.
+      num_microbatches: microbatches for gradient accumulation.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    discriminator_optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    ema_decay: Callable[..., Scalar]
+    semantic_start: int = 0
+    adversarial_start: int = 0
+    frozen_parts: tuple[str, ...] = ()
+    num_microbatches: int = 1
+
+    @classmethod
+    def from_config(cls, config: Config, tokenizer: Tokenizer) -> tuple["TokenizerStep", dict[str, Params]]:
+        """Returns the step of a configuration, and the parameters of its frozen networks by name.
+
+        Args:
+          config: a resolved `tokenizer_config`.
+          tokenizer: the module.
+
+        Raises:
+          ValueError: an unknown kind of discriminator, loss or optimizer; a semantic term without a semantic head.
+          FileNotFoundError: the file of a frozen network is missing.
+        """
+        objective, frozen = make_objective(config, tokenizer)
+        optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps, optim.muon_dimension_numbers)
+        discriminator_optimizer, _ = optim.make_optimizer(config.discriminator_optimizer, config.total_steps)
+        step = cls(
+            objective=objective,
+            optimizer=optimizer,
+            discriminator_optimizer=discriminator_optimizer,
+            schedule=schedule,
+            ema_decay=functools.partial(optim.ema_decay, config.optimizer),
+            semantic_start=config.objective.semantic_start,
+            adversarial_start=config.objective.adversarial_start,
+            frozen_parts=ENCODER_PARTS if config.freeze_encoder else (),
+            num_microbatches=config.accumulation_steps,
+        )
+        return step, frozen
+
+    def init_state(self, key: PRNGKey, height: int, width: int) -> TokenizerState:
+        """Returns the state before the first step, with random parameters.
+
+        Args:
+          key: the key.
+          height: height of the images, pixels.
+          width: width of the images, pixels.
+
+        Raises:
+          ValueError: the images are too small for the discriminator.
+        """
+        params = self.objective.tokenizer.init_params(key)
+        discriminator = None
+        if self.objective.discriminator is not None:
+            discriminator = self.objective.discriminator.init(stream(key, "discriminator"), height, width)
+            discriminator["opt_state"] = self.discriminator_optimizer.init(discriminator["params"])
+        opt_state = self.optimizer.init(self.split(params)[0])
+        return TokenizerState(jnp.zeros((), jnp.int32), params, params, opt_state, discriminator)
+
+    def split(self, params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the parameters that are trained, and those that are not."""
+        trainable = {name: part for name, part in params.items() if name not in self.frozen_parts}
+        fixed = {name: part for name, part in params.items() if name in self.frozen_parts}
+        return trainable, fixed
+
+    def __call__(
+        self, frozen: FrozenParams, state: TokenizerState, batch: Batch, key: PRNGKey
+    ) -> tuple[TokenizerState, Terms]:
+        """Updates the tokenizer, then the discriminator.
+
+        Args:
+          frozen: parameters of the frozen networks.
+          state: before the step.
+          batch: "image", uint8 [B, H, W, 3].
+          key: the step's own.
+
+        Returns:
+          The state after the step, and the metrics that `objective` lists, with "learning_rate".
+        """
+        images = pixels.from_uint8(batch["image"])
+        grads, metrics, spectral = self.tokenizer_grads(frozen, state, images, key)
+        trained, opt_state = self.update_tokenizer(state, grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        params, discriminator = {**state.params, **trained}, None
+        if state.discriminator is not None:
+            discriminator, discriminator_metrics = self.update_discriminator(
+                frozen, state, params, spectral, images, key
+            )
+            metrics |= discriminator_metrics
+        trained_ema = {name: state.ema_params[name] for name in trained}
+        trained_ema = ema_update(trained_ema, trained, self.ema_decay(state.step + 1))
+        metrics["learning_rate"] = self.schedule(state.step)
+        ema_params = {**state.ema_params, **trained_ema}
+        return TokenizerState(state.step + 1, params, ema_params, opt_state, discriminator), metrics
+
+    def tokenizer_grads(
+        self, frozen: FrozenParams, state: TokenizerState, images: Images, key: PRNGKey
+    ) -> tuple[Params, Terms, Any]:
+        """Computes the gradients of the trained parameters.
+
+        Args:
+          frozen: parameters of the frozen networks.
+          state: before the step.
+          images: images in [-1, 1].
+          key: the step's key.
+
+        Returns:
+          Gradients, metrics, spectral vectors.
+        """
+        trainable, fixed = self.split(state.params)
+        discriminator = state.discriminator
+        active = ActiveTerms(
+            semantic=_reached(state.step, self.semantic_start), adversarial=_reached(state.step, self.adversarial_start)
+        )
+
+        def compute(spectral: Any, images: Images, key: PRNGKey) -> tuple[Any, Any]:
+            variables = discriminator and {"params": discriminator["params"], "spectral": spectral}
+            draws = RandomDraws.from_key(key, self.objective.tokenizer, images.shape)
+            grads, terms, spectral = self.objective.tokenizer_grads(
+                trainable, fixed, variables, frozen, images, draws, active
+            )
+            return (grads, terms), spectral
+
+        (grads, terms), spectral = optim.accumulate_gradients(
+            compute,
+            images,
+            stream(key, "tokenizer"),
+            self.num_microbatches,
+            discriminator and discriminator["spectral"],
+        )
+        return grads, terms, spectral
+
+    def update_tokenizer(self, state: TokenizerState, grads: Params) -> tuple[Any, Any]:
+        """Returns the trained parameters and the optimizer's state after an update with `grads`."""
+        trainable, _ = self.split(state.params)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
+        return optax.apply_updates(trainable, updates), opt_state
+
+    def update_discriminator(
+        self, frozen: FrozenParams, state: TokenizerState, params: Params, spectral: Any, images: Images, key: PRNGKey
+    ) -> tuple[dict[str, Any], Terms]:
+        """Updates the discriminator on reconstructions by the updated tokenizer.
+
+        Args:
+          frozen: parameters of the frozen networks.
+          state: before the step, with a discriminator.
+          params: the tokenizer's parameters after its update.
+          spectral: spectral vectors after the tokenizer's update.
+          images: images in [-1, 1].
+          key: the step's key.
+
+        Returns:
+          The discriminator's state after the step, and metrics.
+        """
+        assert state.discriminator is not None
+        old = state.discriminator
+
+        def compute(spectral: Any, images: Images, key: PRNGKey) -> tuple[Any, Any]:
+            draws = RandomDraws.from_key(key, self.objective.tokenizer, images.shape)
+            fakes, _ = self.objective.reconstruct(params, images, draws.posterior_noise)
+            variables = {"params": old["params"], "spectral": spectral}
+            grads, terms, spectral = self.objective.discriminator_grads(variables, frozen, images, fakes.images, draws)
+            return (grads, terms), spectral
+
+        def accumulate() -> tuple[Any, Any]:
+            return optim.accumulate_gradients(
+                compute, images, stream(key, "discriminator"), self.num_microbatches, spectral
+            )
+
+        (grads, terms), spectral = only_if(_reached(state.step, self.adversarial_start), accumulate, spectral)
+        # Gradients of zero, before the start, still count as updates of Adam, as in the reference.
+        updates, opt_state = self.discriminator_optimizer.update(grads, old["opt_state"], old["params"])
+        new_params = optax.apply_updates(old["params"], updates)
+        terms["disc_grad_norm"] = optax.tree.norm(grads)
+        return {"params": new_params, "spectral": spectral, "opt_state": opt_state}, terms
+
+
+def _reached(step: jax.Array, start: int) -> Switch:
+    """Returns whether `start` steps are done: True if that is always so.
+
+    A branch that is always taken costs nothing on an accelerator, but the CPU compiler's convolutions are slow in
+    branches: a step of the demo's second stage took ten times as long.
+    """
+    return True if start <= 0 else step >= start

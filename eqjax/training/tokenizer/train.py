@@ -1,0 +1,228 @@
+"""The tokenizer's trainer: from a configuration to a run that evaluates, reconstructs and exports."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from eqjax import pixels, pretrained, sharding
+from eqjax.data import EvalBatches, eval_batches, make_iterator, make_source
+from eqjax.differences import check_equal
+from eqjax.evaluation.image_metrics import psnr
+from eqjax.tokenizer import Tokenizer
+from eqjax.training import loop
+from eqjax.training.config import check_config, resolve, tokenizer_config
+from eqjax.training.state import TokenizerState
+from eqjax.training.tokenizer import nan_report
+from eqjax.training.tokenizer.objective import Terms
+from eqjax.training.tokenizer.step import Batch, TokenizerStep
+from eqjax.typing import AnyArray, Config, Params, PRNGKey
+
+# Images whose reconstructions are logged.
+_NUM_LOGGED_IMAGES = 8
+
+
+def train_and_evaluate(config: Config, workdir: str) -> TokenizerState:
+    """Trains a tokenizer; `loop.train` lists the files that it writes.
+
+    Args:
+      config: a `default_config` with changes.
+      workdir: folder of the run; a run that was interrupted there is resumed.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ValueError: a field is unknown or out of range, or stage 1 does not fit.
+    """
+    check_config(config, tokenizer_config())
+    config = resolve(config)
+    return loop.train(config, workdir, TokenizerTrainer(config))
+
+
+class TokenizerTrainer(loop.Trainer):
+    """Trains a tokenizer, in stage 1 or 2.
+
+    Building it checks the configuration against stage 1 and loads the frozen networks, before anything is written or
+    compiled.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Loads stage 1 and the frozen networks.
+
+        Args:
+          config: a resolved `tokenizer_config`.
+
+        Raises:
+          ValueError: fields that do not fit each other; stage 2 without stage 1, or with one of another architecture.
+          FileNotFoundError: the file of stage 1 or of a frozen network is missing.
+        """
+        self._config = config
+        self._tokenizer, self._stage1 = load_modules(config)
+        self._train_step, self.frozen = TokenizerStep.from_config(config, self._tokenizer)
+        self._reconstruct = jax.jit(self._psnr_and_images)
+
+    # ── Training ────────────────────────────────────────────────────────────────────────────────
+
+    def init_state(self, key: PRNGKey) -> TokenizerState:
+        """Returns the state before the first step, with random parameters."""
+        return self._train_step.init_state(key, self._config.data.height, self._config.data.width)
+
+    def load_initial_weights(self, state: TokenizerState) -> TokenizerState:
+        """Returns the state with the EMA weights of stage 1, if the run starts from them."""
+        if self._stage1 is None:
+            return state
+        stored = self._stage1.params["tokenizer"]
+        params = sharding.put(stored, jax.tree.map(lambda leaf: leaf.sharding, state.params))
+        return dataclasses.replace(state, params=params, ema_params=jax.tree.map(jnp.copy, params))
+
+    def step(self, frozen: Any, state: TokenizerState, batch: Batch, key: PRNGKey) -> tuple[TokenizerState, Terms]:
+        """Updates the tokenizer, then the discriminator; see `TokenizerStep`."""
+        return self._train_step(frozen, state, batch, key)
+
+    def find_nonfinite(self, state: TokenizerState, batch: Batch, key: PRNGKey) -> str:
+        """Names the first parameter, term or gradient that is not finite when the step is repeated."""
+        frozen = sharding.put(self.frozen, sharding.replicated(sharding.mesh_of(state)))
+        images = jax.jit(pixels.from_uint8)(batch["image"])
+        return nan_report.first_nonfinite_term(self._train_step, frozen, state, images, key)
+
+    # ── Evaluation ──────────────────────────────────────────────────────────────────────────────
+
+    def evaluation_batches(self, mesh: jax.sharding.Mesh) -> EvalBatches:
+        """Opens this process's batches of held-out images."""
+        config, (process_index, process_count) = self._config, sharding.batch_shard(mesh)
+        return eval_batches(
+            config.data,
+            batch_size=config.batch_size,
+            num_images=config.eval_images,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def evaluate(self, state: TokenizerState) -> dict[str, Any]:
+        """Returns the PSNR of held-out images under the EMA weights."""
+        values, mesh = [], sharding.mesh_of(state)
+        for batch in self.evaluation_batches(mesh):
+            batch = sharding.shard_batch(batch, mesh)
+            per_image, _ = self._reconstruct(state.ema_params, batch["image"])
+            values.append(sharding.gather(per_image)[sharding.gather(batch["mask"])])
+        return {"eval_psnr": float(np.mean(np.concatenate(values)))}
+
+    def images(self, state: TokenizerState, batch: Batch) -> dict[str, np.ndarray]:
+        """Returns some of the batch's images, each above its reconstruction."""
+        images = np.asarray(batch["image"])[:_NUM_LOGGED_IMAGES]
+        _, reconstructions = self._reconstruct(sharding.local(state.ema_params), images)
+        pairs = np.concatenate([images, np.asarray(reconstructions)], axis=1)
+        return {"reconstructions": pixels.grid(pairs, columns=_NUM_LOGGED_IMAGES)}
+
+    def _psnr_and_images(
+        self, params: Params, images: UInt8[AnyArray, "B H W 3"]
+    ) -> tuple[Float[jax.Array, " B"], UInt8[jax.Array, "B H W 3"]]:
+        floats = pixels.from_uint8(images)
+        decoded: Any = self._tokenizer.apply({"params": params}, floats)
+        return psnr(floats, decoded.images), pixels.to_uint8(decoded.images)
+
+    # ── Result ──────────────────────────────────────────────────────────────────────────────────
+
+    def export(self, state: TokenizerState, path: str) -> None:
+        """Writes the EMA weights with their latent scale; on process 0."""
+        config, params = self._config, sharding.gather(state.ema_params)
+        if jax.process_index():
+            return
+        # A frozen encoder has the latents of stage 1, and so their scale: generators of either fit both.
+        scale = self._stage1.latent_scale if self._stage1 is not None and config.freeze_encoder else None
+        if scale is None:
+            scale = measure_latent_scale(self._tokenizer, params, config, sharding.mesh_of(state))
+        weights = pretrained.Weights(
+            {"tokenizer": self._tokenizer},
+            {"tokenizer": params},
+            latent_scale=scale,
+            class_names=tuple(make_source(config.data).class_names),
+            notes=f"tokenizer after {int(state.step)} steps; config: {config.to_json_best_effort()}",
+        )
+        pretrained.save(path, weights)
+
+
+def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
+    """Builds the tokenizer and loads the weights of stage 1, if the run starts from them.
+
+    Args:
+      config: a `tokenizer_config`.
+
+    Returns:
+      The tokenizer's module, and the weights of stage 1 or None.
+
+    Raises:
+      ValueError: stage 2 without stage 1; the file has no tokenizer, or one of another architecture.
+      FileNotFoundError: there is no such file.
+    """
+    tokenizer: Any = pretrained.build_module("tokenizer", dict(config.tokenizer))
+    if not config.stage1_weights:
+        if config.freeze_encoder:
+            raise ValueError(
+                "freeze_encoder=True trains the decoder of an existing tokenizer: set stage1_weights to the workdir "
+                "of its first stage, or to a weights file."
+            )
+        return tokenizer, None
+    path = pretrained.resolve_path(config.stage1_weights)
+    stage1 = pretrained.load(path)
+    if "tokenizer" not in stage1.modules:
+        raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
+    found, expected = _architecture(stage1.modules["tokenizer"]), _architecture(tokenizer)
+    message = f"the tokenizer of {path} is not the one to be trained:"
+    check_equal(found, expected, message, found_name="stage 1", expected_name="this run")
+    return tokenizer, stage1
+
+
+def _architecture(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the fields of a tokenizer that decide what its parameters are and mean."""
+    fields = pretrained.module_to_dict(tokenizer)
+    del fields["dtype"]
+    semantic: Any = tokenizer.semantic
+    if semantic is not None:
+        # Converted files state the widths through another common factor.
+        del fields["semantic"]["channels"], fields["semantic"]["channel_multipliers"]
+        fields["semantic"]["widths"] = semantic.widths
+    return fields
+
+
+def measure_latent_scale(
+    tokenizer: Tokenizer,
+    params: Params,
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    num_batches: int = 16,
+) -> float:
+    """Measures one over the root mean square of latents sampled from training batches.
+
+    The published 0.05493 is this number of the published tokenizer: scaled latents, posterior noise included, have
+    unit scale. One process measures it, on its shard of the batches of a run on `mesh`.
+
+    Args:
+      tokenizer: the module.
+      params: its parameters.
+      config: a resolved `tokenizer_config`.
+      mesh: the run's mesh.
+      num_batches: batches to measure.
+    """
+
+    @jax.jit
+    def mean_square(images: Any, key: PRNGKey) -> jax.Array:
+        posterior: Any = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")
+        return jnp.mean(jnp.square(posterior.sample(key)))
+
+    process_index, process_count = sharding.batch_shard(mesh)
+    batches = make_iterator(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    with batches as data:
+        keys = jax.random.split(jax.random.key(config.seed), num_batches)
+        squares = [float(mean_square(next(data)["image"], key)) for key in keys]
+    return float(1 / np.sqrt(np.mean(squares)))

@@ -1,0 +1,83 @@
+"""The interface between the training loop and what it trains."""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from eqjax.typing import Metrics, PRNGKey
+
+# A dataclass of arrays with a field `step`, the number of steps done.
+State: TypeAlias = Any
+# Arrays by name: of this process as numpy, or of all processes on the mesh.
+Batch: TypeAlias = Mapping[str, Any]
+# (path pattern, logical axes) pairs, as `sharding.spec_for` takes them.
+Rules: TypeAlias = Sequence[tuple[str, Sequence[str | None]]]
+Init: TypeAlias = Callable[[PRNGKey], State]
+Step: TypeAlias = Callable[[State, Batch, PRNGKey], tuple[State, Metrics]]
+
+
+class Trainer(abc.ABC):
+    """A model in training, as the loop sees it.
+
+    Every process calls every method. With several processes, `sharding.gather` and `sharding.local` return what numpy
+    or a program of one process can use, and process 0 writes the files.
+
+    Attributes:
+      frozen: tree of arrays that `step` reads and never changes; they are arguments of the compiled step, because
+        arrays in a closure would become its constants.
+      rules: how the state is split over a mesh, as `sharding.spec_for` takes them.
+      tokenizer_fingerprint: identifies the frozen tokenizer; a run resumes with no other. None without one.
+    """
+
+    frozen: Any = None
+    rules: Rules = ()
+    tokenizer_fingerprint: str | None = None
+
+    @abc.abstractmethod
+    def init_state(self, key: PRNGKey) -> State:
+        """Returns the state before the first step, with random parameters; traced."""
+
+    def load_initial_weights(self, state: State) -> State:
+        """Returns the state with which a fresh run starts, given `init_state`'s; by default the same."""
+        return state
+
+    @abc.abstractmethod
+    def step(self, frozen: Any, state: State, batch: Batch, key: PRNGKey) -> tuple[State, Metrics]:
+        """Returns the state after one step, and its metrics; traced.
+
+        The update counts only if all metrics are finite: have the loss and the norms of the gradients among them.
+
+        Args:
+          frozen: the attribute.
+          state: before the step.
+          batch: the batch.
+          key: the step's own.
+        """
+
+    def plain_step(self, frozen: Any, state: State, batch: Batch, key: PRNGKey) -> tuple[State, Metrics]:
+        """Returns what `step` returns, without rematerialization; its FLOPs count as the model's."""
+        return self.step(frozen, state, batch, key)
+
+    def evaluation_batches(self, mesh: jax.sharding.Mesh) -> Any:
+        """Opens the held-out data, so that a run reports errors in it at its start."""
+        del mesh
+
+    @abc.abstractmethod
+    def evaluate(self, state: State) -> dict[str, Any]:
+        """Returns metrics on held-out data by name, numbers or vectors."""
+
+    @abc.abstractmethod
+    def images(self, state: State, batch: Batch) -> dict[str, np.ndarray]:
+        """Returns uint8 images for the logs by name, given a numpy batch that is the same on every process."""
+
+    @abc.abstractmethod
+    def export(self, state: State, path: str) -> None:
+        """Writes the EMA weights to a file."""
+
+    def find_nonfinite(self, state: State, batch: Batch, key: PRNGKey) -> str:
+        """Names the first module or term that is not finite, given the state before the step, its batch and its key."""
+        del state, batch, key
+        return "unknown"

@@ -1,0 +1,79 @@
+"""The console script: its commands, their help, and messages about wrong command lines."""
+
+import subprocess
+import sys
+
+import pytest
+
+import eqjax
+from eqjax.cli import runner
+from eqjax.cli.main import COMMANDS, main
+
+
+def test_help_lists_every_command(capsys):
+    main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list(COMMANDS)
+    assert all(len(line) <= 100 for line in lines)
+    main([])
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
+def test_help_of_a_command_fits_a_screen(command):
+    lines = runner.help_text(command).splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 120
+    assert lines[0].startswith(f"usage: eqjax {command.name} ")
+    assert lines[2] == (command.load().__doc__ or "").splitlines()[0]
+    assert any(line.startswith(f"    eqjax {command.name} ") or line == f"    eqjax {command.name}" for line in lines)
+    assert "Flags:" not in lines  # Every flag is in a group.
+
+
+def test_help_and_wrong_flags_do_not_wait_for_jax():
+    # The fields of --data come from eqjax.data, which imports JAX.
+    names = [name for name in COMMANDS if name not in ("analyze", "evaluate", "make-statistics")]
+    code = f"""
+import sys
+from eqjax.cli.main import main
+for name in {names}:
+    main([name, "--help"])
+    try:
+        main([name, "--no_such_flag=1"])
+    except SystemExit as error:
+        assert error.code == 1, name
+    assert "jax" not in sys.modules, name
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"{eqjax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smaple"], "eqjax: unknown command 'smaple'; the nearest is 'sample'. See: eqjax --help"),
+        (["train_tokenizer"], "unknown command 'train_tokenizer'; the nearest is 'train-tokenizer'"),
+        (["sample", "--num_column=3"], "eqjax sample: unknown flag --num_column; the nearest is --num_columns."),
+        (["sample", "--num_columns=x"], "flag --num_columns=x: invalid literal for int"),
+        (["sample", "--num_columns=0"], "flag --num_columns=0: 0 is not a positive integer"),
+        (["sample", "flower"], "unknown arguments flower; flags are given as --name=value"),
+        (["convert", "--input=a"], "eqjax convert: --output is missing.\nSee: eqjax convert --help"),
+        (["train-tokenizer", "--workdir=a"], "eqjax train-tokenizer: --config is missing."),
+        (["train-tokenizer", "--config=photo_tokenizer", "--workdir=a"], "--config=photo_tokenizer: there is no file"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_one_message(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_python_m_is_the_same():
+    done = subprocess.run([sys.executable, "-m", "eqjax", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{eqjax.__version__}\n"
