@@ -1,4 +1,4 @@
-"""Checkpoints: round trips, other configurations, damaged files."""
+"""Checkpoints: round trips, other configurations, damaged files; the weights with the best metric."""
 
 import pathlib
 import shutil
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eqjax import sharding
-from eqjax.checkpoints import Checkpoints, ConfigMismatchError
+from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
 
 CONFIG = {"trainer": "generator", "generator": {"width": 8, "dtype": "float32"}, "batch_size": 4}
 
@@ -136,3 +136,26 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path, mesh):
         damage(tmp_path / step / "state")
     with pytest.raises(RuntimeError, match="no checkpoint under .* can be read(.|\n)*step 2(.|\n)*step 1"):
         read(tmp_path, mesh)
+
+
+def test_best_weights_are_those_of_the_best_metric_so_far(tmp_path):
+    written = []
+
+    def export(path):
+        written.append(open(path, "w").close())
+
+    best = BestWeights(tmp_path, "fid:min")
+    for step, value, kept in (
+        (1, float("nan"), False),
+        (2, 9.0, True),
+        (3, 9.5, False),
+        (4, 8.0, True),
+        (5, float("-inf"), False),
+    ):
+        assert best.update(step, {"fid": value}, export) == kept
+    assert not best.update(5, {"psnr": 1.0}, export)  # Not every evaluation measures everything.
+    assert len(written) == 2 and (tmp_path / "best.safetensors").exists()
+    again = BestWeights(tmp_path, "fid:min")  # A resumed run.
+    assert again.best == {"step": 4, "fid": 8.0} and not again.update(5, {"fid": 8.5}, export)
+    assert BestWeights(tmp_path, "precision:max").best is None  # Another metric starts a new comparison.
+    assert not BestWeights(tmp_path, None).update(6, {"fid": 0.0}, export)

@@ -1,7 +1,7 @@
 r"""Fetches the published weights of the frozen networks that losses and metrics use, and checks them.
 
     eqjax fetch-weights                  # all of them: lpips dino dinov2 inception
-    eqjax fetch-weights lpips dino       # those that training a tokenizer needs
+    eqjax fetch-weights lpips dino       # for training a tokenizer
     eqjax fetch-weights --mirror=file:///shared/weights
 
 Names and shapes of all arrays are checked before a file gets its name, and its SHA-256 is recorded beside it. Without

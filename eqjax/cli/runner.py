@@ -25,7 +25,7 @@ from eqjax.cli import processes
 # for a command that was asked to stop and has saved its progress; the same command resumes it.
 EXIT_PREEMPTED = 75
 
-# Errors whose message says what is wrong and what to do; a traceback would hide it.
+# Errors whose message names the problem and the remedy; a traceback would hide it.
 _EXPLAINED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
 _CACHE_VARIABLE, _CACHE = "JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "eqjax", "xla")
 _GROUP, _WIDTH, _INDENT = "group: ", 100, 29

@@ -79,7 +79,7 @@ def shift_errors(
     latents = encode(0)
     scale = np.sqrt(np.square(latents).mean())
     count, errors = latents.shape[1], []
-    for shift in shifts:
+    for shift in shifts.tolist():
         position = np.arange(count) + shift / column_width
         inside = position <= count - 1
         low = np.floor(position[inside]).astype(int)

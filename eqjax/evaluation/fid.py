@@ -3,7 +3,7 @@
     d² = |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½
 
 The last trace is the sum of the square roots of the eigenvalues of Σ₁ Σ₂, which are also those of the
-symmetric Σ₁^½ Σ₂ Σ₁^½: real and, up to rounding, nonnegative.
+symmetric Rᵀ Σ₂ R with R Rᵀ = Σ₁: real and, up to rounding, nonnegative.
 
 Source: GANs Trained by a Two Time-Scale Update Rule, arXiv 1706.08500, section 4 (FID); Generating
 Images with Sparse Representations, arXiv 2103.03841, section 5.1 (sFID: the same on spatial features).
@@ -126,16 +126,18 @@ def frechet_distance(
         raise ValueError("means or covariances are not finite; were there NaNs among the images?")
     mean_1, covariance_1, mean_2, covariance_2 = arrays
     root = _square_root(covariance_1)
-    eigenvalues = np.linalg.eigvalsh(root @ covariance_2 @ root)
-    # The square root turns a zero eigenvalue's rounding error of 1e-16 into 1e-8, so eigenvalues within rounding of
-    # zero count as zero (the bound is that of np.linalg.matrix_rank).
-    rounding = len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues.max(initial=0)
-    cross = np.sqrt(np.where(eigenvalues > rounding, eigenvalues, 0)).sum()
+    eigenvalues = np.linalg.eigvalsh(root.T @ covariance_2 @ root)
+    cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
     difference = mean_1 - mean_2
     return float(difference @ difference + np.trace(covariance_1) + np.trace(covariance_2) - 2 * cross)
 
 
-def _square_root(matrix: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
-    """Returns the symmetric root of a covariance; eigenvalues that rounding made negative count as 0."""
+def _square_root(matrix: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D rank"]:
+    """Returns R with R Rᵀ = `matrix`, a covariance, with as many columns as the covariance has rank.
+
+    Eigenvalues within rounding of zero (by the bound of np.linalg.matrix_rank) have no column: the square roots of
+    such eigenvalues, of size 1e-16, would add errors of 1e-8.
+    """
     values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    positive = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
+    return vectors[:, positive] * np.sqrt(values[positive])

@@ -1,7 +1,7 @@
 """Optimizers, learning rate schedules, EMA decay and gradient accumulation of both trainers."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,13 @@ import optax.contrib
 from eqjax import sharding
 from eqjax.typing import AnyArray, Config, Params, PRNGKey, Scalar, Tree
 
+# The learning rate by the number of steps done.
+Schedule: TypeAlias = Callable[[Any], Any]
+
 SCHEDULES = ("constant", "cosine", "step")
 
 
-def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
+def make_schedule(config: Config, total_steps: int) -> Schedule:
     """Returns the learning rate as a function of the number of steps done: a linear warm-up, then the schedule.
 
     Args:
@@ -45,12 +48,12 @@ def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
     return lambda count: schedule(jnp.asarray(count, jnp.float32))  # The warm-up may end inside a step.
 
 
-def _warmup(peak: float, steps: float) -> optax.Schedule:
+def _warmup(peak: float, steps: float) -> Schedule:
     # optax.linear_schedule computes peak - peak · (1 - n / steps), which rounds differently.
     return lambda count: peak * jnp.minimum(1.0, count / steps)
 
 
-def _cosine(peak: float, steps: float, final_ratio: float) -> optax.Schedule:
+def _cosine(peak: float, steps: float, final_ratio: float) -> Schedule:
     def schedule(count: Any) -> Any:
         # optax.cosine_decay_schedule takes the cosine of (π · count) / steps, which rounds differently: near the
         # end of the run by 1e-6, and by 1e-4 where the final ratio is 0.
@@ -91,7 +94,7 @@ def make_optimizer(
     config: Config,
     total_steps: int,
     dimension_numbers: Callable[[Any], Tree] | None = None,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+) -> tuple[optax.GradientTransformation, Schedule]:
     """Returns gradient clipping followed by AdamW, or by Muon on kernels and AdamW elsewhere.
 
     Args:

@@ -1,6 +1,7 @@
 """Flags of the sampling options: their defaults, and the options that they give."""
 
 import dataclasses
+from typing import Any
 
 from absl import flags
 import pytest
@@ -22,7 +23,7 @@ def test_defaults_are_those_of_the_options():
 
 
 def test_every_flag_reaches_the_options():
-    given = dict(guidance_scale=2.5, guidance_schedule="constant", num_flow_steps=7, solver="heun")
+    given: dict[str, Any] = dict(guidance_scale=2.5, guidance_schedule="constant", num_flow_steps=7, solver="heun")
     given |= dict(time_grid="cosine", temperature=0.5, max_position=9)
     assert given.keys() == sampling_flags.DEFAULTS.keys()
     args = parse(*(f"--{name}={value}" for name, value in given.items()))

@@ -216,6 +216,19 @@ def test_one_error_lists_all_that_differs(generator_state):
     assert "of another shape (1):\n  z_proj.weight: source (16, 64), expected (64, 16)" in message
 
 
+@pytest.mark.parametrize("change", ["unknown", "missing", "of another shape"])
+def test_one_difference_alone_is_refused(generator_state, change):
+    odd = dict(generator_state)
+    if change == "unknown":
+        odd["surprise.weight"] = np.zeros(3)
+    elif change == "missing":
+        del odd["encoder_norm.bias"]
+    else:
+        odd["encoder_norm.bias"] = np.zeros((8, 8))  # As many values, so that a reshape would hide it.
+    with pytest.raises(ConversionError, match=rf"{change}.* \(1\):\n  \S+"):
+        convert.generator_params(odd, GENERATOR)
+
+
 def test_long_lists_are_whole():
     with pytest.raises(ConversionError, match=r"missing in the source \(133\):(?:\n  .*){133}$"):
         convert.generator_params({}, GENERATOR)

@@ -28,10 +28,9 @@ def test_processes_are_numbered_by_our_variables_or_those_of_torchrun():
     # The port itself is taken by torchrun's agent.
     assert processes.distributed_arguments(torchrun) == {**expected, "coordinator_address": "node0:1235"}
     local = processes.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="4", LOCAL_RANK="3"))
-    assert local["local_device_ids"] == [3]
-    assert (
-        processes.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0")).keys() == expected.keys()
-    )
+    assert local is not None and local["local_device_ids"] == [3]
+    alone = processes.distributed_arguments(dict(torchrun, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0"))
+    assert alone is not None and alone.keys() == expected.keys()
     assert processes.distributed_arguments({}) is None
     assert processes.distributed_arguments(dict(ours, NUM_PROCESSES="1", PROCESS_ID="0")) is None
     assert processes.distributed_arguments(dict(EQJAX_DISTRIBUTED="auto")) == {}
@@ -158,6 +157,7 @@ def test_machines_are_told_to_stop_and_waited_for(stop, tmp_path):
     environment = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", HOSTS="first second", GPUS="2")
     script = [ROOT / "launch" / "gpu_nodes.sh", tmp_path, "python", "-m", "x"]
     process = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(4)] == ["ready\n"] * 4
     process.send_signal(stop)
     assert sorted(process.stdout.read().split("\n")) == ["", *(f"saved {i}" for i in range(4))]

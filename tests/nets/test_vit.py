@@ -65,6 +65,7 @@ def test_intermediate_features_are_those_of_a_shorter_network(small):
     short = nets.dino_features(first, images, module.clone(depth=1, intermediate_layers=(1, 0)))
     np.testing.assert_allclose(short[0], full[1], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(short[1], full[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(full[1] - full[0]).max() > 1e-3 and np.abs(full[2] - full[1]).max() > 1e-3
 
 
 def test_bfloat16_products_with_float32_tokens(small):

@@ -7,8 +7,10 @@ Writes RESULT (an option) with the final weights and the number of processes. Ex
 
 import dataclasses
 import json
+import resource
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +29,8 @@ class State:
     """The loop knows `step` and nothing else of it."""
 
     step: jax.Array
-    weights: dict
-    moments: tuple
+    weights: Any
+    moments: Any
 
 
 def config(total_steps=6, **fields):
@@ -86,8 +88,15 @@ class ToyTrainer(loop.Trainer):
 
 
 def main(workdir, options):
-    """Trains under the options: fields of the configuration, `delay` (seconds per step), `result` (a file)."""
+    """Trains under the options.
+
+    They are fields of the configuration, `delay` (seconds per step), `result` (a file), and `largest_file` (size in
+    bytes beyond which no file can grow).
+    """
     delay, result = options.pop("delay", 0), options.pop("result", None)
+    if "largest_file" in options:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.pop("largest_file"), hard))
     ours = config(**options)
     if delay:
         make = loop.make_iterator

@@ -5,15 +5,10 @@ How a run as a whole keeps its best is seen in test_runs.
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from eqjax.checkpoints import BestWeights
 from eqjax.evaluation import StatisticsError, statistics
-from eqjax.generator import Generator
 from eqjax.training import generator
 from tests import subprocesses
 from tests.training import sample_metrics_run
@@ -80,45 +75,3 @@ def test_columns_that_do_not_exist_are_refused_at_once(inputs, tmp_path):
     with pytest.raises(ValueError, match=r"columns=\[2, 4\] must be some of 0 … 3"):
         generator.train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-class _FourWeights(Generator):
-    """In a generator's place: the loss of each of four columns is the square of its own weight."""
-
-    def setup(self):
-        self.weights = self.param("weights", lambda key: jnp.array([1.0, 2.0, 3.0, 4.0]))
-
-    def column_losses(self, *_):
-        return jnp.square(self.weights)
-
-    def init_params(self, key):
-        return self.init(key, method="column_losses")["params"]
-
-
-@pytest.mark.parametrize(("columns", "loss", "moved"), [(None, 7.5, [0, 1, 2, 3]), ((3, 0), 8.5, [0, 3])])
-def test_the_loss_of_some_columns_is_trained_alone(columns, loss, moved):
-    config = generator.default_config()
-    config.loss_columns = columns
-    step = generator.GeneratorStep.from_config(config, _FourWeights(), lambda _, batch, key: (batch, batch))
-    step = dataclasses.replace(step, optimizer=optax.sgd(0.1))
-    state = step.init_state(jax.random.key(0))
-    after, metrics = jax.jit(step)({}, state, jnp.zeros(2), jax.random.key(0))
-    assert float(metrics["loss"]) == loss and metrics["column_loss"].tolist() == [1, 4, 9, 16]
-    assert np.flatnonzero(after.params["weights"] != state.params["weights"]).tolist() == moved
-
-
-def test_best_weights_are_those_of_the_best_metric_so_far(tmp_path):
-    written = []
-
-    def export(path):
-        written.append(open(path, "w").close())
-
-    best = BestWeights(tmp_path, "fid:min")
-    for step, value, kept in ((1, float("nan"), False), (2, 9.0, True), (3, 9.5, False), (4, 8.0, True)):
-        assert best.update(step, {"fid": value}, export) == kept
-    assert not best.update(5, {"psnr": 1.0}, export)  # Not every evaluation measures everything.
-    assert len(written) == 2 and (tmp_path / "best.safetensors").exists()
-    again = BestWeights(tmp_path, "fid:min")  # A run that goes on.
-    assert again.best == {"step": 4, "fid": 8.0} and not again.update(5, {"fid": 8.5}, export)
-    assert BestWeights(tmp_path, "precision:max").best is None  # Under another metric it begins anew.
-    assert not BestWeights(tmp_path, None).update(6, {"fid": 0.0}, export)
