@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 import contextlib
+import fnmatch
 import json
 import os
+import re
 import tempfile
 from typing import Any
+
+# Names that `tempfile` gives to the files of `atomic_write`.
+_TEMPORARY = re.compile(r"(.+)\.[a-z0-9_]{8}\.tmp")
 
 
 @contextlib.contextmanager
@@ -37,6 +42,30 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def remove_temporaries(folder: str | os.PathLike[str], *patterns: str) -> list[str]:
+    """Removes the temporary files that killed processes left behind in `atomic_write`.
+
+    No live process may be writing these files.
+
+    Args:
+      folder: the folder; it need not exist.
+      *patterns: names of the files that were being written, such as "*.png".
+
+    Returns:
+      The names of the removed files.
+    """
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    found = [
+        name
+        for name in names
+        if (match := _TEMPORARY.fullmatch(name)) and any(fnmatch.fnmatchcase(match[1], part) for part in patterns)
+    ]
+    for name in found:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+    return found
 
 
 def write_json(path: str | os.PathLike[str], values: Any, *, sort_keys: bool = False) -> None:

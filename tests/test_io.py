@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from eqjax.io import atomic_write, read_json, write_json
+from eqjax.io import atomic_write, read_json, remove_temporaries, write_json
 
 
 def test_a_file_appears_with_its_folders_and_readable_by_all(tmp_path):
@@ -33,6 +33,18 @@ def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path, error):
         write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path):
+    names = {"a.json.abcd_123.tmp", "b.png.12345678.tmp"}
+    kept = {"a.json", "a.json.tmp", "notes.tmp", "a.json.abc.tmp", "other.txt.abcd1234.tmp", "a.json.ABCD1234.tmp"}
+    for name in names | kept:
+        (tmp_path / name).write_text("")
+    with atomic_write(tmp_path / "a.json") as temporary:  # What `atomic_write` makes is recognized.
+        assert {*remove_temporaries(tmp_path, "a.json", "*.png")} == {*names, os.path.basename(temporary)}
+        pathlib.Path(temporary).write_text("")
+    assert {*os.listdir(tmp_path)} == kept
+    assert remove_temporaries(tmp_path / "missing", "*") == []
 
 
 def test_a_name_without_a_folder_is_written_to_the_current_one(tmp_path, monkeypatch):
