@@ -94,7 +94,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
 
     Raises:
       FileNotFoundError: there is no such file.
-      WeightsError: truncated, of another kind, or arrays that do not fit the configuration.
+      WeightsError: the file is truncated or of another kind, or arrays do not fit the configuration.
 
     Example:
       >>> weights = load(resolve_path("photos"))
@@ -153,7 +153,7 @@ def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.P
       *more: further files, if tokenizer and generator are in separate ones; a later file takes precedence.
 
     Returns:
-      The model; a half that no file holds is None.
+      The model; a module that no file holds is None.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -177,14 +177,14 @@ def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.P
     tokenizer, generator = modules.get("tokenizer"), modules.get("generator")
     if len(scales) == 2 and not np.isclose(*scales.values(), rtol=1e-3, atol=0):
         raise WeightsError(
-            f"the tokenizer's latents are to be multiplied by {scales['tokenizer']:.6g}, the generator was trained on "
-            f"latents multiplied by {scales['generator']:.6g}; files were {sources}. Convert either again with the "
+            f"the tokenizer's latent scale is {scales['tokenizer']:.6g}, but the generator was trained with "
+            f"{scales['generator']:.6g} (files: {sources}). Convert either again with the "
             "--latent_scale of the other, or give the tokenizer that the generator was trained with."
         )
     if tokenizer and generator and tokenizer.embed_dim != generator.latent_dim:
         raise WeightsError(
             f"the tokenizer's latents have {tokenizer.embed_dim} channels, the generator's "
-            f"{generator.latent_dim}: these files do not belong together: {sources}."
+            f"{generator.latent_dim} (files: {sources}). Give the tokenizer that the generator was trained with."
         )
     params = jax.tree.map(jnp.asarray, params)
     return Model(
@@ -258,7 +258,7 @@ def build_module(name: str, fields: Mapping[str, Any], where: str = "the configu
       The Flax module.
 
     Raises:
-      WeightsError: a field that the module does not have.
+      WeightsError: the module has no such field.
     """
     cls = _MODULES[name]
     known = {field.name for field in dataclasses.fields(cls)} - {"parent", "name"}

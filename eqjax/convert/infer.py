@@ -28,7 +28,7 @@ def infer_tokenizer_config(state_dict: StateDict) -> dict[str, Any]:
       Fields of `eqjax.Tokenizer`.
 
     Raises:
-      ConversionError: not a tokenizer's state_dict.
+      ConversionError: the state_dict is not a tokenizer's.
     """
     shape = functools.partial(_shape, state_dict, "a tokenizer")
     channels = shape("encoder.conv_in.weight")[0]
@@ -74,7 +74,7 @@ def infer_generator_config(
       Fields of `eqjax.Generator`.
 
     Raises:
-      ConversionError: not a generator's state_dict, or of no published size and `num_heads` is None.
+      ConversionError: the state_dict is not a generator's, or has no published size and `num_heads` is None.
     """
     shape = functools.partial(_shape, state_dict, "a generator")
     num_classes, width = shape("class_emb.weight")
@@ -84,8 +84,8 @@ def infer_generator_config(
         num_heads = _PUBLISHED_HEADS.get((width, depth, flow_width))
     if num_heads is None:
         raise ConversionError(
-            f"width {width}, depth {depth} and flow width {flow_width} are of no published generator, and no shape "
-            "tells the number of attention heads: give num_heads."
+            f"width {width}, depth {depth} and flow width {flow_width} are of no published generator, and the "
+            "number of attention heads does not follow from shapes: give num_heads."
         )
     return dict(
         width=width,

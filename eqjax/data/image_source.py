@@ -85,7 +85,7 @@ class ImageSource(abc.ABC):
           ValueError: `max_corrupt_fraction` is out of range.
         """
         if not 0 <= max_corrupt_fraction < 1:
-            raise ValueError(f"max_corrupt_fraction={max_corrupt_fraction} must lie in [0, 1).")
+            raise ValueError(f"max_corrupt_fraction={max_corrupt_fraction} must be in [0, 1).")
         self.max_corrupt_fraction = max_corrupt_fraction
         self._resize, self._draft = resize, draft
         self._errors: dict[int, str] = {}  # Index of a corrupt image → its error.

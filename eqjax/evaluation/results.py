@@ -58,7 +58,7 @@ def load(folder: str | os.PathLike[str]) -> list[Result]:
     """Returns the results that `save` wrote to a folder; none if there is no results.json.
 
     Raises:
-      ValueError: results.json has another content, or cannot be read.
+      ValueError: results.json has other contents, or cannot be read.
     """
     path = os.path.join(folder, "results.json")
     if not os.path.isfile(path):

@@ -1,6 +1,6 @@
 """A folder of generated images, written in shards, so that an interrupted run can be resumed.
 
-    folder/protocol.json                  everything that decides the images
+    folder/protocol.json                  everything that determines the images
     folder/shards/00000000-00000063.npy   uint8 [n, H, W, 3], the first and last image in the name
     folder/png/00000000_0000.png          on request: image, class
     folder/samples.npz                    on request: ADM's format, shuffled, with labels

@@ -167,7 +167,7 @@ def check_comparable(reference: Statistics, protocol: Mapping[str, Any], sizes: 
       sizes: feature sizes of the other side, {"pool": D, "spatial": S}.
 
     Raises:
-      StatisticsError: another feature size, or a protocol that differs from the one the reference records.
+      StatisticsError: the feature sizes differ, or the protocol is not the one that the reference records.
     """
     have = {"pool": len(reference.mean)}
     if reference.spatial_mean is not None:
@@ -216,7 +216,7 @@ def compare(
       parameters if both sides stored features.
 
     Raises:
-      ValueError: feature sizes that differ.
+      ValueError: the feature sizes differ.
     """
     for name, side in (("reference", reference), ("evaluated", evaluated)):
         if side.count is not None:

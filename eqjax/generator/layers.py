@@ -222,7 +222,7 @@ def remat_policy(name: bool | str) -> dict[str, Any] | None:
       Keyword arguments of `nn.remat`; None without rematerialization.
 
     Raises:
-      ValueError: an unknown policy.
+      ValueError: the policy is unknown.
     """
     policies = {
         "full": None,

@@ -35,7 +35,7 @@ class CacheError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class CacheSpec:
-    """Everything that decides the records of a cache.
+    """Everything that determines the records of a cache.
 
     Attributes:
       encoder_fingerprint: fingerprint of the encoder's weights.

@@ -99,7 +99,7 @@ def test_photographs_are_the_default_for_models_of_them():
 
 @pytest.mark.parametrize(("names", "num_classes"), [(("ape", "bee", "cow"), 3), (None, 12), (None, None)])
 def test_other_models_need_a_data_source(folder, names, num_classes):
-    with pytest.raises(ValueError, match="not built-in photographs; say on which images .* --data.source=folder"):
+    with pytest.raises(ValueError, match="not built-in photographs; choose the images .* --data.source=folder"):
         analyze.model_images(parse(analyze), model(names, num_classes))
     with pytest.raises(ValueError, match="not built-in photographs"):
         analyze.model_images(parse(analyze, f"--data.root={folder}"), model(names, num_classes))
@@ -164,7 +164,7 @@ def test_a_comparison_reuses_tokenizers_of_the_same_flags_only(tmp_path, monkeyp
 
 
 def test_a_comparison_rejects_data_flags():
-    with pytest.raises(ValueError, match="--data.flip would change nothing"):
+    with pytest.raises(ValueError, match="--data.flip would have no effect"):
         analyze.run(parse(analyze, "--compare", "--data.flip=false"))
 
 
@@ -205,7 +205,7 @@ def test_a_folder_of_other_results_is_rejected_before_weights_are_loaded(tmp_pat
 
 @pytest.mark.parametrize("words", [[], ["sampling"], ["generation", "reconstruction"]])
 def test_evaluate_needs_one_known_word(words):
-    with pytest.raises(ValueError, match="say what to evaluate: generation or reconstruction; got"):
+    with pytest.raises(ValueError, match="name what to evaluate: generation or reconstruction; got"):
         evaluate.run(parse(evaluate), words)
 
 
@@ -229,7 +229,7 @@ def test_generation_writes_images_and_a_row_per_guidance_scale(halves, tmp_path)
     ("options", "message"),
     [
         (["--data.height=16"], "give --input=.* or a data set: --data.source=folder .* --data.source=photos"),
-        (["--input=images", "--data.height=16", "--num_images=2"], "--data.height, --num_images would change nothing"),
+        (["--input=images", "--data.height=16", "--num_images=2"], "--data.height, --num_images would have no effect"),
     ],
 )
 def test_statistics_need_an_input_or_a_data_set(options, message):

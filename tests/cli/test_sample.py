@@ -145,7 +145,7 @@ def test_a_saved_panorama_is_resumed(command, tmp_path):
             command(state=state, **change)
     with pytest.raises(ValueError, match=r"classes \['cow'\] are not among"):
         command(classes="cow", state=state)
-    # An image that cannot be written costs nothing: the state stays, and the same command draws it again.
+    # A failed image write loses nothing: the state stays, and the same command samples the image again.
     (tmp_path / "out-000064.png").mkdir()
     with pytest.raises(OSError, match="out-000064.png"):
         command(state=state)
@@ -166,7 +166,7 @@ def test_a_panorama_with_an_end_ends(weights, command, tmp_path):
     strips.save(tmp_path / "state.npz")
     options = dict(state=tmp_path / "state.npz", solver="euler", num_columns=30)
     assert command(**options, written="out-000000.png").shape == (16, 40, 3)
-    with pytest.raises(ValueError, match="its 20 columns are all drawn"):
+    with pytest.raises(ValueError, match="ends after 20 columns"):
         command(**options)
 
 

@@ -69,7 +69,9 @@ def test_parts_without_ema_weights_are_taken_from_the_raw_ones(lightning, caplog
 def test_ema_weights_that_do_not_match_the_raw_ones_are_refused(lightning, tokenizer_state):
     with pytest.raises(ConversionError, match="no EMA weights"):
         convert.ema_tokenizer_state_dict(tokenizer_state)
-    with pytest.raises(ConversionError, match=r"encoder\.conv_in\.bias and encoder\.conv\._inbias .*ambiguous"):
+    with pytest.raises(
+        ConversionError, match=r"encoder\.conv_in\.bias and encoder\.conv\._inbias .*use the raw weights"
+    ):
         convert.ema_tokenizer_state_dict(lightning | {"encoder.conv._inbias": np.zeros(32)})
     odd = lightning | {"ema_encoder.extra": np.zeros(3)}
     del odd["ema_decoder.conv_outbias"]

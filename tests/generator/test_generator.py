@@ -1,4 +1,4 @@
-"""Causality and window by perturbation, tables of masks, rotary embedding, what training draws."""
+"""Causality and window by perturbation, tables of masks, rotary embedding, random draws of training."""
 
 import functools
 
@@ -143,7 +143,7 @@ def test_errors():
         Generator(window_size=0)
     with pytest.raises(ValueError, match="max_rope_shift=0 must be ≥ 1"):
         Generator(max_rope_shift=0)
-    with pytest.raises(ValueError, match=r"dropout_rate=2.0 must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"dropout_rate=2.0 must be in \[0, 1\)"):
         Generator(dropout_rate=2.0)
     generator, params = make()
     with pytest.raises(ValueError, match=r"latents have shape \(1, 5, 3\).*latent_dim=4"):

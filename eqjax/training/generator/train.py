@@ -55,7 +55,7 @@ class GeneratorTrainer(loop.Trainer):
     rules = LOGICAL_AXES
 
     def __init__(self, config: Config, workdir: str) -> None:
-        """Loads the tokenizer and checks what the run needs.
+        """Loads the tokenizer, and checks it, the data and the metrics against the configuration.
 
         Args:
           config: a resolved `generator_config`.
