@@ -60,7 +60,7 @@ class Model:
       >>> model = eqjax.load_pretrained("photos")
       >>> images = model.sample(["flower", "rocket"], num_columns=8, num_flow_steps=2)
       >>> images.shape, model.encode(images).shape
-      ((2, 64, 64, 3), (2, 8, 96))
+      ((2, 64, 128, 3), (2, 8, 96))
     """
 
     tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False)
@@ -198,7 +198,7 @@ class Model:
         """Returns the sizes of the modules and the class names, without the weights."""
         parts = []
         if self.tokenizer is not None:
-            size = f"{self.tokenizer.resolution} pixels high, columns of {self.tokenizer.column_width}"
+            size = f"{self.tokenizer.resolution} pixels high, columns of {self.tokenizer.column_width} pixels"
             parts.append(f"tokenizer: {size}, {_count(self.tokenizer_params)} parameters")
         if self.generator is not None:
             size = f"{self.generator.depth} layers of width {self.generator.width}"

@@ -10,12 +10,12 @@ import pytest
 from eqjax import load_pretrained, panorama, pixels, pretrained
 from eqjax.cli import runner, sample
 from eqjax.cli.main import COMMANDS
-from tests.sampling.small_models import model
+from tests.sampling.small_models import local_model
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    m = model(True)
+    m = local_model()
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     modules = {"tokenizer": m.tokenizer, "generator": m.generator}
     params = {"tokenizer": m.tokenizer_params, "generator": m.generator_params}

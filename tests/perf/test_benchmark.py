@@ -18,7 +18,7 @@ SAMPLING = SamplingOptions(guidance_scale=7.0, num_flow_steps=2)
 
 @pytest.fixture(name="model")
 def _model():
-    model: Any = small_models.model(True)
+    model: Any = small_models.local_model()
     params = jax.tree.map(jnp.asarray, (model.tokenizer_params, model.generator_params))
     return model.replace(tokenizer_params=params[0], generator_params=params[1])
 
