@@ -96,7 +96,7 @@ def make_model(config: str, dtype: DTypeLike = "float32") -> Model:
     """
     if names_weights(config):
         model: Any = pretrained.load_pretrained(config)
-        halves = {name: model.require(name).clone(dtype=jnp.dtype(dtype)) for name in ("tokenizer", "generator")}
-        return model.replace(**halves)
+        modules = {name: model.require(name).clone(dtype=jnp.dtype(dtype)) for name in ("tokenizer", "generator")}
+        return model.replace(**modules)
     tokenizer, generator = build_modules(config, dtype)
     return Model(tokenizer, random_params(tokenizer), generator, random_params(generator), 1.0, None)

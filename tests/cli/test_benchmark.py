@@ -1,4 +1,4 @@
-"""The benchmark command: what its flags become, and what it refuses."""
+"""The benchmark command: its options from flags, and rejected arguments."""
 
 from absl import flags
 import pytest

@@ -32,9 +32,9 @@ def _folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture(name="halves", scope="module")
-def _halves(tmp_path_factory):
-    """Weights files of a generator alone and of both halves, without class names."""
+@pytest.fixture(name="files", scope="module")
+def _files(tmp_path_factory):
+    """Weights files of a generator alone and of both modules, without class names."""
     root, model = tmp_path_factory.mktemp("weights"), tiny_models.model()
     modules = {"tokenizer": model.tokenizer, "generator": model.generator}
     params = {"tokenizer": model.tokenizer_params, "generator": model.generator_params}
@@ -132,9 +132,9 @@ def test_images_that_do_not_fit_the_model_are_rejected(folder, names, num_classe
         analyze.model_images(args, model(names, num_classes))
 
 
-def test_analysis_needs_matplotlib_and_a_tokenizer(halves, tmp_path, monkeypatch):
+def test_analysis_needs_matplotlib_and_a_tokenizer(files, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="loaded without a tokenizer"):
-        analyze.run(parse(analyze, f"--weights={halves}/generator.safetensors"))
+        analyze.run(parse(analyze, f"--weights={files}/generator.safetensors"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for options in (["--weights=absent"], ["--compare", f"--output={tmp_path}"]):
         with pytest.raises(ModuleNotFoundError, match=r"pip install -e '.\[analysis\]'"):
@@ -172,8 +172,8 @@ def test_a_comparison_rejects_data_flags():
 
 
 @pytest.mark.parametrize("evaluate_half", [evaluate.evaluate_generation, evaluate.evaluate_images])
-def test_evaluation_needs_a_tokenizer(halves, tmp_path, evaluate_half):
-    options = [f"--weights={halves}/generator.safetensors", "--network=none", f"--output={tmp_path}/out"]
+def test_evaluation_needs_a_tokenizer(files, tmp_path, evaluate_half):
+    options = [f"--weights={files}/generator.safetensors", "--network=none", f"--output={tmp_path}/out"]
     with pytest.raises(ValueError, match="loaded without a tokenizer"):
         evaluate_half(parse(evaluate, *options))
     assert os.listdir(tmp_path) == []
@@ -190,8 +190,8 @@ def test_evaluation_needs_a_tokenizer(halves, tmp_path, evaluate_half):
         ("--data.root=images", "--data.root: generation reads no images, and compares with --reference"),
     ],
 )
-def test_bad_flags_are_rejected_before_anything_is_written(halves, tmp_path, option, message):
-    options = [f"--weights={halves}/both.safetensors", "--network=none", f"--output={tmp_path}/out", "--num_images=2"]
+def test_bad_flags_are_rejected_before_anything_is_written(files, tmp_path, option, message):
+    options = [f"--weights={files}/both.safetensors", "--network=none", f"--output={tmp_path}/out", "--num_images=2"]
     with pytest.raises(ValueError, match=message):
         evaluate.evaluate_generation(parse(evaluate, *options, option))
     assert os.listdir(tmp_path) == []
@@ -209,8 +209,8 @@ def test_evaluate_needs_one_known_word(words):
         evaluate.run(parse(evaluate), words)
 
 
-def test_generation_writes_images_and_a_row_per_guidance_scale(halves, tmp_path):
-    options = [f"--weights={halves}/both.safetensors", "--num_flow_steps=2", "--batch_size=2", "--num_images=6"]
+def test_generation_writes_images_and_a_row_per_guidance_scale(files, tmp_path):
+    options = [f"--weights={files}/both.safetensors", "--num_flow_steps=2", "--batch_size=2", "--num_images=6"]
     options += [f"--output={tmp_path / 'out'}"]
     network = "--network=none"
     log = subprocesses.run("eqjax", "evaluate", "generation", *options, network, "--guidance_scale=1,2", "--npz")

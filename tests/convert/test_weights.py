@@ -56,10 +56,10 @@ def test_a_tokenizer_file_holds_ema_and_raw_weights(lightning):
 
 def test_parts_without_ema_weights_are_taken_from_the_raw_ones(lightning, caplog):
     parts = ("ema_decoder.", "ema_post_quant_layer.")
-    second_stage = {k: v for k, v in lightning.items() if not k.startswith("ema_") or k.startswith(parts)}
-    second_stage["ema_encoder.decay"] = np.float32(0.99)  # A counter is no weight.
+    stage2 = {k: v for k, v in lightning.items() if not k.startswith("ema_") or k.startswith(parts)}
+    stage2["ema_encoder.decay"] = np.float32(0.99)  # A counter is no weight.
     with caplog.at_level(logging.INFO, logger="absl"):
-        out = convert.ema_tokenizer_state_dict(second_stage)
+        out = convert.ema_tokenizer_state_dict(stage2)
     for name, array in out.items():
         salt = "" if name.startswith(("decoder.", "post_quant_layer.")) else published_checkpoints.RAW
         np.testing.assert_array_equal(array, reference_weights.weight(name, array.shape, salt), err_msg=name)

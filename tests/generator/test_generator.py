@@ -161,7 +161,7 @@ def test_latents_of_another_size_are_refused():
 
 def test_column_weights_by_hand():
     np.testing.assert_allclose(column_weights(4, (3, 1)), [0, 0.5, 0, 0.5])
-    with pytest.raises(ValueError, match=r"columns=\[4\] must be some of 0 … 3"):
+    with pytest.raises(ValueError, match=r"columns=\[4\] must be one or more indices from 0 … 3"):
         column_weights(4, [4])
-    with pytest.raises(ValueError, match=r"columns=\[\] must be some of"):
+    with pytest.raises(ValueError, match=r"columns=\[\] must be one or more"):
         column_weights(4, [])

@@ -208,7 +208,7 @@ def test_a_broken_connection_leaves_nothing(tmp_path):
 # --- The published files -----------------------------------------------------------------------------
 
 
-def test_files_must_hold_what_the_published_ones_hold(monkeypatch):
+def test_files_must_hold_the_arrays_of_the_published_ones(monkeypatch):
     monkeypatch.undo()
     manifests = published_checkpoints.read_json("frozen_manifests.json.gz")
     published = {
