@@ -26,7 +26,7 @@ class UnreadableError(RuntimeError):
     """All checkpoints of a run are damaged."""
 
 
-# Config sections that determine what the saved arrays mean; a resumed run must have the same. Other sections (the
+# Config sections that determine the meaning of the saved arrays; a resumed run must have the same. Other sections (the
 # learning rate, the number of steps, logging) may change.
 FIXED_PARTS = ("trainer", "model", "tokenizer", "discriminator", "generator")
 # Config sections that determine optimizer and auxiliary state; most of their fields may change.

@@ -171,8 +171,8 @@ def integrate(
       velocity: function of (z, prepared) → [..., D].
       noise: z at t = 1.
       table: a `SolverTable` of M evaluations.
-      prepare: function of times [n] → pytree of leaves [n, …]. It computes for many times at once what does not
-        depend on z; `velocity` receives one element of it.
+      prepare: function of times [n] → pytree of leaves [n, …]. It computes the terms that do not depend on z, for
+        many times at once; `velocity` receives one element of it.
       chunk_size: times per call of `prepare`, at most, to bound its memory; None: all M. It does not change the
         result.
 

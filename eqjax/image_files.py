@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
-# 480 MB as RGB: above the largest cameras (151 megapixels), below what only a damaged or hostile header asks for.
+# 480 MB as RGB: above the largest cameras (151 megapixels), below sizes that only a damaged or hostile header declares.
 MAX_PIXELS = 160_000_000
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 

@@ -29,7 +29,7 @@ _FORMAT = "eqjax-1"
 
 
 class WeightsError(ValueError):
-    """A file holds other contents than expected; the message names both, and what to do."""
+    """A file holds other contents than expected; the message names both, and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
     Args:
       path: file name.
       weights: modules, parameters and the rest.
-      dtype: storage dtype; `load` returns float32 in any case.
+      dtype: storage dtype; `load` always returns float32.
 
     Example:
       >>> import os, tempfile

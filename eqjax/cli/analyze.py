@@ -310,7 +310,7 @@ def compare(args: flags.FlagValues) -> None:
 
 
 def train_tokenizer(options: ComparisonOptions, output: str, style: str, seed: int) -> str:
-    """Trains a small tokenizer, unless it is there already, and returns its workdir.
+    """Trains a small tokenizer, unless it exists already, and returns its workdir.
 
     Args:
       options: options of the comparison.

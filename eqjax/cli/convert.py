@@ -59,7 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(args: flags.FlagValues) -> None:
-    """Converts a file, and logs what was written."""
+    """Converts a file, and logs a summary of the result."""
     if args.to_torch:
         weights = to_torch(args.input, args.output, args.part)
     else:

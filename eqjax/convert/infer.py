@@ -10,7 +10,7 @@ from eqjax.convert.rules import ConversionError, Shape
 from eqjax.published import GENERATOR_SIZES
 from eqjax.typing import StateDict
 
-# (width, depth, flow width) of the published generators → attention heads, which no shape tells.
+# (width, depth, flow width) of the published generators → attention heads, which do not follow from shapes.
 _PUBLISHED_HEADS = {(f["width"], f["depth"], f["flow_width"]): f["num_heads"] for f in GENERATOR_SIZES.values()}
 _PUBLISHED_COND_LENGTH = 3
 
@@ -65,10 +65,10 @@ def infer_generator_config(
       state_dict: reference names to arrays.
       arguments: the training arguments from the file. Their cond_length (the window without the own
         column, 0 for all columns) is used if `window_size` is None.
-      num_heads: attention heads, which no shape tells; None: those of the published generator of
+      num_heads: attention heads, which do not follow from shapes; None: those of the published generator of
         these widths and this depth.
       window_size: columns seen, the own one included; 0: all; None: from `arguments`, else as published.
-      max_rope_shift: bound of the position shift in training, which no shape tells; as published by default.
+      max_rope_shift: bound of the position shift in training, as published by default; it does not follow from shapes.
 
     Returns:
       Fields of `eqjax.Generator`.

@@ -1,6 +1,6 @@
 """Strict rules that carry arrays between the reference's flat names and Flax trees.
 
-A table pairs modules by name; what happens to their arrays follows from the kind of layer. Every
+A table pairs modules by name; the conversion of their arrays follows from the kind of layer. Every
 array of the source is consumed, every one of the target filled, every shape equal. Results are numpy;
 under a transformation of JAX they are traced arrays: jax.eval_shape checks a full-size model at no cost.
 """

@@ -204,7 +204,7 @@ def _load_legacy(path: str, mapped: mmap.mmap) -> Any:
     storages = {}
     for key in unpickle(path, mapped):
         if key not in itemsizes:
-            raise CheckpointFileError(f"{path}: storage {key} is of an unknown type, so what follows cannot be found.")
+            raise CheckpointFileError(f"{path}: storage {key} is of an unknown type, so the next one cannot be found.")
         position = mapped.tell()
         size = int.from_bytes(mapped[position : position + 8], "little", signed=True) * itemsizes[key]
         if size < 0 or position + 8 + size > len(mapped):

@@ -71,7 +71,7 @@ def generate(
     mesh: Mesh | None = None,
     per_device_batch_size: int = 16,
 ) -> SampleFolder:
-    """Generates images 0 … num_images − 1 in a folder, except those already there.
+    """Generates images 0 … num_images − 1 in a folder, except those that exist already.
 
     Args:
       model: a model with tokenizer and generator.
@@ -198,7 +198,7 @@ class GenerationEvaluator:
         write_npz: bool = False,
         num_stored_features: int = 0,
     ) -> None:
-        """Checks what can be checked before anything is written or compiled.
+        """Checks model, options and reference before anything is written or compiled.
 
         Args:
           model: a model with the modules of those to evaluate; its arrays may be jax.ShapeDtypeStruct.

@@ -1,4 +1,4 @@
-"""Entries of a protocol: what was evaluated, and where."""
+"""Entries of a protocol: the evaluated weights, and the device."""
 
 import jax
 
@@ -6,7 +6,7 @@ from eqjax import pretrained
 from eqjax.fingerprint import fingerprint
 from eqjax.model import Model
 
-# Entries that record where a result was computed, not what.
+# Entries that record where a result was computed; the other entries determine the result.
 DEVICE_ENTRIES = ("jax", "device")
 
 

@@ -25,7 +25,7 @@ class Result(TypedDict):
 def save(folder: str | os.PathLike[str], results: Sequence[Result]) -> str:
     """Adds results to results.json and table.md, and returns the table.
 
-    Rows already there stay, except those of the same protocol (on whatever device) and those without metrics.
+    Earlier rows stay, except rows of the same protocol (on whatever device) and rows without metrics.
 
     Args:
       folder: folder of the two files; made if missing.

@@ -54,7 +54,7 @@ class SampleFolder:
         self._shards = os.path.join(self.folder, "shards")
 
     def check_protocol(self, protocol: Mapping[str, Any]) -> None:
-        """Writes the protocol beside the images, or compares it with the one already there.
+        """Writes the protocol beside the images, or compares it with an earlier one.
 
         Args:
           protocol: JSON values.

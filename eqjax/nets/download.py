@@ -31,7 +31,7 @@ _CHUNK = 2**20
 
 
 class FrozenWeightsError(ValueError):
-    """A file holds other contents than expected, or cannot be downloaded; the message says what to do."""
+    """A file holds other contents than expected, or cannot be downloaded; the message names the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Mixed(nn.Module):
 
     Attributes:
       branches: per branch, its convolutions (name, features, kernel[, stride]), one after another. A
-        pair of convolutions in place of the last one sees one input. A stride goes without padding.
+        pair of convolutions in place of the last one sees one input. Convolutions with a stride have no padding.
       pool: "average" or "max", followed by a convolution of `pool_features`; "reduce" is max pooling of
         stride 2 and nothing else.
       pool_features: output channels of the branch with pooling.

@@ -61,7 +61,7 @@ def interpolation_matrix(size: int, out: int, method: str) -> Float32[np.ndarray
     if method not in _METHODS:
         raise ValueError(f"unknown resize method {method!r}; expected one of {sorted(_METHODS)}.")
     matrix = _METHODS[method](size, out).astype(np.float32)
-    matrix.setflags(write=False)  # The cache hands it out again.
+    matrix.setflags(write=False)  # The cache returns it again.
     return matrix
 
 

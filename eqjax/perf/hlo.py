@@ -1,4 +1,4 @@
-"""Reads the collectives of a compiled program from its HLO text: what devices send each other, loops unrolled.
+"""Reads the collectives of a compiled program from its HLO text: the traffic between devices, with loops unrolled.
 
 HLO names the devices of a collective, its replica groups, in four ways. Two groups of two devices are
 

@@ -34,7 +34,7 @@ class StepPlan:
       mesh: its axes, as `sharding.parse_mesh` reads them.
       batch_size: images of a step.
       num_parameters: number of the generator's parameters.
-      memory: bytes per device, by what they hold.
+      memory: bytes per device, by kind of content.
       flops: FLOPs of the model in a step, all devices together, without rematerialization.
       float32: whether products are float32 rather than bfloat16.
       traffic: the collectives of a step.

@@ -268,7 +268,7 @@ def check_config(config: Config, default: Config) -> None:
             f"batch_size={config.batch_size} is not a multiple of accumulation_steps={config.accumulation_steps}."
         )
     if config.keep_best and config.eval_every is None:
-        raise ValueError(f"keep_best={config.keep_best!r} needs evaluations; eval_every is None.")
+        raise ValueError(f"keep_best={config.keep_best!r} needs evaluations, but eval_every is None: set it.")
     if config.total_epochs is not None and not config.total_epochs > 0:
         raise ValueError(f"total_epochs={config.total_epochs} must be above 0, or None to count total_steps.")
     for name, value in given.items():

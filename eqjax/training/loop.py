@@ -251,7 +251,7 @@ class Run:
         self._writer.scalars(step, values)
 
     def evaluate_and_save(self, step: int, state: State) -> None:
-        """Evaluates and saves; a checkpoint that may be the best carries what its step measured."""
+        """Evaluates and saves; a checkpoint that may be the best includes the metrics of its step."""
         results, save_due = {}, self._is_due(step, self._config.checkpoint_every)
         with self._progress.paused():
             if save_due and not self._config.keep_best:

@@ -161,7 +161,7 @@ def accumulate_gradients(
     Args:
       compute: (carry, batch, key) → (values, carry); the values are means over the batch.
       batch: tree of arrays [B, ...].
-      key: source of randomness; every microbatch gets a key of its own.
+      key: source of randomness; every microbatch gets its own key.
       num_microbatches: number of microbatches; 1 computes on the whole batch, with `key` itself.
       carry: initial carry, which `compute` passes from one microbatch to the next.
 

@@ -58,7 +58,7 @@ class Trainer(abc.ABC):
         """
 
     def plain_step(self, frozen: Any, state: State, batch: Batch, key: PRNGKey) -> tuple[State, Metrics]:
-        """Returns what `step` returns, without rematerialization; its FLOPs count as the model's."""
+        """Returns the results of `step`, computed without rematerialization; its FLOPs count as the model's."""
         return self.step(frozen, state, batch, key)
 
     def evaluation_batches(self, mesh: jax.sharding.Mesh) -> Any:

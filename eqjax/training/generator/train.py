@@ -59,7 +59,7 @@ class GeneratorTrainer(loop.Trainer):
 
         Args:
           config: a resolved `generator_config`.
-          workdir: folder of the run; samples are there while they are measured.
+          workdir: folder of the run; it also holds samples while metrics are computed.
 
         Raises:
           ValueError: the tokenizer, the data or the metrics do not fit the configuration.

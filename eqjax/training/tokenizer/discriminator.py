@@ -109,7 +109,7 @@ class PatchGanDiscriminator:
         if min(height, width) < least:
             raise ValueError(
                 f"discriminator.num_layers={self.network.num_layers} needs images of at least {least} × {least} "
-                f"pixels; these are {height} × {width}."
+                f"pixels; these are {height} × {width}: lower num_layers, or enlarge data.height and data.width."
             )
         return {"params": self.network.init(key, jnp.zeros((1, height, width, 3)))["params"], "spectral": {}}
 
