@@ -202,9 +202,7 @@ def check_digest(path: str | os.PathLike[str], file: PublishedFile) -> None:
         _write_record(record, {"sha256": digest, "bytes": os.path.getsize(path), "url": file.url})
         return
     except (ValueError, KeyError, TypeError) as error:
-        raise FrozenWeightsError(
-            f"{record} cannot be read; expected the SHA-256 of {path}: delete the record."
-        ) from error
+        raise FrozenWeightsError(f"{record} cannot be read; expected the SHA-256 of {path}: delete it.") from error
     if known != digest:
         raise FrozenWeightsError(
             f"{path} has changed: its SHA-256 is {digest}, and was {known} when it was first read. If that was on "

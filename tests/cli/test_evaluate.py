@@ -113,8 +113,8 @@ def test_a_tokenizer_alone_needs_no_labels():
 @pytest.mark.parametrize(
     ("names", "num_classes", "options", "message"),
     [
-        (None, 4, (), "4 classes without names, the data has 3: give all"),
-        (None, 2, (), "2 classes without names, the data has 3: give all"),
+        (None, 4, (), "4 classes without names, but the data has 3: give data with all"),
+        (None, 2, (), "2 classes without names, but the data has 3: give data with all"),
         (("ape", "bee", "dog"), 3, (), "classes dog have no folder"),
         (("ape", "bee"), 2, ("--data.classes=('ape','cow')",), r"classes \['cow'\] of the data are not among"),
         (

@@ -58,13 +58,13 @@ def test_columns_of_a_panorama(classes, columns, expected):
         sample.count_columns(pairs, columns)
 
 
-def test_the_command_and_the_model_draw_the_same_by_default(command, weights):
+def test_the_command_and_the_model_sample_the_same_by_default(command, weights):
     given = dict(guidance_scale=None, guidance_schedule=None, num_flow_steps=None, solver=None)
     image = load_pretrained(weights).sample("cat", num_columns=4, seeds=[3])[0]
     np.testing.assert_array_equal(command(classes="cat", num_columns=4, seeds=3, **given), image)
 
 
-def test_the_command_and_the_model_draw_the_same_with_options(command, weights):
+def test_the_command_and_the_model_sample_the_same_with_options(command, weights):
     options: dict[str, Any] = dict(guidance_scale=3.0, guidance_schedule="linear", num_flow_steps=3, solver="heun")
     options |= dict(time_grid="cosine", temperature=0.8, max_position=2)
     images = load_pretrained(weights).sample(["cat", "cat"], num_columns=4, seeds=[3, 1], **options)

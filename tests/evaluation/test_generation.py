@@ -62,10 +62,10 @@ def test_images_depend_on_seed_class_and_number(model, whole, tmp_path):
     stronger = generate(
         model, dataclasses.replace(OPTIONS, guidance_scale=5.0), 8, tmp_path / "g", per_device_batch_size=2
     )
-    drawn = images(whole)
-    assert (images(other) != drawn[:8]).mean() > 0.5
-    assert (images(stronger) != drawn[:8]).mean() > 0.01
-    assert len({image.tobytes() for image in drawn}) == COUNT
+    generated = images(whole)
+    assert (images(other) != generated[:8]).mean() > 0.5
+    assert (images(stronger) != generated[:8]).mean() > 0.01
+    assert len({image.tobytes() for image in generated}) == COUNT
     np.testing.assert_array_equal(np.bincount(whole.labels), [8, 8, 8])
 
 

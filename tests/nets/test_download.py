@@ -109,7 +109,7 @@ def test_a_file_is_remembered_when_first_seen_and_compared_from_then_on(tmp_path
     record.unlink()
     nets.load("dino", tmp_path)
     record.write_text("[]")
-    with pytest.raises(nets.FrozenWeightsError, match=f"{record} should hold .* delete it"):
+    with pytest.raises(nets.FrozenWeightsError, match=f"{record} cannot be read; expected the SHA-256 .* delete it"):
         nets.load("dino", tmp_path)
 
 
