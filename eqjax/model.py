@@ -12,7 +12,7 @@ import numpy as np
 from eqjax import pixels
 from eqjax.generator import Generator
 from eqjax.sampling.class_schedule import parse_classes
-from eqjax.sampling.options import SamplingKeywords
+from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images, encode_images
@@ -108,6 +108,7 @@ class Model:
             generator or no tokenizer.
           TypeError: an unknown argument.
         """
+        SamplingOptions(**options)  # Raises errors before anything is computed.
         generator, class_columns = self.require("generator"), None
         if isinstance(labels, list | tuple) and labels and isinstance(labels[0], list | tuple):
             names, class_columns = parse_classes(labels)

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from eqjax import published
+from eqjax import checksums, published
 from eqjax.differences import check_equal
 from eqjax.generator import Generator
 from eqjax.io import atomic_write
@@ -79,8 +79,10 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
         "notes": weights.notes,
         **{name: module_to_dict(module) for name, module in weights.modules.items()},
     }
+    text = json.dumps(config)
+    metadata = {"eqjax": text, "checksum": str(checksums.of_arrays(tensors, text))}
     with atomic_write(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata={"eqjax": json.dumps(config)})
+        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
@@ -94,7 +96,8 @@ def load(path: str | os.PathLike[str]) -> Weights:
 
     Raises:
       FileNotFoundError: there is no such file.
-      WeightsError: truncated, of another kind, or arrays that do not fit the configuration.
+      WeightsError: truncated, damaged (a file with a checksum, as `save` writes it), of another kind, or arrays that
+        do not fit the configuration.
 
     Example:
       >>> weights = load(resolve_path("photos"))
@@ -128,8 +131,9 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             config = json.loads((file.metadata() or {}).get("eqjax", "null"))
-            names = list(file.keys()) if config else []
-            tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
+            tensors = _read_tensors(path, file) if config else {}
+    except WeightsError:
+        raise
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
             f"{path} cannot be read as safetensors ({error}): truncated, or not a weights file of eqjax. "
@@ -142,6 +146,25 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             "training commands, and eqjax convert."
         )
     return config, tensors
+
+
+def _read_tensors(path: str, file: Any) -> dict[str, np.ndarray]:
+    """Returns the arrays of an open weights file, float32, compared with its checksum if it has one.
+
+    Raises:
+      WeightsError: arrays or configuration are not those that were written.
+    """
+    metadata = file.metadata()
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    if unknown := sorted(set(metadata) - {"eqjax", "checksum"}):
+        raise WeightsError(f"{path} has unknown metadata {unknown}: damaged, or not a weights file of eqjax.")
+    saved = metadata.get("checksum")
+    if saved not in (None, str(checksums.of_arrays(tensors, metadata["eqjax"]))):
+        raise WeightsError(
+            f"{path} is damaged: its weights or its configuration are not those that were written, as their checksum "
+            "differs. Copy, download or convert it again."
+        )
+    return {name: tensors.pop(name).astype(np.float32) for name in list(tensors)}
 
 
 def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.PathLike[str]) -> Model:

@@ -27,14 +27,11 @@ if hasattr(os, "sched_setaffinity") and "PYTEST_XDIST_WORKER_COUNT" in os.enviro
     if len(_CORES) == _WORKERS:
         os.sched_setaffinity(0, {_CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))]})
 # Mixed dtypes and implicit broadcasting over ranks are errors, except where the code asks for them.
-_STRICT = os.environ.get("EQJAX_STRICT_TESTS") == "1"
-if _STRICT:
-    os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
-    os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-if _STRICT:
-    type_checking.install()
+type_checking.install()
 
 # Files in the order of what they take, slow tests and others.
 _LONGEST = (
