@@ -101,9 +101,11 @@ def test_a_file_that_a_living_process_writes_is_no_leftover(tmp_path):
     root = pathlib.Path(__file__).parent.parent
     command = [sys.executable, "-c", _WRITER, str(tmp_path / "a.txt")]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        temporary = process.stdout.readline().strip()
-        os.utime(temporary, (0, 0))
-        assert remove_leftovers(tmp_path, r"a\.txt") == [] and os.path.exists(temporary)
-        process.kill()
+        try:
+            assert process.stdout is not None
+            temporary = process.stdout.readline().strip()
+            os.utime(temporary, (0, 0))
+            assert remove_leftovers(tmp_path, r"a\.txt") == [] and os.path.exists(temporary)
+        finally:
+            process.kill()
     assert remove_leftovers(tmp_path, r"a\.txt") == [os.path.basename(temporary)] and os.listdir(tmp_path) == []
