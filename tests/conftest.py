@@ -1,4 +1,4 @@
-"""Settings of all tests: four virtual CPU devices, and compiled programs kept between runs."""
+"""Configuration of all tests: four virtual CPU devices, and a cache of compiled programs."""
 
 from importlib import metadata
 import os
@@ -47,5 +47,5 @@ def golden():
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest first: no worker should be left with it at the end."""
+    """Orders tests from the longest to the shortest, so that no worker ends with a long one."""
     items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
