@@ -1,4 +1,4 @@
-"""A tiny generator's training that draws and judges images as it goes; as a program, for several processes.
+"""A tiny generator's training that measures FID of its samples; as a program, for several processes.
 
 python -m tests.training.sample_metrics_run WORKDIR TOKENIZER REFERENCE
 """
@@ -48,7 +48,7 @@ def write_tokenizer(path):
 
 
 def make_config(tokenizer, reference, **metrics):
-    """Four steps, judged at every second."""
+    """Four steps, measured at every second."""
     config = photos_generator.get_config("tiny")
     config.data.classes = ("brick", "coffee")
     config.generator.num_classes = 2
