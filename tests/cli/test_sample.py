@@ -37,14 +37,6 @@ def _command(weights, tmp_path):
     return command
 
 
-def test_images_are_read_upright(tmp_path):
-    image, exif = np.zeros((16, 32, 3), np.uint8), Image.Exif()
-    image[:, :16] = 255
-    exif[0x0112] = 6  # To be turned clockwise by a quarter.
-    Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(sample.read_image(tmp_path / "turned.png"), np.rot90(image, -1))
-
-
 @pytest.mark.parametrize(
     ("classes", "columns", "expected"),
     [

@@ -103,7 +103,7 @@ def test_a_broken_image_is_named(tmp_path, images):
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
     (tmp_path / "3.jpg").write_text("no image")
     for name in ("2.png", "3.jpg"):
-        with pytest.raises(ValueError, match=f"{name} cannot be decoded .*: repair or remove it"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image .*: repair or remove it"):
             list(image_sets.from_folder(tmp_path).batches())
         (tmp_path / name).unlink()
 
