@@ -61,7 +61,7 @@ def test_values_without_a_json_form_leave_the_old_file(tmp_path, value, error):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_reading_names_what_is_wrong(tmp_path):
+def test_reading_a_bad_file_names_the_problem(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.json"):
         read_json(tmp_path / "absent.json")
     (tmp_path / "cut.json").write_text('{"a": ')

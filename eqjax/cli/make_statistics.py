@@ -47,7 +47,7 @@ def find_images(args: flags.FlagValues) -> ImageSet:
         given = [f"--data.{name}" for name in fields] + ["--num_images"] * bool(args.num_images)
         if given:
             raise ValueError(
-                f"--input={args.input} takes all images as they are; {', '.join(given)} would change nothing. "
+                f"--input={args.input} takes all images as they are; {', '.join(given)} would have no effect. "
                 "Leave them out, or give --data.source and --data.root instead of --input."
             )
         return image_sets.from_path(args.input)
@@ -60,7 +60,7 @@ def find_images(args: flags.FlagValues) -> ImageSet:
 
 
 def run(args: flags.FlagValues) -> None:
-    """Runs over the images once and writes the file."""
+    """Computes the statistics in one pass over the images and writes the file."""
     images = find_images(args)
     extractor = Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
     features = extractor.collect(images.batches(), images.count, num_stored_features=args.num_stored_features)

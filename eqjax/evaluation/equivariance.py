@@ -58,7 +58,7 @@ def shift_errors(
       width: width of the crops in pixels.
 
     Raises:
-      ValueError: images that are too narrow, or only one image.
+      ValueError: the images are too narrow, or there is only one.
 
     Example:
       >>> model = eqjax.load_pretrained("photos")  # doctest: +SKIP
@@ -107,7 +107,7 @@ def footprints(model: Model, images: Shaped[AnyArray, "N H W 3"]) -> Float[np.nd
       Mean squared change of every pixel, divided by the sum over all pixels.
 
     Raises:
-      ValueError: only one image.
+      ValueError: there is only one image.
     """
     if len(images) < 2:
         raise ValueError("footprints exchange columns between images: give at least 2.")

@@ -1,6 +1,6 @@
 """A folder of generated images, written in shards, so that an interrupted run can be resumed.
 
-    folder/protocol.json                  everything that decides the images
+    folder/protocol.json                  everything that determines the images
     folder/shards/00000000-00000063.npy   uint8 [n, H, W, 3], the first and last image in the name
     folder/png/00000000_0000.png          on request: image, class
     folder/samples.npz                    on request: ADM's format, shuffled, with labels
@@ -54,7 +54,7 @@ class SampleFolder:
         self._shards = os.path.join(self.folder, "shards")
 
     def check_protocol(self, protocol: Mapping[str, Any]) -> None:
-        """Writes the protocol beside the images, or compares it with the one already there.
+        """Writes the protocol beside the images, or compares it with an earlier one.
 
         Args:
           protocol: JSON values.

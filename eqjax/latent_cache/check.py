@@ -19,15 +19,15 @@ _SCALE_TOLERANCE = 0.1
 def encoder_fingerprint(params: Params) -> str:
     """Returns the fingerprint of a tokenizer's encoder.
 
-    The file is not part of it, because it changes when a generator is added; nor is the decoder, because the second
-    stage of tokenizer training changes only the decoder.
+    The file is not part of it, because it changes when a generator is added; nor is the decoder, because stage 2
+    of tokenizer training changes only the decoder.
     """
     encoder = encoder_params(params)
     return fingerprint(encoder)
 
 
 def encoder_fields(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the fields of a tokenizer that decide what it encodes, as JSON values; its compute dtype does not."""
+    """Returns the fields of a tokenizer that determine its latents, as JSON values; its compute dtype does not."""
     fields = pretrained.module_to_dict(tokenizer)
     skipped = ("dtype", "semantic")
     return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items() if k not in skipped}

@@ -26,14 +26,14 @@ class CacheWriter:
 
     Attributes:
       root: folder of the cache.
-      spec: what the cache is made from.
+      spec: specification of the cache.
     """
 
     root: str
     spec: CacheSpec
 
     def open(self) -> None:
-        """Writes the specification into a new folder, or checks the one that is there.
+        """Writes the specification into a new folder, or compares it with the folder's.
 
         Raises:
           CacheError: the folder holds a cache with another specification.
@@ -56,7 +56,7 @@ class CacheWriter:
         )
 
     def is_complete(self, shard: int) -> bool:
-        """Returns whether a shard and its statistics are there and agree."""
+        """Returns whether a shard and its statistics exist and agree."""
         path, statistics = self._shard_path(shard), self._statistics_path(shard)
         if not os.path.isfile(path) or not os.path.isfile(statistics):
             return False
@@ -117,7 +117,8 @@ class CacheWriter:
         num_records = sum(shard["records"] for shard in shards.values())
         if num_records != spec.num_images * spec.num_variants:
             raise CacheError(
-                f"{self.root} holds {num_records} records, expected {spec.num_images} × {spec.num_variants}."
+                f"{self.root} holds {num_records} records, expected {spec.num_images} × {spec.num_variants}. Make the "
+                "cache again in another folder."
             )
         mean_square = sum(shard["records"] * shard["mean_square"] for shard in shards.values()) / num_records
         latent_scale = (mean_square + noise_mean_square) ** -0.5

@@ -96,9 +96,9 @@ def outpaint(
       The image, uint8 [H, W + (left + right) · column_width, 3], or [B, …] with `seeds`.
 
     Raises:
-      ValueError: an image of another height, a width between columns, or other values; nothing to add; an argument
-        is out of its range.
-      TypeError: an unknown argument.
+      ValueError: the image has another height, a width that is not a multiple of the column width, or values out of
+        range; no columns are added; or an argument is out of its range.
+      TypeError: an argument is unknown.
 
     Example:
       >>> import eqjax
@@ -213,7 +213,7 @@ def _to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[n
     """Returns an image as floats in [-1, 1] of a size that fits a tokenizer.
 
     Raises:
-      ValueError: it does not fit; the message says what would.
+      ValueError: the image does not fit; the message names what is expected.
     """
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
@@ -232,5 +232,5 @@ def _to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[n
     try:
         tokenizer.check_images((1, *floats.shape))
     except ValueError as error:
-        raise ValueError(f"{error} resize=True (--resize) does it.") from error
+        raise ValueError(f"{error} resize=True (--resize) does so.") from error
     return floats

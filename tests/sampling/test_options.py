@@ -117,6 +117,20 @@ def test_an_unknown_option_is_refused():
         SamplingOptions(**far)
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (Model.sample, {"labels": 0, "num_columns": 2, "key": 1}),
+        (Model.sample, {"labels": 0, "num_columns": 2, "columns": 1}),
+        (panorama, {"labels": 0, "noise": 1}),
+        (outpaint, {"image": np.zeros((16, 16, 3), np.uint8), "label": 0, "right": 1, "num_columns": 2}),
+    ],
+)
+def test_functions_refuse_unknown_arguments_by_name(function, arguments):
+    with pytest.raises(TypeError, match=f"unknown sampling option {list(arguments)[-1]!r}"):
+        function(local_model(), **arguments)
+
+
 def test_options_can_be_copied():
     options = SamplingOptions(guidance_scale=2.0)
     assert copy.deepcopy(options) == options == pickle.loads(pickle.dumps(options))
