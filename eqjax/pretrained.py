@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from eqjax import published
+from eqjax import checksums, published
 from eqjax.differences import check_equal
 from eqjax.generator import Generator
 from eqjax.io import atomic_write
@@ -29,7 +29,7 @@ _FORMAT = "eqjax-1"
 
 
 class WeightsError(ValueError):
-    """A file holds other contents than expected; the message names both, and what to do."""
+    """A file holds other contents than expected; the message names both, and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
     Args:
       path: file name.
       weights: modules, parameters and the rest.
-      dtype: storage dtype; `load` returns float32 in any case.
+      dtype: storage dtype; `load` always returns float32.
 
     Example:
       >>> import os, tempfile
@@ -79,8 +79,10 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
         "notes": weights.notes,
         **{name: module_to_dict(module) for name, module in weights.modules.items()},
     }
+    text = json.dumps(config)
+    metadata = {"eqjax": text, "checksum": str(checksums.of_arrays(tensors, text))}
     with atomic_write(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata={"eqjax": json.dumps(config)})
+        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
@@ -94,7 +96,8 @@ def load(path: str | os.PathLike[str]) -> Weights:
 
     Raises:
       FileNotFoundError: there is no such file.
-      WeightsError: truncated, of another kind, or arrays that do not fit the configuration.
+      WeightsError: the file is truncated, damaged (if it has a checksum, as `save` writes it) or of another kind, or
+        arrays do not fit the configuration.
 
     Example:
       >>> weights = load(resolve_path("photos"))
@@ -128,8 +131,9 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             config = json.loads((file.metadata() or {}).get("eqjax", "null"))
-            names = list(file.keys()) if config else []
-            tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
+            tensors = _read_tensors(path, file) if config else {}
+    except WeightsError:
+        raise
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
             f"{path} cannot be read as safetensors ({error}): truncated, or not a weights file of eqjax. "
@@ -144,6 +148,25 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return config, tensors
 
 
+def _read_tensors(path: str, file: Any) -> dict[str, np.ndarray]:
+    """Returns the arrays of an open weights file, float32, compared with its checksum if it has one.
+
+    Raises:
+      WeightsError: arrays or configuration are not those that were written.
+    """
+    metadata = file.metadata()
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    if unknown := sorted(set(metadata) - {"eqjax", "checksum"}):
+        raise WeightsError(f"{path} has unknown metadata {unknown}: damaged, or not a weights file of eqjax.")
+    saved = metadata.get("checksum")
+    if saved not in (None, str(checksums.of_arrays(tensors, metadata["eqjax"]))):
+        raise WeightsError(
+            f"{path} is damaged: its weights or its configuration are not those that were written, as their checksum "
+            "differs. Copy, download or convert it again."
+        )
+    return {name: tensors.pop(name).astype(np.float32) for name in list(tensors)}
+
+
 def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.PathLike[str]) -> Model:
     """Loads a ready model from weights files.
 
@@ -153,7 +176,7 @@ def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.P
       *more: further files, if tokenizer and generator are in separate ones; a later file takes precedence.
 
     Returns:
-      The model; a half that no file holds is None.
+      The model; a module that no file holds is None.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -177,14 +200,14 @@ def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.P
     tokenizer, generator = modules.get("tokenizer"), modules.get("generator")
     if len(scales) == 2 and not np.isclose(*scales.values(), rtol=1e-3, atol=0):
         raise WeightsError(
-            f"the tokenizer's latents are to be multiplied by {scales['tokenizer']:.6g}, the generator was trained on "
-            f"latents multiplied by {scales['generator']:.6g}; files were {sources}. Convert either again with the "
+            f"the tokenizer's latent scale is {scales['tokenizer']:.6g}, but the generator was trained with "
+            f"{scales['generator']:.6g} (files: {sources}). Convert either again with the "
             "--latent_scale of the other, or give the tokenizer that the generator was trained with."
         )
     if tokenizer and generator and tokenizer.embed_dim != generator.latent_dim:
         raise WeightsError(
             f"the tokenizer's latents have {tokenizer.embed_dim} channels, the generator's "
-            f"{generator.latent_dim}: these files do not belong together: {sources}."
+            f"{generator.latent_dim} (files: {sources}). Give the tokenizer that the generator was trained with."
         )
     params = jax.tree.map(jnp.asarray, params)
     return Model(
@@ -258,7 +281,7 @@ def build_module(name: str, fields: Mapping[str, Any], where: str = "the configu
       The Flax module.
 
     Raises:
-      WeightsError: a field that the module does not have.
+      WeightsError: the module has no such field.
     """
     cls = _MODULES[name]
     known = {field.name for field in dataclasses.fields(cls)} - {"parent", "name"}

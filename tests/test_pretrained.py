@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from eqjax import Generator, Tokenizer, load_pretrained, pixels, pretrained
@@ -118,7 +120,7 @@ def test_tokenizer_and_generator_may_be_in_two_files(tmp_path, weights):
 def test_latent_scales_of_two_files_must_agree(tmp_path, weights):
     generator = save_half(tmp_path, weights, "generator", 0.25)
     assert load_pretrained(save_half(tmp_path, weights, "tokenizer"), generator).latent_scale == 0.25
-    with pytest.raises(pretrained.WeightsError, match="multiplied by 0.5, the generator was trained on .* by 0.25"):
+    with pytest.raises(pretrained.WeightsError, match="latent scale is 0.5, but the generator was trained with 0.25"):
         load_pretrained(save_half(tmp_path, weights, "tokenizer", 0.5), generator)
 
 
@@ -160,6 +162,34 @@ def test_files_that_are_not_safetensors_are_refused(tmp_path, path, name):
     (tmp_path / name).write_bytes(contents[name])
     with pytest.raises(pretrained.WeightsError, match=f"{name} cannot be read as safetensors.*eqjax convert"):
         pretrained.load(tmp_path / name)
+
+
+def test_a_flipped_bit_anywhere_is_refused(tmp_path, path):
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert b'"checksum"' in content[:header]
+    places = [*rng.integers(header, size=200), *rng.integers(header, len(content), 100), header, len(content) - 1]
+    damaged = tmp_path / "damaged.safetensors"
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.integers(8)
+        damaged.write_bytes(flipped)
+        message = f"{damaged} is damaged: " if place >= header else f"{damaged} "
+        with pytest.raises(pretrained.WeightsError, match=re.escape(message)):
+            pretrained.load(damaged)
+
+
+def test_a_file_without_a_checksum_is_read(tmp_path, path, weights):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    del metadata["checksum"]
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), tmp_path / "old.safetensors", metadata)
+    assert equal(pretrained.load(tmp_path / "old.safetensors").params, weights.params)
+
+
+def test_the_shipped_file_has_a_checksum():
+    with safetensors.safe_open(pretrained.resolve_path("photos"), framework="numpy") as file:
+        assert "checksum" in file.metadata()
 
 
 def test_safetensors_without_a_configuration_are_refused(tmp_path):

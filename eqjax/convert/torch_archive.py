@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises:
       FileNotFoundError: there is no such file.
-      CheckpointFileError: another kind of file, truncated or damaged. Tensors that could not be
+      CheckpointFileError: the file is of another kind, truncated or damaged. Tensors that could not be
         built without calling an unknown function are `Inert`; `state_dict` refuses them.
     """
     path = os.fspath(path)
@@ -99,7 +99,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         occurs twice (the same object) is stored once.
 
     Raises:
-      TypeError: a value of another type, or an array of a dtype that PyTorch does not have.
+      TypeError: a value has another type, or an array a dtype that PyTorch does not have.
     """
     path = os.fspath(path)
     writer = Writer()
@@ -204,7 +204,7 @@ def _load_legacy(path: str, mapped: mmap.mmap) -> Any:
     storages = {}
     for key in unpickle(path, mapped):
         if key not in itemsizes:
-            raise CheckpointFileError(f"{path}: storage {key} is of an unknown type, so what follows cannot be found.")
+            raise CheckpointFileError(f"{path}: storage {key} is of an unknown type, so the next one cannot be found.")
         position = mapped.tell()
         size = int.from_bytes(mapped[position : position + 8], "little", signed=True) * itemsizes[key]
         if size < 0 or position + 8 + size > len(mapped):

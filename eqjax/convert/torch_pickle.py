@@ -235,8 +235,8 @@ def unpickle(path: str, file: io.BytesIO | mmap.mmap, storage: StorageReader | N
       The pickled object.
 
     Raises:
-      CheckpointFileError: a tensor that does not fit its storage.
-      Exception: of any kind, for a damaged pickle.
+      CheckpointFileError: a tensor does not fit its storage.
+      Exception: the pickle is damaged; the error may be of any type.
     """
     start = file.tell()
     opened: Any = file  # Typeshed does not know that an mmap reads like a file.

@@ -15,8 +15,8 @@ from typing import SupportsIndex
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image
 
+from eqjax import image_files
 from eqjax.data import transforms
 from eqjax.typing import Record
 
@@ -56,7 +56,7 @@ PHOTOS: dict[str, Photo] = {
     "pagoda": Photo("sklearn", "datasets/images/china.jpg"),
     "flower": Photo("sklearn", "datasets/images/flower.jpg"),
 }
-# Those with something to recognize at 64 pixels: the classes of the shipped model.
+# Photographs with a recognizable subject at 64 pixels: the classes of the shipped model.
 DEMO_CLASSES = ("brick", "galaxies", "tissue", "retina", "coffee", "cat", "rocket", "flower")
 
 
@@ -82,8 +82,7 @@ def load_photo(name: str) -> UInt8[np.ndarray, "H W 3"]:
             f"{path} is missing: this build of {_PIP_NAMES[photo.package]} comes without the image. "
             f"Install the published one: pip install --force-reinstall {_PIP_NAMES[photo.package]}"
         )
-    with Image.open(path) as file:
-        image = np.array(file.convert("RGB"))
+    image = image_files.read(path)
     if photo.box is not None:
         image = np.ascontiguousarray(transforms.crop(image, photo.box))
     image.setflags(write=False)  # All callers get the same array.
@@ -134,7 +133,7 @@ class PhotoSource:
             )
         if not 0 <= holdout_fraction <= 0.5:
             raise ValueError(
-                f"holdout_fraction={holdout_fraction} must lie in [0, 0.5]: it is the fraction of each image's width "
+                f"holdout_fraction={holdout_fraction} must be in [0, 0.5]: it is the fraction of each image's width "
                 "kept for evaluation."
             )
         if not train and holdout_fraction == 0:

@@ -14,9 +14,8 @@ from jaxtyping import Int, UInt8
 import ml_collections
 import numpy as np
 
-from eqjax import data
+from eqjax import data, image_files
 from eqjax.data.folder import EXTENSIONS
-from eqjax.data.image_source import decode
 from eqjax.evaluation.statistics import NPZ_ERRORS, StatisticsError
 from eqjax.io import atomic_write
 from eqjax.typing import AnyArray
@@ -50,7 +49,7 @@ def from_path(path: str | os.PathLike[str]) -> ImageSet:
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
-      ValueError: no images, or an npz without images.
+      ValueError: the folder or the npz holds no images.
     """
     if os.path.isdir(path):
         return from_folder(path)
@@ -63,7 +62,7 @@ def from_folder(root: str | os.PathLike[str]) -> ImageSet:
     """Returns all images under a folder, sorted by path.
 
     Raises:
-      ValueError: no images; while iterating, an image that cannot be decoded, or images of mixed sizes.
+      ValueError: there are no images; while iterating, an image cannot be decoded, or images are of mixed sizes.
     """
     paths = sorted(
         os.path.join(folder, name)
@@ -79,7 +78,7 @@ def from_folder(root: str | os.PathLike[str]) -> ImageSet:
         for start in range(0, len(paths), _BATCH_SIZE):
             images = []
             for path in paths[start : start + _BATCH_SIZE]:
-                image = _decode(path)
+                image = image_files.read(path)
                 shape = shape or image.shape
                 if image.shape != shape:
                     raise ValueError(
@@ -91,16 +90,6 @@ def from_folder(root: str | os.PathLike[str]) -> ImageSet:
             yield np.stack(images)
 
     return ImageSet(len(paths), os.path.abspath(root), batches)
-
-
-def _decode(path: str) -> UInt8[np.ndarray, "H W 3"]:
-    try:
-        return decode(path)
-    except MemoryError:  # Not a property of the file.
-        raise
-    except Exception as error:
-        # Broken bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
-        raise ValueError(f"{path} cannot be decoded ({error}): repair or remove it.") from error
 
 
 def from_npz(path: str | os.PathLike[str]) -> ImageSet:
@@ -170,7 +159,7 @@ def from_data(
       batch_size: images read at a time.
 
     Raises:
-      ValueError: the configuration is bad, or num_images < 1.
+      ValueError: the configuration is invalid, or `num_images` is below 1.
     """
     # Every process reads all images: a pass selects its own rows of every batch.
     found = data.eval_batches(config, batch_size=batch_size, num_images=num_images, process_index=0, process_count=1)
