@@ -228,10 +228,6 @@ def _reached(step: jax.Array, start: int) -> Switch:
     """Returns whether `start` steps are done: True if that is always so.
 
     A branch that is always taken costs nothing on an accelerator, but the CPU compiler's convolutions are slow in
-<<<<<<< HEAD
-    branches: a step of the demo in stage 2 took ten times as long.
-=======
     branches: a step of the demo's stage 2 took ten times as long.
->>>>>>> main
     """
     return True if start <= 0 else step >= start
