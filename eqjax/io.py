@@ -1,16 +1,20 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all, and removes what killed processes left of theirs."""
 
 from collections.abc import Iterator
 import contextlib
-import fnmatch
+import fcntl
 import json
 import os
 import re
 import tempfile
+import time
 from typing import Any
 
-# Names that `tempfile` gives to the files of `atomic_write`.
-_TEMPORARY = re.compile(r"(.+)\.[a-z0-9_]{8}\.tmp")
+from absl import logging
+
+# A temporary file may be a leftover if nothing was written to it for this long. Its lock alone would not do: some
+# network file systems show locks only to the machine that holds them.
+_LEFTOVER_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
@@ -18,7 +22,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     """Yields the name of a temporary file that replaces `path` when the block succeeds.
 
     If the block raises, `path` keeps its content and the temporary file is removed. Missing folders
-    are created.
+    are created. A killed process leaves the temporary file behind; `remove_leftovers` removes such files, and knows
+    those in use by their lock.
 
     Args:
       path: the file to write.
@@ -34,38 +39,55 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f"{os.path.basename(path)}.", suffix=".tmp")
-    os.close(handle)
     try:
+        with contextlib.suppress(OSError):  # Some file systems have no locks.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         os.chmod(temporary, 0o644)  # Temporary files are private to their owner.
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+    finally:
+        os.close(handle)  # Ends the lock, as the end of the process would.
 
 
-def remove_temporaries(folder: str | os.PathLike[str], *patterns: str) -> list[str]:
-    """Removes the temporary files that killed processes left behind in `atomic_write`.
+def remove_leftovers(folder: str | os.PathLike[str], pattern: str, *, min_age: float = _LEFTOVER_SECONDS) -> list[str]:
+    r"""Removes temporary files that killed processes left in a folder; see `atomic_write`.
 
-    No live process may be writing these files.
+    A file is removed if its name is that of a temporary file of `atomic_write`, nothing was written to it for
+    `min_age`, and no living process holds its lock. On a file system without locks nothing is removed.
 
     Args:
-      folder: the folder; it need not exist.
-      *patterns: names of the files that were being written, such as "*.png".
+      folder: the folder; it may be missing.
+      pattern: regular expression of the names of the files that were being written.
+      min_age: seconds; 0 is right where no other process can be writing such files.
 
     Returns:
       The names of the removed files.
+
+    Example:
+      >>> remove_leftovers("caches/train", r"spec\.json")
+      []
     """
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    found = [
-        name
-        for name in names
-        if (match := _TEMPORARY.fullmatch(name)) and any(fnmatch.fnmatchcase(match[1], part) for part in patterns)
-    ]
-    for name in found:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, name))
-    return found
+    name, removed = re.compile(rf"(?:{pattern})\.[a-z0-9_]{{8}}\.tmp"), []
+    for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, entry)
+        if not name.fullmatch(entry):
+            continue
+        with contextlib.suppress(OSError):  # In use, removed by another process, or of another user.
+            if time.time() - os.stat(path, follow_symlinks=False).st_mtime < min_age:
+                continue
+            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(handle)
+            removed.append(entry)
+    if removed:
+        logging.info("Removed %d temporary files that killed processes left in %s.", len(removed), folder)
+    return removed
 
 
 def write_json(path: str | os.PathLike[str], values: Any, *, sort_keys: bool = False) -> None:

@@ -33,11 +33,20 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 type_checking.install()
 
-# Files in the order of what they take, slow tests and others.
-_LONGEST = (
-    "test_notebooks test_train test_sharding test_runs test_fault_tolerance test_panorama test_build test_objective "
-    "test_tasks test_report test_sample_metrics"
-).split()
+# Test files from the slowest on.
+_LONGEST = [
+    "test_notebooks",
+    "test_train",
+    "test_sharding",
+    "test_runs",
+    "test_fault_tolerance",
+    "test_panorama",
+    "test_build",
+    "test_objective",
+    "test_tasks",
+    "test_report",
+    "test_sample_metrics",
+]
 
 
 @pytest.fixture(scope="session")

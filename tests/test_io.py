@@ -2,10 +2,22 @@
 
 import os
 import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
 
-from eqjax.io import atomic_write, read_json, remove_temporaries, write_json
+from eqjax.io import atomic_write, read_json, remove_leftovers, write_json
+
+# Begins to write the file of the command line, says under which name, and waits to be killed.
+_WRITER = """
+import sys, time
+from eqjax.io import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    print(temporary, flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_file_appears_with_its_folders_and_readable_by_all(tmp_path):
@@ -33,18 +45,6 @@ def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path, error):
         write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path):
-    names = {"a.json.abcd_123.tmp", "b.png.12345678.tmp"}
-    kept = {"a.json", "a.json.tmp", "notes.tmp", "a.json.abc.tmp", "other.txt.abcd1234.tmp", "a.json.ABCD1234.tmp"}
-    for name in names | kept:
-        (tmp_path / name).write_text("")
-    with atomic_write(tmp_path / "a.json") as temporary:  # What `atomic_write` makes is recognized.
-        assert {*remove_temporaries(tmp_path, "a.json", "*.png")} == {*names, os.path.basename(temporary)}
-        pathlib.Path(temporary).write_text("")
-    assert {*os.listdir(tmp_path)} == kept
-    assert remove_temporaries(tmp_path / "missing", "*") == []
 
 
 def test_a_name_without_a_folder_is_written_to_the_current_one(tmp_path, monkeypatch):
@@ -79,3 +79,33 @@ def test_reading_a_bad_file_names_the_problem(tmp_path):
     (tmp_path / "cut.json").write_text('{"a": ')
     with pytest.raises(ValueError, match="line 1 column"):
         read_json(tmp_path / "cut.json")
+
+
+def test_leftovers_are_old_files_of_atomic_write_for_the_named_files(tmp_path):
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        name = os.path.basename(temporary)
+    assert re.fullmatch(r"a\.txt\.[a-z0-9_]{8}\.tmp", name)
+    kept = ["a.txt.tmp", "a.txt.abc.tmp", "a.txt.ABCDEFGH.tmp", "b.txt.abcdefgh.tmp", "xa.txt.abcdefgh.tmp", "a.txt"]
+    for file in (*kept, name):
+        (tmp_path / file).write_text("half")
+        os.utime(tmp_path / file, (0, 0))
+    (tmp_path / "a.txt.aaaaaaaa.tmp").write_text("being written")
+    (tmp_path / "a.txt.ffffffff.tmp").mkdir()
+    os.utime(tmp_path / "a.txt.ffffffff.tmp", (0, 0))
+    assert remove_leftovers(tmp_path, r"a\.txt|c\.txt") == [name]
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "a.txt.aaaaaaaa.tmp", "a.txt.ffffffff.tmp"])
+    assert remove_leftovers(tmp_path / "absent", ".*") == []
+
+
+def test_a_file_that_a_living_process_writes_is_no_leftover(tmp_path):
+    root = pathlib.Path(__file__).parent.parent
+    command = [sys.executable, "-c", _WRITER, str(tmp_path / "a.txt")]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            temporary = process.stdout.readline().strip()
+            os.utime(temporary, (0, 0))
+            assert remove_leftovers(tmp_path, r"a\.txt") == [] and os.path.exists(temporary)
+        finally:
+            process.kill()
+    assert remove_leftovers(tmp_path, r"a\.txt") == [os.path.basename(temporary)] and os.listdir(tmp_path) == []

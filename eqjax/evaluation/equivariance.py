@@ -30,7 +30,7 @@ class ShiftErrors:
     Attributes:
       shifts: shifts in pixels.
       errors: root mean square error over images and channels, divided by the root mean square of all latents; NaN if
-        a column's counterpart lies outside the image.
+        a column's counterpart is outside the image.
       unrelated: the same error between different images, as an encoder without any equivariance would give.
       psnr: PSNR of the reconstructions of the same images, dB.
     """

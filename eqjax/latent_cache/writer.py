@@ -14,10 +14,11 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 import numpy as np
 
 from eqjax.differences import check_equal
-from eqjax.io import atomic_write, write_json
+from eqjax.io import atomic_write, remove_leftovers, write_json
 from eqjax.latent_cache.format import CacheError, CacheSpec, encode_record, read_cache_json
 
 _NOT_COMPARED = ("num_threads", "num_workers", "flip")  # Fields of the data configuration that no record depends on.
+_FILES = r"spec\.json|manifest\.json|latents-\d+-of-\d+\.(?:array_record|json)"  # Names of a cache's files.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +34,14 @@ class CacheWriter:
     spec: CacheSpec
 
     def open(self) -> None:
-        """Writes the specification into a new folder, or compares it with the folder's.
+        """Writes the specification into a new folder, or compares it with the folder's; removes leftovers first.
 
         Raises:
           CacheError: the folder holds a cache with another specification.
         """
         path = os.path.join(self.root, "spec.json")
         os.makedirs(self.root, exist_ok=True)
+        remove_leftovers(self.root, _FILES)
         if not os.path.exists(path):
             write_json(path, self.spec.to_dict())
             return

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from eqjax import pixels
+from eqjax.image_files import MAX_PIXELS
 from eqjax.model import ClassLabel, Model, Seeds, as_floats
 from eqjax.sampling.checks import check_labels
 from eqjax.sampling.class_schedule import ClassSchedule, parse_classes
@@ -35,7 +36,7 @@ def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np
       An image of the height `resolution` and a multiple of `column_width` wide.
 
     Raises:
-      ValueError: the image is narrower than a column at that height.
+      ValueError: the image is narrower than a column at that height, or enormously wide.
     """
     height, width = image.shape[:2]
     resized_width = max(1, round(width * tokenizer.resolution / height))
@@ -44,6 +45,11 @@ def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np
         raise ValueError(
             f"an image of {width} × {height} pixels is {resized_width} wide at a height of {tokenizer.resolution}: "
             f"less than a column of {tokenizer.column_width}."
+        )
+    if resized_width * tokenizer.resolution > MAX_PIXELS:
+        raise ValueError(
+            f"an image of {width} × {height} pixels would be {resized_width} wide at a height of "
+            f"{tokenizer.resolution}, more than {MAX_PIXELS} pixels: cut out the part to continue."
         )
     size = resized_width, tokenizer.resolution
     resized = Image.fromarray(np.asarray(image)).resize(size, Image.Resampling.LANCZOS)

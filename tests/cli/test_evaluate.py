@@ -249,7 +249,11 @@ def test_statistics_of_an_npz_of_images(tmp_path, monkeypatch):
     np.savez(tmp_path / "images.npz", images)
     monkeypatch.setattr(networks, "inception", lambda _: tiny_models.network())
     options = [f"--input={tmp_path}/images.npz", f"--output={tmp_path}/s.npz", "--batch_size=2"]
+    leftover = tmp_path / "s.npz.k3v_x9ab.tmp"  # Of a killed process.
+    leftover.write_bytes(b"half")
+    os.utime(leftover, (0, 0))
     make_statistics.run(parse(make_statistics, *options))
+    assert not leftover.exists()
     written = statistics.load(tmp_path / "s.npz")
     expected = Extractor(tiny_models.network(), per_device_batch_size=2).collect(iter([images]), 20).statistics
     np.testing.assert_allclose(written.covariance, expected.covariance, rtol=1e-6)

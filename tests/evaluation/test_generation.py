@@ -120,6 +120,18 @@ def test_png_and_npz(whole):
     np.testing.assert_array_equal(np.concatenate(list(folder.batches())), images(whole))
 
 
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    samples = SampleFolder(tmp_path, 4, 2)
+    samples.write(0, np.zeros((2, 4, 4, 3), np.uint8))
+    leftover = tmp_path / "shards" / "00000002-00000003.npy.k3v_x9ab.tmp"
+    leftover.write_bytes(b"half")
+    samples.check_protocol({})
+    assert leftover.exists()  # As new as it is, another process may be writing it.
+    os.utime(leftover, (0, 0))
+    samples.check_protocol({})
+    assert os.listdir(tmp_path / "shards") == ["00000000-00000001.npy"] and samples.num_available() == 2
+
+
 def test_an_npz_that_is_interrupted_does_not_appear(tmp_path):
     def read_image(position):
         if position == 3:

@@ -93,5 +93,7 @@ def test_images_of_other_sizes_are_resized_on_request(photograph):
     np.testing.assert_array_equal(outpaint(m, ramp, 0, **kwargs), expected)
     with pytest.raises(ValueError, match="less than a column of 2"):
         outpaint(m, np.zeros((160, 8, 3), np.uint8), 0, right=2, resize=True)
+    with pytest.raises(ValueError, match="an image of 650000 × 1 pixels would be 10400000 wide .*: cut out"):
+        outpaint(m, np.broadcast_to(np.uint8(0), (1, 650_000, 3)), 0, right=2, resize=True)
     with pytest.raises(ValueError, match="left=0 and right=0"):
         outpaint(m, photograph, 0)
