@@ -136,9 +136,10 @@ def _of_chunks(folder: str, chunks: Sequence[tuple[str, int]]) -> list[int]:
 def _of_chunk(folder: str, name: str, start: int) -> int:
     value, remaining = 0, _CHUNK
     buffer = memoryview(bytearray(_BUFFER))
-    with open(os.path.join(folder, name), "rb", buffering=0) as file:
+    # Not unbuffered: such a file may return less than a buffer before its end, which would move the blocks.
+    with open(os.path.join(folder, name), "rb") as file:
         file.seek(start)
-        while remaining and (count := file.readinto(buffer)):
+        while remaining and (count := file.readinto(buffer[:remaining])):
             value = update(value, buffer[:count])
             remaining -= count
     return value
