@@ -137,7 +137,7 @@ def _of_chunk(folder: str, name: str, start: int) -> int:
     value, remaining = 0, _CHUNK
     buffer = memoryview(bytearray(_BUFFER))
     # Not unbuffered: such a file may return less than a buffer before its end, which would move the blocks.
-    with open(os.path.join(folder, name), "rb") as file:
+    with open(path, "rb") as file:
         file.seek(start)
         while remaining and (count := file.readinto(buffer[:remaining])):
             value = update(value, buffer[:count])
