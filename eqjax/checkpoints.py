@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from eqjax import sharding
+from eqjax import checkpoint_items, sharding
 from eqjax.differences import differences
 from eqjax.io import read_json, write_json
 from eqjax.typing import Metrics, Scalar, Tree
@@ -40,7 +40,9 @@ class Checkpoints:
 
     Saving is asynchronous. A step appears whole or not at all; the remains of a killed save are removed at the next
     start. Restoring takes the newest step that every process can read: a damaged one is reported and renamed to
-    `damaged-STEP`, and the step before it is taken.
+    `damaged-STEP`, and the step before it is taken. Damage is found by checksums of all files that hold state, data
+    position and configuration; they are saved with the step. A step without any, of an earlier version, is restored
+    with a warning.
     """
 
     def __init__(
@@ -69,7 +71,12 @@ class Checkpoints:
         # Through JSON, so that it compares equal to a configuration read from a file.
         self._config = json.loads(json.dumps(config))
         self._best, sign = _parse_best(best) if best else (None, 1)
-        best_fn = (lambda metrics: sign * metrics[self._best]) if best else None
+        # A step of a run with another `best` has another metric.
+        best_fn = (lambda metrics: sign * metrics.get(self._best, -sign * np.inf)) if best else None
+        if self._best is not None:
+            if jax.process_index() == 0:
+                checkpoint_items.put_damaged_metrics_aside(directory, self._best)
+            _everywhere(True)
         options = ocp.CheckpointManagerOptions(
             best_fn=best_fn,
             preservation_policy=_preservation(keep, keep_every, best_fn),
@@ -77,7 +84,9 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # The folder is this run's alone.
         )
         # Handlers are named at the start, as a step's metadata are read before anything is restored.
-        self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options, item_handlers=_handlers())
+        self._manager = ocp.CheckpointManager(
+            os.path.abspath(directory), options=options, item_handlers=checkpoint_items.handlers()
+        )
 
     def save(
         self, step: int, state: Tree, data_state: Mapping[str, Any], metrics: Mapping[str, float] | None = None
@@ -97,13 +106,13 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave(dict(data_state)),
-            config=ocp.args.JsonSave(self._config),
+            state=checkpoint_items.StateSave(state),
+            data=checkpoint_items.JsonSave(dict(data_state)),
+            config=checkpoint_items.JsonSave(self._config),
         )
         measured = {k: v for k, v in (metrics or {}).items() if k == self._best and np.isfinite(v)}
         with self._saving():
-            saved = self._manager.save(step, args=args, metrics=measured or None)
+            saved = self._manager.save(step, args=args, metrics=checkpoint_items.with_checksum(measured))
         if not saved:
             raise RuntimeError(f"Orbax did not save step {step} under {self._manager.directory}: a later one exists.")
 
@@ -164,12 +173,15 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(
             primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix="alone"
         )
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers()), multiprocessing_options=alone) as reader:
+        with ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(**checkpoint_items.handlers()), multiprocessing_options=alone
+        ) as reader:
             folder = self._manager.directory / str(step)
-            names = dict(data=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
+            checkpoint_items.check(folder)
+            names = dict(data=checkpoint_items.JsonRestore(), config=checkpoint_items.JsonRestore())
             parts = reader.restore(folder, args=ocp.args.Composite(**names))
             self._check(parts.config, template, step)
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+            args = ocp.args.Composite(state=checkpoint_items.StateRestore(template))
             return reader.restore(folder, args=args).state, parts.data
 
     def _put_aside(self, steps: Sequence[int]) -> None:
@@ -274,12 +286,6 @@ class BestWeights:
         if jax.process_index() == 0:
             write_json(self._path, self.best)
         return True
-
-
-def _handlers() -> dict[str, Any]:
-    """Returns the handlers that write and read the items of a step."""
-    json_handlers = {name: ocp.JsonCheckpointHandler() for name in ("data", "config")}
-    return dict(json_handlers, state=ocp.StandardCheckpointHandler())
 
 
 def _everywhere(truth: bool) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from eqjax import pixels
 from eqjax.generator import Generator
 from eqjax.sampling.class_schedule import parse_classes
-from eqjax.sampling.options import SamplingKeywords
+from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images, encode_images
@@ -60,7 +60,7 @@ class Model:
       >>> model = eqjax.load_pretrained("photos")
       >>> images = model.sample(["flower", "rocket"], num_columns=8, num_flow_steps=2)
       >>> images.shape, model.encode(images).shape
-      ((2, 64, 64, 3), (2, 8, 96))
+      ((2, 64, 128, 3), (2, 8, 96))
     """
 
     tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False)
@@ -108,6 +108,7 @@ class Model:
             generator or no tokenizer.
           TypeError: an unknown argument.
         """
+        SamplingOptions(**options)  # Raises errors before anything is computed.
         generator, class_columns = self.require("generator"), None
         if isinstance(labels, list | tuple) and labels and isinstance(labels[0], list | tuple):
             names, class_columns = parse_classes(labels)
@@ -198,7 +199,7 @@ class Model:
         """Returns the sizes of the modules and the class names, without the weights."""
         parts = []
         if self.tokenizer is not None:
-            size = f"{self.tokenizer.resolution} pixels high, columns of {self.tokenizer.column_width}"
+            size = f"{self.tokenizer.resolution} pixels high, columns of {self.tokenizer.column_width} pixels"
             parts.append(f"tokenizer: {size}, {_count(self.tokenizer_params)} parameters")
         if self.generator is not None:
             size = f"{self.generator.depth} layers of width {self.generator.width}"

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
+from eqjax import image_files
 from eqjax.typing import AnyArray
 
 
@@ -25,7 +26,7 @@ def show(image: UInt8[AnyArray, "H W 3"] | Image.Image | str | os.PathLike[str],
       (256, 128)
     """
     if isinstance(image, str | os.PathLike):
-        image = Image.open(image).convert("RGB")
+        image = Image.fromarray(image_files.read(image))
     elif not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))
     return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)

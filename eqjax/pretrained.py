@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from eqjax import published
+from eqjax import checksums, published
 from eqjax.differences import check_equal, shorten
 from eqjax.generator import Generator
 from eqjax.io import atomic_write, parse_json
@@ -93,8 +93,10 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
         "notes": weights.notes,
         **{name: module_to_dict(module) for name, module in weights.modules.items()},
     }
+    text = json.dumps(config)
+    metadata = {"eqjax": text, "checksum": str(checksums.of_arrays(tensors, text))}
     with atomic_write(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata={"eqjax": json.dumps(config)})
+        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
@@ -108,8 +110,9 @@ def load(path: str | os.PathLike[str]) -> Weights:
 
     Raises:
       FileNotFoundError: there is no such file.
-      WeightsError: truncated, of another kind, a configuration with unknown, wrong or unbounded values, or arrays
-        that do not fit it. All of it is checked before an array is read.
+      WeightsError: truncated, damaged (a file with a checksum, as `save` writes it), of another kind, a configuration
+        with unknown, wrong or unbounded values, or arrays that do not fit it. All but the checksum is compared before
+        an array is read.
 
     Example:
       >>> weights = load(resolve_path("photos"))
@@ -133,7 +136,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
             expected_name="configuration",
             error=WeightsError,
         )
-    params = traverse_util.unflatten_dict(_read_tensors(path, shapes), sep="/")
+    params = traverse_util.unflatten_dict(_read_tensors(path), sep="/")
     return Weights(modules, params, latent_scale, class_names, notes)
 
 
@@ -145,7 +148,7 @@ def _read_header(path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
         raise WeightsError(f"{path} has a header of {length} bytes; weights files have at most {MAX_HEADER_BYTES}.")
     with _explained(path), safetensors.safe_open(path, framework="numpy") as file:
         config = parse_json((file.metadata() or {}).get("eqjax", "null"))
-        tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         shapes = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
         types = {name: tensor.get_dtype() for name, tensor in tensors.items()}
     found = config.get("format") if isinstance(config, dict) else None
@@ -167,10 +170,26 @@ def _read_header(path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
     return config, shapes
 
 
-def _read_tensors(path: str, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file, float32."""
+def _read_tensors(path: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a weights file, float32, compared with its checksum if it has one.
+
+    Raises:
+      WeightsError: arrays or configuration are not those that were written.
+    """
     with _explained(path), safetensors.safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name).astype(np.float32) for name in names}
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    if unknown := sorted(set(metadata) - {"eqjax", "checksum"}):
+        raise WeightsError(
+            f"{path} has unknown metadata {shorten(str(unknown))}: damaged, or not a weights file of eqjax."
+        )
+    saved = metadata.get("checksum")
+    if saved not in (None, str(checksums.of_arrays(tensors, metadata["eqjax"]))):
+        raise WeightsError(
+            f"{path} is damaged: its weights or its configuration are not those that were written, as their checksum "
+            "differs. Copy, download or convert it again."
+        )
+    return {name: tensors.pop(name).astype(np.float32) for name in list(tensors)}
 
 
 @contextlib.contextmanager
@@ -352,12 +371,12 @@ def module_to_dict(module: Any) -> dict[str, Any]:
     return fields
 
 
-def build_module(name: str, fields: Mapping[str, Any], where: str = "the configuration") -> Any:
+def build_module(name: str, fields: Any, where: str = "the configuration") -> Any:
     """Builds the module with the given fields, the inverse of `module_to_dict`.
 
     Args:
       name: "tokenizer" or "generator".
-      fields: its fields; missing ones have their defaults.
+      fields: its fields, a mapping; missing ones have their defaults.
       where: name of their source for messages.
 
     Returns:
@@ -418,9 +437,9 @@ def _checked_fields(cls: Any, fields: Any, where: str, name: str) -> dict[str, A
 
 def _float_dtype(value: Any, where: str, name: str) -> np.dtype:
     try:
-        dtype = jnp.dtype(value)
+        dtype = jnp.dtype("bool" if value is None else value)  # None is numpy's name for float64.
     except (TypeError, ValueError):
-        dtype = np.dtype(bool)
+        dtype = np.dtype("bool")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise WeightsError(f"{where}: {name} is {shorten(repr(value))}; expected a floating-point type like 'float32'.")
     return dtype

@@ -1,4 +1,4 @@
-"""Settings of all tests: four virtual CPU devices, and compiled programs kept between runs."""
+"""Configuration of all tests: four virtual CPU devices, and a cache of compiled programs."""
 
 from importlib import metadata
 import os
@@ -27,20 +27,26 @@ if hasattr(os, "sched_setaffinity") and "PYTEST_XDIST_WORKER_COUNT" in os.enviro
     if len(_CORES) == _WORKERS:
         os.sched_setaffinity(0, {_CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))]})
 # Mixed dtypes and implicit broadcasting over ranks are errors, except where the code asks for them.
-_STRICT = os.environ.get("EQJAX_STRICT_TESTS") == "1"
-if _STRICT:
-    os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
-    os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-if _STRICT:
-    type_checking.install()
+type_checking.install()
 
-# Files in the order of what they take, slow tests and others.
-_LONGEST = (
-    "test_notebooks test_train test_sharding test_runs test_fault_tolerance test_panorama test_build test_objective "
-    "test_tasks test_report test_sample_metrics"
-).split()
+# Test files from the slowest on.
+_LONGEST = [
+    "test_notebooks",
+    "test_train",
+    "test_sharding",
+    "test_runs",
+    "test_fault_tolerance",
+    "test_panorama",
+    "test_build",
+    "test_objective",
+    "test_tasks",
+    "test_report",
+    "test_sample_metrics",
+]
 
 
 @pytest.fixture(scope="session")
@@ -50,5 +56,5 @@ def golden():
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest first: no worker should be left with it at the end."""
+    """Orders tests from the longest to the shortest, so that no worker ends with a long one."""
     items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))

@@ -1,6 +1,7 @@
 """Checkpoints: round trips, other configurations, damaged files; the weights with the best metric."""
 
 import pathlib
+import random
 import shutil
 
 import jax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import sharding
-from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
+from eqjax import checksums, sharding
+from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError, UnreadableError
 
 CONFIG = {"trainer": "generator", "generator": {"width": 8, "dtype": "float32"}, "batch_size": 4}
 
@@ -103,6 +104,78 @@ def damage(folder):
     for file in sorted(pathlib.Path(folder).rglob("*")):
         if file.is_file() and file.stat().st_size > 2000:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_bits_and_restore(tmp_path, mesh, count, seed):
+    """Flips one bit of the newer of two steps, many times: it is restored whole, or the older one is."""
+    rng, saved = random.Random(seed), tmp_path / "saved"
+    with Checkpoints(saved, CONFIG, keep=3, best="loss:min") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(mesh, step), {"position": 10 * step}, {"loss": 0.5})
+    files = sorted(path.relative_to(saved) for path in (saved / "2").rglob("*") if path.is_file())
+    sizes = [(saved / file).stat().st_size for file in files]
+    whole = 0
+    for i in range(count):
+        folder = tmp_path / str(i)
+        shutil.copytree(saved, folder)
+        # Every other flip hits any file alike; most bytes are those of the arrays.
+        (file,) = rng.choices(files, sizes if i % 2 else None)
+        content, bit = bytearray((folder / file).read_bytes()), rng.randrange(8)
+        content[rng.randrange(len(content))] ^= 1 << bit
+        (folder / file).write_bytes(content)
+        with Checkpoints(folder, CONFIG, keep=3, best="loss:min") as checkpoints:
+            restored = checkpoints.restore(state(mesh, 0))
+        assert restored is not None
+        step = int(restored[0]["step"])
+        whole += step == 2
+        assert restored[1] == {"position": 10 * step}, file
+        assert jax.tree.all(jax.tree.map(np.array_equal, restored[0], state(mesh, step))), file
+        assert (folder / "damaged-2").exists() == (step == 1), file
+        shutil.rmtree(folder)
+    assert 0 < whole < count / 2
+
+
+def test_a_flipped_bit_never_restores_another_value(tmp_path, mesh):
+    flip_bits_and_restore(tmp_path, mesh, count=60, seed=0)
+
+
+@pytest.mark.slow
+def test_hundreds_of_flipped_bits_never_restore_another_value(tmp_path, mesh):
+    flip_bits_and_restore(tmp_path, mesh, count=400, seed=1)
+
+
+def test_a_damaged_file_is_named_in_the_log_and_in_the_error(tmp_path, mesh, caplog):
+    write(tmp_path, mesh, steps=(1,))
+    (path,) = (path for path in (tmp_path / "1" / "state").rglob("d/*") if path.stat().st_size > 10_000)
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UnreadableError, match=f"step 1: {path} has another content than was written"):
+        read(tmp_path, mesh)
+    assert str(path) in caplog.text
+
+
+def test_a_step_without_checksums_is_restored_with_a_warning_and_one_that_lost_some_is_not(tmp_path, mesh, caplog):
+    write(tmp_path, mesh, steps=(1, 2))
+    (tmp_path / "2" / "config" / checksums.FILE_NAME).unlink()
+    assert read(tmp_path, mesh)[1] == {"position": 10}
+    for path in (tmp_path / "1").rglob(checksums.FILE_NAME):
+        path.unlink()
+    assert "has no checksums" not in caplog.text
+    assert read(tmp_path, mesh)[1] == {"position": 10}
+    assert "has no checksums" in caplog.text
+
+
+def test_damaged_metrics_do_not_decide_which_step_is_the_best(tmp_path, mesh):
+    with Checkpoints(tmp_path, CONFIG, keep=1, best="loss:min") as checkpoints:
+        for step, loss in ((1, 0.25), (2, 0.5)):
+            checkpoints.save(step, state(mesh, step), {}, {"loss": loss})
+    path = tmp_path / "2" / "metrics" / "metrics"
+    path.write_text(path.read_text().replace("0.5", "0.1"))
+    with Checkpoints(tmp_path, CONFIG, keep=1, best="loss:min") as checkpoints:
+        assert checkpoints.restore(state(mesh, 0)) is not None
+        checkpoints.save(3, state(mesh, 3), {}, {"loss": 0.75})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
 def test_a_damaged_newest_step_is_renamed_and_can_be_saved_again(tmp_path, mesh):

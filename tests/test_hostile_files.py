@@ -6,7 +6,8 @@ from tests import hostile_files, subprocesses
 
 
 @pytest.mark.parametrize(("name", "count"), [
-    ("zip.pt", 150), ("legacy.pt", 150), ("state.safetensors", 60), ("weights.safetensors", 60), ("statistics.npz", 150),
+    ("zip.pt", 150), ("legacy.pt", 150), ("state.safetensors", 60), ("weights.safetensors", 60),
+    ("statistics.npz", 150),
 ])  # fmt: skip
 def test_a_few_hundred_hostile_files_are_read_or_refused(tmp_path, name, count):
     outcomes = hostile_files.read_many(hostile_files.Files(tmp_path), 0, count, (name,))[name]

@@ -1,5 +1,6 @@
 """Meshes from text, rules on paths, batches; training gives the same result on every mesh."""
 
+import dataclasses
 import re
 
 import jax
@@ -121,7 +122,7 @@ def train_on(count, shape, steps=3):
     def init(key):
         state = generator_step.init_state(key)
         params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), state.params)
-        return state.replace(params=params, ema_params=params)
+        return dataclasses.replace(state, params=params, ema_params=params)
 
     step = jax.tree_util.Partial(generator_step, {"std": np.float32(0.1)})
     mesh, root = sharding.make_mesh(jax.devices()[:count], shape), jax.random.key(0)

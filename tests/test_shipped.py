@@ -1,4 +1,7 @@
-"""The shipped model: it loads, reconstructs as its card says, and its classes differ as they should."""
+"""The shipped model loads, reconstructs with the quality its card states, and samples images of their classes."""
+
+import json
+import re
 
 import jax
 import numpy as np
@@ -17,19 +20,19 @@ def model():
 
 def crops(width):
     config = default_config()
-    # The scales of the configurations: a crop twice as wide is half as high, as a share of the largest that fits.
+    # The scales of the configurations: a crop twice as wide is half as high, relative to the largest that fits.
     scales = dict(min_scale=0.25, max_scale=0.6) if width == 64 else dict(min_scale=0.5)
     config.update(width=width, classes=DEMO_CLASSES, **scales)
     return config
 
 
-def test_what_it_is(model):
+def test_it_has_the_classes_of_its_configuration(model):
     assert model.class_names == DEMO_CLASSES
     assert model.tokenizer.halo_columns is not None
     assert model.tokenizer.embed_dim == model.generator.latent_dim
 
 
-def test_reconstruction(model):
+def test_reconstructions_have_the_quality_of_the_card(model):
     config = crops(64)
     with make_iterator(config, batch_size=32, seed=1, process_index=0, process_count=1) as data:
         seen = next(data)["image"]
@@ -50,9 +53,9 @@ def test_samples_have_their_class_colors(model):
     with make_iterator(crops(128), batch_size=128, seed=1, process_index=0, process_count=1) as data:
         batch = next(data)
 
-    def features(pictures):
-        pictures = np.asarray(pictures, np.float32)
-        return np.concatenate([pictures.mean((1, 2)), pictures.std((1, 2))], axis=-1)
+    def features(images):
+        images = np.asarray(images, np.float32)
+        return np.concatenate([images.mean((1, 2)), images.std((1, 2))], axis=-1)
 
     real = features(batch["image"])
     centers = np.stack([real[batch["label"] == k].mean(0) for k in range(len(DEMO_CLASSES))])
@@ -60,7 +63,7 @@ def test_samples_have_their_class_colors(model):
     assert (nearest == np.arange(len(DEMO_CLASSES))).mean() >= 0.6, nearest
 
 
-def test_a_long_panorama_is_decoded_in_pieces_with_the_same_pixels(model):
+def test_a_long_panorama_is_decoded_in_tiles_with_the_same_pixels(model):
     latents = jax.random.normal(jax.random.key(0), (1, 110, model.generator.latent_dim))
     tokenizer, params = model.tokenizer, model.tokenizer_params
     whole = tokenizer.apply({"params": params}, latents / model.latent_scale, method="decode").images
@@ -68,7 +71,19 @@ def test_a_long_panorama_is_decoded_in_pieces_with_the_same_pixels(model):
     assert difference.max() <= 1  # Rounding of values next to a half.
 
 
-def test_sizes():
-    path = pretrained.resolve_path("photos")
-    weights = pretrained.load(path)
-    assert "generator after" in weights.notes and "tokenizer after" in weights.notes
+def test_its_notes_hold_the_configurations_of_both_trainings():
+    weights = pretrained.load(pretrained.resolve_path("photos"))
+    notes = re.findall(r"^(\w+) after (\d+) steps; config: (.*)$", weights.notes, re.MULTILINE)
+    assert [(name, int(steps)) for name, steps, _ in notes] == [("generator", 1700), ("tokenizer", 10000)]
+    for name, steps, config in notes:
+        config = json.loads(config)
+        assert config["total_steps"] == int(steps)
+        fields = json.loads(json.dumps(pretrained.module_to_dict(weights.modules[name])))
+        assert {key: fields[key] for key in config[name]} == config[name]
+
+
+def test_it_describes_itself_briefly(model):
+    assert repr(model) == (
+        "Model(tokenizer: 64 pixels high, columns of 16 pixels, 1.87 M parameters; generator: 3 layers of width 192, "
+        f"2.86 M parameters; 8 classes ({', '.join(model.class_names)}))"
+    )

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 import tqdm
 
 import eqjax
+from eqjax import image_files
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, parse_numbers, sampling_options
 from eqjax.io import atomic_write
@@ -78,7 +79,7 @@ def run(args: flags.FlagValues) -> None:
     seeds = parse_numbers("seeds", args.seeds, parse_seed, "an integer of 32 bits")
     guidance_scales(args)
     check_flags(args, pairs)
-    given = read_image(args.image) if args.image else None
+    given = image_files.read(args.image) if args.image else None
     model = eqjax.load_pretrained(*args.weights)
     if given is None and (args.panorama or args.state or _are_segments(pairs)):
         draw_panorama(model, pairs, seeds, args)
@@ -318,12 +319,6 @@ def draw_strips(strips: Any, num_columns: int) -> np.ndarray:
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads an image file as uint8 [H, W, 3], upright as viewers show it (training images stay as they are stored)."""
-    with Image.open(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def write_gif(path: str | os.PathLike[str], image: np.ndarray, window: int, step: int) -> None:

@@ -12,6 +12,7 @@ printed as a whole.
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import gc
 import itertools
 import math
 import mmap
@@ -28,7 +29,7 @@ from eqjax.differences import shorten
 # Tensors are outside the pickle: the largest published training states have one of a few MB.
 MAX_PICKLE_BYTES = 2**26
 # A tensor takes about 35 opcodes, so this is a training state of 15 000 tensors (published ones have up to 4 000). The
-# largest are read in about a second; each opcode makes at most one object, the largest of 300 bytes.
+# largest are read within a second; each opcode makes at most one object, the largest of 300 bytes.
 MAX_OPCODES = 2**19
 # PyTorch's integers have 8 bytes, the magic number of legacy files 10, states of random generators 16.
 MAX_INTEGER_BYTES = 16
@@ -71,8 +72,15 @@ def unpickle(
       Exception: of any kind, for a damaged pickle.
     """
     reader = _Unpickler(path, data, start, storage, max_tensor_bytes)
-    value = reader.load()
-    _check_nesting(path, value)
+    # With up to a million new objects, Python would search all of them for garbage again and again: most of the time.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        value = reader.load()
+        _check_nesting(path, value)
+    finally:
+        if collects:
+            gc.enable()
     return value, reader.position
 
 

@@ -3,6 +3,7 @@
 import ml_collections
 from ml_collections import config_dict
 
+from eqjax.image_files import MAX_PIXELS
 from eqjax.typing import Config
 
 SOURCES = ("photos", "folder", "tfds", "latents")
@@ -46,6 +47,8 @@ def default_config() -> Config:
     config.resize = 64
     # Largest tolerated fraction of corrupt images, in [0, 1); one corrupt image is tolerated unless it is 0.
     config.max_corrupt_fraction = 0.01
+    # Largest number of pixels of an image (width × height); larger ones are not decoded and count as corrupt.
+    config.max_pixels = MAX_PIXELS
     # TFDS.
     config.split = "train"  # Split for training.
     config.eval_split = "validation"  # Split for evaluation.
@@ -108,6 +111,8 @@ def _check_files(config: Config) -> None:
         )
     if not 0 <= config.max_corrupt_fraction < 1:
         raise ValueError(f"max_corrupt_fraction={config.max_corrupt_fraction} must lie in [0, 1).")
+    if config.max_pixels < 1:
+        raise ValueError(f"max_pixels={config.max_pixels} must be at least 1.")
 
 
 def _check_photos(config: Config) -> None:

@@ -52,6 +52,7 @@ def make_source(config: Config, train: bool = True) -> Source:
     options: dict[str, Any] = dict(
         classes=folder.read_class_file(config.class_file) if config.class_file else class_names(config),
         max_corrupt_fraction=config.max_corrupt_fraction,
+        max_pixels=config.max_pixels,
         resize=transforms.ResizeShorterSide(config.resize, config.height, config.width),
         # Evaluation decodes in full, so that its results are comparable with those of other programs.
         draft=config.draft and train,

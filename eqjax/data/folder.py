@@ -4,13 +4,15 @@ Class folders are in the root, `root/class_name/image.jpg`, or in its folder `da
 the layout of code for latent diffusion (ILSVRC2012_train/data/n01440764/…).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import os
 
+from absl import logging
 import numpy as np
 
 from eqjax.data import image_source
 from eqjax.data.transforms import ResizeShorterSide
+from eqjax.image_files import MAX_PIXELS
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 _LAYOUTS = "expected root/class_name/image.jpg, or root/data/class_name/image.jpg"
@@ -71,6 +73,7 @@ class FolderSource(image_source.ImageSource):
         max_corrupt_fraction: float = 0.01,
         resize: ResizeShorterSide | None = None,
         draft: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Lists the files without opening them.
 
@@ -79,14 +82,15 @@ class FolderSource(image_source.ImageSource):
           classes: names of class folders in the order of their labels; None takes all, sorted.
           max_corrupt_fraction: largest tolerated fraction of corrupt images, in [0, 1).
           resize: the size that images are resized to during decoding; None keeps the size of the file.
-          draft: whether large JPEGs may be halved during decoding; see `image_source.decode`.
+          draft: whether large JPEGs may be halved during decoding; see `image_files.decode`.
+          max_pixels: largest number of pixels of an image; larger ones count as corrupt.
 
         Raises:
           FileNotFoundError: `root` is not a folder.
           ValueError: there are no classes, a listed class has no folder, a class has no images, or
             `max_corrupt_fraction` is out of range.
         """
-        super().__init__(max_corrupt_fraction, resize, draft)
+        super().__init__(max_corrupt_fraction, resize, draft, max_pixels)
         self.root = find_class_root(os.fspath(root))
         self.class_names = _list_classes(self.root, classes)
         self._names: list[str] = []
@@ -117,16 +121,35 @@ class FolderSource(image_source.ImageSource):
 
 def _folders(root: str) -> list[str]:
     """Returns the sorted names of the folders in a folder."""
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(root) if _holds(entry.is_dir) and not entry.name.startswith("."))
 
 
 def _images(folder: str) -> list[str]:
-    """Returns the sorted names of the image files directly in a folder."""
-    return sorted(
-        entry.name
+    """Returns the sorted names of the image files directly in a folder; what is no regular file is left out."""
+    entries = [
+        entry
         for entry in os.scandir(folder)
-        if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
-    )
+        if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".")
+    ]
+    names = sorted(entry.name for entry in entries if _holds(entry.is_file))
+    if len(names) < len(entries):
+        left_out = sorted({entry.name for entry in entries} - set(names))
+        more = f", and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+        logging.warning(
+            "%s: left out, as they are no regular files (but folders, broken links, named pipes, …): %s%s.",
+            folder,
+            ", ".join(left_out[:10]),
+            more,
+        )
+    return names
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    """Returns the result of `is_dir` or `is_file`, which raise for a symbolic link that leads to itself."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def _list_classes(root: str, classes: Sequence[str] | None) -> tuple[str, ...]:

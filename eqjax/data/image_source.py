@@ -1,45 +1,17 @@
-"""Decodes images, and replaces, counts and bounds corrupt ones for all sources of files."""
+"""Replaces, counts and bounds corrupt images, for all sources of files."""
 
 import abc
 from collections.abc import Iterator
 import io
 import operator
-import os
 import threading
 from typing import Any, SupportsIndex
 
 from absl import logging
-from jaxtyping import UInt8
-import numpy as np
-from PIL import Image
 
 from eqjax.data.transforms import ResizeShorterSide
+from eqjax.image_files import MAX_PIXELS, ImageError, decode
 from eqjax.typing import Record
-
-
-def decode(
-    file: str | os.PathLike[str] | io.BytesIO | io.BufferedReader,
-    resize: ResizeShorterSide | None = None,
-    draft: bool = False,
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the RGB image in a file, resized if asked for, bilinear and antialiased.
-
-    Gray images are repeated, transparency is dropped, EXIF rotation is not applied.
-
-    Args:
-      file: path, or an open binary file.
-      resize: the wanted size; None keeps the size of the file. Resizing here saves a copy of the whole image.
-      draft: whether the JPEG decoder may halve an image, repeatedly while it stays at least as large as wanted, before
-        the resize. Other formats ignore it.
-    """
-    with Image.open(file) as image:
-        height, width = resize.output_size(image.height, image.width) if resize else (image.height, image.width)
-        if draft:
-            image.draft("RGB", (width, height))
-        rgb = image.convert("RGB")
-        if rgb.size != (width, height):
-            rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(rgb)
 
 
 def nearest(index: int, start: int, stop: int) -> Iterator[int]:
@@ -73,13 +45,20 @@ class ImageSource(abc.ABC):
     class_names: tuple[str, ...]
     max_corrupt_fraction: float
 
-    def __init__(self, max_corrupt_fraction: float, resize: ResizeShorterSide | None, draft: bool) -> None:
+    def __init__(
+        self,
+        max_corrupt_fraction: float,
+        resize: ResizeShorterSide | None,
+        draft: bool,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         """Stores how to decode.
 
         Args:
           max_corrupt_fraction: largest tolerated fraction of corrupt images, in [0, 1).
           resize: the wanted size; None keeps the size of the file.
-          draft: whether large JPEGs may be halved during decoding; see `decode`.
+          draft: whether large JPEGs may be halved during decoding; see `image_files.decode`.
+          max_pixels: largest number of pixels of a file; larger images count as corrupt.
 
         Raises:
           ValueError: `max_corrupt_fraction` is out of range.
@@ -87,7 +66,8 @@ class ImageSource(abc.ABC):
         if not 0 <= max_corrupt_fraction < 1:
             raise ValueError(f"max_corrupt_fraction={max_corrupt_fraction} must lie in [0, 1).")
         self.max_corrupt_fraction = max_corrupt_fraction
-        self._resize, self._draft = resize, draft
+        self._output_size = resize.output_size if resize else None
+        self._draft, self._max_pixels = draft, max_pixels
         self._errors: dict[int, str] = {}  # Index of a corrupt image → its error.
         self._lock = threading.Lock()  # Grain reads from several threads.
 
@@ -136,12 +116,14 @@ class ImageSource(abc.ABC):
             return None
         try:
             file, label = self._open(index)
-            return {"image": decode(file, self._resize, self._draft), "label": label}
+            image = decode(file, self._output_size, draft=self._draft, max_pixels=self._max_pixels)
+            return {"image": image, "label": label}
         except MemoryError:  # Not the fault of the file.
             raise
         except Exception as error:
-            # Corrupt bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
-            self._count_corrupt(index, f"{type(error).__name__}: {error}")
+            # An image that cannot be decoded, a file that was removed, a damaged record of a TFDS file.
+            reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+            self._count_corrupt(index, reason)
             return None
 
     def _count_corrupt(self, index: int, reason: str) -> None:

@@ -15,8 +15,8 @@ from typing import SupportsIndex
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image
 
+from eqjax import image_files
 from eqjax.data import transforms
 from eqjax.typing import Record
 
@@ -82,8 +82,7 @@ def load_photo(name: str) -> UInt8[np.ndarray, "H W 3"]:
             f"{path} is missing: this build of {_PIP_NAMES[photo.package]} comes without the image. "
             f"Install the published one: pip install --force-reinstall {_PIP_NAMES[photo.package]}"
         )
-    with Image.open(path) as file:
-        image = np.array(file.convert("RGB"))
+    image = image_files.read(path)
     if photo.box is not None:
         image = np.ascontiguousarray(transforms.crop(image, photo.box))
     image.setflags(write=False)  # All callers get the same array.

@@ -15,6 +15,7 @@ from typing import Any
 
 from eqjax.data import image_source
 from eqjax.data.transforms import ResizeShorterSide
+from eqjax.image_files import MAX_PIXELS
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _INFO = "dataset_info.json"
@@ -61,6 +62,7 @@ class TfdsSource(image_source.ImageSource):
         max_corrupt_fraction: float = 0.01,
         resize: ResizeShorterSide | None = None,
         draft: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Opens the data set.
 
@@ -70,14 +72,15 @@ class TfdsSource(image_source.ImageSource):
           classes: all class names in the order of their labels; None keeps the order of the data set.
           max_corrupt_fraction: largest tolerated fraction of corrupt images, in [0, 1).
           resize: the size that images are resized to during decoding; None keeps their size.
-          draft: whether large JPEGs may be halved during decoding; see `image_source.decode`.
+          draft: whether large JPEGs may be halved during decoding; see `image_files.decode`.
+          max_pixels: largest number of pixels of an image; larger ones count as corrupt.
 
         Raises:
           FileNotFoundError: `root` contains no prepared data set.
           ValueError: the format has no random access, the split is unknown, records do not have one image and one
             label, or `classes` are not the classes of the data set.
         """
-        super().__init__(max_corrupt_fraction, resize, draft)
+        super().__init__(max_corrupt_fraction, resize, draft, max_pixels)
         self.root, self.split = find_version(os.fspath(root)), split
         tfds, builder = _open_builder(self.root, split)
         features = builder.info.features

@@ -14,9 +14,8 @@ from jaxtyping import Int, UInt8
 import ml_collections
 import numpy as np
 
-from eqjax import data
+from eqjax import data, image_files
 from eqjax.data.folder import EXTENSIONS
-from eqjax.data.image_source import decode
 from eqjax.evaluation.statistics import NPZ_ERRORS, StatisticsError
 from eqjax.io import atomic_write
 from eqjax.typing import AnyArray
@@ -79,7 +78,7 @@ def from_folder(root: str | os.PathLike[str]) -> ImageSet:
         for start in range(0, len(paths), _BATCH_SIZE):
             images = []
             for path in paths[start : start + _BATCH_SIZE]:
-                image = _decode(path)
+                image = image_files.read(path)
                 shape = shape or image.shape
                 if image.shape != shape:
                     raise ValueError(
@@ -91,16 +90,6 @@ def from_folder(root: str | os.PathLike[str]) -> ImageSet:
             yield np.stack(images)
 
     return ImageSet(len(paths), os.path.abspath(root), batches)
-
-
-def _decode(path: str) -> UInt8[np.ndarray, "H W 3"]:
-    try:
-        return decode(path)
-    except MemoryError:  # Not a property of the file.
-        raise
-    except Exception as error:
-        # Broken bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
-        raise ValueError(f"{path} cannot be decoded ({error}): repair or remove it.") from error
 
 
 def from_npz(path: str | os.PathLike[str]) -> ImageSet:

@@ -178,7 +178,7 @@ def _declared_shape(path: str, archive: zipfile.ZipFile, name: str, info: zipfil
             raise ValueError(f"{name} holds Python objects")  # A pickle: never read.
         if dtype.kind not in ("U" if name == "protocol" else "fiu"):
             raise StatisticsError(
-                f"{path}: {name} is {shorten(str(dtype))}; {'text' if name == 'protocol' else 'numbers are'} expected."
+                f"{path}: {name} is {shorten(str(dtype))}; {'text' if name == 'protocol' else 'numbers'} expected."
             )
         if len(shape) != _DIMENSIONS[name] or min(shape, default=0) < 0:
             raise StatisticsError(f"{path}: {name} has shape {shorten(str(shape))}; expected {_DIMENSIONS[name]} axes.")

@@ -304,6 +304,11 @@ def _measure_tokenizer_step(config: Config, options: BenchmarkOptions) -> Measur
 
 def _measure_generator_steps(config: Config, options: BenchmarkOptions) -> Iterator[Measurement]:
     tokenizer, generator = build_modules(options.config, options.dtype)
+    if tokenizer.embed_dim != generator.latent_dim:
+        raise ValueError(
+            f"--config={options.config}: the generator takes latents of {generator.latent_dim} channels, the tokenizer "
+            f"has {tokenizer.embed_dim}; set tokenizer_weights in the config to the generator's own tokenizer."
+        )
     images = _random_images(tokenizer, options)
     shape = (options.batch_size, options.num_columns, generator.latent_dim)
     means = np.random.default_rng(1).standard_normal(shape, np.float32)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import difflib
 from typing import Any, TypedDict
 
 import jax
@@ -62,6 +63,16 @@ class SamplingOptions:
     time_grid: flow.TimeGrid = "uniform"
     temperature: Scalar = 1.0
     max_position: Scalar | None = None
+
+    def __new__(cls, **keywords: Any) -> "SamplingOptions":
+        """Refuses unknown options; the message of `__init__` would not name the nearest one."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in keywords if name not in names]
+        if unknown:
+            nearest = difflib.get_close_matches(unknown[0], names, 1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+            raise TypeError(f"unknown sampling option {unknown[0]!r}{hint} The options are {', '.join(names)}.")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         convert: dict[str, Callable[[Any], Any]] = {

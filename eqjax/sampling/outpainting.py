@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from eqjax import pixels
-from eqjax.model import ClassColumns, ClassLabel, Model, Seeds, as_floats
+from eqjax.model import ClassLabel, Model, Seeds, as_floats
 from eqjax.sampling.checks import check_labels
 from eqjax.sampling.class_schedule import ClassSchedule, parse_classes
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
@@ -54,7 +54,7 @@ def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np
 def outpaint(
     model: Model,
     image: Shaped[AnyArray, "..."],
-    label: ClassLabel | Sequence[ClassColumns],
+    label: ClassLabel | Sequence[Any],
     *,
     right: int = 0,
     left: int = 0,
@@ -105,7 +105,7 @@ def outpaint(
       >>> model = eqjax.load_pretrained("photos")
       >>> image = model.sample("flower", num_columns=8, num_flow_steps=2)[0]
       >>> outpaint(model, image, "flower", right=4, num_flow_steps=2).shape
-      (64, 96, 3)
+      (64, 192, 3)
     """
     tokenizer, generator = model.require("tokenizer"), model.require("generator")
     if left < 0 or right < 0 or left + right == 0:

@@ -17,7 +17,7 @@ import numpy as np
 from eqjax.differences import check_equal
 from eqjax.fingerprint import fingerprint
 from eqjax.io import atomic_write
-from eqjax.model import ClassColumns, ClassLabel, Model, Seeds
+from eqjax.model import ClassLabel, Model, Seeds
 from eqjax.pretrained import module_to_dict
 from eqjax.sampling import sampler
 from eqjax.sampling.checks import check_labels, check_num_columns, check_prefix, whole
@@ -80,14 +80,14 @@ class PanoramaOptions(SamplingOptions):
         Args:
           training_columns: columns of a training image, over which a "linear" scale rises in a panorama without end.
         """
-        if isinstance(self.guidance_scale, tuple):
-            return np.asarray(self.guidance_scale, np.float32)
+        if isinstance(self.guidance_scale, tuple) or self.guidance_schedule == "constant":
+            return np.atleast_1d(np.asarray(self.guidance_scale, np.float32))
         return np.asarray(self.guidance_scales(self.num_columns or training_columns))
 
 
 def panorama(
     model: Model,
-    labels: ClassLabel | Sequence[ClassColumns] | None = None,
+    labels: ClassLabel | Sequence[Any] | None = None,
     *,
     seed: Scalar = 0,
     seeds: Seeds | None = None,
@@ -134,7 +134,7 @@ def panorama(
       >>> model = eqjax.load_pretrained("photos")
       >>> strips = eqjax.panorama(model, [("flower", 12), ("rocket", None)], transition=4, num_flow_steps=2)
       >>> next(strips).shape
-      (64, 128, 3)
+      (64, 256, 3)
     """
     if state is not None:
         if labels is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 import numpy as np
 
 from eqjax import pixels
@@ -72,8 +72,8 @@ class StreamDecoder:
         self.held: Float[np.ndarray, "*B n D"] = np.zeros((*batch_shape, 0, tokenizer.embed_dim), np.float32)
         self.tail: Float[np.ndarray, "*B H w 3"] | None = None
 
-    def push(self, latents: Float[np.ndarray, "*B n D"], last: bool = False) -> list[UInt8[np.ndarray, "*B H _w 3"]]:
-        """Receives columns; returns the strips that are final now.
+    def push(self, latents: Float[np.ndarray, "*B n D"], last: bool = False) -> list[Shaped[np.ndarray, "*B H _w 3"]]:
+        """Receives columns; returns the strips that are final now, uint8.
 
         Args:
           latents: scaled latents.
@@ -99,7 +99,7 @@ class StreamDecoder:
         """Returns the first column of the next window."""
         return max(self.emitted - (self._halo or 0), 0)
 
-    def _decode_strip(self, first: int, stop: int) -> UInt8[np.ndarray, "*B H _w 3"]:
+    def _decode_strip(self, first: int, stop: int) -> Shaped[np.ndarray, "*B H _w 3"]:
         """Decodes the window at column `first`; returns the final pixels up to column `stop`."""
         start = self.received - self.held.shape[-2]
         latents = self.held[..., first - start : first - start + self.window, :]

@@ -26,6 +26,7 @@ def test_defaults_are_valid():
         ({"source": "folder", "root": "x", "classes": ("a",), "class_file": "y"}, "not both"),
         ({"source": "folder", "root": "x", "resize": 4}, "resize=4 must be at least 64"),
         ({"source": "folder", "root": "x", "max_corrupt_fraction": 2.0}, "max_corrupt_fraction=2.0"),
+        ({"source": "folder", "root": "x", "max_pixels": 0}, "max_pixels=0 must be at least 1"),
     ],
 )
 def test_bad_field_is_named(fields, message):

@@ -71,3 +71,11 @@ def test_evaluation_records_are_center_crops_in_order(folder_config):
     resized = Image.open(f"{folder_config.root}/bee/2.png").resize((13, 10), Image.Resampling.BILINEAR)  # 10 · 24 / 18
     np.testing.assert_array_equal(dataset[7]["image"], np.asarray(resized)[1:9, 2:10])
     assert len(dataset) == 10 and [dataset[i]["label"] for i in range(10)] == [0] * 5 + [1] * 5
+
+
+def test_bound_on_pixels_reaches_the_source(folder_config):
+    folder_config.update(max_pixels=24 * 18 - 1, max_corrupt_fraction=0.0)
+    with pytest.raises(ValueError, match="1 of 10 images"):
+        make_source(folder_config)[0]
+    folder_config.max_pixels += 1
+    assert make_source(folder_config)[0]["image"].shape == (10, 13, 3)

@@ -1,6 +1,9 @@
 """Class folders: labels, layouts, and messages about what is missing."""
 
+import logging
+import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -68,6 +71,20 @@ def test_class_without_images_is_named(class_folders):
     (class_folders / "dog").mkdir()
     with pytest.raises(ValueError, match="Class folder '.*dog' has no images"):
         FolderSource(class_folders)
+
+
+def test_what_is_no_regular_file_is_left_out_and_named(class_folders, caplog):
+    os.mkfifo(class_folders / "bee" / "000.jpg")
+    os.symlink("100.jpg", class_folders / "bee" / "100.jpg")  # Leads to itself.
+    os.symlink("absent", class_folders / "bee" / "115.jpg")
+    os.symlink("/dev/zero", class_folders / "bee" / "125.jpg")
+    os.symlink("loop", class_folders / "loop")
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        source = FolderSource(class_folders)
+    assert source.class_names == ("ant", "bee", "cow")
+    assert [image_files.value(source[i]) for i in range(7)] == [10, 20, 30, 110, 120, 130, 210]
+    message = "bee: left out, as they are no regular files .*: 000.jpg, 100.jpg, 115.jpg, 125.jpg"
+    assert len(caplog.messages) == 1 and re.search(message, caplog.messages[0])
 
 
 def test_class_folders_in_the_folder_data_are_found(class_folders, tmp_path):

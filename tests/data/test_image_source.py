@@ -1,7 +1,9 @@
-"""Decoding, and corrupt images: replaced, counted, bounded."""
+"""Corrupt images: replaced, counted, bounded."""
 
 from concurrent import futures
 import logging
+import os
+import re
 import threading
 
 import numpy as np
@@ -58,7 +60,7 @@ def test_too_many_corrupt_images_raise_again_and_again(class_folders):
 def test_threads_that_read_a_corrupt_image_together_count_it_once(class_folders, caplog, monkeypatch):
     meeting = threading.Barrier(2)
 
-    def decode(path, *_):
+    def decode(path, *_, **__):
         if path.endswith("110.jpg"):
             meeting.wait(timeout=5)
             raise OSError("broken")
@@ -84,25 +86,40 @@ def test_source_without_any_readable_image_raises(tmp_path):
         FolderSource(tmp_path)[0]
 
 
-@pytest.mark.parametrize(("side", "drafts"), [(80, False), (40, True)])
-def test_resize_during_decoding_equals_resize_after_it(tmp_path, side, drafts):
-    """Draft mode gives nearly the same pixels, and differs only if the image is at least halved."""
-    smooth = np.stack(np.meshgrid(np.linspace(0, 255, 200), np.linspace(0, 255, 120)) * 2, axis=-1)[..., :3]
-    path = tmp_path / "1.jpg"
-    Image.fromarray(smooth.astype(np.uint8)).save(path, quality=95)
-    resize = transforms.ResizeShorterSide(side, side, side)
-    expected = transforms.resize(image_source.decode(path), side, side * 200 // 120)
-    np.testing.assert_array_equal(image_source.decode(path, resize), expected)
-    drafted = image_source.decode(path, resize, draft=True)
-    assert drafted.shape == expected.shape and (drafted != expected).any() == drafts
-    assert np.abs(drafted.astype(int) - expected).max() <= 4
+def test_refused_image_is_corrupt(class_folders, caplog):
+    """By its size, and by values without a range; the size can be set."""
+    image_files.write(class_folders / "ant" / "010.jpg", 10, size=(50, 40))
+    Image.new("F", (4, 4)).save(class_folders / "bee" / "110.tif")
+    source = FolderSource(class_folders, max_pixels=1999, max_corrupt_fraction=0.5)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        values = [image_files.value(source[i]) for i in range(len(source))]
+    assert values == [20, 20, 30, 110, 120, 120, 130, 210] and source.num_corrupt == 2
+    assert re.search(r"010\.jpg \(it has 50 × 40 pixels, more than max_pixels=1999", caplog.messages[0])
+    assert re.search(r"110\.tif \(its values are floats", caplog.messages[1])
+    source = FolderSource(class_folders, max_pixels=2000)
+    assert image_files.value(source[0]) == 10 and source.num_corrupt == 0
 
 
-def test_other_formats_and_modes_become_rgb(tmp_path):
+def test_training_reads_images_by_the_common_rule(tmp_path):
+    """16 bits are scaled, transparency becomes white, images are upright."""
     (tmp_path / "a").mkdir()
-    Image.new("L", (4, 4), 77).save(tmp_path / "a" / "1.png")
-    Image.new("RGBA", (4, 4), (1, 2, 3, 128)).save(tmp_path / "a" / "2.webp", lossless=True)
-    Image.new("CMYK", (4, 4)).save(tmp_path / "a" / "3.JPEG")
-    source = FolderSource(tmp_path)
-    assert [source[i]["image"].shape for i in range(3)] == [(4, 4, 3)] * 3
-    assert source[0]["image"][0, 0].tolist() == [77, 77, 77] and source[1]["image"][0, 0].tolist() == [1, 2, 3]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (6, 4), 77).save(tmp_path / "a" / "1.jpg", exif=exif)
+    Image.new("I;16", (4, 4), 257 * 9).save(tmp_path / "a" / "2.png")
+    Image.new("LA", (4, 4), (0, 0)).save(tmp_path / "a" / "3.png")
+    Image.new("CMYK", (4, 4)).save(tmp_path / "a" / "4.JPEG")
+    source = FolderSource(tmp_path, resize=transforms.ResizeShorterSide(4, 6, 4))
+    assert [source[i]["image"].shape for i in range(4)] == [(6, 4, 3), (6, 6, 3), (6, 6, 3), (6, 6, 3)]
+    assert [image_files.value(source[i]) for i in range(4)] == [77, 9, 255, 255]
+
+
+def test_pipe_in_the_place_of_an_image_does_not_stop_reading(class_folders):
+    source = FolderSource(class_folders)
+    (class_folders / "bee" / "110.jpg").unlink()
+    os.mkfifo(class_folders / "bee" / "110.jpg")
+    records = []
+    thread = threading.Thread(target=lambda: records.append(source[3]), daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert records and image_files.value(records[0]) == 120 and source.num_corrupt == 1

@@ -26,7 +26,7 @@ def test_shifts_by_whole_columns_are_exact_inside_a_strict_tokenizer(model, imag
     assert found.errors[[2, 3], inside].max() < 1e-4
     assert found.errors[1, inside].min() > 0.01 and found.unrelated > 0.05  # Half a column.
     assert np.isnan(found.errors[3, 45:]).all() and np.isfinite(found.errors[3, :45]).all()
-    assert found.errors[2, :2].max() > 1e-4  # What lies left of the border differs.
+    assert found.errors[2, :2].max() > 1e-4  # The content left of the border differs.
 
 
 def test_footprints_are_local_in_a_strict_tokenizer(model, images):

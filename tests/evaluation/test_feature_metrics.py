@@ -67,7 +67,7 @@ def test_inception_score_shuffled_and_in_file_order(recorded):
 
 
 def test_inception_score_of_sorted_certain_images():
-    """Forty images of ten certain classes: exactly 10 together, and 1 where every part holds one class."""
+    """Forty images of ten certain classes: exactly 10 together, and 1 if every split holds one class."""
     logits = np.where(np.repeat(np.arange(10), 4)[:, None] == np.arange(10), 2000.0, 0.0)
     one = feature_metrics.InceptionScore(40, num_splits=1)
     one.update(logits)
@@ -161,5 +161,5 @@ def test_memory_does_not_grow_with_the_number_of_images():
         tracemalloc.stop()
         return used
 
-    # 24 bytes an image at most, for which part of the Inception Score it belongs to; its features are 256.
+    # 24 bytes an image at most, for the index of its split in the Inception Score; its features are 256.
     assert peak(50_000) - peak(1_000) < 24 * 50_000

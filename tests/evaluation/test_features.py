@@ -1,5 +1,8 @@
 """Passes over images and sources of images: results, stored features, and rejected input."""
 
+import io
+import zipfile
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -55,7 +58,7 @@ def test_the_same_images_have_distance_zero(extractor, images):
     result = compare(found.statistics, found.statistics, subset_size=10, num_subsets=2)
     assert result["fid"] == pytest.approx(0, abs=1e-6) and result["precision"] == result["recall"] == 1
     few = extractor.collect(iter([images[:5]]), 5)
-    assert few.scores == {}  # Ten parts need ten images.
+    assert few.scores == {}  # Ten splits need ten images.
 
 
 def test_bad_images_are_rejected(extractor, images):
@@ -100,7 +103,7 @@ def test_a_broken_image_is_named(tmp_path, images):
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
     (tmp_path / "3.jpg").write_text("no image")
     for name in ("2.png", "3.jpg"):
-        with pytest.raises(ValueError, match=f"{name} cannot be decoded .*: repair or remove it"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image .*: repair or remove it"):
             list(image_sets.from_folder(tmp_path).batches())
         (tmp_path / name).unlink()
 
@@ -120,6 +123,15 @@ def test_a_damaged_byte_of_an_npz_is_reported_or_harmless(tmp_path, images, save
             assert place != len(whole) // 2 and len(np.concatenate(found)) == 30
         else:
             assert "s.npz" in error
+
+
+def test_an_npz_with_fewer_images_than_its_header_promises_is_rejected(tmp_path, images):
+    whole = io.BytesIO()
+    np.save(whole, images)
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
+        archive.writestr("arr_0.npy", whole.getvalue()[:-1])
+    with pytest.raises(StatisticsError, match="s.npz is truncated: it ends inside image 29"):
+        list(image_sets.from_npz(tmp_path / "s.npz").batches())
 
 
 def test_an_npz_without_images_is_rejected(tmp_path):

@@ -1,6 +1,7 @@
-"""Causality and window by perturbation, tables of masks, rotary embedding, what training draws."""
+"""Causality and window by perturbation, masks by hand, rotary embedding, random draws of training."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 from eqjax import Generator
+from eqjax.generator import column_weights
 from eqjax.generator.layers import window_mask
 from eqjax.generator.rope import rope_angles, rotate
 from tests.random_params import random_params
 
-FIELDS = dict(
+FIELDS: dict[str, Any] = dict(
     width=16, depth=2, num_heads=2, latent_dim=4, num_classes=3, num_cond_tokens=2, max_rope_shift=8, flow_width=8,
     flow_depth=1,
 )  # fmt: skip
@@ -21,7 +23,7 @@ FIELDS = dict(
 @functools.cache
 def make(**fields):
     generator = Generator(**{**FIELDS, **fields})
-    return generator, random_params(generator)  # Fresh output layers would be zero, and hide what they depend on.
+    return generator, random_params(generator)  # Initial output layers would be zero, and hide their inputs.
 
 
 def test_window_mask_by_hand():
@@ -32,7 +34,7 @@ def test_window_mask_by_hand():
 
 
 @pytest.mark.parametrize("window", [1, 3, None])
-def test_what_a_context_depends_on(window):
+def test_a_context_depends_on_the_class_and_the_window_before_it(window):
     generator, params = make(window_size=window)
     latents = jax.random.normal(jax.random.key(2), (1, 10, 4))
     context = jax.jit(functools.partial(generator.apply, {"params": params}, method="context"))
@@ -40,7 +42,7 @@ def test_what_a_context_depends_on(window):
     column = 2
     changed = context(latents.at[:, column].add(1.0), jnp.array([1]))
     touched = np.flatnonzero(np.abs(changed - before).max(axis=(0, 2)) > 1e-6)
-    # Column 2 first enters the context of column 3; every layer passes it window − 1 columns on.
+    # Column 2 first affects the context of column 3; every layer carries it window − 1 columns further.
     last = 9 if window is None else column + 1 + generator.depth * (window - 1)
     assert touched.tolist() == list(range(column + 1, last + 1))
     other_class = context(latents, jnp.array([2]))
@@ -54,7 +56,7 @@ def test_rope_rotates_interleaved_pairs():
     np.testing.assert_allclose(out, [np.cos(2), np.sin(2), -np.sin(0.02), np.cos(0.02)], atol=1e-6)
 
 
-def test_rope_scores_depend_on_distance():
+def test_rope_scores_depend_on_distance_only():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 8))
 
     def score(i, j):
@@ -70,7 +72,7 @@ def test_self_attention_is_relative_and_cross_attention_absolute():
     context = jax.jit(functools.partial(generator.apply, method="context"))
     shifted = context({"params": params}, latents, labels, rope_shift=5)
     assert float(jnp.abs(shifted - context({"params": params}, latents, labels))[:, 1:].max()) > 1e-4
-    # Without cross-attention nothing knows the absolute position.
+    # Without cross-attention no output depends on the absolute position.
     blocks = dict(params["blocks"])
     blocks["cross_out"] = jax.tree.map(jnp.zeros_like, blocks["cross_out"])
     blind = {"params": {**params, "blocks": blocks}}
@@ -86,14 +88,14 @@ def test_loss_draws_what_is_not_given():
     a, b, c = loss(rngs=jax.random.key(0)), loss(rngs=jax.random.key(0)), loss(rngs=jax.random.key(1))
     assert a == b != c
     rows = generator.flow_batch_mult * 20
-    given = dict(time=jnp.full(rows, 0.5), noise=jnp.ones((rows, 4)), rope_shift=0)
-    assert loss(**given) == loss(**given)  # Nothing left to draw: no keys.
+    given: dict[str, Any] = dict(time=jnp.full(rows, 0.5), noise=jnp.ones((rows, 4)), rope_shift=0)
+    assert loss(**given) == loss(**given)  # Nothing is drawn, so no keys are needed.
 
 
-def test_label_dropout_and_dropout():
+def test_label_dropout_gives_the_null_class_and_dropout_is_random():
     latents, labels = jax.random.normal(jax.random.key(2), (4, 5, 4)), jnp.array([0, 1, 2, 0])
     rows = 4 * 20
-    given = dict(time=jnp.full(rows, 0.5), noise=jnp.ones((rows, 4)), rope_shift=0, method="loss")
+    given: dict[str, Any] = dict(time=jnp.full(rows, 0.5), noise=jnp.ones((rows, 4)), rope_shift=0, method="loss")
     generator, params = make(dropout_rate=0.0, label_dropout_rate=1.0)
     variables, rngs = {"params": params}, jax.random.key(0)
     always = jax.jit(lambda labels: generator.apply(variables, latents, labels, rngs=rngs, **given))(labels)
@@ -106,7 +108,7 @@ def test_label_dropout_and_dropout():
     assert dropped(jax.random.key(0)) != dropped(jax.random.key(1))
 
 
-def test_bfloat16_products_float32_results():
+def test_bfloat16_contexts_are_close_and_velocities_are_float32():
     generator, params = make(window_size=3)
     half = generator.clone(dtype=jnp.bfloat16)
     latents, labels = jax.random.normal(jax.random.key(2), (2, 6, 4)), jnp.array([0, 1])
@@ -122,7 +124,7 @@ def test_bfloat16_products_float32_results():
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
 
-def test_fresh_parameters():
+def test_initial_parameters_have_the_bounds_of_their_initializers():
     generator = Generator(**{**FIELDS, "width": 64, "num_heads": 4, "flow_width": 32})
     params = jax.jit(generator.init_params)(jax.random.key(0))
     bound = np.sqrt(6 / (64 + 3 * 64))  # Xavier over the fused matrix.
@@ -136,15 +138,30 @@ def test_fresh_parameters():
     assert (layers[0] != layers[1]).any()
 
 
-def test_errors():
-    with pytest.raises(ValueError, match="width=10 must be a multiple of 2 · num_heads=8"):
-        Generator(width=10, num_heads=4)
-    with pytest.raises(ValueError, match="window_size=0"):
-        Generator(window_size=0)
-    with pytest.raises(ValueError, match="max_rope_shift=0 must be ≥ 1"):
-        Generator(max_rope_shift=0)
-    with pytest.raises(ValueError, match=r"dropout_rate=2.0 must lie in \[0, 1\)"):
-        Generator(dropout_rate=2.0)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(width=10, num_heads=4), "width=10 must be a multiple of 2 · num_heads=8"),
+        (dict(window_size=0), "window_size=0"),
+        (dict(max_rope_shift=0), "max_rope_shift=0 must be ≥ 1"),
+        (dict(dropout_rate=2.0), r"dropout_rate=2.0 must lie in \[0, 1\)"),
+        (dict(remat="some"), "remat='some' is not one of .*projections"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(fields: dict[str, Any], message):
+    with pytest.raises(ValueError, match=message):
+        Generator(**fields)
+
+
+def test_latents_of_another_size_are_refused():
     generator, params = make()
     with pytest.raises(ValueError, match=r"latents have shape \(1, 5, 3\).*latent_dim=4"):
         generator.apply({"params": params}, jnp.zeros((1, 5, 3)), jnp.array([0]), method="context")
+
+
+def test_column_weights_by_hand():
+    np.testing.assert_allclose(column_weights(4, (3, 1)), [0, 0.5, 0, 0.5])
+    with pytest.raises(ValueError, match=r"columns=\[4\] must be some of 0 … 3"):
+        column_weights(4, [4])
+    with pytest.raises(ValueError, match=r"columns=\[\] must be some of"):
+        column_weights(4, [])

@@ -11,7 +11,7 @@ from tests.golden_cases import generator_case, relative_error, training_loss
 
 
 @pytest.mark.parametrize("length", [12, 40])
-def test_context(length):
+def test_contexts_equal_recorded_ones(length):
     generator, params, arrays = generator_case()
     context = jax.jit(functools.partial(generator.apply, {"params": params}, method="context"))
     latents, labels = arrays[f"hidden/{length}/latents"], arrays["labels"]
@@ -20,14 +20,14 @@ def test_context(length):
     assert relative_error(context(latents, null), arrays[f"hidden/{length}/hidden_unconditional"]) < 1e-5
 
 
-def test_full_causal_attention():
+def test_contexts_without_a_window_equal_recorded_ones():
     generator, params, arrays = generator_case(window_size=None)
     context = jax.jit(functools.partial(generator.apply, {"params": params}, method="context"))
     out = context(arrays["hidden/12/latents"], arrays["labels"])
     assert relative_error(out, arrays["full_causal/hidden"]) < 1e-5
 
 
-def test_velocity():
+def test_velocities_equal_recorded_ones():
     generator, params, arrays = generator_case()
     x_t, time, context = (arrays[f"velocity/{name}"] for name in "xtc")
     out = jax.jit(functools.partial(generator.apply, {"params": params}, method="velocity"))(x_t, time, context)
@@ -35,7 +35,7 @@ def test_velocity():
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_loss_and_gradients(remat):
+def test_loss_and_gradients_equal_recorded_ones(remat):
     generator, params, arrays = generator_case()
 
     @jax.jit
@@ -51,8 +51,8 @@ def test_loss_and_gradients(remat):
     for name, norm in norms.items():
         out = np.linalg.norm(gradient[name])
         if name.endswith("attn2.k.bias"):
-            # A bias on keys without positions adds the same to all scores of a query, so its true
-            # gradient is 0; both sides hold what rounding leaves of it.
+            # A bias on keys without positions adds the same to all scores of a query, so its true gradient is 0
+            # and both values are rounding errors.
             assert max(out, norm) < 1e-6 * norms[name.replace("bias", "weight")]
         else:
             assert abs(out - norm) <= 1e-4 * norm, name

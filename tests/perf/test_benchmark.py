@@ -18,7 +18,7 @@ SAMPLING = SamplingOptions(guidance_scale=7.0, num_flow_steps=2)
 
 @pytest.fixture(name="model")
 def _model():
-    model: Any = small_models.model(True)
+    model: Any = small_models.local_model()
     params = jax.tree.map(jnp.asarray, (model.tokenizer_params, model.generator_params))
     return model.replace(tokenizer_params=params[0], generator_params=params[1])
 
@@ -76,6 +76,11 @@ def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkey
         ("flying", "S", r"'flying' is not one of \('sampling', 'decoding', 'training', 'floor'\)"),
         ("training", "XL", "none of the sizes S, B, L, H, and there is no file XL"),
         ("floor", "configs/photos_tokenizer.py", "holds no generator"),
+        (
+            "training",
+            "photos_generator:tiny",
+            "takes latents of 8 channels, the tokenizer has 256; set tokenizer_weights",
+        ),
     ],
 )
 def test_unknown_kinds_and_configs_are_refused(kind, config, message):

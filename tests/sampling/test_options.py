@@ -1,16 +1,23 @@
 """`SamplingOptions`: defaults, conversion to Python values and JSON, and errors."""
 
+import ast
+import copy
 import dataclasses
+import inspect
 import json
-from typing import Any
+import pickle
+import re
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import flow
+from eqjax import Model, flow, outpaint, panorama, sample_latents
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
+from eqjax.sampling.panorama import PanoramaOptions
+from tests.sampling.small_models import local_model
 
 
 def test_defaults_are_those_of_the_paper():
@@ -101,6 +108,54 @@ def test_an_option_out_of_range_is_refused_by_name(change: dict[str, Any], messa
 
 
 def test_an_unknown_option_is_refused():
-    unknown: dict[str, Any] = {"guidance": 2.0}
-    with pytest.raises(TypeError, match="unexpected keyword argument 'guidance'"):
+    unknown: dict[str, Any] = {"guidence_scale": 2.0}
+    message = "unknown sampling option 'guidence_scale'; did you mean 'guidance_scale'. The options are guidance_scale,"
+    with pytest.raises(TypeError, match=message):
         SamplingOptions(**unknown)
+    far: dict[str, Any] = {"foo": 2.0}
+    with pytest.raises(TypeError, match=r"unknown sampling option 'foo'\. The options are"):
+        SamplingOptions(**far)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (Model.sample, {"labels": 0, "num_columns": 2, "key": 1}),
+        (Model.sample, {"labels": 0, "num_columns": 2, "columns": 1}),
+        (panorama, {"labels": 0, "noise": 1}),
+        (outpaint, {"image": np.zeros((16, 16, 3), np.uint8), "label": 0, "right": 1, "num_columns": 2}),
+    ],
+)
+def test_functions_refuse_unknown_arguments_by_name(function, arguments):
+    with pytest.raises(TypeError, match=f"unknown sampling option {list(arguments)[-1]!r}"):
+        function(local_model(), **arguments)
+
+
+def test_options_can_be_copied():
+    options = SamplingOptions(guidance_scale=2.0)
+    assert copy.deepcopy(options) == options == pickle.loads(pickle.dumps(options))
+    assert dataclasses.replace(options, solver="heun").to_dict() == {**options.to_dict(), "solver": "heun"}
+
+
+@pytest.mark.parametrize("function", [sample_latents, Model.sample, panorama, outpaint])
+def test_functions_take_the_options_and_their_defaults_from_one_place(function):
+    """They name no option of their own, and hand all others to `SamplingOptions`, which has the defaults."""
+    parameters = inspect.signature(function).parameters
+    assert not set(parameters) & set(SamplingKeywords.__annotations__)
+    last = list(parameters.values())[-1]
+    assert last.kind is inspect.Parameter.VAR_KEYWORD and last.annotation == Unpack[SamplingKeywords]
+    stated = re.findall(r"(\w+) \((\"?[\w.]+\"?)[^)]*\)", function.__doc__[function.__doc__.index("**options") :])
+    assert {name: ast.literal_eval(value) for name, value in stated if name in SamplingKeywords.__annotations__} == (
+        SamplingOptions().to_dict()
+    )
+
+
+def test_samples_without_options_are_those_of_the_defaults():
+    m, key = local_model(), jax.random.key(3)
+    arguments = m.require("generator"), m.generator_params, [0, 2]
+    defaults: Any = SamplingOptions().to_dict()
+    latents = sample_latents(*arguments, num_columns=3, key=key)
+    np.testing.assert_array_equal(latents, sample_latents(*arguments, num_columns=3, key=key, **defaults))
+    np.testing.assert_array_equal(m.sample([0, 2], num_columns=3, seed=3), m.decode(latents))
+    strips = panorama(m, 0, seed=3, num_columns=3)
+    assert strips.options == PanoramaOptions(labels=(0,), seed=3, num_columns=3, **defaults)

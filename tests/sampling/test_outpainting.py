@@ -1,12 +1,14 @@
 """Outpainting: prefix and sides, pixels that are kept, schedules counted from the image, and errors."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 
 from eqjax import outpaint, pixels, sample_latents
 from eqjax.sampling import sampler
-from tests.sampling.small_models import model
+from tests.sampling.small_models import local_model
 
 
 @pytest.fixture(scope="module", name="photograph")
@@ -16,8 +18,8 @@ def _photograph():
 
 
 def test_an_image_is_continued_on_both_sides(photograph):
-    m = model(True)
-    kwargs = dict(seed=3, guidance_scale=2.0, num_flow_steps=2)
+    m = local_model()
+    kwargs: dict[str, Any] = dict(seed=3, guidance_scale=2.0, num_flow_steps=2)
     out = outpaint(m, photograph, "dog", left=4, right=5, **kwargs)
     assert out.shape == (16, 24 + 2 * 9, 3)
     np.testing.assert_array_equal(out[:, 10:30], photograph[:, 2:-2])  # All but one column at each border.
@@ -36,8 +38,9 @@ def test_an_image_is_continued_on_both_sides(photograph):
 
 def test_classes_and_guidance_are_counted_from_the_image_outwards(photograph, monkeypatch):
     monkeypatch.setattr(sampler, "CHUNK_COLUMNS", 2)
-    m, given, drawn = model(True), 12, []
-    scales, kwargs = np.array([1.5, 2.0, 4.0, 3.0, 0.5]), dict(num_flow_steps=2, transition=2)
+    m, given, drawn = local_model(), 12, []
+    scales = np.array([1.5, 2.0, 4.0, 3.0, 0.5])
+    kwargs: dict[str, Any] = dict(num_flow_steps=2, transition=2)
     out = outpaint(
         m, photograph, [("dog", 2), ("eel", None)], left=4, right=5, seed=3, guidance_scale=scales,
         progress=drawn.append, **kwargs,
@@ -47,8 +50,9 @@ def test_classes_and_guidance_are_counted_from_the_image_outwards(photograph, mo
     for columns, seed, image, side in ((5, 3, photograph, out[:, 32:]), (4, 4, photograph[:, ::-1], out[:, 7::-1])):
         guidance = np.array([9.0] * given + list(scales[:columns]))
         latents = sample_latents(
-            m.generator, m.generator_params, np.array([[1, 2]]), num_columns=given + columns, class_columns=(14, None),
-            guidance_scale=guidance, prefix=m.encode(image[None]), key=jax.random.key(seed)[None], **kwargs,
+            m.require("generator"), m.generator_params, np.array([[1, 2]]), num_columns=given + columns,
+            class_columns=(14, None), guidance_scale=guidance, prefix=m.encode(image[None]),
+            key=jax.random.key(seed)[None], **kwargs,
         )  # fmt: skip
         difference = np.abs(side.astype(int) - np.asarray(m.decode(latents))[0, :, 24:])
         assert side.shape == difference.shape and difference.max() <= 1 and difference.mean() < 1e-2
@@ -71,19 +75,20 @@ def test_classes_and_guidance_are_counted_from_the_image_outwards(photograph, mo
 )
 def test_a_bad_argument_is_refused_by_name(photograph, image, change, message):
     image = photograph if image is None else image
+    arguments: dict[str, Any] = {"label": 0, "left": 2, "right": 3, **change}
     with pytest.raises(ValueError, match=message) as raised:
-        outpaint(model(True), image, **{"label": 0, "left": 2, "right": 3, **change})
+        outpaint(local_model(), image, **arguments)
     assert "--resize" not in str(raised.value)
 
 
 def test_images_of_other_sizes_are_resized_on_request(photograph):
-    m = model(True)
+    m = local_model()
     with pytest.raises(ValueError, match="image height 32 does not fit .* resize=True"):
         outpaint(m, np.zeros((32, 64, 3), np.uint8), 0, right=2)
     out = outpaint(m, np.zeros((32, 66, 3), np.uint8), 0, right=2, resize=True, num_flow_steps=2)
     assert out.shape == (16, 32 + 4, 3)
     ramp = np.linspace(-1, 1, 32 * 66 * 3).reshape(32, 66, 3)
-    kwargs = dict(right=2, resize=True, num_flow_steps=2)
+    kwargs: dict[str, Any] = dict(right=2, resize=True, num_flow_steps=2)
     expected = outpaint(m, np.asarray(pixels.to_uint8(ramp)), 0, **kwargs)
     np.testing.assert_array_equal(outpaint(m, ramp, 0, **kwargs), expected)
     with pytest.raises(ValueError, match="less than a column of 2"):

@@ -1,5 +1,6 @@
 """Strips of a panorama equal the whole image, and a saved panorama resumes with the same pixels."""
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -12,7 +13,7 @@ from eqjax import panorama, sample_latents
 from eqjax.sampling import streaming
 from eqjax.sampling.panorama import PanoramaOptions
 from eqjax.tokenizer import tiling
-from tests.sampling.small_models import model
+from tests.sampling.small_models import local_model, published_model
 
 OPTIONS: dict[str, Any] = dict(guidance_scale=3.0, num_flow_steps=2, solver="adams_bashforth", max_position=7)
 
@@ -27,9 +28,9 @@ def largest_difference(image, other):
 
 @pytest.mark.parametrize("guidance_schedule", ["linear", "constant"])
 def test_strips_equal_the_image_of_model_sample_with_the_same_arguments(guidance_schedule):
-    m = model(True)
+    m = local_model()
     classes = [("cat", 20), ("eel", 30), (1, None)]
-    options = dict(OPTIONS, num_columns=90, transition=4, guidance_schedule=guidance_schedule)
+    options: dict[str, Any] = dict(OPTIONS, num_columns=90, transition=4, guidance_schedule=guidance_schedule)
     whole = m.sample(classes, seeds=[3], **options)[0]
     strips = list(panorama(m, classes, seed=3, strip_columns=8, **options))
     assert {strip.dtype for strip in strips} == {np.dtype(np.uint8)} and strips[0].shape == (16, 16, 3)
@@ -38,14 +39,16 @@ def test_strips_equal_the_image_of_model_sample_with_the_same_arguments(guidance
 
 
 def test_latents_of_a_panorama_equal_those_of_sample_latents(monkeypatch):
-    m, received = model(True), []
+    m, received = local_model(), []
     push = streaming.StreamDecoder.push
     monkeypatch.setattr(
         streaming.StreamDecoder, "push", lambda *args, **kwargs: received.append(args[1]) or push(*args, **kwargs)
     )
     list(panorama(m, 2, seed=3, num_columns=20, strip_columns=8, **OPTIONS))
     key = jax.random.key(3)[None]
-    whole = sample_latents(m.generator, m.generator_params, np.array([2]), num_columns=20, key=key, **OPTIONS)
+    whole = sample_latents(
+        m.require("generator"), m.generator_params, np.array([2]), num_columns=20, key=key, **OPTIONS
+    )
     np.testing.assert_allclose(np.concatenate(received), whole[0], atol=1e-5)
 
 
@@ -56,19 +59,21 @@ def test_a_linear_scale_without_end_rises_over_one_training_image():
     np.testing.assert_allclose(with_end.leading_scales(4), [2, 3])
     # A training image of the small tokenizer is 8 columns wide.
     rising = [*(1 + 2 * np.arange(1, 9) / 8), *[3.0] * 32]
-    without_end = joined(itertools.islice(panorama(model(True), 2, **OPTIONS), 2))
+    without_end = joined(itertools.islice(panorama(local_model(), 2, **OPTIONS), 2))
     columns = without_end.shape[1] // 2
-    per_column = panorama(model(True), 2, num_columns=40, **dict(OPTIONS, guidance_scale=rising))
+    per_column = panorama(local_model(), 2, num_columns=40, **dict(OPTIONS, guidance_scale=rising))
     assert columns > 16 and largest_difference(without_end, joined(per_column)[:, : columns * 2]) <= 1
 
 
 @pytest.mark.parametrize("columns", [5, 30, 61])
 def test_streamed_floats_equal_those_of_the_whole_image(columns, monkeypatch):
-    m = model(True)
+    m = local_model()
     monkeypatch.setattr(streaming.pixels, "to_uint8", lambda x: x)
     latents = np.asarray(jax.random.normal(jax.random.key(0), (columns, 4)))
-    whole = tiling.decode_images(m.tokenizer, m.tokenizer_params, latents[None] / m.latent_scale, tile_columns=999)[0]
-    decoder = streaming.StreamDecoder(m.tokenizer, m.tokenizer_params, m.latent_scale, 8)
+    whole = tiling.decode_images(
+        m.require("tokenizer"), m.tokenizer_params, latents[None] / m.latent_scale, tile_columns=999
+    )[0]
+    decoder = streaming.StreamDecoder(m.require("tokenizer"), m.tokenizer_params, m.latent_scale, 8)
     cuts = [0, 3, 25, 26, columns]
     parts = [latents[a:b] for a, b in itertools.pairwise(cuts)]
     strips = [strip for i, part in enumerate(parts) for strip in decoder.push(part, last=i == len(parts) - 1)]
@@ -78,11 +83,15 @@ def test_streamed_floats_equal_those_of_the_whole_image(columns, monkeypatch):
 
 def test_overlapping_windows_by_hand(monkeypatch):
     """A decoder that paints each window in its own brightness shows where and how windows meet."""
-    m = model(False)
+    m = published_model()
     painted = itertools.count(1)
     monkeypatch.setattr(streaming.pixels, "to_uint8", lambda x: x)
-    monkeypatch.setattr(streaming, "_decode", lambda t, p, x: np.full((1, 16, 2 * x.shape[1], 3), next(painted), float))
-    decoder = streaming.StreamDecoder(m.tokenizer, None, 1.0, 99)
+
+    def paint(*args):
+        return np.full((1, 16, 2 * args[-1].shape[1], 3), next(painted), float)
+
+    monkeypatch.setattr(streaming, "_decode", paint)
+    decoder = streaming.StreamDecoder(m.require("tokenizer"), {}, 1.0, 99)
     assert decoder.window == 8
     strips = decoder.push(np.zeros((14, 4)), last=True)
     row = np.concatenate(strips, axis=1)[0, :, 0]
@@ -92,8 +101,8 @@ def test_overlapping_windows_by_hand(monkeypatch):
 
 
 def test_a_tokenizer_without_halo_fades_between_windows():
-    m = model(False)
-    options = dict(OPTIONS, guidance_schedule="constant")
+    m = published_model()
+    options: dict[str, Any] = dict(OPTIONS, guidance_schedule="constant")
     short = joined(panorama(m, 2, num_columns=8, **options))
     whole = m.sample(2, num_columns=8, seeds=[0], **options)[0]
     assert largest_difference(short, whole) <= 1  # One window is the whole image.
@@ -102,10 +111,10 @@ def test_a_tokenizer_without_halo_fades_between_windows():
     np.testing.assert_array_equal(long[:, :8], joined(itertools.islice(panorama(m, 2, **options), 3))[:, :8])
 
 
-@pytest.mark.parametrize(("strict", "seeds"), [(True, None), (False, (4, 7))])
-def test_a_saved_panorama_resumes_with_the_same_pixels(strict, seeds, tmp_path):
-    m, path = model(strict), tmp_path / "state.npz"
-    kwargs = dict(transition=3, strip_columns=5, **OPTIONS)
+@pytest.mark.parametrize(("make_model", "seeds"), [(local_model, None), (published_model, (4, 7))])
+def test_a_saved_panorama_resumes_with_the_same_pixels(make_model, seeds, tmp_path):
+    m, path = make_model(), tmp_path / "state.npz"
+    kwargs: dict[str, Any] = dict(transition=3, strip_columns=5, **OPTIONS)
     strips = panorama(m, [("cat", 9), ("dog", None)], seed=4, seeds=seeds, **kwargs)
     beginning = [next(strips) for _ in range(2)]
     strips.save(path)
@@ -122,7 +131,7 @@ def test_a_saved_panorama_resumes_with_the_same_pixels(strict, seeds, tmp_path):
 
 
 def test_a_prefix_begins_the_image():
-    m = model(True)
+    m = local_model()
     prefix = jax.random.normal(jax.random.key(1), (1, 6, 4))
     whole = m.sample(1, num_columns=20, seeds=[2], prefix=prefix, **OPTIONS)[0]
     out = joined(panorama(m, 1, seed=2, num_columns=20, prefix=prefix, **OPTIONS))
@@ -132,28 +141,30 @@ def test_a_prefix_begins_the_image():
 
 
 def test_a_state_of_another_model_or_another_file_is_refused(tmp_path):
-    strips = panorama(model(True), "cat", **OPTIONS)
+    strips = panorama(local_model(), "cat", **OPTIONS)
     state = strips.state()
     with pytest.raises(ValueError, match=r"another model(.|\n)*generator.window_size: saved 3, this model 2"):
-        panorama(model(True, window_size=2), state=state)
-    other = model(True).replace(generator_params=jax.tree.map(lambda p: p + 1, model(True).generator_params))
+        panorama(local_model(window_size=2), state=state)
+    other = dataclasses.replace(
+        local_model(), generator_params=jax.tree.map(lambda p: p + 1, local_model().generator_params)
+    )
     with pytest.raises(ValueError, match=r"another model(.|\n)*generator_weights: saved '[0-9a-f]{64}', this model"):
         panorama(other, state=state)
     with pytest.raises(ValueError, match="either labels or state"):
-        panorama(model(True), "cat", state=state)
+        panorama(local_model(), "cat", state=state)
     with pytest.raises(FileNotFoundError, match="no saved panorama at"):
-        panorama(model(True), state=tmp_path / "none.npz")
+        panorama(local_model(), state=tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match="text.npz cannot be read as a saved panorama"):
-        panorama(model(True), state=tmp_path / "text.npz")
+        panorama(local_model(), state=tmp_path / "text.npz")
     np.savez(tmp_path / "other.npz", a=1)
     with pytest.raises(ValueError, match="other.npz is not a saved panorama"):
-        panorama(model(True), state=tmp_path / "other.npz")
+        panorama(local_model(), state=tmp_path / "other.npz")
     with pytest.raises(ValueError, match=r"another model(.|\n)*latent_scale: saved 0.5, this model 2.0"):
-        panorama(model(True).replace(latent_scale=2.0), state=state)
+        panorama(dataclasses.replace(local_model(), latent_scale=2.0), state=state)
     for name in state:
         with pytest.raises(ValueError, match="this state is not a saved panorama"):
-            panorama(model(True), state={key: array for key, array in state.items() if key != name})
+            panorama(local_model(), state={key: array for key, array in state.items() if key != name})
     for text in (
         '{"format": "eqjax-panorama-1"}',
         '{"format": "other"}',
@@ -163,19 +174,23 @@ def test_a_state_of_another_model_or_another_file_is_refused(tmp_path):
         str(state["about"]).replace('"seed"', '"sead"'),
     ):
         with pytest.raises(ValueError, match="this state is not a saved panorama"):
-            panorama(model(True), state={**state, "about": np.array(text)})
+            panorama(local_model(), state={**state, "about": np.array(text)})
     with pytest.raises(ValueError, match="this state is not a saved panorama"):
-        panorama(model(True), state={})
+        panorama(local_model(), state={})
 
 
 def test_options_of_numpy_are_saved_as_python_values():
-    options = dict(OPTIONS, num_flow_steps=np.int64(2), max_position=np.int32(7), guidance_scale=np.float32(3))
-    numbers = dict(seed=np.int64(4), num_columns=np.int64(20), temperature=np.float32(1), strip_columns=np.int16(5))
-    strips = panorama(
-        model(True), [(np.int64(0), np.int64(9)), ("dog", None)], transition=np.int8(3), **options, **numbers
+    options: dict[str, Any] = dict(
+        OPTIONS, num_flow_steps=np.int64(2), max_position=np.int32(7), guidance_scale=np.float32(3)
     )
-    plain = dict(seed=4, num_columns=20, temperature=1, strip_columns=5, transition=3)
-    same = panorama(model(True), [("cat", 9), ("dog", None)], **OPTIONS, **plain)
+    numbers: dict[str, Any] = dict(
+        seed=np.int64(4), num_columns=np.int64(20), temperature=np.float32(1), strip_columns=np.int16(5)
+    )
+    strips = panorama(
+        local_model(), [(np.int64(0), np.int64(9)), ("dog", None)], transition=np.int8(3), **options, **numbers
+    )
+    plain: dict[str, Any] = dict(seed=4, num_columns=20, temperature=1, strip_columns=5, transition=3)
+    same = panorama(local_model(), [("cat", 9), ("dog", None)], **OPTIONS, **plain)
     assert strips.options == same.options
     assert json.loads(str(strips.state()["about"])) == json.loads(str(same.state()["about"]))
 
@@ -200,10 +215,11 @@ def test_options_of_numpy_are_saved_as_python_values():
     ],
 )
 def test_a_bad_argument_is_refused_by_name(change, message):
+    arguments: dict[str, Any] = {"labels": "cat", **change}
     with pytest.raises(ValueError, match=message):
-        panorama(model(True), **{"labels": "cat", **change})
+        panorama(local_model(), **arguments)
 
 
 def test_a_generator_without_window_needs_an_end():
     with pytest.raises(ValueError, match="give num_columns"):
-        panorama(model(True, window_size=None), "cat")
+        panorama(local_model(window_size=None), "cat")

@@ -1,6 +1,7 @@
-"""Sampling against recorded runs, against recomputing everything, and what does and does not change a sample."""
+"""Sampling equals recorded samples and samples without a cache; what changes a sample and what does not; errors."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from tests.random_params import random_params
 
 
 @pytest.mark.parametrize("run", range(4))
-def test_recorded_runs(run):
+def test_samples_equal_recorded_ones(run):
     generator, params, arrays = generator_case()
     case = {key.split("/")[2]: arrays[key] for key in arrays.files if key.startswith(f"sample/{run}/")}
     out = sample_latents(
@@ -34,7 +35,7 @@ def test_recorded_runs(run):
 
 
 def recompute_everything(generator, params, labels, noise, scales, num_flow_steps, prefix):
-    """Sampling as the reference does it: the whole sequence at every column, every modulation at every step."""
+    """Samples without a cache: the whole sequence at every column, every modulation at every step."""
     variables = {"params": params}
     context = jax.jit(functools.partial(generator.apply, variables, method="context"))
     velocity = jax.jit(functools.partial(generator.apply, variables, method="velocity"))
@@ -52,7 +53,7 @@ def recompute_everything(generator, params, labels, noise, scales, num_flow_step
 
 
 @pytest.mark.parametrize(("window", "guidance", "given"), [(3, 4.0, 0), (None, 4.0, 2), (1, 1.0, 0)])
-def test_cached_equals_recomputed(window, guidance, given):
+def test_samples_with_a_cache_equal_recomputed_ones(window, guidance, given):
     generator, params, _ = generator_case(window_size=window)
     noise = jax.random.normal(jax.random.key(0), (2, 9, 16))
     prefix = jax.random.normal(jax.random.key(1), (2, given, 16))
@@ -76,7 +77,7 @@ def small():
     )  # fmt: skip
 
 
-def test_key_prefix_and_temperature(small):
+def test_key_prefix_and_temperature_decide_a_sample(small):
     _, _, sample = small
     one, two = sample(key=jax.random.key(1)), sample(key=jax.random.key(2))
     assert (one == sample(key=jax.random.key(1))).all()
@@ -99,15 +100,17 @@ def test_guidance_of_one_is_no_guidance(small):
     assert float(jnp.abs(sample(noise=noise, guidance_scale=3.0) - plain).max()) > 1e-3
 
 
-def test_inside_a_jit_of_the_caller(small):
+def test_sampling_works_inside_a_jitted_function(small):
     generator, params, sample = small
     labels = jnp.array([0, 2])
 
     @jax.jit
-    def mine(params, labels, key):
+    def sample_again(params, labels, key):
         return sample_latents(generator, params, labels, num_columns=5, num_flow_steps=3, key=key)
 
-    np.testing.assert_allclose(mine(params, labels, jax.random.key(1)), sample(key=jax.random.key(1)), atol=1e-6)
+    np.testing.assert_allclose(
+        sample_again(params, labels, jax.random.key(1)), sample(key=jax.random.key(1)), atol=1e-6
+    )
 
 
 def starting_state(generator, params, labels, num_columns):
@@ -116,7 +119,7 @@ def starting_state(generator, params, labels, num_columns):
     return sampler.init_state(made, Blend(0, 0.0), num_columns)
 
 
-def test_state_per_column_does_not_grow(small):
+def test_the_state_does_not_grow_with_the_number_of_columns(small):
     generator, params, _ = small
     labels = jnp.array([0, 2])
     sizes = []
@@ -126,13 +129,12 @@ def test_state_per_column_does_not_grow(small):
     assert sizes[0] == sizes[1]
 
 
-def test_same_samples_on_one_and_four_devices(small):
-    _, _, sample = small
+def test_labels_on_four_devices_give_the_samples_of_one(small):
     generator, params, _ = small
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     labels = jnp.array([0, 1, 2, 0])
-    kwargs = dict(num_columns=5, num_flow_steps=3, key=jax.random.key(1))
+    kwargs: dict[str, Any] = dict(num_columns=5, num_flow_steps=3, key=jax.random.key(1))
     alone = sample_latents(generator, params, labels, **kwargs)
     spread = sample_latents(generator, params, jax.device_put(labels, sharding), **kwargs)
     np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-5)  # Sums of other lengths, in another order.
@@ -155,7 +157,7 @@ def test_same_samples_on_one_and_four_devices(small):
         (dict(key=np.array([0, 1], np.uint32)), "typed key"),
     ],
 )
-def test_bad_arguments(small, change, message):
+def test_a_bad_argument_is_refused_by_name(small, change, message):
     _, _, sample = small
     with pytest.raises(ValueError, match=message):
         sample(**{"key": jax.random.key(0), **change})
@@ -171,7 +173,7 @@ def test_bad_arguments(small, change, message):
         ([], r"shape \[batch\]"),
     ],
 )
-def test_bad_labels(small, labels, message):
+def test_bad_labels_are_refused(small, labels, message):
     generator, params, _ = small
     with pytest.raises(ValueError, match=message):
         sample_latents(generator, params, np.array(labels), num_columns=2, key=jax.random.key(0))

@@ -1,4 +1,7 @@
-"""Every option of sampling against sampling that recomputes everything, and against what it says."""
+"""Every option of sampling, against sampling that recomputes everything and against its definition."""
+
+import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,19 +10,18 @@ import pytest
 
 from eqjax import flow, sample_latents, sharding
 from eqjax.sampling import sampler
-from eqjax.sampling.class_schedule import ClassSchedule
 from tests.golden_cases import relative_error
 from tests.sampling import uncached_sampler
-from tests.sampling.small_models import model
+from tests.sampling.small_models import local_model
 
 L, SHAPE = 9, (2, 9, 4)
 LABELS = np.array([[0, 2], [1, 3]])
-# Three columns of the first class, one of each blend, then the second class.
-SHARES = np.array([1, 1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0])
+# Three columns of the first class, two blended columns, then the second class.
+FIRST_CLASS_WEIGHTS = np.array([1, 1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0])
 
 
 def heun(velocity, z, points):
-    for t, s in zip(points[:-1], points[1:], strict=True):
+    for t, s in itertools.pairwise(points):
         first = velocity(z, t)
         z = z + (s - t) * (first + velocity(z + (s - t) * first, s)) / 2
     return z
@@ -27,7 +29,7 @@ def heun(velocity, z, points):
 
 def adams_bashforth(velocity, z, points):
     before = None
-    for n, (t, s) in enumerate(zip(points[:-1], points[1:], strict=True)):
+    for n, (t, s) in enumerate(itertools.pairwise(points)):
         v = velocity(z, t)
         ratio = (s - t) / (t - points[n - 1]) if n else 0
         z = z + (s - t) * ((1 + ratio / 2) * v - ratio / 2 * (0 if before is None else before))
@@ -42,28 +44,29 @@ def adams_bashforth(velocity, z, points):
 def test_all_options_equal_recomputing(solver, grid, given, solve, monkeypatch):
     """A class schedule, guidance per column, bounded positions, a solver and a grid, modulations in chunks."""
     monkeypatch.setattr(sampler, "MODULATION_BYTES", 4 * 5 * 8 * 4 * 2)  # Two evaluations at once.
-    m = model(True)
+    m = local_model()
     noise, prefix = (np.asarray(jax.random.normal(jax.random.key(i), SHAPE)) for i in (0, 1))
     prefix = prefix[:, :given]
     scales = np.linspace(0.5, 4, L)
     out = sample_latents(
-        m.generator, m.generator_params, LABELS, num_columns=L, guidance_scale=scales, num_flow_steps=3, solver=solver,
-        time_grid=grid, temperature=0.8, class_columns=(3, None), transition=2, max_position=2, noise=noise,
-        prefix=prefix,
+        m.require("generator"), m.generator_params, LABELS, num_columns=L, guidance_scale=scales, num_flow_steps=3,
+        solver=solver, time_grid=grid, temperature=0.8, class_columns=(3, None), transition=2, max_position=2,
+        noise=noise, prefix=prefix,
     )  # fmt: skip
     points = flow.time_points(3, grid)
     for row in range(2):
         expected = uncached_sampler.sample(
-            m.generator, m.generator_params, LABELS[row], np.stack([SHARES, 1 - SHARES], 1), 0.8 * noise[row], scales,
+            m.require("generator"), m.generator_params, LABELS[row],
+            np.stack([FIRST_CLASS_WEIGHTS, 1 - FIRST_CLASS_WEIGHTS], 1), 0.8 * noise[row], scales,
             lambda velocity, z: solve(velocity, z, points), prefix[row], max_position=2,
         )  # fmt: skip
         assert relative_error(out[row], expected) < 1e-5
 
 
-def sample(labels=(0, 2, 1), **options):
-    m = model(True)
+def sample(labels: Any = (0, 2, 1), **options: Any) -> np.ndarray:
+    m = local_model()
     options = {"num_columns": 6, "num_flow_steps": 2, "guidance_scale": 2.0, **options}
-    return np.asarray(sample_latents(m.generator, m.generator_params, np.array(labels), **options))
+    return np.asarray(sample_latents(m.require("generator"), m.generator_params, np.array(labels), **options))
 
 
 def keys(*seeds):
@@ -79,7 +82,7 @@ def test_a_row_depends_on_its_own_seed_and_not_on_its_place():
     assert np.abs(sample((0, 2, 1), key=keys(5, 6, 8))[2] - together[2]).max() > 1e-2
 
 
-def test_classes_along_the_columns():
+def test_columns_before_a_change_of_class_do_not_change():
     one = sample((0, 2, 1), key=keys(5, 6, 7))
     same = sample([[0, 0], [2, 2], [1, 1]], class_columns=(3, 3), transition=2, key=keys(5, 6, 7))
     assert relative_error(same, one) < 1e-5
@@ -88,13 +91,7 @@ def test_classes_along_the_columns():
     assert (np.abs(other - one)[:, 3:].max(-1) > 1e-4).all()
 
 
-def test_schedule_by_hand():
-    segment, share = ClassSchedule((2, 3, None), 2).at(np.arange(9))
-    np.testing.assert_array_equal(segment, [0, 0, 0, 0, 1, 1, 1, 2, 2])
-    np.testing.assert_allclose(share, [0, 0, 1 / 3, 2 / 3, 0, 1 / 3, 2 / 3, 0, 0], rtol=1e-6)
-
-
-def test_positions_are_bounded_for_far_columns_alone():
+def test_max_position_changes_far_columns_only():
     free, far = sample(key=keys(5, 6, 7)), sample(key=keys(5, 6, 7), max_position=3)
     np.testing.assert_allclose(far[:, :5], free[:, :5], atol=2e-6)  # Column 5 is the first that sees position 4.
     assert np.abs(far - free)[:, 5].max() > 1e-4
@@ -123,23 +120,25 @@ def test_same_samples_on_one_and_four_devices():
 
 
 def test_same_images_on_one_and_four_devices():
-    options = dict(num_columns=6, seeds=[1, 2, 3, 4], num_flow_steps=2, guidance_scale=2.0, guidance_schedule="linear")
-    alone = np.asarray(model(True).sample([0, "dog", 2, 0], **options)).astype(int)
-    spread = model(True).sample([0, "dog", 2, 0], mesh=sharding.make_mesh(), **options)
+    options: dict[str, Any] = dict(
+        num_columns=6, seeds=[1, 2, 3, 4], num_flow_steps=2, guidance_scale=2.0, guidance_schedule="linear"
+    )
+    alone = np.asarray(local_model().sample([0, "dog", 2, 0], **options)).astype(int)
+    spread = local_model().sample([0, "dog", 2, 0], mesh=sharding.make_mesh(), **options)
     assert len(spread.sharding.device_set) == 4
     difference = np.abs(np.asarray(spread).astype(int) - alone)
     assert difference.max() <= 1 and difference.mean() < 1e-2  # Rounding of values next to a half.
 
 
 def test_compute_params_keep_what_is_computed_in_float32():
-    generator = model(True).generator.clone(dtype=jnp.bfloat16)
-    cast = sampler.compute_params(generator, model(True).generator_params)
+    generator = local_model().require("generator").clone(dtype=jnp.bfloat16)
+    cast = sampler.compute_params(generator, local_model().generator_params)
     kinds = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(cast)}
     kept = {name for name, dtype in kinds.items() if dtype == jnp.float32}
     assert all("norm" in name or "embedding" in name or "cond_positions" in name for name in kept) and kept
     latents, labels = jnp.ones((1, 3, 4)), jnp.array([1])
     apply = lambda params: generator.apply({"params": params}, latents, labels)  # noqa: E731
-    np.testing.assert_array_equal(apply(cast), apply(model(True).generator_params))
+    np.testing.assert_array_equal(apply(cast), apply(local_model().generator_params))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +162,6 @@ def test_compute_params_keep_what_is_computed_in_float32():
         (dict(labels=[[0, 1]] * 3, class_columns=(3, 3), transition=-1), "transition=-1 must be ≥ 0"),
     ],
 )
-def test_bad_options(change, message):
+def test_a_bad_option_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         sample(**{"key": jax.random.key(0), **change})

@@ -1,4 +1,8 @@
-"""Sampling as the reference does it, written anew from the parameters: nothing is kept from column to column."""
+"""An independent sampler in numpy: it recomputes the whole sequence at every column, and keeps no KV cache.
+
+`sample` is what tests compare `eqjax.sample_latents` with. The transformer is written again from the parameters, in
+float64; the condition tokens and the flow head are the generator's own.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +15,7 @@ def _norm(x, p, epsilon):
 
 
 def _rotate(x, positions):
-    """x [L, H, d] by positions [L]."""
+    """Rotates x [L, H, d] by positions [L]."""
     d = x.shape[-1]
     angles = positions[:, None] * 10000.0 ** (-np.arange(0, d, 2) / d)
     turned = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)[:, None]
@@ -19,7 +23,7 @@ def _rotate(x, positions):
 
 
 def _attend(query, key, value, mask):
-    """query [Q, H, d], key and value [Q, K, H, d] (keys of each query), mask [Q, K] → [Q, H, d]."""
+    """Attends from query [Q, H, d] to key and value [Q, K, H, d] (those of each query) under mask [Q, K]."""
     scores = np.einsum("qhd,qkhd->hqk", query, key) / np.sqrt(query.shape[-1])
     scores = np.where(mask, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -27,13 +31,15 @@ def _attend(query, key, value, mask):
 
 
 def context(generator, params, latents, keys, values, max_position):
-    """Context of column L after columns 0 … L − 1, [E].
+    """Returns the context of column L after columns 0 … L − 1, [E].
 
     Args:
-      generator, params: module and parameters (float64).
-      latents: [L, D].
-      keys, values: of the condition that each column sees, [depth, L, T, H, d].
-      max_position: of cross-attention's queries.
+      generator: the module.
+      params: its parameters, float64.
+      latents: latents of the columns, [L, D].
+      keys: keys of the condition tokens that each column sees, [depth, L, T, H, d].
+      values: their values.
+      max_position: bound on the positions of queries in cross-attention.
     """
     length = latents.shape[0]
     positions = np.arange(length)
@@ -61,16 +67,19 @@ def context(generator, params, latents, keys, values, max_position):
     return _norm(x[-1], params["output_norm"], 1e-6)
 
 
-def sample(generator, params, labels, shares, noise, scales, solve, prefix, max_position=np.inf):
-    """Latents of one row, [L, D].
+def sample(generator, params, labels, class_weights, noise, scales, solve, prefix, max_position=np.inf):
+    """Returns the latents of one row, [L, D].
 
     Args:
-      labels: of the segments, [S].
-      shares: what of each segment's class a column sees, [L, S].
-      noise: [L, D].
-      scales: guidance per column, [L].
-      solve: (velocity(z, t), noise) → z at time 0.
-      prefix: [P, D].
+      generator: the module.
+      params: its parameters.
+      labels: classes of the segments, [S].
+      class_weights: weight of each segment's class at each column, [L, S].
+      noise: initial noise, [L, D].
+      scales: guidance scale per column, [L].
+      solve: function of (velocity(z, t), noise) that returns z at time 0.
+      prefix: latents of the first columns, [P, D].
+      max_position: bound on the positions of queries in cross-attention.
     """
     variables = {"params": params}
     exact = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
@@ -81,11 +90,11 @@ def sample(generator, params, labels, shares, noise, scales, solve, prefix, max_
     null = np.eye(len(labels) + 1)[-1]
     for k in range(len(prefix), len(noise)):
         contexts = []
-        for weights in (np.pad(shares, ((0, 0), (0, 1))), np.tile(null, (len(noise), 1))):
+        for weights in (np.pad(class_weights, ((0, 0), (0, 1))), np.tile(null, (len(noise), 1))):
             if k == 0:
                 contexts.append(weights[0] @ classes.first)
                 continue
-            # Column j looks at column j + 1 under that one's classes.
+            # Column j predicts column j + 1, under the classes of column j + 1.
             keys, values = (np.einsum("ls,nsthd->nlthd", weights[1 : k + 1], a) for a in (classes.keys, classes.values))
             contexts.append(context(generator, exact, np.asarray(latents, np.float64), keys, values, max_position))
         both = jnp.asarray(np.stack(contexts), jnp.float32)

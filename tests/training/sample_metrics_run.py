@@ -6,6 +6,7 @@ python -m tests.training.sample_metrics_run WORKDIR TOKENIZER REFERENCE
 import contextlib
 import json
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,14 @@ from eqjax.training import generator
 from tests.evaluation import tiny_models
 from tests.random_params import random_params
 
-SETTINGS = dict(num_flow_steps=2, guidance_scale=2.0)
+SETTINGS: Any = dict(num_flow_steps=2, guidance_scale=2.0)
 COUNT = 12
 
 
 @contextlib.contextmanager
 def tiny_inception():
     """A small network in Inception's place."""
-    original, networks.inception = networks.inception, lambda folder: tiny_models.network()
+    original, networks.inception = networks.inception, lambda _: tiny_models.network()
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Evaluation during training: opened at the start, split among processes, fillers left out."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -45,11 +46,11 @@ def test_every_process_reads_its_shard(config, monkeypatch):
     """As of the training batches, which the mesh decides."""
     mesh, asked = sharding.make_mesh(), {}
     whole = [make(fields).evaluation_batches(mesh)[0]["label"] for fields, make in trainers(config)]
-    monkeypatch.setattr(sharding, "batch_shard", lambda mesh: (1, 2))
+    monkeypatch.setattr(sharding, "batch_shard", lambda _: (1, 2))
     for (fields, make), labels in zip(trainers(config), whole, strict=True):
         np.testing.assert_array_equal(make(fields).evaluation_batches(mesh)[0]["label"], labels[1::2])
 
-    def make_iterator(data, **options):
+    def make_iterator(_, **options):
         asked.update(options)
         raise StopIteration
 
@@ -64,10 +65,10 @@ def test_fillers_do_not_count(config, monkeypatch):
     rows = np.random.default_rng(0).standard_normal((8, 4, 8)).astype(np.float32)
     batches = [{"latents": rows, "label": np.arange(8, dtype=np.int32), "mask": np.arange(8) < 5}]
     trainer = generator.GeneratorTrainer(config, "")
-    monkeypatch.setattr(trainer, "evaluation_batches", lambda mesh: batches)
+    monkeypatch.setattr(trainer, "evaluation_batches", lambda _: batches)
     params = random_params(pretrained.build_module("generator", dict(config.generator)))
     state = jax.device_put(
-        TrainState(np.int32(1), params, params, ()), sharding.replicated(sharding.make_mesh(jax.devices()[:1]))
+        TrainState(jnp.int32(1), params, params, ()), sharding.replicated(sharding.make_mesh(jax.devices()[:1]))
     )
     before = trainer.evaluate(state)
     batches[0]["latents"] = np.where(batches[0]["mask"][:, None, None], rows, 3 - rows)

@@ -1,6 +1,7 @@
 """The training step and the sampler lower for TPU and CUDA on a CPU: nothing in them is bound to a platform."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.export
@@ -50,7 +51,11 @@ def test_training_step_lowers_for_every_platform(source):
 
 
 def test_decoder_lowers_for_every_platform():
-    decode = jax.jit(lambda params, latents: TOKENIZER.apply({"params": params}, latents, method="decode").images)
+    @jax.jit
+    def decode(params, latents):
+        decoded: Any = TOKENIZER.apply({"params": params}, latents, method="decode")
+        return decoded.images
+
     arguments = pretrained.abstract_params(TOKENIZER), jax.ShapeDtypeStruct((2, 4, 8), np.float32)
     exported = jax.export.export(decode, platforms=PLATFORMS)(*arguments)
     assert exported.platforms == PLATFORMS

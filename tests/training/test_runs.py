@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def bits(state):
 def runs(tmp_path_factory):
     """A run of 40 steps of each trainer."""
     root = tmp_path_factory.mktemp("runs")
-    states = {"tokenizer": tokenizer.train_and_evaluate(tokenizer_config(40), str(root / "tokenizer"))}
+    states: dict[str, Any] = {"tokenizer": tokenizer.train_and_evaluate(tokenizer_config(40), str(root / "tokenizer"))}
     config = generator_config(root / "tokenizer", 40)
     reference = sample_metrics_run.write_reference(root / "reference.npz")
     config.metrics.update(every=20, num_images=sample_metrics_run.COUNT, reference=str(reference))
@@ -108,7 +109,7 @@ def test_the_best_weights_by_fid_are_kept(runs):
     root = runs[0]
     fid = sample_metrics_run.logged(root / "generator", "fid")
     best = json.loads((root / "generator" / "best.json").read_text())
-    assert list(fid) == [20, 40] and best == {"step": max(fid, key=fid.get), "fid": max(fid.values())}
+    assert list(fid) == [20, 40] and best == {"step": max(fid, key=lambda step: fid[step]), "fid": max(fid.values())}
     again = sample_metrics_run.measure(root / "generator" / "best.safetensors", root / "reference.npz")
     assert best["fid"] == pytest.approx(again, rel=1e-5)
     kept = {int(p.name) for p in (root / "generator" / "checkpoints").iterdir() if p.name.isdigit()}

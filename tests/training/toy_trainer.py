@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ class State:
     """The loop knows `step` and nothing else of it."""
 
     step: jax.Array
-    weights: dict
-    moments: tuple
+    weights: Any
+    moments: Any
 
 
 def config(total_steps=6, **fields):

@@ -40,7 +40,7 @@ class GeneratorStep:
     generator: Generator
     encode: Encode
     optimizer: optax.GradientTransformation
-    schedule: Callable[..., Scalar]
+    schedule: optax.Schedule
     ema_decay: Callable[..., Scalar]
     loss_columns: tuple[int, ...] | None = None
     num_microbatches: int = 1

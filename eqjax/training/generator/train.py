@@ -173,7 +173,7 @@ def load_model(config: Config) -> tuple[Model, str]:
     weights = load_tokenizer(config)
     generator: Any = pretrained.build_module("generator", dict(config.generator))
     tokenizer, params = weights.modules["tokenizer"], weights.params["tokenizer"]
-    source = make_source(config.data)
+    source: Any = make_source(config.data)
     class_names = tuple(source.class_names)
     if len(class_names) != generator.num_classes:
         first = ", ".join([*class_names[:5], *["…"][: len(class_names) > 5]])
@@ -183,7 +183,7 @@ def load_model(config: Config) -> tuple[Model, str]:
         )
     if config.data.source == "latents":
         # Without evaluation, its cache need not exist.
-        evaluation = make_source(config.data, train=config.eval_every is None)
+        evaluation: Any = make_source(config.data, train=config.eval_every is None)
         check.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
     if config.loss_columns is not None:
         column_weights(config.data.width // tokenizer.column_width, config.loss_columns)

@@ -16,14 +16,14 @@ from jaxtyping import Float
 
 from eqjax import nets
 from eqjax.tokenizer.discriminator import FeatureDiscriminator, PatchDiscriminator
-from eqjax.typing import Config, Params, PRNGKey
+from eqjax.typing import AnyArray, Config, Params, PRNGKey
 
 KINDS = ("dino", "patch")
 
 # {"params", "spectral"}: parameters, and the vectors of the spectral norm.
 Variables: TypeAlias = Mapping[str, Any]
 # Parameters of the frozen networks, by name.
-FrozenParams: TypeAlias = Mapping[str, Params]
+FrozenParams: TypeAlias = Mapping[str, Any]
 
 
 @runtime_checkable
@@ -74,7 +74,7 @@ class DinoDiscriminator:
         logits, changed = self.heads.apply(variables, jnp.stack(features), mutable=["spectral"])
         return logits, changed["spectral"]
 
-    def _fit(self, images: Float[jax.Array, "B H W 3"], key: PRNGKey | None) -> Float[jax.Array, "B S S 3"]:
+    def _fit(self, images: Float[jax.Array, "B H W 3"], key: PRNGKey | None) -> Float[AnyArray, "B S S 3"]:
         """Crops larger images, or (the whole batch with probability ½, and without a key) resizes them."""
         side = self.backbone.grid * self.backbone.patch_size
         slack_y, slack_x = images.shape[1] - side, images.shape[2] - side

@@ -175,7 +175,7 @@ class Objective:
           Gradients like `trainable`, metrics, and the spectral vectors after the pass (None without a discriminator).
         """
 
-        def forward(trainable: Params) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+        def forward(trainable: Params) -> tuple[Any, Any, Any]:
             decoded, kl = self.reconstruct({**fixed, **trainable}, images, draws.posterior_noise)
             return decoded.images, decoded.semantic, kl
 

@@ -51,7 +51,7 @@ class TokenizerStep:
     objective: Objective
     optimizer: optax.GradientTransformation
     discriminator_optimizer: optax.GradientTransformation
-    schedule: Callable[..., Scalar]
+    schedule: optax.Schedule
     ema_decay: Callable[..., Scalar]
     semantic_start: int = 0
     adversarial_start: int = 0

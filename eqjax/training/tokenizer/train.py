@@ -181,10 +181,11 @@ def _architecture(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the fields of a tokenizer that decide what its parameters are and mean."""
     fields = pretrained.module_to_dict(tokenizer)
     del fields["dtype"]
-    if tokenizer.semantic is not None:
+    semantic: Any = tokenizer.semantic
+    if semantic is not None:
         # Converted files state the widths through another common factor.
         del fields["semantic"]["channels"], fields["semantic"]["channel_multipliers"]
-        fields["semantic"]["widths"] = tokenizer.semantic.widths
+        fields["semantic"]["widths"] = semantic.widths
     return fields
 
 

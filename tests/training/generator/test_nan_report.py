@@ -19,7 +19,7 @@ GENERATOR = Generator(
 def generator_step(num_microbatches=1):
     config = generator_config()
     config.accumulation_steps = num_microbatches
-    return GeneratorStep.from_config(config, GENERATOR, lambda _, batch, key: (batch["latents"], batch["label"]))
+    return GeneratorStep.from_config(config, GENERATOR, lambda _, batch, __: (batch["latents"], batch["label"]))
 
 
 def generator_order():

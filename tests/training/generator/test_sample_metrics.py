@@ -5,14 +5,10 @@ How a run as a whole keeps its best is seen in test_runs.
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from eqjax.evaluation import StatisticsError, statistics
-from eqjax.generator import Generator
 from eqjax.training import generator
 from tests import subprocesses
 from tests.training import sample_metrics_run
@@ -79,28 +75,3 @@ def test_columns_that_do_not_exist_are_refused_at_once(inputs, tmp_path):
     with pytest.raises(ValueError, match=r"columns=\[2, 4\] must be some of 0 … 3"):
         generator.train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-class _FourWeights(Generator):
-    """In a generator's place: the loss of each of four columns is the square of its own weight."""
-
-    def setup(self):
-        self.weights = self.param("weights", lambda key: jnp.array([1.0, 2.0, 3.0, 4.0]))
-
-    def column_losses(self, *_):
-        return jnp.square(self.weights)
-
-    def init_params(self, key):
-        return self.init(key, method="column_losses")["params"]
-
-
-@pytest.mark.parametrize(("columns", "loss", "moved"), [(None, 7.5, [0, 1, 2, 3]), ((3, 0), 8.5, [0, 3])])
-def test_the_loss_of_some_columns_is_trained_alone(columns, loss, moved):
-    config = generator.default_config()
-    config.loss_columns = columns
-    step = generator.GeneratorStep.from_config(config, _FourWeights(), lambda _, batch, key: (batch, batch))
-    step = dataclasses.replace(step, optimizer=optax.sgd(0.1))
-    state = step.init_state(jax.random.key(0))
-    after, metrics = jax.jit(step)({}, state, jnp.zeros(2), jax.random.key(0))
-    assert float(metrics["loss"]) == loss and metrics["column_loss"].tolist() == [1, 4, 9, 16]
-    assert np.flatnonzero(after.params["weights"] != state.params["weights"]).tolist() == moved

@@ -1,6 +1,7 @@
 """Which parameter or term of the tokenizer is named as the first that is not finite in a training step."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +49,10 @@ def _first():
         discriminator_loss=lambda real, fake: jnp.mean(jnp.sqrt(real)) + jnp.mean(fake),
     )
     optimizer, schedule = optim.make_optimizer(optimizer_config(), 10)
-    step = TokenizerStep(objective, optimizer, optimizer, schedule, ema_decay=lambda step: 0.9)
+    step = TokenizerStep(objective, optimizer, optimizer, schedule, ema_decay=lambda _: 0.9)
     draw = np.random.default_rng(0)
     images = draw.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
-    params = {"quant": {"kernel": 0.1 * draw.standard_normal((192, 4), np.float32)}}
+    params: dict[str, Any] = {"quant": {"kernel": 0.1 * draw.standard_normal((192, 4), np.float32)}}
     params["decoder"] = {"conv_out": {"kernel": draw.standard_normal((4, 192), np.float32)}}
 
     def first(w=1.0, kernel=None, images=images, **frozen):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +92,9 @@ def test_discriminator_losses_equal_the_recorded_ones(name):
 
 def test_the_discriminators_first_forward_equals_the_recorded_one():
     objective, _, discriminator, frozen = case()
+    assert objective.discriminator is not None
     images = image("disc", (2, 224, 224, 3))
-    logits, spectral = jax.jit(objective.discriminator.__call__)(frozen, discriminator, images, None)
+    logits, spectral = jax.jit(objective.discriminator)(frozen, discriminator, images, None)
     assert relative_error(logits, RECORDED["disc/logits"]) < 1e-5
     for theirs, ours in HEAD_LAYERS.items():
         for i in range(5):
@@ -165,7 +167,9 @@ def small_case(**changes):
         discriminator=two_products.Discriminator(),
     )
     kernels = {"quant": (192, 4), "semantic_head": (4, SEMANTIC_DIM)}
-    params = {name: {"kernel": draw.standard_normal(shape, np.float32)} for name, shape in kernels.items()}
+    params: dict[str, Any] = {
+        name: {"kernel": draw.standard_normal(shape, np.float32)} for name, shape in kernels.items()
+    }
     params["decoder"] = {"conv_out": {"kernel": draw.standard_normal((4, 192), np.float32)}}
     variables = {"params": {"w": draw.standard_normal((192, NUM_LOGITS), np.float32)}, "spectral": {"u": jnp.ones(3)}}
     frozen = {"lpips": jnp.float32(2.0), "dinov2": draw.standard_normal((192, SEMANTIC_DIM), np.float32)}
@@ -219,7 +223,8 @@ def test_a_term_that_is_off_costs_nothing(term):
     without, _ = small_case(**WITHOUT[term])
 
     def flops(objective, active):
-        return compiled(objective, arguments, active).cost_analysis()["flops"]
+        cost: Any = compiled(objective, arguments, active).cost_analysis()
+        return cost["flops"]
 
     forward = 2 * BATCH * 192 * {"semantic": SEMANTIC_DIM, "adversarial": NUM_LOGITS}[term]
     work = forward * {"semantic": 1, "adversarial": 2}[term]  # The discriminator is differentiated too.
@@ -234,7 +239,7 @@ def test_every_metric_is_documented_and_the_terms_are_in_their_order():
     _, metrics, _ = objective.tokenizer_grads(*arguments, ActiveTerms())
     _, more, _ = objective.discriminator_grads(arguments[2], *arguments[3:5], arguments[4], arguments[5])
     for name in (*metrics, *more):
-        assert f"`{name}`" in objective_module.__doc__, name
+        assert f"`{name}`" in (objective_module.__doc__ or ""), name
     assert tuple(name for name in metrics if name in TERMS) == TERMS
     # The terms decide the total; everything else derives from them, or weighs them.
     derived = {"psnr", "recon_loss", "nll_loss", "loss", "adaptive_weight", "semantic_active", "disc_active"}

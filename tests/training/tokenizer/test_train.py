@@ -1,6 +1,7 @@
 """Stages 1 and 2 of tokenizer training, tiny and adversarial: what is trained, logged, resumed, refused."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,11 @@ def test_stage_2_trains_the_decoder_alone(stages):
     assert exported.latent_scale == pretrained.load(root / "stage1" / "model.safetensors").latent_scale
 
 
+def flops_of(function, *shapes):
+    cost: Any = jax.jit(function).lower(*shapes).cost_analysis()
+    return cost["flops"]
+
+
 def test_stage_2_does_not_differentiate_the_encoder():
     config = make_config("tiny,stage2", stage1_weights=None, freeze_encoder=False)
     config.objective.adversarial_weight = 0.0
@@ -111,11 +117,14 @@ def test_stage_2_does_not_differentiate_the_encoder():
             trainable = {name: part for name, part in params.items() if name not in fixed}
             return objective.tokenizer_grads(trainable, fixed, None, {}, images, draws, ActiveTerms(False, False))[0]
 
-        return jax.jit(run).lower(pretrained.abstract_params(module)).cost_analysis()["flops"]
+        return flops_of(run, pretrained.abstract_params(module))
 
-    encoder = jax.jit(lambda p, x: module.apply({"params": p}, x, method="encode").mean)
+    def encode(params, images):
+        posterior: Any = module.apply({"params": params}, images, method="encode")
+        return posterior.mean
+
     shape = jax.ShapeDtypeStruct(images.shape, jnp.float32)
-    forward = encoder.lower(pretrained.abstract_params(module), shape).cost_analysis()["flops"]
+    forward = flops_of(encode, pretrained.abstract_params(module), shape)
     # Backward costs about two forward passes; the first layer, here a large part, needs one of them alone.
     assert flops(()) - flops(ENCODER_PARTS) > 1.3 * forward
 

@@ -1,0 +1,141 @@
+"""Checksums of arrays and of folders of files, which tell damaged data from those that were written."""
+
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+import json
+import os
+from typing import Any
+import zlib
+
+from jaxtyping import Shaped
+import numpy as np
+
+from eqjax.io import read_json, write_json
+
+# A CRC-32 of all bytes would take a noticeable part of reading a checkpoint. So blocks are first added up to one row
+# of 64-bit words, at the speed of memory, and the CRC is that of the rows. Whatever changes within one word, or within
+# one row, changes the checksum.
+_ROW, _BLOCK = 8 << 10, 256 << 10
+# Files are read in pieces, side by side.
+_PIECE = 32 << 20
+# Files up to this size are compared by every process: what one reads from them must not depend on another.
+_SMALL = 1 << 20
+_NUM_THREADS = min(4, os.cpu_count() or 1)
+
+# The file in which `write` keeps the checksums of a folder.
+FILE_NAME = "checksums.json"
+
+
+class ChecksumError(ValueError):
+    """Data differ from those that were written."""
+
+
+def update(value: int, data: bytes | memoryview | Shaped[np.ndarray, "..."]) -> int:
+    """Returns the checksum of data behind those with the checksum `value`; 0 for none.
+
+    Example:
+      >>> zeros = np.zeros(100_000)
+      >>> update(0, zeros) == update(0, np.where(np.arange(100_000) == 70_000, 1e-300, zeros))
+      False
+    """
+    view = (
+        np.ascontiguousarray(data).reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else memoryview(data)
+    )
+    for start in range(0, len(view), _BLOCK):
+        block = view[start : start + _BLOCK]
+        whole = len(block) // _ROW * _ROW
+        if whole:
+            rows = np.frombuffer(block[:whole], "<u8").reshape(-1, _ROW // 8)
+            value = zlib.crc32(np.add.reduce(rows, axis=0), value)
+        value = zlib.crc32(block[whole:], value)
+    return value
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray], fields: Any = None) -> int:
+    """Returns the checksum of named arrays, with their dtypes and shapes, and of JSON values.
+
+    Args:
+      arrays: the arrays; their order does not matter.
+      fields: JSON values that belong to them.
+
+    Returns:
+      The checksum.
+
+    Example:
+      >>> of_arrays({"w": np.zeros(2)}) == of_arrays({"w": np.zeros((1, 2))})
+      False
+    """
+    value = update(0, json.dumps(fields, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        value = update(value, f"{name} {array.dtype.name} {array.shape}".encode())
+        value = update(value, array)
+    return value
+
+
+def of_files(folder: str, names: Sequence[str]) -> dict[str, Any]:
+    """Returns {name: {"size": bytes, "checksums": one per piece}} of files of a folder."""
+    sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in names}
+    pieces = [(name, start) for name, size in sizes.items() for start in range(0, size, _PIECE)]
+    found = {name: {"size": size, "checksums": []} for name, size in sizes.items()}
+    for (name, _), value in zip(pieces, _of_pieces(folder, pieces), strict=True):
+        found[name]["checksums"].append(value)
+    return found
+
+
+def write(folder: str | os.PathLike[str], files: Mapping[str, Any]) -> None:
+    """Writes the checksums of a folder's files, from `of_files`, into the folder."""
+    write_json(os.path.join(folder, FILE_NAME), {"files": files, "checksum": of_arrays({}, files)})
+
+
+def check(folder: str | os.PathLike[str], index: int = 0, count: int = 1) -> None:
+    """Compares the files of a folder with the checksums in it; other files do not matter.
+
+    Args:
+      folder: the folder.
+      index, count: several processes each compare a part of the large files, and all of them the small ones.
+
+    Raises:
+      FileNotFoundError: the folder has no checksums.
+      ChecksumError: a file is lost, of another size, or has other content; the message names it.
+    """
+    folder = os.fspath(folder)
+    try:
+        saved = read_json(os.path.join(folder, FILE_NAME))
+        files: dict[str, Any] = saved["files"]
+        intact = saved["checksum"] == of_arrays({}, files)
+    except (ValueError, LookupError, TypeError):
+        intact, files = False, {}
+    if not intact:
+        raise ChecksumError(f"{os.path.join(folder, FILE_NAME)} is damaged.")
+    small, large = [], []
+    for name, file in files.items():
+        path = os.path.join(folder, name)
+        size = os.path.getsize(path) if os.path.isfile(path) else -1
+        if size != file["size"]:
+            found = f"has {size} bytes" if size >= 0 else "is lost"
+            raise ChecksumError(f"{path} {found}; {file['size']} bytes were written.")
+        pieces = [((name, i * _PIECE), value) for i, value in enumerate(file["checksums"])]
+        (small if size <= _SMALL else large).extend(pieces)
+    pieces = small + large[index::count]
+    for ((name, _), written), found in zip(pieces, _of_pieces(folder, [piece for piece, _ in pieces]), strict=True):
+        if found != written:
+            raise ChecksumError(f"{os.path.join(folder, name)} has another content than was written: damaged on disk.")
+
+
+def _of_pieces(folder: str, pieces: Sequence[tuple[str, int]]) -> list[int]:
+    """Returns the checksums of pieces of files, given as (name, start)."""
+    if len(pieces) < 2:
+        return [_of_piece(folder, *piece) for piece in pieces]
+    with futures.ThreadPoolExecutor(min(_NUM_THREADS, len(pieces))) as pool:
+        return list(pool.map(lambda piece: _of_piece(folder, *piece), pieces))
+
+
+def _of_piece(folder: str, name: str, start: int) -> int:
+    value, remaining = 0, _PIECE
+    buffer = memoryview(bytearray(_BLOCK))
+    with open(os.path.join(folder, name), "rb", buffering=0) as file:
+        file.seek(start)
+        while remaining and (count := file.readinto(buffer)):
+            value = update(value, buffer[:count])
+            remaining -= count
+    return value
