@@ -154,7 +154,7 @@ half = tasks.train(small, latents, labels, columns=range(4), **options)
 
 # %% [markdown]
 # The second one was never trained on columns 4 to 7. The models are small, the steps few, there is one seed, and the
-# images are those of the training: this shows how to measure transfer, not how much there is in general.
+# images are the training images: this shows how to measure transfer, not how much to expect in general.
 
 # %%
 trained = {"all columns trained": whole, "columns 0 to 3 trained": half}

@@ -88,7 +88,7 @@ page(model.sample(CLASSES, num_columns=64, seed=2, **FAST)[0])
 
 # %% [markdown]
 # With a transition, the first columns of each class are conditioned on a blend of the old class and the new one. The
-# model has never seen such a blend; it decides what is between two classes.
+# model has never seen such a blend, so its samples may look like neither class.
 
 # %%
 page(model.sample(CLASSES, num_columns=64, seed=2, transition=8, **FAST)[0])

@@ -52,7 +52,7 @@ config = config_files.load("photos_tokenizer:tiny")
 config.tokenizer
 
 # %% [markdown]
-# You can change every field; a run does not start with an unknown one. A notebook reads its data without worker
+# You can change every field; a run with an unknown field does not start. A notebook reads its data without worker
 # processes. AdamW replaces Muon because its step is a smaller program, and a constant learning rate gives the same
 # program for any number of steps.
 
@@ -62,7 +62,7 @@ config.total_steps, config.log_every = 40, 10
 config.optimizer.update(name="adamw", learning_rate=2e-3, grad_clip_norm=None, schedule="constant")
 
 # %% [markdown]
-# Some libraries read command-line flags, which a notebook does not have. Of the log, we show the lines of the run.
+# Some libraries read command-line flags, which a notebook does not have. We show only the run's own log lines.
 
 # %%
 from absl import flags, logging

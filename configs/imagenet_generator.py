@@ -10,7 +10,7 @@ results are not reproduced; evaluate your model before you rely on it.
 
 Variants (`--config=imagenet_generator:name`, several joined by commas):
   size=S|B|L|H        the model
-  precision=bfloat16  products in bfloat16, everything else in float32; default: float32, as the authors advise
+  precision=bfloat16  matrix products in bfloat16, all else in float32; default: float32, as the authors advise
   remat=…             rematerialization in the backward pass: none, full, dots or projections
   tiny                20 steps of a very small model on built-in photographs, to see that everything runs, on a tiny
                       tokenizer:

@@ -13,20 +13,21 @@ over 3000 steps and then multiplied by 0.2 every 30000, the semantic term from s
 step 5001. The number of steps is not published; after four drops the learning rate is too small to learn more. In
 stage 2 encoder and latents are frozen, and decoder and discriminator train on without the semantic term.
 
-Cost of a step of stage 1 with all terms, from its program: 2128 GFLOP per image, 89 % of it encoder and decoder (154
-and 319 forward), 5.7 % LPIPS, 2.2 % DINOv2, 1.8 % DINO; in float32 2.5 GiB of activations per image (compiled for a
-CPU, 2 and 8 images) besides 4.4 GiB of state: about 35 GiB for 12 images on a GPU.
+A step of stage 1 with all terms costs 2128 GFLOP per image, counted in the compiled program: 89 % in encoder and
+decoder (154 and 319 forward), 5.7 % in LPIPS, 2.2 % in DINOv2, 1.8 % in DINO. In float32 it needs 2.5 GiB of
+activations per image (compiled for a CPU, 2 and 8 images) besides 4.4 GiB of state: about 35 GiB for 12 images on a
+GPU.
 
-This recipe has not been run with this code, so its results are not known; the published weights can be converted
-instead (`eqjax convert`), and `eqjax evaluate reconstruction` measures either.
+This recipe has not been run with this code, so its results are not known. The published weights can be converted
+instead (`eqjax convert`); `eqjax evaluate reconstruction` measures either model.
 
 Variants (`--config=imagenet_tokenizer:name`, several joined by commas):
   stage2              stage 2; needs --config.stage1_weights
   style=strict        strictly equivariant: norms over each position, attention to neighboring columns only; default:
                       published
-  precision=bfloat16  products in bfloat16; parameters, statistics of norms and losses stay in float32
-  tiny                40 steps of a very small model on built-in photographs with PatchGAN, to see that everything runs:
-                      needs no data and no pretrained network; of either stage
+  precision=bfloat16  matrix products in bfloat16; parameters, statistics of norms and losses stay in float32
+  tiny                40 steps of a very small model on built-in photographs with PatchGAN, to see that everything runs,
+                      without data or pretrained networks; for either stage
 """
 
 from eqjax.config_files import parse_variant

@@ -3,9 +3,9 @@ r"""The generator of the demo: eight classes of built-in photographs, 64 pixels 
     eqjax train-generator --config=photos_generator --workdir=runs/photos_generator \
         --config.tokenizer_weights=runs/photos_tokenizer
 
-The default of --config.tokenizer_weights is the shipped tokenizer. Expect 18 minutes on one core of a shared two-core
-CPU; a training loss of 0.88 at step 100 and 0.38 at the end, and a held-out loss (eval_loss) of 0.54 at step 500 and
-0.38 at the end. See eqjax/weights/photos.md, also for the limits of its samples.
+The default of --config.tokenizer_weights is the shipped tokenizer. Training takes 18 minutes on one core of a shared
+two-core CPU. The training loss is 0.88 at step 100 and 0.38 at the end, the held-out loss (eval_loss) 0.54 at step 500
+and 0.38 at the end. See eqjax/weights/photos.md, also for the limits of its samples.
 
 Variants (`--config=photos_generator:name`):
   quick  for `make train-demo`: about 5 minutes on 2 CPU cores
@@ -57,7 +57,7 @@ def get_config(variant: str | None = None) -> Config:
         config.update(total_steps=600, eval_every=300, image_every=300, checkpoint_every=300)
         config.optimizer.update(warmup_steps=50.0, ema_decay=0.99)
     if args["tiny"]:
-        config.tokenizer_weights = None  # The shipped one is larger.
+        config.tokenizer_weights = None  # The shipped tokenizer does not fit: it is larger.
         config.generator.update(
             width=16, depth=2, num_heads=2, latent_dim=8, num_cond_tokens=2, window_size=3, flow_width=16, flow_depth=1
         )

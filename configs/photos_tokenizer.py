@@ -7,8 +7,8 @@ r"""The tokenizer of the demo: built-in photographs, 64 pixels high, strictly eq
 Stage 1 minimizes L1 + KL. Stage 2 trains the decoder against a PatchGAN discriminator, which sharpens reconstructions,
 and keeps the latents, so a generator may be trained on either.
 
-Expect of stage 1: about an hour on one core of a shared two-core CPU; reconstructions of 27.0 dB PSNR on training crops
-and 28.4 dB on held-out ones (eval_psnr; 28.2 after 1500 steps). Stage 2 leaves them at 28.4 dB. See
+Stage 1 takes about an hour on one core of a shared two-core CPU. The PSNR of its reconstructions is 27.0 dB on training
+crops and 28.4 dB on held-out crops (eval_psnr; 28.2 after 1500 steps). Stage 2 leaves the latter at 28.4 dB. See
 eqjax/weights/photos.md.
 
 Variants (`--config=photos_tokenizer:name`, several joined by commas):

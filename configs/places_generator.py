@@ -3,11 +3,11 @@ r"""The published generator of long panoramas: size L on 30 classes of Places at
     eqjax train-generator --config=places_generator --workdir=runs/places_large \
         --config.data.root=/data/places/train --config.tokenizer_weights=tokenizer.safetensors
 
-The recipe of imagenet_generator; data.root holds one folder per class. Sample panoramas of any number of columns with
-guidance scale 7.0. The published weights of this model can be converted instead (`eqjax convert`).
+The recipe is that of imagenet_generator; data.root holds one folder per class. Sample panoramas of any number of
+columns with guidance scale 7.0. The published weights of this model can be converted instead (`eqjax convert`).
 
-This recipe has not been run with this code. A step costs as much as that of size L on ImageNet: 256 images on one H100
-take 64 GB in bfloat16 and 38 to 68 ms by its program (tables of launch/README.md, latents read from a cache).
+This recipe has not been run with this code. A step costs as much as one of size L on ImageNet: `eqjax plan` estimates
+64 GB and 38 to 68 ms for 256 images on one H100, in bfloat16, with cached latents (tables of launch/README.md).
 
 Variants (`--config=places_generator:name`, several joined by commas):
   precision=bfloat16, remat=…  as in imagenet_generator

@@ -26,7 +26,7 @@ class UnreadableError(RuntimeError):
     """All checkpoints of a run are damaged."""
 
 
-# Config sections that determine what the saved arrays mean; a resumed run must have the same. Other sections (the
+# Config sections that determine the meaning of the saved arrays; a resumed run must have the same. Other sections (the
 # learning rate, the number of steps, logging) may change.
 FIXED_PARTS = ("trainer", "model", "tokenizer", "discriminator", "generator")
 # Config sections that determine optimizer and auxiliary state; most of their fields may change.
@@ -64,7 +64,7 @@ class Checkpoints:
           best: metric whose best step is kept too, "name:min" or "name:max"; None or "": none.
 
         Raises:
-          ValueError: `best` has another form, or nothing would be kept.
+          ValueError: `best` is not of this form, or `keep` is below 1.
         """
         if keep < 1:
             raise ValueError(f"keep_checkpoints={keep} would keep none; it must be at least 1.")
@@ -114,7 +114,10 @@ class Checkpoints:
         with self._saving():
             saved = self._manager.save(step, args=args, metrics=checkpoint_items.with_checksum(measured))
         if not saved:
-            raise RuntimeError(f"Orbax did not save step {step} under {self._manager.directory}: a later one exists.")
+            raise RuntimeError(
+                f"Orbax did not save step {step} under {self._manager.directory}, which holds a later one; use another "
+                "workdir."
+            )
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -169,7 +172,7 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, template: Tree) -> tuple[Tree, dict[str, Any]]:
-        """Returns (state, data_state) of a step without waiting for other processes, which may not come as far."""
+        """Returns (state, data_state) of a step without waiting for other processes, which may not get this far."""
         alone = ocp.options.MultiprocessingOptions(
             primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix="alone"
         )
@@ -244,21 +247,21 @@ class BestWeights:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], best: str | None) -> None:
-        """Reads the weights' metric kept so far.
+        """Reads the metric of the weights kept so far.
 
         Args:
           workdir: folder of the run.
           best: "name:min" or "name:max"; None or "": no weights are kept.
 
         Raises:
-          ValueError: `best` has another form.
+          ValueError: `best` is not of this form.
         """
         self._workdir, self._path = workdir, os.path.join(workdir, "best.json")
         self._metric, self._sign = _parse_best(best) if best else (None, 1)
         self.best: dict[str, Any] | None = None
         if self._metric is not None and os.path.isfile(self._path):
             kept = read_json(self._path)
-            # Values of another metric cannot be compared: the run starts comparing from here.
+            # Values of another metric cannot be compared: the comparison starts again from here.
             self.best = kept if self._metric in kept else None
 
     def update(self, step: Scalar, metrics: Metrics, export: Callable[[str], object]) -> bool:

@@ -1,4 +1,4 @@
-"""Checksums of arrays and of folders of files, which tell damaged data from those that were written."""
+"""Checksums of arrays and of folders of files, which detect damaged data."""
 
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -16,9 +16,9 @@ from eqjax.io import read_json, write_json
 # of 64-bit words, at the speed of memory, and the CRC is that of the rows. Whatever changes within one word, or within
 # one row, changes the checksum.
 _ROW, _BLOCK = 8 << 10, 256 << 10
-# Files are read in pieces, side by side.
-_PIECE = 32 << 20
-# Files up to this size are compared by every process: what one reads from them must not depend on another.
+# Files are read in chunks, in several threads.
+_CHUNK = 32 << 20
+# Every process compares files up to this size, so that its check of them does not depend on another process.
 _SMALL = 1 << 20
 _NUM_THREADS = min(4, os.cpu_count() or 1)
 
@@ -31,7 +31,7 @@ class ChecksumError(ValueError):
 
 
 def update(value: int, data: bytes | memoryview | Shaped[np.ndarray, "..."]) -> int:
-    """Returns the checksum of data behind those with the checksum `value`; 0 for none.
+    """Returns the checksum of data that follow data with the checksum `value`; 0 if nothing precedes them.
 
     Example:
       >>> zeros = np.zeros(100_000)
@@ -73,11 +73,11 @@ def of_arrays(arrays: Mapping[str, np.ndarray], fields: Any = None) -> int:
 
 
 def of_files(folder: str, names: Sequence[str]) -> dict[str, Any]:
-    """Returns {name: {"size": bytes, "checksums": one per piece}} of files of a folder."""
+    """Returns {name: {"size": bytes, "checksums": one per chunk}} of files of a folder."""
     sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in names}
-    pieces = [(name, start) for name, size in sizes.items() for start in range(0, size, _PIECE)]
+    chunks = [(name, start) for name, size in sizes.items() for start in range(0, size, _CHUNK)]
     found = {name: {"size": size, "checksums": []} for name, size in sizes.items()}
-    for (name, _), value in zip(pieces, _of_pieces(folder, pieces), strict=True):
+    for (name, _), value in zip(chunks, _of_chunks(folder, chunks), strict=True):
         found[name]["checksums"].append(value)
     return found
 
@@ -92,7 +92,8 @@ def check(folder: str | os.PathLike[str], index: int = 0, count: int = 1) -> Non
 
     Args:
       folder: the folder.
-      index, count: several processes each compare a part of the large files, and all of them the small ones.
+      index: index of this process.
+      count: number of processes. Each compares its own part of the large files, and all of the small ones.
 
     Raises:
       FileNotFoundError: the folder has no checksums.
@@ -114,24 +115,24 @@ def check(folder: str | os.PathLike[str], index: int = 0, count: int = 1) -> Non
         if size != file["size"]:
             found = f"has {size} bytes" if size >= 0 else "is lost"
             raise ChecksumError(f"{path} {found}; {file['size']} bytes were written.")
-        pieces = [((name, i * _PIECE), value) for i, value in enumerate(file["checksums"])]
-        (small if size <= _SMALL else large).extend(pieces)
-    pieces = small + large[index::count]
-    for ((name, _), written), found in zip(pieces, _of_pieces(folder, [piece for piece, _ in pieces]), strict=True):
+        chunks = [((name, i * _CHUNK), value) for i, value in enumerate(file["checksums"])]
+        (small if size <= _SMALL else large).extend(chunks)
+    chunks = small + large[index::count]
+    for ((name, _), written), found in zip(chunks, _of_chunks(folder, [chunk for chunk, _ in chunks]), strict=True):
         if found != written:
             raise ChecksumError(f"{os.path.join(folder, name)} has another content than was written: damaged on disk.")
 
 
-def _of_pieces(folder: str, pieces: Sequence[tuple[str, int]]) -> list[int]:
-    """Returns the checksums of pieces of files, given as (name, start)."""
-    if len(pieces) < 2:
-        return [_of_piece(folder, *piece) for piece in pieces]
-    with futures.ThreadPoolExecutor(min(_NUM_THREADS, len(pieces))) as pool:
-        return list(pool.map(lambda piece: _of_piece(folder, *piece), pieces))
+def _of_chunks(folder: str, chunks: Sequence[tuple[str, int]]) -> list[int]:
+    """Returns the checksums of chunks of files, given as (name, start)."""
+    if len(chunks) < 2:
+        return [_of_chunk(folder, *chunk) for chunk in chunks]
+    with futures.ThreadPoolExecutor(min(_NUM_THREADS, len(chunks))) as pool:
+        return list(pool.map(lambda chunk: _of_chunk(folder, *chunk), chunks))
 
 
-def _of_piece(folder: str, name: str, start: int) -> int:
-    value, remaining = 0, _PIECE
+def _of_chunk(folder: str, name: str, start: int) -> int:
+    value, remaining = 0, _CHUNK
     buffer = memoryview(bytearray(_BLOCK))
     with open(os.path.join(folder, name), "rb", buffering=0) as file:
         file.seek(start)

@@ -16,10 +16,10 @@ def differences(
     """Lists the entries in which two dicts differ, nested dicts entry by entry.
 
     Args:
-      found: one side.
-      expected: the other side; an entry that one side lacks counts as None there.
-      found_name: what to call the first side, such as "checkpoint".
-      expected_name: what to call the second side, such as "this run".
+      found: first dict.
+      expected: second dict; an entry that one of them lacks counts as None there.
+      found_name: name of the first dict in the lines, such as "checkpoint".
+      expected_name: name of the second dict in the lines, such as "this run".
       limit: lines to return; a last line counts the differences left out.
 
     Returns:

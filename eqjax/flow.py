@@ -91,7 +91,7 @@ def time_points(num_steps: int, time_grid: TimeGrid = "uniform") -> Float[np.nda
         sin²(πu/2), with small steps at both ends; or N + 1 times that fall from 1 to 0.
 
     Raises:
-      ValueError: an unknown name, no steps, or times that do not fall from 1 to 0.
+      ValueError: the name is unknown, there are no steps, or the times do not fall from 1 to 0.
 
     Example:
       >>> time_points(2, "shifted").tolist()
@@ -128,7 +128,7 @@ def solver_table(solver: str, num_steps: int, time_grid: TimeGrid = "uniform") -
       time_grid: the name of a grid, or N + 1 times, see `time_points`.
 
     Raises:
-      ValueError: an unknown solver or grid, or no steps.
+      ValueError: the solver or the grid is unknown, or there are no steps.
 
     Example:
       >>> solver_table("heun", 1).times.tolist()
@@ -171,8 +171,8 @@ def integrate(
       velocity: function of (z, prepared) → [..., D].
       noise: z at t = 1.
       table: a `SolverTable` of M evaluations.
-      prepare: function of times [n] → pytree of leaves [n, …]. It computes for many times at once what does not
-        depend on z; `velocity` receives one element of it.
+      prepare: function of times [n] → pytree of leaves [n, …]. It computes the terms that do not depend on z, for
+        many times at once; `velocity` receives one element of it.
       chunk_size: times per call of `prepare`, at most, to bound its memory; None: all M. It does not change the
         result.
 
@@ -220,7 +220,7 @@ def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns
       num_columns: L.
 
     Raises:
-      ValueError: an unknown schedule, or scales for another number of columns.
+      ValueError: the schedule is unknown, or there are scales for another number of columns.
 
     Example:
       >>> guidance_scales(5.0, "linear", 4).tolist()

@@ -27,14 +27,14 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
-# 480 MB as RGB: above the largest cameras (151 megapixels), below what only a damaged or hostile header asks for.
+# 480 MB as RGB: above the largest cameras (151 megapixels), below sizes that only a damaged or hostile header declares.
 MAX_PIXELS = 160_000_000
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 for _name in ("Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"):
     importlib.import_module(f"PIL.{_name}ImagePlugin")  # Registers the format.
 
-# What makes an image upright; Pillow's rotations are counterclockwise.
+# The transposition that makes an image upright, by its EXIF orientation; Pillow's rotations are counterclockwise.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,7 +54,7 @@ _KINDS = {
 }
 _JPEG = ("JPEG", "MPO")  # Pillow calls a JPEG with several images MPO.
 _WHITE_IS_ZERO = 0  # Photometric interpretation of a TIFF.
-_MAX_TILE_PIXELS = 4096**2  # Of a TIFF whose image is smaller than its tile.
+_MAX_TILE_PIXELS = 4096**2  # Largest tile of a TIFF whose image is smaller than its tile.
 
 
 class ImageError(ValueError):
@@ -89,7 +89,7 @@ def decode(
     draft: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the RGB image in a file, upright, resized if asked for, bilinear and antialiased.
+    """Returns the RGB image in a file, upright, resized on request, bilinear and antialiased.
 
     Args:
       file: path, or an open binary file at its beginning.
@@ -101,9 +101,9 @@ def decode(
 
     Raises:
       FileNotFoundError: there is no such file.
-      ImageError: the file is no regular file, no image of a known format, damaged, too large, or of values without a
-        range; the message is the reason.
-      MemoryError: too little memory, which is not a property of the file.
+      ImageError: the file is not a regular file, not an image of a known format, damaged, too large, or has values
+        without a range; the message is the reason.
+      MemoryError: there is too little memory, which is not a property of the file.
 
     Example:
       >>> file = io.BytesIO()
@@ -132,7 +132,7 @@ def check_pixels(height: int, width: int, max_pixels: int, what: str = "it has")
       height: height in pixels.
       width: width in pixels.
       max_pixels: the bound.
-      what: begin of the message.
+      what: beginning of the message.
 
     Raises:
       ImageError: the image has more pixels, or none.
@@ -182,7 +182,7 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def _check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises for what is no regular file: opening a named pipe or a device could wait forever."""
+    """Raises ImageError unless a path is a regular file: opening a named pipe or a device could wait forever."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise ImageError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file")

@@ -1,12 +1,20 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all, and removes what killed processes left of theirs."""
 
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import json
 import os
+import re
 import tempfile
+import time
 from typing import Any
 
+from absl import logging
+
+# A temporary file may be a leftover if nothing was written to it for this long. Its lock alone would not do: some
+# network file systems show locks only to the machine that holds them.
+_LEFTOVER_SECONDS = 3600.0
 # Configurations and protocols are nested up to 5 deep.
 MAX_JSON_DEPTH = 64
 
@@ -16,7 +24,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     """Yields the name of a temporary file that replaces `path` when the block succeeds.
 
     If the block raises, `path` keeps its content and the temporary file is removed. Missing folders
-    are created.
+    are created. A killed process leaves the temporary file behind; `remove_leftovers` removes such files, and knows
+    those in use by their lock.
 
     Args:
       path: the file to write.
@@ -32,14 +41,54 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f"{os.path.basename(path)}.", suffix=".tmp")
-    os.close(handle)
     try:
+        with contextlib.suppress(OSError):  # Some file systems have no locks.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         os.chmod(temporary, 0o644)  # Temporary files are private to their owner.
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+    finally:
+        os.close(handle)  # Ends the lock, as the end of the process would.
+
+
+def remove_leftovers(folder: str | os.PathLike[str], pattern: str) -> list[str]:
+    r"""Removes temporary files that killed processes left in a folder; see `atomic_write`.
+
+    A file is removed if its name is that of a temporary file of `atomic_write`, nothing was written to it for an hour,
+    and no living process holds its lock. On a file system without locks nothing is removed.
+
+    Args:
+      folder: the folder; it may be missing.
+      pattern: regular expression of the names of the files that were being written.
+
+    Returns:
+      The names of the removed files.
+
+    Example:
+      >>> remove_leftovers("caches/train", r"spec\.json")
+      []
+    """
+    name, removed = re.compile(rf"(?:{pattern})\.[a-z0-9_]{{8}}\.tmp"), []
+    for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, entry)
+        if not name.fullmatch(entry):
+            continue
+        with contextlib.suppress(OSError):  # In use, removed by another process, or of another user.
+            if time.time() - os.stat(path, follow_symlinks=False).st_mtime < _LEFTOVER_SECONDS:
+                continue
+            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(handle)
+            removed.append(entry)
+    if removed:
+        logging.info("Removed %d temporary files that killed processes left in %s.", len(removed), folder)
+    return removed
 
 
 def write_json(path: str | os.PathLike[str], values: Any, *, sort_keys: bool = False) -> None:

@@ -30,7 +30,7 @@ def as_floats(images: Shaped[AnyArray, "..."]) -> Float[jax.Array, "..."]:
     """Returns images of any shape, uint8 or floats in [-1, 1], as floats in [-1, 1].
 
     Raises:
-      ValueError: images of another dtype.
+      ValueError: the images have another dtype.
     """
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:
@@ -104,9 +104,9 @@ class Model:
           Images of the width of num_columns.
 
         Raises:
-          ValueError: an argument is out of its range or has another shape; an unknown class name; the model has no
+          ValueError: an argument is out of its range or has another shape, a class name is unknown, or the model has no
             generator or no tokenizer.
-          TypeError: an unknown argument.
+          TypeError: an argument is unknown.
         """
         SamplingOptions(**options)  # Raises errors before anything is computed.
         generator, class_columns = self.require("generator"), None
@@ -145,7 +145,7 @@ class Model:
           images: [B, H, W, 3], uint8 or floats in [-1, 1].
 
         Raises:
-          ValueError: a shape that does not fit the tokenizer, or integers other than uint8.
+          ValueError: the shape does not fit the tokenizer, or the images are integers other than uint8.
         """
         floats = as_floats(images)
         return encode_images(self.require("tokenizer"), self.tokenizer_params, floats) * self.latent_scale
@@ -154,7 +154,7 @@ class Model:
         """Returns the images of scaled latents [B, L, D].
 
         Raises:
-          ValueError: latents of another shape.
+          ValueError: the latents have another shape.
         """
         tokenizer = self.require("tokenizer")
         return pixels.to_uint8(
@@ -168,7 +168,7 @@ class Model:
           labels: class names or integers, one or many.
 
         Raises:
-          ValueError: a name that is not one of `class_names`, or neither names nor integers.
+          ValueError: a name is not one of `class_names`, or the labels are neither names nor integers.
         """
         given: Any = labels
         rows = [given] if isinstance(given, str) or not np.ndim(given) else given

@@ -43,7 +43,7 @@ class Animation:
     gif: bytes
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        """Returns what Jupyter displays."""
+        """Returns the contents that Jupyter displays."""
         del include, exclude
         return {"image/gif": base64.b64encode(self.gif).decode("ascii")}
 

@@ -43,7 +43,7 @@ MAX_INTEGER = 2**31 - 1
 
 
 class WeightsError(ValueError):
-    """A file holds other contents than expected; the message names both, and what to do."""
+    """A file holds other contents than expected; the message names both, and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
     Args:
       path: file name.
       weights: modules, parameters and the rest.
-      dtype: storage dtype; `load` returns float32 in any case.
+      dtype: storage dtype; `load` always returns float32.
 
     Example:
       >>> import os, tempfile
@@ -110,9 +110,9 @@ def load(path: str | os.PathLike[str]) -> Weights:
 
     Raises:
       FileNotFoundError: there is no such file.
-      WeightsError: truncated, damaged (a file with a checksum, as `save` writes it), of another kind, a configuration
-        with unknown, wrong or unbounded values, or arrays that do not fit it. All but the checksum is compared before
-        an array is read.
+      WeightsError: the file is truncated, damaged (if it has a checksum, as `save` writes it) or of another kind, its
+        configuration has unknown, wrong or unbounded values, or arrays do not fit it. All but the checksum is
+        compared before an array is read.
 
     Example:
       >>> weights = load(resolve_path("photos"))
@@ -278,7 +278,7 @@ def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.P
       *more: further files, if tokenizer and generator are in separate ones; a later file takes precedence.
 
     Returns:
-      The model; a half that no file holds is None.
+      The model; a module that no file holds is None.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -302,14 +302,14 @@ def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.P
     tokenizer, generator = modules.get("tokenizer"), modules.get("generator")
     if len(scales) == 2 and not np.isclose(*scales.values(), rtol=1e-3, atol=0):
         raise WeightsError(
-            f"the tokenizer's latents are to be multiplied by {scales['tokenizer']:.6g}, the generator was trained on "
-            f"latents multiplied by {scales['generator']:.6g}; files were {sources}. Convert either again with the "
+            f"the tokenizer's latent scale is {scales['tokenizer']:.6g}, but the generator was trained with "
+            f"{scales['generator']:.6g} (files: {sources}). Convert either again with the "
             "--latent_scale of the other, or give the tokenizer that the generator was trained with."
         )
     if tokenizer and generator and tokenizer.embed_dim != generator.latent_dim:
         raise WeightsError(
             f"the tokenizer's latents have {tokenizer.embed_dim} channels, the generator's "
-            f"{generator.latent_dim}: these files do not belong together: {sources}."
+            f"{generator.latent_dim} (files: {sources}). Give the tokenizer that the generator was trained with."
         )
     params = jax.tree.map(jnp.asarray, params)
     return Model(
@@ -383,7 +383,7 @@ def build_module(name: str, fields: Any, where: str = "the configuration") -> An
       The Flax module.
 
     Raises:
-      WeightsError: a field that the module does not have, of another type, or out of range.
+      WeightsError: the module has no such field, or a value is of another type or out of range.
 
     Example:
       >>> build_module("generator", {"width": 64, "num_heads": 2}).head_dim

@@ -11,6 +11,6 @@ GENERATOR_SIZES: dict[str, dict[str, Any]] = {
     "H": dict(width=1280, depth=40, num_heads=16, flow_width=1536),
 }
 
-# What the published generators' training multiplies the published tokenizer's latents by, so that they
+# Factor by which the published generators' training multiplies the published tokenizer's latents, so that they
 # have unit scale. Source: the training command of the original code.
 LATENT_SCALE = 0.05493

@@ -124,7 +124,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules = ()) -> PartitionSpec:
     """Returns the sharding of one array.
 
-    The first rule counts whose pattern occurs in the name and whose logical axes are as many as the array's. Arrays of
+    The first rule applies whose pattern occurs in the name and that has as many logical axes as the array. Arrays of
     at least `SMALLEST_SPLIT` values without a rule are split over fsdp, along the largest dimension that divides;
     other arrays are not split. A dimension that its mesh axis does not divide is not split either.
 
@@ -212,7 +212,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> Non
     """Checks that a configuration's batches and microbatches divide among the devices.
 
     Raises:
-      ValueError: a number is below 1, or the batch or its microbatches do not divide.
+      ValueError: an argument is below 1, or the batch or its microbatches do not divide.
     """
     if batch_size < 1 or accumulation_steps < 1:
         raise ValueError(f"batch_size={batch_size} and accumulation_steps={accumulation_steps} must be at least 1.")
@@ -238,7 +238,7 @@ def batch_shard(mesh: Mesh) -> tuple[int, int]:
     Processes that hold the same rows, because they split tensors among them, read the same shard.
 
     Raises:
-      ValueError: a process holds rows that overlap another's without being the same.
+      ValueError: two processes hold overlapping rows that are not the same.
     """
     rows: dict[int, set[int]] = {}
     for place, device in np.ndenumerate(mesh.devices):

@@ -36,7 +36,7 @@ for node in "${!hosts[@]}"; do
     remote+=" exec 3<&0; for gpu in \$(seq 0 $((gpus - 1))); do"
     remote+=" CUDA_VISIBLE_DEVICES=\$gpu PROCESS_ID=\$(($node * $gpus + gpu)) $arguments 3<&- & pids=\"\$pids \$!\"; done;"
     remote+=" { while read -r _ <&3; do :; done; kill \$pids; } >/dev/null 2>&1 & watcher=\$!; trap 'kill \$pids' TERM HUP;"
-    # Waits for each process by number: `wait -n` misses those that ended before its call. A signal interrupts `wait`.
+    # Waits for each process by its id: `wait -n` misses processes that ended before its call. A signal interrupts `wait`.
     remote+=" code=0; for pid in \$pids; do while kill -0 \$pid 2>/dev/null; do wait \$pid; done;"
     remote+=" wait \$pid || code=\${code/#0/\$?}; done; kill \$watcher 2>/dev/null; exit \$code"
     if [ -n "${DRY_RUN:-}" ]; then

@@ -43,7 +43,7 @@ def environments(count: int, num_gpus: int, port: int) -> list[dict[str, str]]:
       ValueError: the GPUs do not divide evenly.
     """
     if num_gpus % count:
-        raise ValueError(f"--num_gpus={num_gpus} do not divide among --num_processes={count}.")
+        raise ValueError(f"--num_gpus={num_gpus} do not divide among --num_processes={count}; make it a multiple.")
     each = num_gpus // count
     found = []
     for index in range(count):

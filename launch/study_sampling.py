@@ -1,4 +1,4 @@
-r"""Repeats the measurements of eqjax/sampling/README.md, with these or other weights.
+r"""Repeats the measurements of eqjax/sampling/README.md, with the shipped weights or others.
 
     python -m launch.study_sampling solvers      # error over evaluations, per solver and grid; images side by side
     python -m launch.study_sampling positions    # drift over 1000 columns, with and without bounded positions

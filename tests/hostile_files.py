@@ -13,6 +13,7 @@ import resource
 import struct
 import sys
 import time
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -172,7 +173,7 @@ def code(value):
     return pickle.dumps(value, protocol=2)[2:-1]
 
 
-def tensor_opcodes(key="0", size=(4,), stride=(1,), offset=0, numel=4):
+def tensor_opcodes(key="0", size: Any = (4,), stride: Any = (1,), offset: Any = 0, numel: Any = 4):
     """Pickle opcodes of a tensor."""
     pid = b"(" + code("storage") + b"ctorch\nFloatStorage\n" + code(key) + code("cpu") + code(numel) + b"NtQ"
     arguments = pid + code(offset) + code(size) + code(stride) + b"\x89ccollections\nOrderedDict\n)R"
@@ -290,7 +291,7 @@ def main(seed, count, folder):
     """Reads with bounded memory; see `read_many`."""
     files = Files(folder)  # Reads a good one of each, which maps what JAX needs, before memory is limited.
     mapped = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
     for name, outcomes in read_many(files, seed, int(count)).items():
         print(name, *(f"{outcome} {number}" for outcome, number in sorted(outcomes.items())), sep=", ")
 

@@ -36,8 +36,8 @@ def test_names_dtypes_shapes_and_fields_are_part_of_the_checksum():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with two large files of three pieces each, and a small one."""
-    monkeypatch.setattr(checksums, "_PIECE", 512 << 10)
+    """A folder with two large files of three chunks each, and a small one."""
+    monkeypatch.setattr(checksums, "_CHUNK", 512 << 10)
     rng = np.random.default_rng(0)
     for name, size in (("a", 1_300_000), ("b", 1_300_000), ("small", 1_000)):
         (tmp_path / name).write_bytes(rng.bytes(size))

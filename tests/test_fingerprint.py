@@ -25,17 +25,17 @@ def test_a_fingerprint_is_a_fixed_sha256():
     ],
     ids=["value", "shape", "name", "fewer", "transposed"],
 )
-def test_values_shapes_and_names_change_it(other):
+def test_values_shapes_and_names_change_the_fingerprint(other):
     assert fingerprint(other) != fingerprint(PARAMS)
 
 
-def test_fields_change_it_and_their_order_does_not():
+def test_fields_change_the_fingerprint_and_their_order_does_not():
     assert fingerprint(PARAMS, {"width": 8}) != fingerprint(PARAMS)
     assert fingerprint(PARAMS, {"width": 8}) != fingerprint(PARAMS, {"width": 9})
     assert fingerprint(PARAMS, {"width": 8, "depth": 2}) == fingerprint(PARAMS, {"depth": 2, "width": 8})
 
 
-def test_dtype_device_and_layout_do_not_change_it():
+def test_dtype_device_and_layout_do_not_change_the_fingerprint():
     wide = {"b": PARAMS["b"].astype(np.float64), "a": {"kernel": jnp.asarray(PARAMS["a"]["kernel"])}}
     assert fingerprint(wide) == fingerprint(PARAMS)
     fortran = PARAMS | {"a": {"kernel": np.asfortranarray(PARAMS["a"]["kernel"])}}

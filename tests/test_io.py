@@ -2,10 +2,22 @@
 
 import os
 import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
 
-from eqjax.io import atomic_write, read_json, write_json
+from eqjax.io import atomic_write, read_json, remove_leftovers, write_json
+
+# Begins to write the file of the command line, says under which name, and waits to be killed.
+_WRITER = """
+import sys, time
+from eqjax.io import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    print(temporary, flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_file_appears_with_its_folders_and_readable_by_all(tmp_path):
@@ -61,9 +73,39 @@ def test_values_without_a_json_form_leave_the_old_file(tmp_path, value, error):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_reading_names_what_is_wrong(tmp_path):
+def test_reading_a_bad_file_names_the_problem(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.json"):
         read_json(tmp_path / "absent.json")
     (tmp_path / "cut.json").write_text('{"a": ')
     with pytest.raises(ValueError, match="line 1 column"):
         read_json(tmp_path / "cut.json")
+
+
+def test_leftovers_are_old_files_of_atomic_write_for_the_named_files(tmp_path):
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        name = os.path.basename(temporary)
+    assert re.fullmatch(r"a\.txt\.[a-z0-9_]{8}\.tmp", name)
+    kept = ["a.txt.tmp", "a.txt.abc.tmp", "a.txt.ABCDEFGH.tmp", "b.txt.abcdefgh.tmp", "xa.txt.abcdefgh.tmp", "a.txt"]
+    for file in (*kept, name):
+        (tmp_path / file).write_text("half")
+        os.utime(tmp_path / file, (0, 0))
+    (tmp_path / "a.txt.aaaaaaaa.tmp").write_text("being written")
+    (tmp_path / "a.txt.ffffffff.tmp").mkdir()
+    os.utime(tmp_path / "a.txt.ffffffff.tmp", (0, 0))
+    assert remove_leftovers(tmp_path, r"a\.txt|c\.txt") == [name]
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "a.txt.aaaaaaaa.tmp", "a.txt.ffffffff.tmp"])
+    assert remove_leftovers(tmp_path / "absent", ".*") == []
+
+
+def test_a_file_that_a_living_process_writes_is_no_leftover(tmp_path):
+    root = pathlib.Path(__file__).parent.parent
+    command = [sys.executable, "-c", _WRITER, str(tmp_path / "a.txt")]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            temporary = process.stdout.readline().strip()
+            os.utime(temporary, (0, 0))
+            assert remove_leftovers(tmp_path, r"a\.txt") == [] and os.path.exists(temporary)
+        finally:
+            process.kill()
+    assert remove_leftovers(tmp_path, r"a\.txt") == [os.path.basename(temporary)] and os.listdir(tmp_path) == []

@@ -144,7 +144,7 @@ def check_meshes(meshes):
     expected, _ = train_on(1, "data:1")
     for count, shape, split in meshes:
         found, parts = train_on(count, shape)
-        assert parts == split, shape  # The largest array lies in so many parts.
+        assert parts == split, shape  # The largest array is split into so many parts.
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
             if "cross_key/bias" in sharding.path_name(path):
                 continue  # Its true gradient is 0; what rounding leaves of it Adam scales up.

@@ -1,4 +1,4 @@
-r"""Measures whether all columns are one task, and whether latents move with the image.
+r"""Measures whether all columns are one task, and whether latents shift with the image.
 
     eqjax analyze --weights=photos --output=outputs/analysis
     eqjax analyze --weights=runs/generator --data.source=folder --data.root=/path/to/root
@@ -38,7 +38,7 @@ from eqjax.training import tokenizer as tokenizer_training
 from eqjax.training.config import resolve
 
 _BATCH_SIZE = 32
-_COLUMN_WIDTH = 8  # Of a comparison's tokenizers, pixels.
+_COLUMN_WIDTH = 8  # Column width of a comparison's tokenizers in pixels.
 _STYLES = ("published", "strict")
 
 
@@ -84,7 +84,7 @@ def run(args: flags.FlagValues) -> None:
     Raises:
       ModuleNotFoundError: matplotlib is missing.
     """
-    plots.check_installed()  # Not after half an hour of training.
+    plots.check_installed()  # Fails here rather than after half an hour of training.
     if args.compare:
         compare(args)
     else:
@@ -139,12 +139,12 @@ def model_images(
     if "source" not in given and not (names and set(names) <= set(data.PHOTOS)):
         classes = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else "without names"
         raise ValueError(
-            f"the classes of {','.join(args.weights)} ({classes}) are not built-in photographs; say on which images "
-            "to analyze it: --data.source=folder --data.root=/path/to/root, with a folder per class (or tfds; or "
+            f"the classes of {','.join(args.weights)} ({classes}) are not built-in photographs; choose the images "
+            "to analyze it on: --data.source=folder --data.root=/path/to/root, with a folder per class (or tfds; or "
             "--data.source=photos to use the photographs nevertheless)."
         )
     if config.source == "latents":
-        raise ValueError("--data.source=latents holds no images; give those that the cache was made from.")
+        raise ValueError("--data.source=latents holds no images; give the data source that the cache was made from.")
     if (given.get("height", height), given.get("width", width)) != (height, width):
         raise ValueError(
             f"--data.height={config.height} and --data.width={config.width}: leave them out. Crops are as high as the "
@@ -178,13 +178,13 @@ def _model_labels(
         if unknown:
             raise ValueError(
                 f"classes {unknown[:10]} of the data are not among the model's: {list(labels)[:10]}"
-                f"{' …' if len(labels) > 10 else ''}. Choose by --data.classes."
+                f"{' …' if len(labels) > 10 else ''}. Choose some of the model's with --data.classes."
             )
         return np.array([labels[name] for name in found])
     if len(found) > num_classes or (len(found) < num_classes and not chosen):
         raise ValueError(
-            f"the model has {num_classes} classes without names, the data has {len(found)}: give all, in "
-            "the order of their labels, or by --data.classes or --data.class_file the first of them."
+            f"the model has {num_classes} classes without names, but the data has {len(found)}: give data with all "
+            "classes in the order of their labels, or name the first ones with --data.classes or --data.class_file."
         )
     return np.arange(len(found))
 
@@ -257,7 +257,7 @@ def _write_report(output: str, results: analysis.MeasuresByKind) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonOptions:
-    """Flags that decide the numbers of a comparison."""
+    """Flags that determine the results of a comparison."""
 
     num_columns: int
     num_batches: int
@@ -284,7 +284,9 @@ def compare(args: flags.FlagValues) -> None:
     """
     given = [f"--data.{name}" for name in config_flags.get_override_values(args["data"])]
     if given:
-        raise ValueError(f"--compare trains on the built-in photographs; {', '.join(given)} would change nothing.")
+        raise ValueError(
+            f"--compare uses the built-in photographs; {', '.join(given)} would have no effect: leave these out."
+        )
     options = ComparisonOptions.from_flags(args)
     windows = {f"window {options.window_size}": options.window_size, "full causal": None}
     results: dict[str, list[analysis.Measures]] = {f"{s}, {attention}": [] for s in _STYLES for attention in windows}
@@ -308,7 +310,7 @@ def compare(args: flags.FlagValues) -> None:
 
 
 def train_tokenizer(options: ComparisonOptions, output: str, style: str, seed: int) -> str:
-    """Trains a small tokenizer, unless it is there already, and returns its workdir.
+    """Trains a small tokenizer, unless it exists already, and returns its workdir.
 
     Args:
       options: options of the comparison.

@@ -1,4 +1,4 @@
-r"""Measures how fast this machine samples, decodes and trains, beside what it could do: a table, and JSON.
+r"""Measures how fast this machine samples, decodes and trains, as a table and as JSON.
 
     eqjax benchmark sampling --config=S --num_columns=16 --output=outputs/benchmark.json
     eqjax benchmark decoding --config=L --batch_size=64 --dtype=bfloat16
@@ -6,7 +6,7 @@ r"""Measures how fast this machine samples, decodes and trains, beside what it c
     eqjax benchmark training --config=photos_tokenizer --batch_size=16 --num_columns=4
     eqjax benchmark floor --config=L  # FLOPs and bytes; runs nothing.
 
-Times are compared with the peak of matrix products, which is measured in the same call.
+Speeds are compared with the machine's peak for matrix products, which is measured in the same call.
 """
 
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def benchmark_options(args: flags.FlagValues) -> "BenchmarkOptions":
-    """Returns what the flags ask for.
+    """Returns the options that the flags give.
 
     Raises:
       ValueError: a sampling option is out of its range.
@@ -72,7 +72,7 @@ def run(args: flags.FlagValues, words: list[str]) -> None:
     from eqjax.perf.benchmark import KINDS, format_results, run_benchmark
 
     if len(words) != 1:
-        raise ValueError(f"name one kind of work to measure, of {', '.join(KINDS)}; got {words}.")
+        raise ValueError(f"name one kind of work to measure: {', '.join(KINDS)}; got {words}.")
     results = run_benchmark(words[0], benchmark_options(args))
     print(format_results(results))
     if args.output:

@@ -59,7 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(args: flags.FlagValues) -> None:
-    """Converts a file, and logs what was written."""
+    """Converts a file, and logs a summary of the result."""
     if args.to_torch:
         weights = to_torch(args.input, args.output, args.part)
     else:
@@ -82,8 +82,8 @@ def from_torch(
       target: path of the file to write.
       variant: "ema" for EMA weights, "raw" for the weights of the last step.
       latent_scale: stored with the weights; None: the published one for a tokenizer, none for a generator, which then
-        goes with any tokenizer.
-      **generator_fields: fields that shapes do not tell, see `eqjax.convert.infer_generator_config`.
+        fits any tokenizer.
+      **generator_fields: fields that do not follow from shapes, see `eqjax.convert.infer_generator_config`.
 
     Returns:
       The weights that were written.
@@ -141,7 +141,7 @@ def to_torch(
         raise convert.ConversionError(f"{source} holds {sorted(weights.modules)}: name one with --part.")
     part = part or next(iter(weights.modules))
     if part not in weights.modules:
-        raise convert.ConversionError(f"{source} holds no {part}, but {sorted(weights.modules)}.")
+        raise convert.ConversionError(f"{source} holds no {part}, but {sorted(weights.modules)}: name one with --part.")
     module, params = weights.modules[part], weights.params[part]
     export = convert.tokenizer_state_dict if part == "tokenizer" else convert.generator_state_dict
     torch_archive.save(target, convert.published_checkpoint(part, export(params, module)))

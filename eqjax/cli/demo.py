@@ -3,7 +3,7 @@ r"""Samples with the shipped weights: a panorama per class, and a grid of images
     eqjax demo
     eqjax demo --weights=runs/photos_generator --output=outputs/mine --num_flow_steps=100
 
-Its defaults of the sampling options are for speed, not those of the paper.
+The defaults of its sampling flags are chosen for speed; other commands have the paper's.
 """
 
 import os

@@ -6,12 +6,12 @@ r"""Evaluates a generator by FID and related metrics, or a tokenizer by its reco
         --data.height=256 --data.width=256 --data.resize=256 --output=outputs/reconstruction
 
 "generation" samples images and compares them with reference statistics, one row of results per guidance scale. An
-interrupted command resumes when it is run again. "reconstruction" encodes and decodes a data set, which --data.…
-describes as in training configurations.
+interrupted command resumes when it is run again. "reconstruction" encodes and decodes a data set, which the flags
+--data.… describe as in training configurations.
 
-The metrics need Inception's weights, and LPIPS its own. Without them, --network=none only samples images, to evaluate
-elsewhere (--png, --npz), or measures only PSNR and SSIM. Results are in results.json and table.md under --output; a
-later call with other options adds its rows.
+The metrics need Inception's weights, and LPIPS its own. Without them, --network=none only samples images, for other
+evaluation programs (--png, --npz), or measures only PSNR and SSIM. Results are in results.json and table.md under
+--output; a later call with other options adds its rows.
 """
 
 import os
@@ -76,14 +76,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(args: flags.FlagValues, words: list[str]) -> None:
-    """Evaluates what the only word names.
+    """Runs the evaluation that the only word names, "generation" or "reconstruction".
 
     Raises:
       ValueError: the word is missing or unknown.
     """
     evaluations = {"generation": evaluate_generation, "reconstruction": evaluate_images}
     if len(words) != 1 or words[0] not in evaluations:
-        raise ValueError(f"say what to evaluate: {' or '.join(evaluations)}; got {words}.")
+        raise ValueError(f"name what to evaluate: {' or '.join(evaluations)}; got {words}.")
     evaluations[words[0]](args)
 
 

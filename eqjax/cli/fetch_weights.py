@@ -41,7 +41,7 @@ def run(args: flags.FlagValues, words: Sequence[str]) -> None:
 
     errors = fetch_all(words or list(download.NETWORKS), args.folder, args.mirror)
     if errors:
-        raise OSError(f"{len(errors)} of the files could not be fetched; see above.")
+        raise OSError(f"{len(errors)} of the files could not be fetched; the messages above name each and its remedy.")
 
 
 def fetch_all(

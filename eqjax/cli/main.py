@@ -22,7 +22,7 @@ COMMANDS = {
         Command("make_statistics", "computes reference statistics of a set of images, for FID and others"),
         Command("analyze", "measures equivariance, and whether all columns are one task"),
         Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor"),
-        Command("plan", "estimates a training step on machines that are not at hand", uses_jax=False),
+        Command("plan", "estimates the cost of a training step on other machines", uses_jax=False),
     )
 }
 

@@ -9,12 +9,16 @@ The file holds mu, sigma, mu_s and sigma_s, as ADM's does, the protocol, and the
 --num_stored_features images, which KID, precision and recall need: a uniform choice, the same in every run.
 """
 
+import os
+import re
+
 from absl import flags, logging
 from ml_collections import config_flags
 
 from eqjax.cli.runner import flag_group
 from eqjax.data import default_config
 from eqjax.evaluation import Extractor, ImageSet, fid, image_sets, networks, statistics
+from eqjax.io import remove_leftovers
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -47,7 +51,7 @@ def find_images(args: flags.FlagValues) -> ImageSet:
         given = [f"--data.{name}" for name in fields] + ["--num_images"] * bool(args.num_images)
         if given:
             raise ValueError(
-                f"--input={args.input} takes all images as they are; {', '.join(given)} would change nothing. "
+                f"--input={args.input} takes all images as they are; {', '.join(given)} would have no effect. "
                 "Leave them out, or give --data.source and --data.root instead of --input."
             )
         return image_sets.from_path(args.input)
@@ -60,7 +64,9 @@ def find_images(args: flags.FlagValues) -> ImageSet:
 
 
 def run(args: flags.FlagValues) -> None:
-    """Runs over the images once and writes the file."""
+    """Computes the statistics in one pass over the images and writes the file."""
+    folder, name = os.path.split(args.output)
+    remove_leftovers(folder or ".", re.escape(name))
     images = find_images(args)
     extractor = Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
     features = extractor.collect(images.batches(), images.count, num_stored_features=args.num_stored_features)

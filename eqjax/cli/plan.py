@@ -1,4 +1,4 @@
-r"""Predicts what a generator's training step takes on machines that are not at hand: memory, FLOPs, traffic, time.
+r"""Estimates the cost of a generator's training step on other machines: memory, FLOPs, traffic and time.
 
     eqjax plan --config=imagenet_generator:size=L --num_chips=256 --mesh=data:16,fsdp:16 --chips=H100,v5p
 

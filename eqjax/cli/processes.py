@@ -17,7 +17,7 @@ def process_numbers(environment: Mapping[str, str]) -> tuple[int, int] | None:
     """Returns (index, count) of this process, for programs whose processes need not be connected.
 
     Args:
-      environment: as for `distributed_arguments`; the coordinator's address need not be set.
+      environment: the variables that `distributed_arguments` reads; the coordinator's address need not be set.
 
     Returns:
       (index, count), (0, 1) where nothing is set; None where JAX has to ask the platform.
@@ -30,7 +30,7 @@ def process_numbers(environment: Mapping[str, str]) -> tuple[int, int] | None:
         if count is None and index is None:
             continue
         if count is None or index is None:
-            raise ValueError(f"{names[count is not None]} not set, but {names[count is None]} is; set both.")
+            raise ValueError(f"{names[count is not None]} is not set, but {names[count is None]} is; set both.")
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise ValueError(f"{names[1]}={index} must be a number below {names[0]}={count}.")
         return int(index), int(count)
@@ -61,13 +61,13 @@ def distributed_arguments(environment: Mapping[str, str]) -> dict[str, Any] | No
     names = next(names for names in _COORDINATES if names[1] in environment)
     address = environment.get(names[0])
     if address is None:
-        raise ValueError(f"{names[0]} not set, but the others of {', '.join(names)} are; set all three.")
+        raise ValueError(f"{names[0]} is not set, but the others of {', '.join(names)} are; set all three.")
     if ":" not in address:
         # torchrun's own agent listens at MASTER_PORT.
         address = f"{address}:{int(environment.get('MASTER_PORT', '29500')) + 1}"
     arguments: dict[str, Any] = dict(coordinator_address=address, num_processes=count, process_id=index)
     if environment.get("LOCAL_WORLD_SIZE", "1") != "1" and "LOCAL_RANK" in environment:
-        # With several processes on a machine each takes one accelerator, as torchrun's programs do.
+        # With several processes on a machine, each takes one accelerator, as programs under torchrun do.
         arguments["local_device_ids"] = [int(environment["LOCAL_RANK"])]
     return arguments
 

@@ -1,4 +1,4 @@
-"""The shell that all commands share: flags, help, set-up of JAX, error messages and exit codes."""
+"""The common shell of all commands: flags, help, set-up of JAX, error messages and exit codes."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -87,7 +87,7 @@ def run(command: Command, arguments: Sequence[str]) -> None:
 
     Args:
       command: the command.
-      arguments: what follows its name on the command line.
+      arguments: the rest of the command line after its name.
 
     Raises:
       SystemExit: with `EXIT_PREEMPTED`, or with 1 after one message.
@@ -114,7 +114,7 @@ def parse(command: Command, arguments: Sequence[str]) -> tuple[flags.FlagValues,
 
     Args:
       command: the command.
-      arguments: what follows its name on the command line.
+      arguments: the rest of the command line after its name.
 
     Returns:
       The flags, and the words between them.
@@ -202,7 +202,7 @@ def set_up(*, uses_jax: bool = True, joins: bool = True, cache: str | None = Non
 
 
 def _is_of_interest(record: python_logging.LogRecord) -> bool:
-    """Keeps Orbax's many INFO lines per checkpoint, and JAX's about absent platforms, out of the log."""
+    """Returns whether to log a record: not Orbax's many INFO lines per checkpoint, nor JAX's on absent platforms."""
     foreign = "orbax" in record.pathname or "xla_bridge" in record.pathname
     return record.levelno > python_logging.INFO or not foreign
 

@@ -5,14 +5,14 @@ r"""Samples images and panoramas, and outpaints images.
     eqjax sample --image=cat.jpg --resize --classes=cat --left=32 --right=32 --output=outputs/longer.png
 
 Classes with numbers of columns (`name:columns`, the last may stay open) follow one another in a panorama, which is
-drawn and decoded strip by strip in constant memory. It is as long as its classes unless --num_columns is given. Several
-seeds give several panoramas, one below another, and several continuations of an image. Beside an image, columns are
-counted from it outwards on both sides: those of classes, and the values of --guidance_scale.
+sampled and decoded strip by strip in constant memory. It is as long as its classes unless --num_columns is given.
+Several seeds give several panoramas, one below another, and several continuations of an image. In outpainting, the
+columns of classes and the values of --guidance_scale are counted from the image outwards, on both sides.
 
 With --state a panorama has no end: the command writes whole strips up to --num_columns and saves its state, and the
 same command writes the next ones. Images are numbered by their first column: `sample-000000.png`,
-`sample-000032.png`, … The state is saved after the image is written, so an interrupted strip is drawn again. The state
-holds the options: they may be left out then, and flags that are given must agree with it.
+`sample-000032.png`, … The state is saved after the image is written, so an interrupted strip is sampled again. The
+state holds the options: their flags may be left out when it is resumed, and flags that are given must agree with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,7 @@ from eqjax.io import atomic_write
 if TYPE_CHECKING:
     from eqjax.sampling.panorama import PanoramaOptions
 
-# Columns of an image, unless --num_columns or classes say how many.
+# Columns of an image if neither --num_columns nor the classes give a number.
 _NUM_COLUMNS = 16
 
 # A class, by name or label, and its number of columns, or None.
@@ -51,7 +51,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("num_columns", None, f"Width in columns; {_NUM_COLUMNS}, or that of all classes.", 1,
                              flag_values=values)  # fmt: skip
         flags.DEFINE_list("seeds", ["0"], "Seeds: an image per class and seed.", flag_values=values)
-        flags.DEFINE_bool("panorama", False, "Draw strip by strip in constant memory, also a single class.",
+        flags.DEFINE_bool("panorama", False, "Sample strip by strip in constant memory, even a single class.",
                           flag_values=values)  # fmt: skip
         flags.DEFINE_integer("transition", 0, "Columns over which a class blends into the next.", flag_values=values)
         flags.DEFINE_string("state", None, "File (.npz) of a panorama's state, which is resumed if it exists.",
@@ -82,11 +82,11 @@ def run(args: flags.FlagValues) -> None:
     given = image_files.read(args.image) if args.image else None
     model = eqjax.load_pretrained(*args.weights)
     if given is None and (args.panorama or args.state or _are_segments(pairs)):
-        draw_panorama(model, pairs, seeds, args)
+        write_panorama(model, pairs, seeds, args)
     elif given is not None:
-        write(args, args.output, draw_outpainted(model, given, pairs, seeds, args), model)
+        write(args, args.output, sample_outpainted(model, given, pairs, seeds, args), model)
     else:
-        write(args, args.output, draw_images(model, [label for label, _ in pairs], seeds, args), model)
+        write(args, args.output, sample_images(model, [label for label, _ in pairs], seeds, args), model)
 
 
 def write(args: flags.FlagValues, path: str, image: np.ndarray, model: "eqjax.Model") -> None:
@@ -110,7 +110,7 @@ def parse_class(text: str) -> ClassColumns:
     """
     name, colon, columns = text.partition(":")
     if colon and not columns.isdecimal():
-        raise ValueError(f"--classes: {text!r} is neither name nor name:columns.")
+        raise ValueError(f"--classes: {text!r} is neither name nor name:columns with a whole number.")
     return int(name) if name.isdecimal() else name, int(columns) if colon else None
 
 
@@ -122,7 +122,7 @@ def parse_seed(text: str) -> int:
     """
     seed = int(text)
     if not -(2**31) <= seed < 2**32:
-        raise ValueError(f"{seed} is beyond 32 bits.")
+        raise ValueError(f"the seed {seed} does not fit 32 bits: give one from {-(2**31)} to {2**32 - 1}.")
     return seed
 
 
@@ -138,7 +138,7 @@ def check_flags(args: flags.FlagValues, pairs: Sequence[ClassColumns]) -> None:
         raise ValueError(f"--output={args.output} is a folder; give the name of a PNG file.")
     if args.image:
         wrong = [name for name in ("num_columns", "panorama", "state") if args[name].value]
-        advice = "an image is continued by --left and --right columns, in one piece"
+        advice = "an image is continued by --left and --right columns, all at once"
     else:
         wrong = [name for name in ("left", "right", "resize") if args[name].value]
         advice = "without --image there is nothing to continue"
@@ -149,7 +149,7 @@ def check_flags(args: flags.FlagValues, pairs: Sequence[ClassColumns]) -> None:
 
 
 def _are_segments(pairs: Sequence[ClassColumns]) -> bool:
-    """Whether classes follow one another in one image, rather than having an image each."""
+    """Returns whether classes follow one another in one image, rather than having an image each."""
     return any(columns is not None for _, columns in pairs)
 
 
@@ -186,7 +186,7 @@ def check_reach(pairs: Sequence[ClassColumns], num_columns: int, where: str) -> 
         logging.warning("%s cuts %s short: --classes give %d columns.", where, pairs[-1][0], begin[-1])
 
 
-# ── Drawing ───────────────────────────────────────────────────────────────────────────────────
+# ── Sampling ──────────────────────────────────────────────────────────────────────────────────
 
 
 @contextlib.contextmanager
@@ -196,7 +196,7 @@ def progress(num_columns: int) -> Iterator[Callable[[int], Any]]:
         yield bar.update
 
 
-def draw_images(
+def sample_images(
     model: "eqjax.Model", labels: Sequence[str | int], seeds: Sequence[int], args: flags.FlagValues
 ) -> np.ndarray:
     """Returns a grid of images, a row per class and a column per seed."""
@@ -212,7 +212,7 @@ def draw_images(
     return eqjax.pixels.grid(images, columns=len(seeds))
 
 
-def draw_outpainted(
+def sample_outpainted(
     model: "eqjax.Model",
     image: np.ndarray,
     pairs: Sequence[ClassColumns],
@@ -234,7 +234,7 @@ def draw_outpainted(
     return eqjax.pixels.grid(np.concatenate(images), columns=1)
 
 
-def draw_panorama(
+def write_panorama(
     model: "eqjax.Model", pairs: Sequence[ClassColumns], seeds: Sequence[int], args: flags.FlagValues
 ) -> None:
     """Writes a panorama, or its next part, and saves its state."""
@@ -243,7 +243,7 @@ def draw_panorama(
     if args.state:
         stem, suffix = os.path.splitext(path)
         path = f"{stem}-{strips.emitted:06d}{suffix}"
-    write(args, path, draw_strips(strips, num_columns), model)
+    write(args, path, sample_strips(strips, num_columns), model)
     if args.state:
         # Saved last, so that a failed image write does not advance the state.
         strips.save(args.state)
@@ -252,7 +252,7 @@ def draw_panorama(
 def open_panorama(
     model: "eqjax.Model", pairs: Sequence[ClassColumns], seeds: Sequence[int], args: flags.FlagValues
 ) -> tuple[Any, int]:
-    """Returns the `Panorama` of the flags, new or resumed from --state, and the number of its columns to draw."""
+    """Returns the `Panorama` of the flags, new or resumed from --state, and the number of columns to sample."""
     if args.state and os.path.exists(args.state):
         strips = eqjax.panorama(model, state=args.state)
         check_state(model, strips.options, args, pairs, seeds)
@@ -298,8 +298,8 @@ def check_state(
         )
 
 
-def draw_strips(strips: Any, num_columns: int) -> np.ndarray:
-    """Returns strips of at least `num_columns` columns, or all that are left, as one image, seeds one below another.
+def sample_strips(strips: Any, num_columns: int) -> np.ndarray:
+    """Samples strips of at least `num_columns` columns, or all the rest, as one image, seeds one below another.
 
     Raises:
       ValueError: no column is left.
@@ -314,7 +314,9 @@ def draw_strips(strips: Any, num_columns: int) -> np.ndarray:
             parts.append(strip if strip.ndim == 4 else strip[None])
             report(strips.emitted - before)
     if not parts:
-        raise ValueError(f"this panorama has an end, and its {begin} columns are all drawn: begin another.")
+        raise ValueError(
+            f"this panorama ends after {begin} columns, which are all sampled: begin another one, with another --state."
+        )
     return eqjax.pixels.grid(np.concatenate(parts, axis=2), columns=1)
 
 

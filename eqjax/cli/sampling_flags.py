@@ -1,4 +1,4 @@
-"""Flags of the options of sampling, the same in every command that samples."""
+"""Flags of the sampling options, the same in every command that samples."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,8 @@ from absl import flags
 if TYPE_CHECKING:
     from eqjax.sampling.options import SamplingOptions
 
-# The fields of `SamplingOptions`, whose defaults a flag without a default of its own has: they are only named here.
-# Importing the class would import JAX, and --help should not wait for that.
+# The fields of `SamplingOptions`. Flags without a default of their own have its defaults, which are only named here:
+# importing the class would import JAX, and --help should not wait for that.
 _HELP = {
     "guidance_scale": "Classifier-free guidance scale; 1 disables guidance.",
     "guidance_schedule": "The scale over columns: linear (rises to it) or constant.",
@@ -82,8 +82,8 @@ def parse_numbers(flag: str, texts: Sequence[str], kind: Any, expected: str) -> 
     Args:
       flag: its name, for messages.
       texts: its value.
-      kind: converts one text.
-      expected: describes a valid text, for messages.
+      kind: function that converts one text.
+      expected: description of a valid text, for messages.
 
     Raises:
       ValueError: there is none, or one cannot be converted.

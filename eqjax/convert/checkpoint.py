@@ -68,8 +68,8 @@ def pick_weights(
       "tokenizer" or "generator"; {reference name: array}; the training arguments found in the file.
 
     Raises:
-      CheckpointFileError: something other than tensors is found in place of weights.
-      ConversionError: neither kind of file, or it lacks the weights asked for.
+      CheckpointFileError: weights are not tensors.
+      ConversionError: the file is of neither kind, or lacks the requested weights.
 
     Example:
       >>> checkpoint = read_reference("generator.ckpt")  # doctest: +SKIP
@@ -81,7 +81,9 @@ def pick_weights(
     if "model" in checkpoint or "model_ema" in checkpoint:
         key = "model_ema" if variant == "ema" else "model"
         if key not in checkpoint:
-            raise ConversionError(f"{where} has no {key!r}; it holds {_some_names(checkpoint)}.")
+            raise ConversionError(
+                f"{where} has no {key!r}; it holds {_some_names(checkpoint)}. Try the other variant, EMA or raw."
+            )
         return "generator", torch_archive.state_dict(checkpoint[key], f"{where}: {key}"), _arguments(checkpoint)
     if "class_emb.weight" in checkpoint:
         return "generator", torch_archive.state_dict(checkpoint, where), {}
@@ -112,8 +114,8 @@ def published_checkpoint(kind: str, state_dict: StateDict) -> dict[str, Any]:
 def ema_tokenizer_state_dict(full_state_dict: StateDict) -> dict[str, Any]:
     """Returns the EMA weights of a full tokenizer file under the names of the raw ones.
 
-    A part without EMA weights (the second training stage averages the decoder and its quant layer alone)
-    is taken from the raw ones.
+    A part without EMA weights is taken from the raw ones (stage 2 has EMA weights of the decoder and its quant
+    layer alone).
 
     Args:
       full_state_dict: names to arrays, raw and EMA.
@@ -122,8 +124,8 @@ def ema_tokenizer_state_dict(full_state_dict: StateDict) -> dict[str, Any]:
       {reference name: array}.
 
     Raises:
-      ConversionError: no EMA weights at all, EMA weights that no raw name (or more than one) explains, or
-        a part with EMA weights in places only.
+      ConversionError: there are no EMA weights, an EMA name matches no raw name or several, or a part has EMA
+        weights for some of its raw weights only.
     """
     out, unknown, without, taken_raw = {}, [], [], []
     for part in _PARTS:
@@ -144,7 +146,7 @@ def ema_tokenizer_state_dict(full_state_dict: StateDict) -> dict[str, Any]:
             + listing("raw weights without EMA", without)
         )
     if not any(map(_is_ema, full_state_dict)):
-        raise ConversionError("this state_dict holds no EMA weights (ema_*); use the raw ones.")
+        raise ConversionError("this state_dict holds no EMA weights (ema_*); use the raw ones (variant='raw').")
     if taken_raw:
         logging.info("Parts without EMA weights, taken from the raw ones: %s.", ", ".join(taken_raw))
     return out
@@ -191,6 +193,6 @@ def _raw_names(raw: StateDict, part: str) -> dict[str, str]:
     for name in raw:
         ema = f"ema_{part}." + name.removeprefix(part + ".").replace(".", "")
         if ema in out:
-            raise ConversionError(f"{out[ema]} and {name} would both have the EMA name {ema}: ambiguous.")
+            raise ConversionError(f"{out[ema]} and {name} would both have the EMA name {ema}; use the raw weights.")
         out[ema] = name
     return out

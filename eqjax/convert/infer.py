@@ -10,7 +10,7 @@ from eqjax.convert.rules import ConversionError, Shape
 from eqjax.published import GENERATOR_SIZES
 from eqjax.typing import StateDict
 
-# (width, depth, flow width) of the published generators → attention heads, which no shape tells.
+# (width, depth, flow width) of the published generators → attention heads, which do not follow from shapes.
 _PUBLISHED_HEADS = {(f["width"], f["depth"], f["flow_width"]): f["num_heads"] for f in GENERATOR_SIZES.values()}
 _PUBLISHED_COND_LENGTH = 3
 
@@ -28,7 +28,7 @@ def infer_tokenizer_config(state_dict: StateDict) -> dict[str, Any]:
       Fields of `eqjax.Tokenizer`.
 
     Raises:
-      ConversionError: not a tokenizer's state_dict.
+      ConversionError: the state_dict is not a tokenizer's.
     """
     shape = functools.partial(_shape, state_dict, "a tokenizer")
     channels = shape("encoder.conv_in.weight")[0]
@@ -65,16 +65,16 @@ def infer_generator_config(
       state_dict: reference names to arrays.
       arguments: the training arguments from the file. Their cond_length (the window without the own
         column, 0 for all columns) is used if `window_size` is None.
-      num_heads: attention heads, which no shape tells; None: those of the published generator of
+      num_heads: attention heads, which do not follow from shapes; None: those of the published generator of
         these widths and this depth.
       window_size: columns seen, the own one included; 0: all; None: from `arguments`, else as published.
-      max_rope_shift: bound of the position shift in training, which no shape tells; as published by default.
+      max_rope_shift: bound of the position shift in training, as published by default; it does not follow from shapes.
 
     Returns:
       Fields of `eqjax.Generator`.
 
     Raises:
-      ConversionError: not a generator's state_dict, or of no published size and `num_heads` is None.
+      ConversionError: the state_dict is not a generator's, or has no published size and `num_heads` is None.
     """
     shape = functools.partial(_shape, state_dict, "a generator")
     num_classes, width = shape("class_emb.weight")
@@ -84,8 +84,8 @@ def infer_generator_config(
         num_heads = _PUBLISHED_HEADS.get((width, depth, flow_width))
     if num_heads is None:
         raise ConversionError(
-            f"width {width}, depth {depth} and flow width {flow_width} are of no published generator, and no shape "
-            "tells the number of attention heads: give num_heads."
+            f"width {width}, depth {depth} and flow width {flow_width} are of no published generator, and the "
+            "number of attention heads does not follow from shapes: give num_heads."
         )
     return dict(
         width=width,

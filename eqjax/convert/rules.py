@@ -1,6 +1,6 @@
 """Strict rules that carry arrays between the reference's flat names and Flax trees.
 
-A table pairs modules by name; what happens to their arrays follows from the kind of layer. Every
+A table pairs modules by name; the conversion of their arrays follows from the kind of layer. Every
 array of the source is consumed, every one of the target filled, every shape equal. Results are numpy;
 under a transformation of JAX they are traced arrays: jax.eval_shape checks a full-size model at no cost.
 """
@@ -109,7 +109,7 @@ class Rule:
 
     @property
     def layer_shape(self) -> Shape:
-        """Flax shape of one reference array."""
+        """The Flax shape of one reference array."""
         axis = self.layout.axis
         return self.shape[:axis] + self.shape[axis + 1 :] if self.stacked else self.shape
 
@@ -125,7 +125,7 @@ def make_rules(module: Any, table: tuple[Row, ...]) -> tuple[Rule, ...]:
       The rules.
 
     Raises:
-      ConversionError: a parameter that no row describes.
+      ConversionError: no row of the table describes a parameter.
     """
     return _make_rules(module, table)
 
@@ -223,7 +223,7 @@ def check_shapes(source: StateDict, expected: Mapping[str, Shape], what: str) ->
       what: beginning of the message.
 
     Raises:
-      ConversionError: one message with all names that are unknown, missing, or of another shape.
+      ConversionError: arrays are unknown, missing or of another shape; the message lists all of them.
     """
     shapes = {name: tuple(array.shape) for name, array in source.items()}
     unknown = [name for name in shapes if name not in expected]

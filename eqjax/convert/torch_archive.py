@@ -49,7 +49,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises:
       FileNotFoundError: there is no such file.
-      CheckpointFileError: another kind of file, truncated, damaged, or made to take unbounded time or memory.
+      CheckpointFileError: the file is of another kind, truncated, damaged, or made to take unbounded time or memory.
         Tensors that could not be built without calling an unknown function are `Inert`; `state_dict` refuses
         them.
     """
@@ -106,7 +106,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         occurs twice (the same object) is stored once.
 
     Raises:
-      TypeError: a value of another type, or an array of a dtype that PyTorch does not have.
+      TypeError: a value has another type, or an array a dtype that PyTorch does not have.
     """
     path = os.fspath(path)
     writer = Writer()
@@ -246,7 +246,7 @@ def _load_legacy(path: str, mapped: mmap.mmap) -> Any:
     for key in keys:
         if not isinstance(key, str) or key not in itemsizes:
             name = shorten(key) if isinstance(key, str) else f"of a key of type {type(key).__name__}"
-            raise CheckpointFileError(f"{path}: storage {name} is of an unknown type, so what follows cannot be found.")
+            raise CheckpointFileError(f"{path}: storage {name} is of an unknown type, so the next one cannot be found.")
         size = int.from_bytes(mapped[position : position + 8], "little", signed=True) * itemsizes[key]
         position += 8
         if size < 0 or position + size > len(mapped):

@@ -69,7 +69,7 @@ def unpickle(
 
     Raises:
       CheckpointFileError: a bound is exceeded, or a tensor does not fit its storage.
-      Exception: of any kind, for a damaged pickle.
+      Exception: the pickle is damaged; the error may be of any type.
     """
     reader = _Unpickler(path, data, start, storage, max_tensor_bytes)
     # With up to a million new objects, Python would search all of them for garbage again and again: most of the time.

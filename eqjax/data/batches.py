@@ -143,7 +143,7 @@ def make_iterator(
       (8, 64, 64, 3)
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} must lie in [0, 2**32).")
+        raise ValueError(f"seed={seed} must be in [0, 2**32).")
     shard = _process_shard(batch_size, process_index, process_count)
     source = datasets.make_source(config)
     return BatchIterator(
@@ -201,7 +201,7 @@ class EvalBatches:
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
-            raise IndexError(f"Batch {index} of {len(self)} evaluation batches.")
+            raise IndexError(f"Batch {index} does not exist; there are {len(self)} evaluation batches, counted from 0.")
         first = index * self._batch_size + self._shard.shard_index
         positions = np.arange(first, (index + 1) * self._batch_size, self._shard.shard_count)
         indices = self._indices[np.minimum(positions, self.num_images - 1)].tolist()
@@ -263,7 +263,7 @@ def _process_shard(
     if process_index is None or process_count is None:
         process_index, process_count = jax.process_index(), jax.process_count()
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} must lie in [0, process_count={process_count}).")
+        raise ValueError(f"process_index={process_index} must be in [0, process_count={process_count}).")
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
             f"The global batch_size={batch_size} must be a positive multiple of the number of processes, "

@@ -110,7 +110,7 @@ def _check_files(config: Config) -> None:
             f"{config.height} × {config.width} crop."
         )
     if not 0 <= config.max_corrupt_fraction < 1:
-        raise ValueError(f"max_corrupt_fraction={config.max_corrupt_fraction} must lie in [0, 1).")
+        raise ValueError(f"max_corrupt_fraction={config.max_corrupt_fraction} must be in [0, 1).")
     if config.max_pixels < 1:
         raise ValueError(f"max_pixels={config.max_pixels} must be at least 1.")
 
@@ -122,4 +122,4 @@ def _check_photos(config: Config) -> None:
             "0 < min_scale <= max_scale <= 1."
         )
     if not 0 <= config.holdout_fraction <= 0.5:
-        raise ValueError(f"holdout_fraction={config.holdout_fraction} must lie in [0, 0.5].")
+        raise ValueError(f"holdout_fraction={config.holdout_fraction} must be in [0, 0.5].")

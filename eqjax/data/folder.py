@@ -125,7 +125,7 @@ def _folders(root: str) -> list[str]:
 
 
 def _images(folder: str) -> list[str]:
-    """Returns the sorted names of the image files directly in a folder; what is no regular file is left out."""
+    """Returns the sorted names of the image files directly in a folder; only regular files count."""
     entries = [
         entry
         for entry in os.scandir(folder)

@@ -64,7 +64,7 @@ class ImageSource(abc.ABC):
           ValueError: `max_corrupt_fraction` is out of range.
         """
         if not 0 <= max_corrupt_fraction < 1:
-            raise ValueError(f"max_corrupt_fraction={max_corrupt_fraction} must lie in [0, 1).")
+            raise ValueError(f"max_corrupt_fraction={max_corrupt_fraction} must be in [0, 1).")
         self.max_corrupt_fraction = max_corrupt_fraction
         self._output_size = resize.output_size if resize else None
         self._draft, self._max_pixels = draft, max_pixels

@@ -56,7 +56,7 @@ PHOTOS: dict[str, Photo] = {
     "pagoda": Photo("sklearn", "datasets/images/china.jpg"),
     "flower": Photo("sklearn", "datasets/images/flower.jpg"),
 }
-# Those with something to recognize at 64 pixels: the classes of the shipped model.
+# Photographs with a recognizable subject at 64 pixels: the classes of the shipped model.
 DEMO_CLASSES = ("brick", "galaxies", "tissue", "retina", "coffee", "cat", "rocket", "flower")
 
 
@@ -133,7 +133,7 @@ class PhotoSource:
             )
         if not 0 <= holdout_fraction <= 0.5:
             raise ValueError(
-                f"holdout_fraction={holdout_fraction} must lie in [0, 0.5]: it is the fraction of each image's width "
+                f"holdout_fraction={holdout_fraction} must be in [0, 0.5]: it is the fraction of each image's width "
                 "kept for evaluation."
             )
         if not train and holdout_fraction == 0:

@@ -118,7 +118,7 @@ def random_region(
 
 
 def _spread(length: int, size: int, limit: int) -> list[int]:
-    """Returns up to `limit` starts of disjoint pieces of `size` pixels, spread evenly over `length`."""
+    """Returns up to `limit` starts of disjoint intervals of `size` pixels, spread evenly over `length`."""
     count = min(length // size, limit)
     if count == 1:
         return [(length - size) // 2]
@@ -200,7 +200,7 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop:
-    """Cuts out height × width pixels in the middle, rounded towards the top left."""
+    """Cuts out height × width pixels in the middle, rounded toward the top left."""
 
     height: int
     width: int

@@ -1,4 +1,4 @@
-"""The paper's analysis of a model as numbers, and of several models side by side as a table and plots.
+"""The paper's analysis: measures of one model as JSON values, and several models side by side as a table and plots.
 
 Source: Equivariant Image Modeling, arXiv 2503.18948, sections 1 and 4.3.
 
@@ -117,14 +117,14 @@ _TABLE = {
 
 
 def summary(measures: Measures) -> dict[str, float]:
-    """Returns one seed's numbers for the table; measures that are not finite are NaN, others are left out."""
-    numbers = {name: measures[name] for name in _TABLE if isinstance(measures.get(name, ""), float | None)}
-    numbers = {name: np.nan if value is None else value for name, value in numbers.items()}  # null in JSON.
+    """Returns one seed's measures for the table; measures that are not finite are NaN, missing ones are left out."""
+    values = {name: measures[name] for name in _TABLE if isinstance(measures.get(name, ""), float | None)}
+    values = {name: np.nan if value is None else value for name, value in values.items()}  # null in JSON.
     fractions = {int(reach): fraction for reach, fraction in measures["footprint_fraction"].items()}
-    numbers["footprint"] = fractions[0]
+    values["footprint"] = fractions[0]
     if "loss" in measures:
-        numbers["spread"] = float(np.std(measures["loss"]) / np.mean(measures["loss"]))
-    return {name: numbers[name] for name in _TABLE if name in numbers}
+        values["spread"] = float(np.std(measures["loss"]) / np.mean(measures["loss"]))
+    return {name: values[name] for name in _TABLE if name in values}
 
 
 def write_report(output: str | os.PathLike[str], results: MeasuresByKind) -> str:
@@ -244,7 +244,7 @@ def _plot_cosines(output: str | os.PathLike[str], results: MeasuresByKind) -> No
         table |= {"column": first, "other": second, kind: mean[first, second]}
         table |= {f"{kind}, error": error[first, second]}
     plots.write_csv(os.path.join(output, "cosines.csv"), table)
-    # The diagonal is 1 and would make all other values dark: the scale ends at the largest of those.
+    # The diagonal is 1 and would make all other values dark: the scale ends at the largest of the others.
     largest = max(panel[~np.eye(len(panel), dtype=bool)].max(initial=0.0) for panel in panels.values())
     plots.plot_heatmaps(
         os.path.join(output, "cosines.png"),

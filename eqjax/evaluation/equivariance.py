@@ -30,7 +30,7 @@ class ShiftErrors:
     Attributes:
       shifts: shifts in pixels.
       errors: root mean square error over images and channels, divided by the root mean square of all latents; NaN if
-        a column's counterpart lies outside the image.
+        a column's counterpart is outside the image.
       unrelated: the same error between different images, as an encoder without any equivariance would give.
       psnr: PSNR of the reconstructions of the same images, dB.
     """
@@ -58,7 +58,7 @@ def shift_errors(
       width: width of the crops in pixels.
 
     Raises:
-      ValueError: images that are too narrow, or only one image.
+      ValueError: the images are too narrow, or there is only one.
 
     Example:
       >>> model = eqjax.load_pretrained("photos")  # doctest: +SKIP
@@ -107,7 +107,7 @@ def footprints(model: Model, images: Shaped[AnyArray, "N H W 3"]) -> Float[np.nd
       Mean squared change of every pixel, divided by the sum over all pixels.
 
     Raises:
-      ValueError: only one image.
+      ValueError: there is only one image.
     """
     if len(images) < 2:
         raise ValueError("footprints exchange columns between images: give at least 2.")

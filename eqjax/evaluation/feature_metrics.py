@@ -42,7 +42,7 @@ class InceptionScore:
           shuffle_seed: seed of numpy's RandomState; None: file order.
 
         Raises:
-          ValueError: fewer images than splits.
+          ValueError: there are fewer images than splits.
         """
         if num_images < num_splits:
             raise ValueError(
@@ -62,12 +62,15 @@ class InceptionScore:
         """Adds the logits of the next images (Inception's have 1008 classes and no bias).
 
         Raises:
-          ValueError: more images than announced.
+          ValueError: there are more images than `num_images`.
         """
         logits = np.asarray(logits, np.float64)
         splits = self._split[self._seen : self._seen + len(logits)]
         if len(splits) < len(logits):
-            raise ValueError(f"more logits arrived than the {len(self._split)} images announced.")
+            raise ValueError(
+                f"logits of {self._seen + len(logits)} images arrived, more than num_images={len(self._split)}; set it "
+                "to the number of all images."
+            )
         self._seen += len(logits)
         log_p = logits - logits.max(1, keepdims=True)
         log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
@@ -81,10 +84,12 @@ class InceptionScore:
         """Returns mean and standard deviation over the splits.
 
         Raises:
-          ValueError: fewer images than announced.
+          ValueError: there were fewer images than `num_images`.
         """
         if self._seen < len(self._split) or self._sum is None:
-            raise ValueError(f"logits of {self._seen} images arrived, {len(self._split)} were announced.")
+            raise ValueError(
+                f"logits of {self._seen} images arrived, fewer than num_images={len(self._split)}; add the rest first."
+            )
         counts = np.bincount(self._split)
         mean_p = self._sum / counts[:, None]
         # A class whose probability underflows to 0 everywhere contributes 0.
@@ -116,7 +121,7 @@ def kid(
       seed: seed of the subsets.
 
     Raises:
-      ValueError: feature sizes that differ, or fewer images than a subset takes.
+      ValueError: the feature sizes differ, or there are fewer images than `subset_size`.
 
     Source: Demystifying MMD GANs, arXiv 1801.01401, section 4.
 
@@ -177,7 +182,7 @@ def precision_recall(
       Precision and recall, each in [0, 1].
 
     Raises:
-      ValueError: feature sizes that differ, or too few images for k neighbors.
+      ValueError: the feature sizes differ, or there are too few images for k neighbors.
 
     Source: Improved Precision and Recall Metric, arXiv 1904.06991, section 2.
 

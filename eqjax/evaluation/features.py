@@ -122,7 +122,7 @@ class Extractor:
           name: name of the pass in the log.
 
         Raises:
-          ValueError: images that are not uint8, are of mixed sizes, or are not `num_images`.
+          ValueError: images are not uint8 or are of mixed sizes, or their number is not `num_images`.
         """
         pass_ = _Pass(self.network, num_images, num_stored_features, folder)
         progress = ProgressLogger(name, num_images)
@@ -187,7 +187,7 @@ class _Pass:
 
     def result(self, seconds: float) -> Features:
         if self._seen != self._expected or self._pool is None or self._spatial is None:
-            raise ValueError(f"{self._seen} images arrived, {self._expected} were expected.")
+            raise ValueError(f"{self._seen} images arrived; expected num_images={self._expected}.")
         protocol = self._network.protocol_for(self._image_size)
         if 0 < len(self._stored) < self._expected:
             protocol["features"] = f"of {len(self._stored)} images, uniformly by RandomState({_CHOICE_SEED})"

@@ -43,11 +43,11 @@ class Moments:
         """Adds features [N, size] of any float dtype.
 
         Raises:
-          ValueError: features of another size, or not finite.
+          ValueError: the features have another size, or are not finite.
         """
         features = np.asarray(features, np.float64)
         if features.ndim != 2 or features.shape[1] != len(self._sum):
-            raise ValueError(f"features have shape {features.shape}; these moments take [N, {len(self._sum)}].")
+            raise ValueError(f"features have shape {features.shape}; expected [N, {len(self._sum)}].")
         if not np.isfinite(features).all():
             raise ValueError(f"features of {int((~np.isfinite(features)).any(1).sum())} images are not finite.")
         if not len(features):
@@ -67,7 +67,9 @@ class Moments:
           ValueError: fewer than two feature vectors were added.
         """
         if self.count < 2 or self._shift is None:
-            raise ValueError(f"a covariance needs at least 2 images, there are {self.count}.")
+            raise ValueError(
+                f"a covariance needs at least 2 images, but there are {self.count}: add images with update()."
+            )
         mean = self._sum / self.count
         covariance = (self._scatter - self.count * np.outer(mean, mean)) / (self.count - 1)
         return mean + self._shift, covariance
@@ -79,7 +81,7 @@ def warn_if_few(count: int, size: int, name: str | os.PathLike[str]) -> None:
     Args:
       count: number of images.
       size: number of features.
-      name: what the images are, to begin the message with.
+      name: name of the set of images, with which the message begins.
     """
     if count <= size:
         logging.warning(
@@ -110,7 +112,7 @@ def frechet_distance(
       covariance_2: its covariance, symmetric [D, D].
 
     Raises:
-      ValueError: sizes that differ, or values that are not finite.
+      ValueError: the sizes differ, or values are not finite.
 
     Example:
       >>> frechet_distance(np.zeros(2), np.eye(2), np.array([3.0, 4.0]), np.eye(2))

@@ -36,7 +36,7 @@ from eqjax.typing import Tree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationOptions(SamplingOptions):
-    """Everything that decides the images of a set besides the weights.
+    """Everything that determines the images of a set besides the weights.
 
     Attributes:
       num_columns: width of the images in columns.
@@ -71,11 +71,11 @@ def generate(
     mesh: Mesh | None = None,
     per_device_batch_size: int = 16,
 ) -> SampleFolder:
-    """Generates images 0 … num_images − 1 in a folder, except those already there.
+    """Generates images 0 … num_images − 1 in a folder, except those that exist already.
 
     Args:
       model: a model with tokenizer and generator.
-      options: everything that decides the images besides the weights.
+      options: everything that determines the images besides the weights.
       num_images: number of images N. Unless it is a multiple of the number of classes, the first N mod num_classes
         classes get one image more.
       folder: folder of this set of images, on a file system that all processes see.
@@ -86,8 +86,9 @@ def generate(
       The folder with its images.
 
     Raises:
-      ValueError: num_images < 1; the model lacks a half; the folder holds images of another protocol.
-      FloatingPointError: images with values that are not finite; the message names them.
+      ValueError: `num_images` is below 1, the model lacks the tokenizer or the generator, or the folder holds images
+        of another protocol.
+      FloatingPointError: images have values that are not finite; the message names them.
 
     Example:
       >>> options = GenerationOptions(num_columns=4, guidance_scale=2.0)
@@ -125,7 +126,7 @@ def generate(
         if not finite.all():
             raise FloatingPointError(
                 f"images {indices[~finite].tolist()} have values that are not finite; nothing of this batch was "
-                "written. Are the weights sound, and is the guidance not too strong?"
+                "written. Check the weights, and try a lower guidance scale."
             )
         samples.write(first, images)
         progress.update(len(indices))
@@ -167,7 +168,7 @@ class GenerationEvaluator:
     """Generates images under one protocol and measures them; everything is checked when it is made.
 
     Attributes:
-      options: everything that decides the images besides the weights.
+      options: everything that determines the images besides the weights.
       num_images: number of images.
 
     Example:
@@ -197,11 +198,11 @@ class GenerationEvaluator:
         write_npz: bool = False,
         num_stored_features: int = 0,
     ) -> None:
-        """Checks what can be checked before anything is written or compiled.
+        """Checks model, options and reference before anything is written or compiled.
 
         Args:
           model: a model with the modules of those to evaluate; its arrays may be jax.ShapeDtypeStruct.
-          options: everything that decides the images besides the weights.
+          options: everything that determines the images besides the weights.
           num_images: number of images.
           extractor: computes the features of the metrics; None: images only.
           reference: statistics of the reference images; None: the Inception Score only.
@@ -214,7 +215,7 @@ class GenerationEvaluator:
             stored features too.
 
         Raises:
-          ValueError: the model lacks a half, or there are too few images.
+          ValueError: the model lacks the tokenizer or the generator, or `num_images` is too small.
           StatisticsError: the reference has another protocol.
         """
         tokenizer = model.require("tokenizer")
@@ -248,11 +249,11 @@ class GenerationEvaluator:
           folder: folder of the images, on a file system that all processes see.
 
         Returns:
-          "metrics", by name, and "protocol", everything that decides them.
+          "metrics", by name, and "protocol", everything that determines them.
 
         Raises:
           ValueError: the folder holds images of another protocol.
-          FloatingPointError: images with values that are not finite.
+          FloatingPointError: images have values that are not finite.
         """
         protocol = self._protocol(model)
         samples = generate(
@@ -285,8 +286,8 @@ class GenerationEvaluator:
           model: the model at this step.
           workdir: workdir of the training run; images are in `workdir`/evaluation meanwhile.
         """
-        # A run killed here comes back to this step with the same weights, and resumes, or on a device that does not
-        # repeat itself bit for bit with others, and starts over in another folder.
+        # A run killed here returns to this step after its restart. With the same weights it resumes in this folder; on
+        # a device that is not reproducible bit for bit the weights differ, and it starts over in another folder.
         parent = os.path.join(workdir, "evaluation")
         metrics = self.evaluate(model, os.path.join(parent, f"{int(step):08d}_{weights_id(model)[:8]}"))["metrics"]
         if jax.process_index() == 0:

@@ -11,7 +11,7 @@ from eqjax.typing import AnyArray
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
-_VALUE_RANGE = 2  # Of images in [-1, 1].
+_VALUE_RANGE = 2  # Largest minus smallest value of images in [-1, 1].
 
 
 def psnr(images: Float[AnyArray, "B H W C"], reconstructions: Float[AnyArray, "B H W C"]) -> Float[jax.Array, "B"]:
@@ -35,14 +35,14 @@ def ssim(images: Float[AnyArray, "B H W C"], reconstructions: Float[AnyArray, "B
     """Returns the structural similarity of each image, in [-1, 1].
 
     The window is Gaussian, 11 pixels wide, with σ = 1.5. Channels are compared separately, and the result is the mean
-    over all positions at which the window lies inside the image.
+    over all positions at which the window is inside the image.
 
     Args:
       images: originals in [-1, 1].
       reconstructions: images to compare with them; clipped to [-1, 1].
 
     Raises:
-      ValueError: images smaller than the window.
+      ValueError: the images are smaller than the window.
 
     Source: Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al., 2004),
     section III.

@@ -49,7 +49,7 @@ def from_path(path: str | os.PathLike[str]) -> ImageSet:
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
-      ValueError: no images, or an npz without images.
+      ValueError: the folder or the npz holds no images.
     """
     if os.path.isdir(path):
         return from_folder(path)
@@ -62,7 +62,7 @@ def from_folder(root: str | os.PathLike[str]) -> ImageSet:
     """Returns all images under a folder, sorted by path.
 
     Raises:
-      ValueError: no images; while iterating, an image that cannot be decoded, or images of mixed sizes.
+      ValueError: there are no images; while iterating, an image cannot be decoded, or images are of mixed sizes.
     """
     paths = sorted(
         os.path.join(folder, name)
@@ -159,7 +159,7 @@ def from_data(
       batch_size: images read at a time.
 
     Raises:
-      ValueError: the configuration is bad, or num_images < 1.
+      ValueError: the configuration is invalid, or `num_images` is below 1.
     """
     # Every process reads all images: a pass selects its own rows of every batch.
     found = data.eval_batches(config, batch_size=batch_size, num_images=num_images, process_index=0, process_count=1)

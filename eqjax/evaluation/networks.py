@@ -19,7 +19,7 @@ def inception(folder: str | os.PathLike[str] | None = None) -> FeatureNetwork:
       folder: folder of the weights; None: `eqjax.nets.weights_folder()`.
 
     Raises:
-      FileNotFoundError: the weights are missing; the message tells where to get them.
+      FileNotFoundError: the weights are missing; the message gives their address.
       FrozenWeightsError: the file is damaged.
     """
     module, params = nets.load("inception", folder)
@@ -62,7 +62,7 @@ def lpips(folder: str | os.PathLike[str] | None = None) -> PerceptualDistance:
       folder: folder of the weights; None: `eqjax.nets.weights_folder()`.
 
     Raises:
-      FileNotFoundError: the weights are missing; the message tells where to get them.
+      FileNotFoundError: the weights are missing; the message gives their address.
       FrozenWeightsError: the file is damaged.
     """
     module: Any

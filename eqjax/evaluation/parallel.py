@@ -36,7 +36,7 @@ class BatchedShardMap:
           per_device_batch_size: rows that each device processes at a time.
 
         Raises:
-          ValueError: per_device_batch_size < 1.
+          ValueError: `per_device_batch_size` is below 1.
         """
         if per_device_batch_size < 1:
             raise ValueError(f"per_device_batch_size={per_device_batch_size} must be ≥ 1.")
@@ -59,11 +59,11 @@ class BatchedShardMap:
         """Returns the result for arrays [n, …] as a tree of numpy arrays [n, …].
 
         Raises:
-          ValueError: no rows, or more than `batch_size`.
+          ValueError: there are no rows, or more than `batch_size`.
         """
         count = len(arrays[0])
         if not 1 <= count <= self.batch_size:
-            raise ValueError(f"{count} rows; one call takes 1 … {self.batch_size}.")
+            raise ValueError(f"got {count} rows; one call takes 1 … {self.batch_size}.")
         per_process = self.batch_size // jax.process_count()
         indices = jax.process_index() * per_process + np.arange(per_process)
         local = tuple(np.asarray(array)[np.minimum(indices, count - 1)] for array in arrays)

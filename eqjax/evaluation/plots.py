@@ -85,7 +85,7 @@ def check_installed() -> None:
     """Checks that matplotlib is installed, without importing it.
 
     Raises:
-      ModuleNotFoundError: it is not; the message tells how to install it.
+      ModuleNotFoundError: matplotlib is missing; the message gives the command that installs it.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("plots need matplotlib: pip install -e '.[analysis]'")

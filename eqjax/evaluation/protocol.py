@@ -1,4 +1,4 @@
-"""Entries of a protocol: what was evaluated, and where."""
+"""Entries of a protocol: the evaluated weights, and the device."""
 
 import jax
 
@@ -6,14 +6,14 @@ from eqjax import pretrained
 from eqjax.fingerprint import fingerprint
 from eqjax.model import Model
 
-# Entries that record where a result was computed, not what.
+# Entries that record where a result was computed; the other entries determine the result.
 DEVICE_ENTRIES = ("jax", "device")
 
 
 def weights_id(model: Model) -> str:
     """Returns sixteen hexadecimal digits that change with any weight and any field of the modules."""
-    halves = {name: getattr(model, name) for name in ("tokenizer", "generator")}
-    fields = {name: pretrained.module_to_dict(module) for name, module in halves.items() if module is not None}
+    modules = {name: getattr(model, name) for name in ("tokenizer", "generator")}
+    fields = {name: pretrained.module_to_dict(module) for name, module in modules.items() if module is not None}
     params = {name: getattr(model, f"{name}_params") for name in fields}
     return fingerprint(params, {**fields, "latent_scale": model.latent_scale})[:16]
 

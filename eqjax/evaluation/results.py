@@ -25,7 +25,7 @@ class Result(TypedDict):
 def save(folder: str | os.PathLike[str], results: Sequence[Result]) -> str:
     """Adds results to results.json and table.md, and returns the table.
 
-    Rows already there stay, except those of the same protocol (on whatever device) and those without metrics.
+    Earlier rows stay, except rows of the same protocol (on whatever device) and rows without metrics.
 
     Args:
       folder: folder of the two files; made if missing.
@@ -58,7 +58,7 @@ def load(folder: str | os.PathLike[str]) -> list[Result]:
     """Returns the results that `save` wrote to a folder; none if there is no results.json.
 
     Raises:
-      ValueError: results.json has another content, or cannot be read.
+      ValueError: results.json has other contents, or cannot be read.
     """
     path = os.path.join(folder, "results.json")
     if not os.path.isfile(path):

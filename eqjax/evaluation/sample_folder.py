@@ -1,6 +1,6 @@
 """A folder of generated images, written in shards, so that an interrupted run can be resumed.
 
-    folder/protocol.json                  everything that decides the images
+    folder/protocol.json                  everything that determines the images
     folder/shards/00000000-00000063.npy   uint8 [n, H, W, 3], the first and last image in the name
     folder/png/00000000_0000.png          on request: image, class
     folder/samples.npz                    on request: ADM's format, shuffled, with labels
@@ -21,7 +21,7 @@ from eqjax import pixels
 from eqjax.differences import check_equal
 from eqjax.evaluation.feature_metrics import SHUFFLE_SEED
 from eqjax.evaluation.image_sets import write_npz
-from eqjax.io import atomic_write, read_json, write_json
+from eqjax.io import atomic_write, read_json, remove_leftovers, write_json
 
 
 def balanced_labels(num_images: int, num_classes: int) -> Int32[np.ndarray, "N"]:
@@ -54,7 +54,7 @@ class SampleFolder:
         self._shards = os.path.join(self.folder, "shards")
 
     def check_protocol(self, protocol: Mapping[str, Any]) -> None:
-        """Writes the protocol beside the images, or compares it with the one already there.
+        """Writes the protocol beside the images, or compares it with an earlier one; then removes leftovers.
 
         Args:
           protocol: JSON values.
@@ -68,6 +68,8 @@ class SampleFolder:
             check_equal(read_json(path), protocol, message, found_name="folder", expected_name="now")
         elif jax.process_index() == 0:
             write_json(path, protocol)
+        if jax.process_index() == 0:
+            remove_leftovers(self._shards, r"\d+-\d+\.npy")
 
     def write(self, first: int, images: UInt8[np.ndarray, "n H W 3"]) -> None:
         """Writes images `first`, `first` + 1, … as one shard, on process 0; all processes wait for it."""

@@ -242,15 +242,15 @@ def _check_finite(path: str, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def check_comparable(reference: Statistics, protocol: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Checks before any work that statistics can be compared with what a network will compute.
+    """Checks before any work that statistics can be compared with the features of a network.
 
     Args:
       reference: statistics to compare with.
-      protocol: protocol of the other side.
-      sizes: feature sizes of the other side, {"pool": D, "spatial": S}.
+      protocol: protocol of the network's features.
+      sizes: sizes of the network's features, {"pool": D, "spatial": S}.
 
     Raises:
-      StatisticsError: another feature size, or a protocol that differs from the one the reference records.
+      StatisticsError: the feature sizes differ, or the protocol is not the one that the reference records.
     """
     have = {"pool": len(reference.mean)}
     if reference.spatial_mean is not None:
@@ -299,7 +299,7 @@ def compare(
       parameters if both sides stored features.
 
     Raises:
-      ValueError: feature sizes that differ.
+      ValueError: the feature sizes differ.
     """
     for name, side in (("reference", reference), ("evaluated", evaluated)):
         if side.count is not None:

@@ -88,7 +88,7 @@ def gradient_cosines(
       diagonal is the ceiling).
 
     Raises:
-      ValueError: fewer than two batches.
+      ValueError: there are fewer than two batches.
     """
     if len(batches) < 2:
         raise ValueError(f"cosines between batches need at least 2 of them, not {len(batches)}.")
@@ -151,8 +151,8 @@ def train(
 ) -> Params:
     """Trains a generator briefly on latents in memory, with the loss of all columns or of some.
 
-    Uses AdamW with linear warm-up over a twentieth of the steps, then a cosine decay to zero. Columns without loss are
-    still seen by those with loss.
+    Uses AdamW with linear warm-up over a twentieth of the steps, then a cosine decay to zero. Columns without loss
+    remain visible to columns with loss.
 
     Args:
       generator: the module.
@@ -168,10 +168,10 @@ def train(
       The trained parameters.
 
     Raises:
-      ValueError: columns that do not exist, or none.
+      ValueError: `columns` is empty, or has indices of no column.
     """
     count = latents.shape[1]
-    # Arguments of the compiled step, so that all choices of columns share it.
+    # The weights of columns are arguments of the compiled step, so that one program serves all choices of columns.
     weights = column_weights(count, range(count) if columns is None else columns)
     root = jax.random.key(seed)
     params = jax.jit(generator.init_params)(jax.random.fold_in(root, 2**31 - 1))

@@ -28,7 +28,7 @@ _normal = nn.initializers.normal(0.02)
 
 @flax.struct.dataclass
 class Condition:
-    """What columns read of their class, computed once per class.
+    """Keys, values and first context that columns get from their class, computed once per class.
 
     Attributes:
       keys: keys of the condition tokens in every layer.
@@ -44,14 +44,14 @@ class Condition:
 def column_weights(num_columns: int, columns: Iterable[int]) -> Float[np.ndarray, "L"]:
     """Returns per-column loss weights, zero outside `columns` and summing to 1.
 
-    Columns of weight zero are still seen by the others.
+    Columns of weight zero remain visible to the others.
 
     Args:
       num_columns: L.
       columns: indices of the columns whose loss counts.
 
     Raises:
-      ValueError: no columns, or indices outside 0 … L − 1.
+      ValueError: `columns` is empty, or has indices outside 0 … L − 1.
 
     Example:
       >>> column_weights(4, [1, 3]).tolist()
@@ -59,7 +59,7 @@ def column_weights(num_columns: int, columns: Iterable[int]) -> Float[np.ndarray
     """
     indices = sorted(set(columns))
     if not indices or not set(indices) <= set(range(num_columns)):
-        raise ValueError(f"columns={indices} must be some of 0 … {num_columns - 1}.")
+        raise ValueError(f"columns={indices} must be one or more indices from 0 … {num_columns - 1}.")
     return np.isin(np.arange(num_columns), indices) / np.float32(len(indices))
 
 
@@ -126,7 +126,7 @@ class Generator(nn.Module):
                 raise ValueError(f"{name}={getattr(self, name)} must be ≥ 1.")
         if not (0 <= self.dropout_rate < 1 and 0 <= self.label_dropout_rate <= 1):
             raise ValueError(
-                f"dropout_rate={self.dropout_rate} must lie in [0, 1), and "
+                f"dropout_rate={self.dropout_rate} must be in [0, 1), and "
                 f"label_dropout_rate={self.label_dropout_rate} in [0, 1]."
             )
         if self.width % (2 * self.num_heads):
@@ -191,7 +191,7 @@ class Generator(nn.Module):
           deterministic: disables dropout.
 
         Raises:
-          ValueError: latents of another shape.
+          ValueError: the latents have another shape.
         """
         self._check_latents(latents)
         condition = self.condition(labels, deterministic=deterministic)
@@ -251,7 +251,7 @@ class Generator(nn.Module):
           deterministic: disables dropout and label dropout.
 
         Raises:
-          ValueError: latents of another shape.
+          ValueError: the latents have another shape.
         """
         errors = self._squared_errors(
             latents, labels, time=time, noise=noise, rope_shift=rope_shift, deterministic=deterministic
@@ -269,7 +269,7 @@ class Generator(nn.Module):
           deterministic: disables dropout and label dropout.
 
         Raises:
-          ValueError: latents of another shape.
+          ValueError: the latents have another shape.
         """
         return jnp.mean(self._squared_errors(latents, labels, deterministic=deterministic), axis=(0, 3))
 

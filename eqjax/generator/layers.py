@@ -213,7 +213,7 @@ class Block(nn.Module):
 
 
 def remat_policy(name: bool | str) -> dict[str, Any] | None:
-    """Returns what the backward pass stores under a rematerialization policy.
+    """Returns the arguments of `nn.remat` for a rematerialization policy.
 
     Args:
       name: "none", "full", "dots" or "projections", see `Generator`; False and True mean "none" and "full".
@@ -222,7 +222,7 @@ def remat_policy(name: bool | str) -> dict[str, Any] | None:
       Keyword arguments of `nn.remat`; None without rematerialization.
 
     Raises:
-      ValueError: an unknown policy.
+      ValueError: the policy is unknown.
     """
     policies = {
         "full": None,

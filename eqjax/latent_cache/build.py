@@ -26,7 +26,7 @@ from eqjax.pretrained import Weights
 from eqjax.typing import AnyArray, Config
 
 Records: TypeAlias = datasets.Source | grain.MapDataset
-# All V variants of one image, and its label.
+# All variants of one image, and its label.
 Variants: TypeAlias = tuple[UInt8[np.ndarray, "V H W 3"], int]
 
 _SPLITS = ("train", "eval")
@@ -131,7 +131,7 @@ def build_cache(
     """
     if not 0 <= process_index < process_count or batch_size < 1:
         raise ValueError(
-            f"process_index={process_index} must lie in [0, process_count={process_count}), and "
+            f"process_index={process_index} must be in [0, process_count={process_count}), and "
             f"batch_size={batch_size} must be at least 1."
         )
     spec, records = make_spec(

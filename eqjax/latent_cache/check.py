@@ -19,14 +19,15 @@ _SCALE_TOLERANCE = 0.1
 def encoder_fingerprint(params: Params) -> str:
     """Returns the fingerprint of a tokenizer's encoder.
 
-    The file is not part of it, because it changes when a generator is added; nor is the decoder, because the second
-    stage of tokenizer training changes only the decoder.
+    The file is not part of it, because it changes when a generator is added; nor is the decoder, because stage 2
+    of tokenizer training changes only the decoder.
     """
-    return fingerprint(encoder_params(params))
+    encoder = encoder_params(params)
+    return fingerprint(encoder)
 
 
 def encoder_fields(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the fields of a tokenizer that decide what it encodes, as JSON values; its compute dtype does not."""
+    """Returns the fields of a tokenizer that determine its latents, as JSON values; its compute dtype does not."""
     fields = pretrained.module_to_dict(tokenizer)
     skipped = ("dtype", "semantic")
     return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items() if k not in skipped}
@@ -46,10 +47,9 @@ def check_cache(source: LatentSource, weights: pretrained.Weights, config: Confi
     Raises:
       CacheError: the cache was made by another tokenizer or holds images of another size.
     """
-    spec, ours = source.spec, encoder_fingerprint(weights.params["tokenizer"])
-    lines = differences(
-        spec.encoder_fields, encoder_fields(weights.modules["tokenizer"]), found_name="cache", expected_name="tokenizer"
-    )
+    spec, fields = source.spec, encoder_fields(weights.modules["tokenizer"])
+    ours = encoder_fingerprint(weights.params["tokenizer"])
+    lines = differences(spec.encoder_fields, fields, found_name="cache", expected_name="tokenizer")
     if lines or spec.encoder_fingerprint != ours:
         detail = lines or ["  the architecture is the same, the weights are not"]
         message = (
@@ -92,10 +92,8 @@ def check_caches(
     Raises:
       CacheError: a cache does not fit, or the two have different classes.
     """
-    check_cache(train, weights, config, path)
-    if evaluation.root == train.root:
-        return
-    check_cache(evaluation, weights, config, path)
+    for source in [train] if evaluation.root == train.root else [train, evaluation]:
+        check_cache(source, weights, config, path)
     if evaluation.class_names != train.class_names:
         differing = sorted({*evaluation.class_names} ^ {*train.class_names})[:5]
         raise CacheError(

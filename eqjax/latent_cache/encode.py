@@ -23,12 +23,12 @@ from eqjax.typing import Params, PRNGKey
 
 
 def encoder_params(params: Params) -> Params:
-    """Returns the parameters of a tokenizer's encoder, all that training a generator needs on its devices."""
+    """Returns the parameters of a tokenizer's encoder, the only ones that a generator's training step uses."""
     return {name: params[name] for name in ENCODER_PARTS if name in params}
 
 
 def latent_scale(weights: Weights) -> float:
-    """Returns the factor that training multiplies latents by: the one in the tokenizer's file, else the published."""
+    """Returns the factor by which training multiplies latents: the tokenizer file's, else the published one."""
     return LATENT_SCALE if weights.latent_scale is None else weights.latent_scale
 
 
@@ -108,7 +108,7 @@ class MeanEncoder:
         self._encode = encode
 
     def __call__(self, images: UInt8[np.ndarray, "N H W 3"]) -> list[Float[jax.Array, "B L D"]]:
-        """Starts encoding and returns the parts; the last ends with fillers if the images do not fill it."""
+        """Starts encoding and returns the latents of each call; the last call is padded to the batch size."""
         padding = -len(images) % self.batch_size
         images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
         starts = range(0, len(images), self.batch_size)

@@ -1,6 +1,6 @@
 """The files of a latent cache: every image of a data set encoded once, in several crops and both flips.
 
-    cache/spec.json                                  what the cache is made from; written first
+    cache/spec.json                                  the specification: encoder, images, crops; written first
     cache/latents-00003-of-00010.array_record        one shard: the records of consecutive images
     cache/latents-00003-of-00010.json                statistics of the shard, written when the shard is complete
     cache/manifest.json                              written when every shard is complete
@@ -30,12 +30,12 @@ _REPEAT = "Run the same eqjax cache-latents command again; it makes the missing 
 
 
 class CacheError(ValueError):
-    """A cache of latents is damaged or does not fit; the message says what was expected and what to do."""
+    """A cache of latents is damaged or does not fit; the message names the expected value and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheSpec:
-    """Everything that decides the records of a cache.
+    """Everything that determines the records of a cache.
 
     Attributes:
       encoder_fingerprint: fingerprint of the encoder's weights.
@@ -101,7 +101,10 @@ class CacheSpec:
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in values]
         if values.get("format") != FORMAT or missing:
-            raise CacheError(f"{path} has format {values.get('format')!r} and lacks {missing}; expected {FORMAT!r}.")
+            raise CacheError(
+                f"{path} has format {values.get('format')!r} and lacks {missing}; expected {FORMAT!r} with all fields. "
+                "Make the cache again in another folder."
+            )
         fields = {name: values[name] for name in names}
         return cls(**{**fields, "class_names": tuple(fields["class_names"]), "shape": tuple(fields["shape"])})
 
@@ -173,7 +176,7 @@ class LatentSource:
 
     Attributes:
       root: folder of the cache.
-      spec: what the cache was made from.
+      spec: specification of the cache.
       manifest: the whole manifest, which also has the measured "latent_scale".
       class_names: names of the labels.
     """

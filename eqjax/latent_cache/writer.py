@@ -14,10 +14,11 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 import numpy as np
 
 from eqjax.differences import check_equal
-from eqjax.io import atomic_write, write_json
+from eqjax.io import atomic_write, remove_leftovers, write_json
 from eqjax.latent_cache.format import CacheError, CacheSpec, encode_record, read_cache_json
 
 _NOT_COMPARED = ("num_threads", "num_workers", "flip")  # Fields of the data configuration that no record depends on.
+_FILES = r"spec\.json|manifest\.json|latents-\d+-of-\d+\.(?:array_record|json)"  # Names of a cache's files.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +27,21 @@ class CacheWriter:
 
     Attributes:
       root: folder of the cache.
-      spec: what the cache is made from.
+      spec: specification of the cache.
     """
 
     root: str
     spec: CacheSpec
 
     def open(self) -> None:
-        """Writes the specification into a new folder, or checks the one that is there.
+        """Writes the specification into a new folder, or compares it with the folder's; removes leftovers first.
 
         Raises:
           CacheError: the folder holds a cache with another specification.
         """
         path = os.path.join(self.root, "spec.json")
         os.makedirs(self.root, exist_ok=True)
+        remove_leftovers(self.root, _FILES)
         if not os.path.exists(path):
             write_json(path, self.spec.to_dict())
             return
@@ -56,7 +58,7 @@ class CacheWriter:
         )
 
     def is_complete(self, shard: int) -> bool:
-        """Returns whether a shard and its statistics are there and agree."""
+        """Returns whether a shard and its statistics exist and agree."""
         path, statistics = self._shard_path(shard), self._statistics_path(shard)
         if not os.path.isfile(path) or not os.path.isfile(statistics):
             return False
@@ -117,7 +119,8 @@ class CacheWriter:
         num_records = sum(shard["records"] for shard in shards.values())
         if num_records != spec.num_images * spec.num_variants:
             raise CacheError(
-                f"{self.root} holds {num_records} records, expected {spec.num_images} × {spec.num_variants}."
+                f"{self.root} holds {num_records} records, expected {spec.num_images} × {spec.num_variants}. Make the "
+                "cache again in another folder."
             )
         mean_square = sum(shard["records"] * shard["mean_square"] for shard in shards.values()) / num_records
         latent_scale = (mean_square + noise_mean_square) ** -0.5

@@ -33,7 +33,7 @@ _MAX_RECORD_BYTES = 2**14
 
 
 class FrozenWeightsError(ValueError):
-    """A file holds other contents than expected, or cannot be downloaded; the message says what to do."""
+    """A file holds other contents than expected, or cannot be downloaded; the message names the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PublishedFile:
       name: file name in the folder of weights.
       url: address of the original.
       holds: pattern of the names of the arrays of its network that the file holds.
-      sha256: beginning of its SHA-256, as far as its publisher tells.
+      sha256: beginning of its SHA-256, as far as its publisher states it.
     """
 
     name: str
@@ -117,7 +117,7 @@ def load(name: str, folder: str | os.PathLike[str] | None = None, dtype: DTypeLi
     Raises:
       FileNotFoundError: a file is missing.
       FrozenWeightsError: a file is damaged, holds other arrays, or has changed since it was first read.
-      ValueError: an unknown network.
+      ValueError: the network is unknown.
 
     Example:
       >>> module, params = load("dino", dtype="bfloat16")  # doctest: +SKIP
@@ -138,7 +138,7 @@ def find_network(name: str) -> PublishedNetwork:
     """Returns the entry of `NETWORKS` called `name`.
 
     Raises:
-      ValueError: an unknown network.
+      ValueError: the network is unknown.
     """
     if name not in NETWORKS:
         raise ValueError(f"there is no frozen network called {name!r}; there are {', '.join(NETWORKS)}.")
@@ -208,9 +208,7 @@ def check_digest(path: str | os.PathLike[str], file: PublishedFile) -> None:
         _write_record(record, {"sha256": digest, "bytes": os.path.getsize(path), "url": file.url})
         return
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FrozenWeightsError(
-            f"{record} should hold the SHA-256 of {path}, and cannot be read: delete it."
-        ) from error
+        raise FrozenWeightsError(f"{record} cannot be read; expected the SHA-256 of {path}: delete it.") from error
     if known != digest:
         raise FrozenWeightsError(
             f"{path} has changed: its SHA-256 is {digest}, and was {known} when it was first read. If that was on "
@@ -225,14 +223,14 @@ def fetch(
     url: str | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[str, bool]:
-    """Downloads a file and checks it before it gets its name; keeps a good file that is there already.
+    """Downloads a file and checks it before it gets its name; keeps a good file that already exists.
 
     Args:
       name: the network.
       file: one of its files.
       folder: folder to write to; None: `weights_folder()`.
       url: address to download from; None: the published one.
-      on_progress: called with the bytes so far and the bytes in all, or None if the server does not tell.
+      on_progress: called with the bytes so far and the bytes in all, or None if the server does not report them.
 
     Returns:
       The path, and whether the file was downloaded.

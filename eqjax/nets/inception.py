@@ -31,10 +31,10 @@ class InceptionFeatures:
     """Features and logits that metrics use, float32.
 
     Attributes:
-      pool: of FID, KID, precision and recall.
-      logits: of the Inception Score; without the last layer's bias.
-      spatial: of sFID: the first 7 channels of mixed_6d's 1×1 convolution (mixed_6/conv in TensorFlow),
-        flattened as height, width, channel.
+      pool: pooled features, for FID, KID, precision and recall.
+      logits: logits without the last layer's bias, for the Inception Score.
+      spatial: spatial features, for sFID: the first 7 channels of mixed_6d's 1×1 convolution (mixed_6/conv in
+        TensorFlow), flattened as height, width, channel.
     """
 
     pool: Float[AnyArray, "B 2048"]
@@ -48,7 +48,7 @@ class ConvNorm(nn.Module):
     Attributes:
       features: output channels.
       kernel: rows and columns.
-      stride: of both axes.
+      stride: stride of both axes.
       padding: "SAME" or "VALID".
       dtype: compute dtype.
     """
@@ -62,7 +62,7 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h2 w2 {self.features}"]:
         """Maps [B, h, w, C] to [B, h', w', features]."""
-        # Highest precision: metrics are compared with those of others, and accelerators round float32 otherwise.
+        # Highest precision: metrics are compared with published ones, and accelerators would round float32 products.
         conv = nn.Conv(
             self.features,
             self.kernel,
@@ -87,7 +87,7 @@ class Mixed(nn.Module):
 
     Attributes:
       branches: per branch, its convolutions (name, features, kernel[, stride]), one after another. A
-        pair of convolutions in place of the last one sees one input. A stride goes without padding.
+        pair of convolutions in place of the last one sees one input. Convolutions with a stride have no padding.
       pool: "average" or "max", followed by a convolution of `pool_features`; "reduce" is max pooling of
         stride 2 and nothing else.
       pool_features: output channels of the branch with pooling.
@@ -209,7 +209,7 @@ _BLOCKS: dict[str, dict[str, Any]] = {
 
 
 class Inception(nn.Module):
-    """The network.
+    """Inception v3 from images to the features and logits of metrics.
 
     Attributes:
       dtype: compute dtype of the convolutions; parameters and outputs are float32.
@@ -251,7 +251,7 @@ def inception_features(
 
     Args:
       params: parameters of `module`, from `eqjax.nets.load("inception")`.
-      images: uint8, or numbers in 0 … 255. Published figures are of 8-bit images: round before, never truncate.
+      images: uint8, or floats in 0 … 255. Published figures are of 8-bit images: round before, never truncate.
       module: the network.
 
     Returns:

@@ -40,7 +40,7 @@ class LPIPS(nn.Module):
         """Maps pairs of images [B, H, W, 3] in [-1, 1], sides at least 16, to distances [B], float32.
 
         Raises:
-          ValueError: shapes that differ, or images too small for the network.
+          ValueError: the shapes differ, or the images are too small for the network.
         """
         smallest = 2 ** (len(self.widths) - 1)
         if x.shape != y.shape or min(x.shape[1:3]) < smallest:
@@ -80,7 +80,7 @@ def lpips(
       Distances, float32.
 
     Raises:
-      ValueError: shapes that differ, or images too small for the network.
+      ValueError: the shapes differ, or the images are too small for the network.
 
     Example:
       >>> from eqjax import nets

@@ -1,6 +1,6 @@
 """Resizing as other frameworks do it, to the last digit: every method is a matrix per axis.
 
-A frozen network has seen images resized in one way, and published numbers depend on it. Output
+A frozen network has seen images resized in one way, and published metrics depend on it. Output
 pixel o of an axis is row o of a matrix [out, in] times the input pixels, so images are resized
 by two products, which differentiate and run anywhere.
 
@@ -38,7 +38,7 @@ def resize(images: Shaped[AnyArray, "B H W C"], size: Sequence[int], method: str
       Resized images, float32.
 
     Raises:
-      ValueError: an unknown method.
+      ValueError: the method is unknown.
 
     Example:
       >>> resize(jnp.arange(4.0).reshape(1, 1, 4, 1), (1, 2), "area").ravel()
@@ -56,12 +56,12 @@ def interpolation_matrix(size: int, out: int, method: str) -> Float32[np.ndarray
     """Returns the matrix of a method along an axis of `size` pixels; every row sums to 1.
 
     Raises:
-      ValueError: an unknown method.
+      ValueError: the method is unknown.
     """
     if method not in _METHODS:
         raise ValueError(f"unknown resize method {method!r}; expected one of {sorted(_METHODS)}.")
     matrix = _METHODS[method](size, out).astype(np.float32)
-    matrix.setflags(write=False)  # The cache hands it out again.
+    matrix.setflags(write=False)  # The cache returns it again.
     return matrix
 
 
@@ -86,7 +86,7 @@ def _area(size: int, out: int) -> Float[np.ndarray, "{out} {size}"]:
 
 
 def _bilinear_tf1(size: int, out: int) -> Float[np.ndarray, "{out} {size}"]:
-    # TensorFlow rounds the product to float32, which decides which pixel comes first.
+    # TensorFlow rounds the product to float32, which determines the first pixel.
     position = np.arange(out, dtype=np.float32) * np.float32(size / out)
     low = np.floor(position).astype(int)
     upper = position - low

@@ -1,4 +1,4 @@
-"""The convolutions of VGG16, with the features after each of its five stages of resolution.
+"""The convolutions of VGG16, with the features at each of its five resolutions.
 
 Source: Simonyan and Zisserman, arXiv 1409.1556, configuration D.
 """
@@ -16,7 +16,7 @@ class VGG16(nn.Module):
     """Features after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
 
     Attributes:
-      widths: channels of the convolutions of every resolution; max pooling lies between two of them.
+      widths: channels of the convolutions of every resolution; max pooling separates them.
       dtype: compute dtype; parameters are float32.
     """
 

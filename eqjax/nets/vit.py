@@ -25,7 +25,7 @@ _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)[None, None, None]
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), each branch scaled per channel if `layer_scale`.
+    """Transformer block: x + attention(norm(x)), then x + mlp(norm(x)); `layer_scale` scales branches per channel.
 
     Attributes:
       num_heads: attention heads.
@@ -43,7 +43,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B T C"], _: None
     ) -> tuple[Float[jax.Array, "B T C"], Float[jax.Array, "B T C"]]:
-        """Maps tokens, float32, to new ones; returned twice: for the next block and as intermediate features."""
+        """Maps float32 tokens to new ones, returned twice: for the next block and as intermediate features."""
         width = x.shape[-1]
         # Branches may be in bfloat16; x is float32, and so is the sum.
         h = self._normalize(x, "norm1")
@@ -109,11 +109,13 @@ class ViT(nn.Module):
           normalized patch tokens [B, h, w, C].
 
         Raises:
-          ValueError: a side that `patch_size` does not divide.
+          ValueError: `patch_size` does not divide a side.
         """
         p = self.patch_size
         if x.shape[1] % p or x.shape[2] % p:
-            raise ValueError(f"images of {x.shape[1]}×{x.shape[2]} pixels do not divide into patches of {p}×{p}.")
+            raise ValueError(
+                f"images of {x.shape[1]}×{x.shape[2]} pixels do not divide into patches of {p}×{p}; resize them."
+            )
         b, h, w = len(x), x.shape[1] // p, x.shape[2] // p
         # A product, as the gradient of a convolution of stride p spends p² times the work on zeros.
         x = x.reshape(b, h, p, w, p, 3).swapaxes(2, 3)  # [B, h, w, p, p, 3]
@@ -191,11 +193,13 @@ def dinov2_targets(
       Tokens, float32 [B, H/16, W/16, C], through which no gradient flows.
 
     Raises:
-      ValueError: a side that 16 does not divide.
+      ValueError: 16 does not divide a side.
     """
     height, width = images.shape[1:3]
     if height % 16 or width % 16:
-        raise ValueError(f"images of {height}×{width} pixels: DINOv2's targets need sides that 16 divides.")
+        raise ValueError(
+            f"images of {height}×{width} pixels: DINOv2's targets need sides that 16 divides; resize them."
+        )
     size = (height // 16 * module.patch_size, width // 16 * module.patch_size)
     tokens: Any = module.apply({"params": params}, resize(_standardize(images), size, "bicubic"))
     return jax.lax.stop_gradient(tokens)

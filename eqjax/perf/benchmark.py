@@ -1,4 +1,4 @@
-"""Measures how fast this machine samples, decodes and trains, beside what it could do at best."""
+"""Measures how fast this machine samples, decodes and trains, and compares with its peak."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -40,15 +40,15 @@ _SAMPLING = SamplingOptions(guidance_scale=7.0)  # Any scale but 1 takes the sam
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """What is measured.
+    """The model, batch and sampling options of a benchmark.
 
     Attributes:
       config: a published size ("S", "B", "L", "H"), a config file with ":variant", or a model with weights.
-      batch_size: images at once.
+      batch_size: images per call.
       num_columns: columns of an image.
       dtype: compute dtype of tokenizer and generator.
-      sampling: how latents are drawn.
-      repeats: timed calls; the median counts.
+      sampling: the sampling options.
+      repeats: number of timed calls, whose median is reported.
     """
 
     config: str = "S"
@@ -64,8 +64,8 @@ class Timing:
     """Times of a compiled function.
 
     Attributes:
-      seconds: median of its calls.
-      compile_seconds: of tracing and compiling.
+      seconds: median duration of its calls.
+      compile_seconds: duration of tracing and compiling.
       temporary_bytes: memory that the program needs beside its arguments and results.
     """
 
@@ -80,9 +80,9 @@ class Measurement:
 
     Attributes:
       part: its name.
-      flops: of its matrix products.
-      bytes: that slow memory must deliver; None: not counted.
-      timing: None if nothing ran.
+      flops: FLOPs of its matrix products.
+      bytes: bytes that slow memory must deliver; None: not counted.
+      timing: its times; None if nothing ran.
     """
 
     part: str
@@ -96,13 +96,13 @@ def run_benchmark(kind: str, options: BenchmarkOptions) -> dict[str, Any]:
 
     Args:
       kind: "sampling" (with the decoder), "decoding", "training", or "floor" (FLOPs and bytes; runs nothing).
-      options: what is measured.
+      options: the model, the batch and the sampling options.
 
     Returns:
       The options, the machine, and "rows", one per part, as JSON values.
 
     Raises:
-      ValueError: an unknown kind or config.
+      ValueError: the kind or the config is unknown.
       FileNotFoundError: there are no such weights.
     """
     if kind not in KINDS:
@@ -226,7 +226,7 @@ def measure_sampling(options: BenchmarkOptions, model: Model) -> Iterator[Measur
         return sampler.prefill(bound, state, latents, after).context
 
     def flow_head(params: Params, latents: Float[Array, "L B D"], context: Float[Array, "R E"]) -> Float[Array, "R E"]:
-        bound = bind(params)  # The compiler removes the conditions, which nothing uses here.
+        bound = bind(params)  # The compiler removes the conditions, which are unused here.
 
         def column(context: Float[Array, "R E"], noise: Float[Array, "B D"]) -> tuple[Float[Array, "R E"], None]:
             latent = sampler.sample_column(bound, context, noise, 2.0)

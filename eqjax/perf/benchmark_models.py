@@ -21,7 +21,7 @@ def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer,
 
     Args:
       config: "S", "B", "L" or "H", or a config file with ":variant". If it names no tokenizer, the published one
-        counts.
+        is used.
       dtype: the compute dtype of both modules.
 
     Raises:
@@ -48,7 +48,7 @@ def read_config(config: str) -> Config:
       config: "S", "B", "L" or "H", or a file as `config_files.find` takes it.
 
     Raises:
-      ValueError: `config` is neither a size nor a file; or an unknown variant.
+      ValueError: `config` is neither a size nor a file, or its variant is unknown.
     """
     if config in GENERATOR_SIZES:
         fields = generator_config()
@@ -91,12 +91,12 @@ def make_model(config: str, dtype: DTypeLike = "float32") -> Model:
       dtype: the compute dtype of both modules.
 
     Raises:
-      ValueError: as `build_modules`.
+      ValueError: `config` is neither a size, nor a generator's config, nor a model with weights.
       FileNotFoundError: there are no such weights.
     """
     if names_weights(config):
         model: Any = pretrained.load_pretrained(config)
-        halves = {name: model.require(name).clone(dtype=jnp.dtype(dtype)) for name in ("tokenizer", "generator")}
-        return model.replace(**halves)
+        modules = {name: model.require(name).clone(dtype=jnp.dtype(dtype)) for name in ("tokenizer", "generator")}
+        return model.replace(**modules)
     tokenizer, generator = build_modules(config, dtype)
     return Model(tokenizer, random_params(tokenizer), generator, random_params(generator), 1.0, None)

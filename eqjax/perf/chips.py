@@ -41,7 +41,7 @@ class Chip:
         return {"gpu": 2, "tpu": 6}[self.platform]
 
 
-# Network figures are what clouds offer: 8 adapters of 400 Gbit/s per node of 8 GPUs, one per GPU (200 Gbit/s
+# Network figures are those of cloud offers: 8 adapters of 400 Gbit/s per node of 8 GPUs, one per GPU (200 Gbit/s
 # for A100), and 25 GB/s per TPU host of 4 chips. Other clusters may have less.
 _TABLE = (
     Chip(

@@ -14,7 +14,7 @@ def count(function: Callable[..., Any], *args: Any) -> int:
 
     XLA's cost analysis counts the body of a loop once, and generators loop over their layers. This walks
     the jaxpr after dead-code elimination, as XLA would. Everything but products (norms, softmax, optimizer)
-    is left out, as is usual for utilization. Of the branches of a conditional, the most expensive counts.
+    is left out, as is usual for utilization. A conditional counts as its most expensive branch.
 
     Args:
       function: any function that JAX can trace. Products of all devices together are counted.

@@ -1,4 +1,4 @@
-"""Reads the collectives of a compiled program from its HLO text: what devices send each other, loops unrolled.
+"""Reads the collectives of a compiled program from its HLO text: the traffic between devices, with loops unrolled.
 
 HLO names the devices of a collective, its replica groups, in four ways. Two groups of two devices are
 
@@ -50,7 +50,7 @@ def collectives(text: str) -> list[Collective]:
       text: the program, `compiled.as_text()`.
 
     Raises:
-      ValueError: a collective whose groups are written in an unknown way.
+      ValueError: the groups of a collective are in an unknown notation.
     """
     found: dict[tuple[str, int, int], tuple[int, float]] = {}
     for body, times in _reachable_computations(text):
@@ -92,7 +92,7 @@ def device_groups(line: str) -> Int[np.ndarray, "groups size"]:
         return _transposed_iota(iota[2], iota[3]).reshape(_integers(iota[1]))
     lists = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}", line)
     if lists is None:
-        raise ValueError(f"no groups of devices in: {line.strip()[:200]}")
+        raise ValueError(f"no groups of devices in a known notation in: {line.strip()[:200]}")
     return np.array([_integers(group) for group in re.findall(r"\{([\d,]+)\}", lists[1])])
 
 
@@ -120,7 +120,7 @@ def _reachable_computations(text: str) -> list[tuple[list[str], int]]:
 
 
 def _sent_fraction(kind: str, size: int) -> float:
-    """Bytes that a device sends in a ring of `size` devices, over the bytes of the result that it holds."""
+    """Returns the bytes that a device sends in a ring of `size` devices, over the bytes of the result that it holds."""
     if kind == "collective-permute":
         return 1.0
     if kind == "all-reduce":
@@ -130,7 +130,7 @@ def _sent_fraction(kind: str, size: int) -> float:
 
 
 def _result_bytes(types: str, is_start: bool) -> int:
-    """Bytes of "(f32[2,3]{1,0}, …)"; the result of an asynchronous start holds its operands first."""
+    """Returns the bytes of "(f32[2,3]{1,0}, …)"; the result of an asynchronous start holds its operands first."""
     sizes = [
         _ITEM_SIZES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n)
         for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types)

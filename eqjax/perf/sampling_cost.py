@@ -21,7 +21,7 @@ from eqjax.sampling import sampler
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a computation must do.
+    """The arithmetic and memory traffic that a computation needs at least.
 
     Attributes:
       flops: floating-point operations.

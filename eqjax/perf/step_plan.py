@@ -26,15 +26,15 @@ from eqjax.typing import Config, Tree
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """What a training step needs on a mesh, on any chip.
+    """Memory, FLOPs and traffic of a training step on a mesh, for any chip.
 
     Attributes:
       model: description of the generator.
       num_chips: devices of the mesh.
       mesh: its axes, as `sharding.parse_mesh` reads them.
       batch_size: images of a step.
-      num_parameters: of the generator.
-      memory: bytes per device, by what they hold.
+      num_parameters: number of the generator's parameters.
+      memory: bytes per device, by kind of content.
       flops: FLOPs of the model in a step, all devices together, without rematerialization.
       float32: whether products are float32 rather than bfloat16.
       traffic: the collectives of a step.
@@ -61,7 +61,7 @@ class Estimate:
       memory_fraction: memory needed over memory there.
       terms: seconds of "compute", "memory" and "network".
       bound: the longest term.
-      seconds: of a step, if all terms overlap and if none do.
+      seconds: duration of a step, if all terms overlap and if none do.
       utilization: FLOPs per second over the bfloat16 peak, for the same two.
     """
 
@@ -111,7 +111,7 @@ def encoder_bytes(config: Config) -> int:
 
     Args:
       config: a generator's config. If it names no tokenizer, or one that is not on this machine, the
-        published one counts.
+        published one is used.
 
     Returns:
       The number of bytes, 0 for cached latents.
@@ -134,7 +134,7 @@ def plan_step(config: Config, num_chips: int, num_columns: int = 16) -> StepPlan
       num_columns: L of the training images.
 
     Raises:
-      ValueError: a tokenizer's config, a mesh or batch size that does not fit, or too few devices.
+      ValueError: the config is a tokenizer's, the mesh or the batch size does not fit, or there are too few devices.
     """
     if "generator" not in config:
         raise ValueError(
@@ -169,7 +169,7 @@ def plan_step(config: Config, num_chips: int, num_columns: int = 16) -> StepPlan
 
 
 def _local_bytes(tree: Tree) -> int:
-    """Bytes of a tree of sharded shapes on one device."""
+    """Returns the bytes of a tree of sharded shapes on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -187,7 +187,7 @@ def estimate(plan: StepPlan, chip_name: str, encoder_flops: float = 0.0) -> Esti
       encoder_flops: FLOPs per image to add, for an encoder in the step.
 
     Raises:
-      ValueError: an unknown chip.
+      ValueError: the chip is unknown.
     """
     chip = find_chip(chip_name)
     work = (plan.flops + encoder_flops * plan.batch_size) / plan.num_chips

@@ -21,7 +21,7 @@ def whole(name: str, value: Any) -> int:
     """Returns an integer of any kind, such as numpy's, as an int.
 
     Args:
-      name: what the message calls it.
+      name: name of the value in the message.
       value: the integer.
 
     Raises:
@@ -37,7 +37,7 @@ def check_labels(generator: Generator, labels: AnyArray) -> None:
     """Checks labels [B], or [B, S] of S classes along the columns; traced values are not checked.
 
     Raises:
-      ValueError: labels of another shape or dtype, or outside 0 … num_classes.
+      ValueError: the labels have another shape or dtype, or are outside 0 … num_classes.
     """
     if labels.ndim not in (1, 2) or not labels.size or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
@@ -89,7 +89,7 @@ def check_prefix(generator: Generator, batch_size: int, num_columns: int | None,
     """Checks latents [B, P, D] with which a sample of `num_columns` columns (None: without end) begins.
 
     Raises:
-      ValueError: another shape, or more columns than the sample has.
+      ValueError: the prefix has another shape, or more columns than the sample.
     """
     size, limit = generator.latent_dim, "columns" if num_columns is None else f"≤ {num_columns}"
     if prefix.ndim != 3 or prefix.shape[0] != batch_size or prefix.shape[2] != size:

@@ -41,7 +41,7 @@ class ClassSchedule:
       transition: columns of a soft transition, n ≥ 0; at most the columns of any segment after the first.
 
     Raises:
-      ValueError: a segment without columns, an open end before the last segment, or a transition longer than a
+      ValueError: a segment has no columns, one before the last has an open end, or the transition is longer than a
         segment.
 
     Example:
@@ -102,7 +102,7 @@ def parse_classes(classes: Any) -> tuple[list[Any], tuple[int | None, ...]]:
       The classes, and their columns.
 
     Raises:
-      ValueError: another form.
+      ValueError: `classes` is not such a list.
 
     Example:
       >>> parse_classes([("cat", 8), ("dog", None)])
@@ -124,7 +124,7 @@ def class_schedule(
       transition: columns of a soft transition.
 
     Raises:
-      ValueError: there is not one number of columns per class, or they are no schedule.
+      ValueError: there is not one number of columns per class, or they make no valid schedule.
     """
     segments = labels.shape[1] if labels.ndim == 2 else 1
     columns = (None,) * segments if class_columns is None and segments == 1 else tuple(class_columns or ())

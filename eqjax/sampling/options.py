@@ -1,4 +1,4 @@
-"""Options of sampling that every way of sampling shares: guidance, flow solver, temperature, bounded positions."""
+"""The sampling options of all samplers: guidance, flow solver, temperature, bounded positions."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -28,7 +28,7 @@ class SamplingKeywords(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How latents are drawn from a generator; the defaults are those of the paper.
+    """Options of sampling latents from a generator; the defaults are the paper's.
 
     Options are checked and converted to Python values when they are built (arrays to floats and tuples), so equal
     options compare equal. Values that `jax.jit` traces are kept as they are and not checked.
@@ -46,7 +46,7 @@ class SamplingOptions:
 
     Raises:
       ValueError: an option is out of its range.
-      TypeError: an unknown option.
+      TypeError: an option is unknown.
 
     Example:
       >>> options = SamplingOptions(guidance_scale=2.0, num_flow_steps=25)
@@ -98,7 +98,7 @@ class SamplingOptions:
 
     @property
     def is_guided(self) -> bool:
-        """Whether the null class is needed; a traced scale may be any number, so it is then."""
+        """Whether the null class is needed; True for a traced scale, which may have any value."""
         return not is_concrete(self.guidance_scale) or bool(np.any(np.asarray(self.guidance_scale) != 1))
 
     def guidance_scales(self, num_columns: int) -> Float[jax.Array, "num_columns"]:
@@ -108,7 +108,7 @@ class SamplingOptions:
           num_columns: columns of the image, its prefix included.
 
         Raises:
-          ValueError: the options have one scale per column, for another number of columns.
+          ValueError: the options have scales per column for another number of columns.
         """
         return flow.guidance_scales(self.guidance_scale, self.guidance_schedule, num_columns)
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from eqjax import pixels
+from eqjax.image_files import MAX_PIXELS
 from eqjax.model import ClassLabel, Model, Seeds, as_floats
 from eqjax.sampling.checks import check_labels
 from eqjax.sampling.class_schedule import ClassSchedule, parse_classes
@@ -35,7 +36,7 @@ def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np
       An image of the height `resolution` and a multiple of `column_width` wide.
 
     Raises:
-      ValueError: the image is narrower than a column at that height.
+      ValueError: the image is narrower than a column at that height, or enormously wide.
     """
     height, width = image.shape[:2]
     resized_width = max(1, round(width * tokenizer.resolution / height))
@@ -44,6 +45,11 @@ def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np
         raise ValueError(
             f"an image of {width} × {height} pixels is {resized_width} wide at a height of {tokenizer.resolution}: "
             f"less than a column of {tokenizer.column_width}."
+        )
+    if resized_width * tokenizer.resolution > MAX_PIXELS:
+        raise ValueError(
+            f"an image of {width} × {height} pixels would be {resized_width} wide at a height of "
+            f"{tokenizer.resolution}, more than {MAX_PIXELS} pixels: cut out the part to continue."
         )
     size = resized_width, tokenizer.resolution
     resized = Image.fromarray(np.asarray(image)).resize(size, Image.Resampling.LANCZOS)
@@ -96,9 +102,9 @@ def outpaint(
       The image, uint8 [H, W + (left + right) · column_width, 3], or [B, …] with `seeds`.
 
     Raises:
-      ValueError: an image of another height, a width between columns, or other values; nothing to add; an argument
-        is out of its range.
-      TypeError: an unknown argument.
+      ValueError: the image has another height, a width that is not a multiple of the column width, or values out of
+        range; no columns are added; or an argument is out of its range.
+      TypeError: an argument is unknown.
 
     Example:
       >>> import eqjax
@@ -213,7 +219,7 @@ def _to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[n
     """Returns an image as floats in [-1, 1] of a size that fits a tokenizer.
 
     Raises:
-      ValueError: it does not fit; the message says what would.
+      ValueError: the image does not fit; the message names what is expected.
     """
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
@@ -232,5 +238,5 @@ def _to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[n
     try:
         tokenizer.check_images((1, *floats.shape))
     except ValueError as error:
-        raise ValueError(f"{error} resize=True (--resize) does it.") from error
+        raise ValueError(f"{error} resize=True (--resize) does so.") from error
     return floats

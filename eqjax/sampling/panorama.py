@@ -32,7 +32,7 @@ _MAX_INT32 = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PanoramaOptions(SamplingOptions):
-    """Everything that decides a panorama besides the model and the prefix; all values have a JSON form.
+    """Everything that determines a panorama besides the model and the prefix; all values have a JSON form.
 
     Attributes:
       labels: integer classes along the columns.
@@ -125,9 +125,9 @@ def panorama(
       A `Panorama`, an iterator over strips.
 
     Raises:
-      ValueError: an argument is out of its range; a state of another model; neither labels nor state.
+      ValueError: an argument is out of its range, the state is another model's, or neither labels nor a state is given.
       FileNotFoundError: there is no file `state`.
-      TypeError: an unknown argument.
+      TypeError: an argument is unknown.
 
     Example:
       >>> import eqjax
@@ -196,7 +196,7 @@ class Panorama:
           prefix: scaled latents [B, P, D] with which the images begin.
 
         Raises:
-          ValueError: options that do not fit the model, or a prefix of another shape.
+          ValueError: the options do not fit the model, or the prefix has another shape.
         """
         made = cls(model, options)
         first_classes = jax.tree.map(lambda a: a[0], made._schedule.at([0]))
@@ -208,7 +208,7 @@ class Panorama:
         return made
 
     def _prefill(self, latents: Float[jax.Array, "P B D"]) -> None:
-        """Takes known columns, and decodes them."""
+        """Fills the KV cache with known columns, and decodes them."""
         self._sampled = latents.shape[0]
         next_classes = self._schedule.at(np.arange(1, self._sampled + 1))
         self._state = _prefill(self._sampler, self._state, latents, next_classes)
@@ -241,7 +241,7 @@ class Panorama:
         scales = self._scales[np.minimum(indices, len(self._scales) - 1)]
         columns = sampler.ColumnInputs(scales, self._schedule.at(indices + 1))
         self._state, latents = sampler.sample_chunk(self._sampler, self._state, self._keys, columns)
-        # The last strip is sampled beyond the end, so that all strips share one program.
+        # The last strip is sampled beyond the end, so that one program serves all strips.
         remaining = len(indices) if self.options.num_columns is None else self.options.num_columns - self._sampled
         rows = self._to_rows(latents[:remaining])
         self._sampled += rows.shape[-2]
@@ -283,7 +283,7 @@ class Panorama:
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: it is not a saved panorama, or one of another model.
+          ValueError: it is not a saved panorama, or belongs to another model.
         """
         is_file = isinstance(state, str | os.PathLike)
         source, arrays = (os.fspath(state), _read(state)) if is_file else ("this state", state)

@@ -42,13 +42,13 @@ _MAX_INT32 = 2**31 - 1
 
 @flax.struct.dataclass
 class SamplerInputs:
-    """Arguments of a compiled sampling program, which makes a `Sampler` of them.
+    """Arguments of a compiled sampling program, which makes a `Sampler` from them.
 
     Programs are compiled once per generator, `is_guided`, shapes and number of evaluations; other values are free.
 
     Attributes:
       generator: the module.
-      is_guided: whether the null class is sampled along.
+      is_guided: whether rows of the null class are computed too.
       params: parameters of the generator.
       labels: classes along the columns, in 0 … num_classes.
       solver_table: the flow solver.
@@ -80,7 +80,7 @@ class Sampler:
 
     Attributes:
       generator: the module.
-      is_guided: whether the null class is sampled along.
+      is_guided: whether rows of the null class are computed too.
       params: parameters in the compute dtype, see `compute_params`.
       conditions: `Condition` of every segment, leaves [S, …].
       solver_table: the flow solver.
@@ -150,7 +150,7 @@ def make_conditions(generator: Generator, params: Params, labels: Int[AnyArray, 
     Args:
       generator: the module.
       params: its parameters.
-      labels: in 0 … num_classes.
+      labels: classes along the columns, in 0 … num_classes.
       is_guided: appends rows B … 2B − 1 of the null class.
 
     Returns:
@@ -191,7 +191,7 @@ def blend_conditions(conditions: Condition, blend: Blend) -> Condition:
     """Returns the `Condition` of one column, a segment's or interpolated between it and the next.
 
     Args:
-      conditions: of all segments, leaves [S, …].
+      conditions: the `Condition` of all segments, leaves [S, …].
       blend: the classes of the column, scalars.
     """
     if conditions.first.shape[0] == 1:
@@ -258,7 +258,7 @@ def sample_column(
 
     Args:
       sampler: a `Sampler`.
-      context: of the column; with guidance rows of the classes first, of the null class second.
+      context: context of the column; with guidance rows of the classes first, of the null class second.
       noise: initial noise.
       guidance_scale: unused without guidance.
 
@@ -325,7 +325,7 @@ def sample_columns(
     return jax.lax.scan(sample_next, state, columns)
 
 
-# `sample_columns` as a program of its own.
+# `sample_columns`, jitted; the state is donated.
 sample_chunk = jax.jit(sample_columns, donate_argnums=1)
 
 
@@ -348,7 +348,7 @@ def sample_latents(
 
     The function is jitted and may be called inside a jitted function, with concrete `num_columns`,
     `num_flow_steps` and strings. It compiles once per combination of shapes, number of evaluations and
-    use of guidance; solvers, guidance scales and other values share a program.
+    use of guidance; one program serves all solvers, guidance scales and other values.
 
     Args:
       generator: a `Generator`.
@@ -374,7 +374,7 @@ def sample_latents(
 
     Raises:
       ValueError: an argument is out of its range, or has another shape.
-      TypeError: an unknown argument.
+      TypeError: an argument is unknown.
 
     Example:
       >>> generator = Generator(width=16, depth=1, num_heads=2, latent_dim=4, flow_width=8, flow_depth=1)
@@ -468,7 +468,7 @@ def _sample_in_chunks(
     size = -(-length // (-(-length // CHUNK_COLUMNS) or 1)) or 1
     parts = [prefix]
     for first in range(0, length, size):
-        # The last chunk may reach beyond the end, so that all chunks share one program.
+        # The last chunk may reach beyond the end, so that one program serves all chunks.
         indices = np.minimum(np.arange(first, first + size), length - 1)
         chunk = jax.tree.map(lambda a, i=indices: a[i], remaining)
         state, latents = sample_chunk(sampler, state, source, chunk)

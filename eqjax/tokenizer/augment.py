@@ -1,4 +1,4 @@
-"""Differentiable augmentation of what a discriminator sees: shifts, colors and a covered square.
+"""Differentiable augmentation of a discriminator's inputs: shifts, colors and a covered square.
 
 Real images and reconstructions go through the same operations, so the discriminator cannot memorize a
 small training set, and gradients reach the reconstruction through them.
@@ -20,11 +20,11 @@ CUTOUT = 0.2  # Height and width of the covered square, as a fraction of theirs.
 
 
 def diff_augment(images: Float[AnyArray, "B H W 3"], uniforms: Float[AnyArray, "B 7"]) -> Float[jax.Array, "B H W 3"]:
-    """Augments every image of a batch by its own random numbers.
+    """Augments every image of a batch with its own uniforms.
 
     Args:
       images: real images or reconstructions.
-      uniforms: random numbers in [0, 1), per image: row and column shift, brightness, saturation, contrast,
+      uniforms: uniforms in [0, 1), per image: row and column shift, brightness, saturation, contrast,
         row and column of the covered square.
 
     Returns:

@@ -53,7 +53,7 @@ class Decoder(nn.Module):
             if i == len(levels) - 1:
                 semantic_map = x
             if i > 0:
-                # The reference doubles columns on the way up where i ≤ square_downsamples, that
+                # The reference doubles columns on the way up where i ≤ square_downsamples, which
                 # is exactly where the encoder halved them between levels i − 1 and i.
                 x = Up(levels[i - 1].down, dtype=self.dtype, name=f"level{i}_up")(x)
         x = nn.silu(normalize(x, self.norm, self.dtype, "norm_out"))

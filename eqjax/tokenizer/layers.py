@@ -84,7 +84,7 @@ def normalize(
       x: feature map.
       kind: "group" or "pixel".
       dtype: dtype of the result.
-      name: of the layer.
+      name: name of the layer.
 
     Returns:
       The normalized map.

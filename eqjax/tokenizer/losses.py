@@ -38,7 +38,7 @@ def vanilla_loss(real: Float[AnyArray, "..."], fake: Float[AnyArray, "..."]) -> 
     return 0.5 * (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)))
 
 
-# What a configuration calls them.
+# Losses by their names in a configuration.
 DISCRIMINATOR_LOSSES: dict[str, Callable[..., jax.Array]] = {"hinge": hinge_loss, "vanilla": vanilla_loss}
 
 

@@ -46,12 +46,12 @@ class Posterior:
         return jnp.asarray(self.mean) + posterior_noise(key, self.mean.shape, self.std)
 
     def kl(self) -> Float[jax.Array, "B"]:
-        """Computes the KL divergence from N(0, 1) per image, up to what does not depend on the mean: ½ Σ mean²."""
+        """Computes the KL divergence from N(0, 1) per image, up to terms that do not depend on the mean: ½ Σ mean²."""
         return 0.5 * jnp.sum(jnp.square(self.mean), axis=(1, 2))
 
 
 def posterior_noise(key: PRNGKey, shape: Sequence[int], std: float) -> Float[jax.Array, "B L D"]:
-    """Draws what `Posterior.sample` adds to the mean: s·ε with one level s per image, N(0, std/0.8) clipped to ±std.
+    """Draws the noise that `Posterior.sample` adds to the mean: s·ε, one s per image, N(0, std/0.8) clipped to ±std.
 
     Args:
       key: random key.

@@ -2,7 +2,7 @@
 
 A tokenizer with a halo (`Tokenizer.halo_columns`) sees only that many columns to either side. A long
 image is then processed in overlapping windows of one size, and every result is cut to the tile that its
-window decides: the result of the whole image, in memory that does not grow with its width.
+window determines: the result of the whole image, in memory that does not grow with its width.
 """
 
 from collections.abc import Callable

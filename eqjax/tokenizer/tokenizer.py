@@ -22,7 +22,7 @@ from eqjax.tokenizer.levels import LevelStack
 from eqjax.tokenizer.posterior import Posterior
 from eqjax.typing import AnyArray, Params, PRNGKey
 
-# Top-level parameters that decide the latents; the others decide what they decode to.
+# Top-level parameters that determine the latents; the others determine how latents are decoded.
 ENCODER_PARTS = ("encoder", "quant")
 
 
@@ -174,7 +174,7 @@ class Tokenizer(nn.Module):
 
     @property
     def halo_columns(self) -> int | None:
-        """Columns on either side of a tile that decide it together with the tile itself.
+        """Number of columns on either side of a tile that its result depends on.
 
         Encoding (or decoding) a tile with this many columns around it, and dropping them from the
         result, equals the same part of the whole. None if every column depends on all.

@@ -35,7 +35,7 @@ def initial_state(init: Init, rules: Rules, mesh: jax.sharding.Mesh, root: PRNGK
       root: the run's key.
     """
     # Every random array is a long program to the CPU compiler: optimizing the initializer of a small
-    # model took a minute and a half, for something that runs once.
+    # model took a minute and a half, for a program that runs once.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init, rules, mesh, root))
     key = jax.random.fold_in(root, 2**31 - 1)

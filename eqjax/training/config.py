@@ -30,7 +30,7 @@ def _optional_text() -> config_dict.FieldReference:
 
 
 def run_config() -> Config:
-    """Returns the fields that both trainers share."""
+    """Returns the fields of a run, which both trainers have."""
     config: Config = ml_collections.ConfigDict()
     config.seed = 0  # Seed of parameters, batches and noise.
     config.batch_size = 256  # Images per step, of all processes and devices together.
@@ -134,7 +134,7 @@ def tokenizer_module_config() -> Config:
     config: Config = ml_collections.ConfigDict(convert_dict=False)  # `semantic` is None or a dict.
     config.channels = 128  # Base width.
     config.channel_multipliers = (1, 1, 2, 4, 4)  # Width of every level, in multiples of `channels`.
-    config.num_res_blocks = 2  # Per level of the encoder; the decoder has one more.
+    config.num_res_blocks = 2  # ResBlocks per level of the encoder; the decoder has one more.
     config.attention_resolutions = (16,)  # Image heights at which ResBlocks are followed by attention.
     config.resolution = 256  # Image height, pixels.
     config.z_channels = 256  # Channels of the feature map before it is cut into columns.
@@ -156,14 +156,14 @@ def generator_module_config() -> Config:
     config.depth = 32  # Layers.
     config.num_heads = 16  # Heads of self-attention and of cross-attention.
     config.latent_dim = 256  # Channels of a latent: the tokenizer's embed_dim.
-    config.num_classes = 1000  # Without the null class.
+    config.num_classes = 1000  # Number of classes, not counting the null class.
     config.num_cond_tokens = 16  # Tokens that a class becomes for cross-attention.
     config.window_size = _optional(4)  # Columns that a column attends to, itself included; None: all before it.
     config.max_rope_shift = 16  # Positions are shifted by a random number below this, per training step.
     config.flow_width = 1280  # Channels of the flow head.
     config.flow_depth = 12  # Residual blocks of the flow head.
     config.flow_batch_mult = 4  # Flow times drawn per column and training step.
-    config.dropout_rate = 0.1  # On attention weights, attention outputs and in the MLP.
+    config.dropout_rate = 0.1  # Dropout on attention weights, attention outputs and in the MLP.
     config.label_dropout_rate = 0.1  # Probability that training replaces a label by the null class.
     config.remat = "none"  # Rematerialization: "none", "full", "dots" or "projections".
     config.dtype = "float32"  # Dtype of computation; parameters are float32.
@@ -268,7 +268,7 @@ def check_config(config: Config, default: Config) -> None:
             f"batch_size={config.batch_size} is not a multiple of accumulation_steps={config.accumulation_steps}."
         )
     if config.keep_best and config.eval_every is None:
-        raise ValueError(f"keep_best={config.keep_best!r} needs evaluations; eval_every is None.")
+        raise ValueError(f"keep_best={config.keep_best!r} needs evaluations, but eval_every is None: set it.")
     if config.total_epochs is not None and not config.total_epochs > 0:
         raise ValueError(f"total_epochs={config.total_epochs} must be above 0, or None to count total_steps.")
     for name, value in given.items():
@@ -277,7 +277,7 @@ def check_config(config: Config, default: Config) -> None:
 
 
 def _fields(part: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (name, value) of every field, except inside the parts that are modules'."""
+    """Yields (name, value) of every field, except in the sections of modules."""
     for key, value in part.items():
         if isinstance(value, ml_collections.ConfigDict) and key not in ("tokenizer", "generator"):
             yield from _fields(value, f"{prefix}{key}.")

@@ -69,11 +69,11 @@ def train(config: Config, workdir: str, trainer: Trainer) -> State:
 class Run:
     """A training run outside its compiled step; use it in a `with` statement.
 
-    Every method that belongs to a step looks itself whether it is due.
+    Every method that is called at each step checks itself whether it is due.
     """
 
     def __init__(self, config: Config, workdir: str, trainer: Trainer) -> None:
-        """Opens devices, files and data, in the order in which they may refuse the run.
+        """Opens devices, files and data, in the order in which they may reject the run.
 
         Args:
           config: a resolved configuration with the fields of `config.run_config`, and `data`.
@@ -223,7 +223,7 @@ class Run:
         try:
             with jax.set_mesh(self._mesh):
                 where = self._trainer.find_nonfinite(before, batch, jax.random.fold_in(self._root, step - 1))
-        except Exception as error:  # Most likely too little memory: the message is about the run's end.
+        except Exception as error:  # Most likely out of memory; the run's error below matters more.
             where = f"unknown, as the search for it failed ({error!r:.200})"
         count = self._watch.consecutive_nonfinite
         raise FloatingPointError(
@@ -251,7 +251,7 @@ class Run:
         self._writer.scalars(step, values)
 
     def evaluate_and_save(self, step: int, state: State) -> None:
-        """Evaluates and saves; a checkpoint that may be the best carries what its step measured."""
+        """Evaluates and saves; a checkpoint that may be the best includes the metrics of its step."""
         results, save_due = {}, self._is_due(step, self._config.checkpoint_every)
         with self._progress.paused():
             if save_due and not self._config.keep_best:
@@ -269,15 +269,15 @@ class Run:
                 self._save(step, state, results)
 
     def _evaluate(self, step: int, state: State) -> dict[str, float]:
-        """Measures, logs, and keeps the best weights; returns the results that are one number each."""
+        """Measures, logs, and keeps the best weights; returns the scalar results."""
         results, keep_best = self._trainer.evaluate(state), self._config.keep_best
-        numbers = {name: float(value) for name, value in results.items() if np.ndim(value) == 0}
-        logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in numbers.items()))
+        scalars = {name: float(value) for name, value in results.items() if np.ndim(value) == 0}
+        logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in scalars.items()))
         self._writer.scalars(step, results)
         self._best.update(step, results, functools.partial(self._trainer.export, state))
-        if keep_best and keep_best.partition(":")[0] not in numbers:
-            logging.warning("keep_best=%r: step %d measured %s.", keep_best, step, sorted(numbers))
-        return numbers
+        if keep_best and keep_best.partition(":")[0] not in scalars:
+            logging.warning("keep_best=%r: step %d measured %s.", keep_best, step, sorted(scalars))
+        return scalars
 
     def _save(self, step: int, state: State, results: dict[str, float] | None = None) -> None:
         """Saves state, data position, counts and results of a step, unless they are saved already."""

@@ -161,9 +161,9 @@ def accumulate_gradients(
     Args:
       compute: (carry, batch, key) → (values, carry); the values are means over the batch.
       batch: tree of arrays [B, ...].
-      key: source of randomness; every microbatch gets a key of its own.
+      key: source of randomness; every microbatch gets its own key.
       num_microbatches: number of microbatches; 1 computes on the whole batch, with `key` itself.
-      carry: initial value of what `compute` hands from one microbatch to the next.
+      carry: initial carry, which `compute` passes from one microbatch to the next.
 
     Returns:
       The means of the values, and the last carry.

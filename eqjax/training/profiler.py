@@ -10,7 +10,7 @@ class Profiler:
     """Traces `num_steps` steps from step `first` on, as far as this run does them; use it in a `with` statement."""
 
     def __init__(self, folder: str, first: int | None, num_steps: int) -> None:
-        """Starts nothing yet.
+        """Stores the range of steps; the trace starts later, see `before`.
 
         Args:
           folder: folder of the trace.

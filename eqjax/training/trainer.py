@@ -1,4 +1,4 @@
-"""The interface between the training loop and what it trains."""
+"""The interface between the training loop and the trainers."""
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
@@ -51,14 +51,14 @@ class Trainer(abc.ABC):
         The update counts only if all metrics are finite: have the loss and the norms of the gradients among them.
 
         Args:
-          frozen: the attribute.
-          state: before the step.
+          frozen: the attribute `frozen`.
+          state: state before the step.
           batch: the batch.
-          key: the step's own.
+          key: the step's random key.
         """
 
     def plain_step(self, frozen: Any, state: State, batch: Batch, key: PRNGKey) -> tuple[State, Metrics]:
-        """Returns what `step` returns, without rematerialization; its FLOPs count as the model's."""
+        """Returns the results of `step`, computed without rematerialization; its FLOPs count as the model's."""
         return self.step(frozen, state, batch, key)
 
     def evaluation_batches(self, mesh: jax.sharding.Mesh) -> Any:
@@ -67,7 +67,7 @@ class Trainer(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, state: State) -> dict[str, Any]:
-        """Returns metrics on held-out data by name, numbers or vectors."""
+        """Returns metrics on held-out data by name, scalars or vectors."""
 
     @abc.abstractmethod
     def images(self, state: State, batch: Batch) -> dict[str, np.ndarray]:

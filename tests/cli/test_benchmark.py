@@ -1,4 +1,4 @@
-"""The benchmark command: what its flags become, and what it refuses."""
+"""The benchmark command: its options from flags, and rejected arguments."""
 
 from absl import flags
 import pytest
@@ -32,5 +32,5 @@ def test_every_flag_reaches_the_options():
 
 @pytest.mark.parametrize("words", [[], ["sampling", "training"]])
 def test_one_kind_of_work_must_be_named(words):
-    with pytest.raises(ValueError, match="name one kind of work to measure, of sampling, decoding, training, floor"):
+    with pytest.raises(ValueError, match="name one kind of work to measure: sampling, decoding, training, floor"):
         benchmark.run(parse(), words)

@@ -32,9 +32,9 @@ def _folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture(name="halves", scope="module")
-def _halves(tmp_path_factory):
-    """Weights files of a generator alone and of both halves, without class names."""
+@pytest.fixture(name="files", scope="module")
+def _files(tmp_path_factory):
+    """Weights files of a generator alone and of both modules, without class names."""
     root, model = tmp_path_factory.mktemp("weights"), tiny_models.model()
     modules = {"tokenizer": model.tokenizer, "generator": model.generator}
     params = {"tokenizer": model.tokenizer_params, "generator": model.generator_params}
@@ -99,7 +99,7 @@ def test_photographs_are_the_default_for_models_of_them():
 
 @pytest.mark.parametrize(("names", "num_classes"), [(("ape", "bee", "cow"), 3), (None, 12), (None, None)])
 def test_other_models_need_a_data_source(folder, names, num_classes):
-    with pytest.raises(ValueError, match="not built-in photographs; say on which images .* --data.source=folder"):
+    with pytest.raises(ValueError, match="not built-in photographs; choose the images .* --data.source=folder"):
         analyze.model_images(parse(analyze), model(names, num_classes))
     with pytest.raises(ValueError, match="not built-in photographs"):
         analyze.model_images(parse(analyze, f"--data.root={folder}"), model(names, num_classes))
@@ -113,8 +113,8 @@ def test_a_tokenizer_alone_needs_no_labels():
 @pytest.mark.parametrize(
     ("names", "num_classes", "options", "message"),
     [
-        (None, 4, (), "4 classes without names, the data has 3: give all"),
-        (None, 2, (), "2 classes without names, the data has 3: give all"),
+        (None, 4, (), "4 classes without names, but the data has 3: give data with all"),
+        (None, 2, (), "2 classes without names, but the data has 3: give data with all"),
         (("ape", "bee", "dog"), 3, (), "classes dog have no folder"),
         (("ape", "bee"), 2, ("--data.classes=('ape','cow')",), r"classes \['cow'\] of the data are not among"),
         (
@@ -132,9 +132,9 @@ def test_images_that_do_not_fit_the_model_are_rejected(folder, names, num_classe
         analyze.model_images(args, model(names, num_classes))
 
 
-def test_analysis_needs_matplotlib_and_a_tokenizer(halves, tmp_path, monkeypatch):
+def test_analysis_needs_matplotlib_and_a_tokenizer(files, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="loaded without a tokenizer"):
-        analyze.run(parse(analyze, f"--weights={halves}/generator.safetensors"))
+        analyze.run(parse(analyze, f"--weights={files}/generator.safetensors"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for options in (["--weights=absent"], ["--compare", f"--output={tmp_path}"]):
         with pytest.raises(ModuleNotFoundError, match=r"pip install -e '.\[analysis\]'"):
@@ -164,7 +164,7 @@ def test_a_comparison_reuses_tokenizers_of_the_same_flags_only(tmp_path, monkeyp
 
 
 def test_a_comparison_rejects_data_flags():
-    with pytest.raises(ValueError, match="--data.flip would change nothing"):
+    with pytest.raises(ValueError, match="--data.flip would have no effect"):
         analyze.run(parse(analyze, "--compare", "--data.flip=false"))
 
 
@@ -172,8 +172,8 @@ def test_a_comparison_rejects_data_flags():
 
 
 @pytest.mark.parametrize("evaluate_half", [evaluate.evaluate_generation, evaluate.evaluate_images])
-def test_evaluation_needs_a_tokenizer(halves, tmp_path, evaluate_half):
-    options = [f"--weights={halves}/generator.safetensors", "--network=none", f"--output={tmp_path}/out"]
+def test_evaluation_needs_a_tokenizer(files, tmp_path, evaluate_half):
+    options = [f"--weights={files}/generator.safetensors", "--network=none", f"--output={tmp_path}/out"]
     with pytest.raises(ValueError, match="loaded without a tokenizer"):
         evaluate_half(parse(evaluate, *options))
     assert os.listdir(tmp_path) == []
@@ -190,8 +190,8 @@ def test_evaluation_needs_a_tokenizer(halves, tmp_path, evaluate_half):
         ("--data.root=images", "--data.root: generation reads no images, and compares with --reference"),
     ],
 )
-def test_bad_flags_are_rejected_before_anything_is_written(halves, tmp_path, option, message):
-    options = [f"--weights={halves}/both.safetensors", "--network=none", f"--output={tmp_path}/out", "--num_images=2"]
+def test_bad_flags_are_rejected_before_anything_is_written(files, tmp_path, option, message):
+    options = [f"--weights={files}/both.safetensors", "--network=none", f"--output={tmp_path}/out", "--num_images=2"]
     with pytest.raises(ValueError, match=message):
         evaluate.evaluate_generation(parse(evaluate, *options, option))
     assert os.listdir(tmp_path) == []
@@ -205,12 +205,12 @@ def test_a_folder_of_other_results_is_rejected_before_weights_are_loaded(tmp_pat
 
 @pytest.mark.parametrize("words", [[], ["sampling"], ["generation", "reconstruction"]])
 def test_evaluate_needs_one_known_word(words):
-    with pytest.raises(ValueError, match="say what to evaluate: generation or reconstruction; got"):
+    with pytest.raises(ValueError, match="name what to evaluate: generation or reconstruction; got"):
         evaluate.run(parse(evaluate), words)
 
 
-def test_generation_writes_images_and_a_row_per_guidance_scale(halves, tmp_path):
-    options = [f"--weights={halves}/both.safetensors", "--num_flow_steps=2", "--batch_size=2", "--num_images=6"]
+def test_generation_writes_images_and_a_row_per_guidance_scale(files, tmp_path):
+    options = [f"--weights={files}/both.safetensors", "--num_flow_steps=2", "--batch_size=2", "--num_images=6"]
     options += [f"--output={tmp_path / 'out'}"]
     network = "--network=none"
     log = subprocesses.run("eqjax", "evaluate", "generation", *options, network, "--guidance_scale=1,2", "--npz")
@@ -229,7 +229,7 @@ def test_generation_writes_images_and_a_row_per_guidance_scale(halves, tmp_path)
     ("options", "message"),
     [
         (["--data.height=16"], "give --input=.* or a data set: --data.source=folder .* --data.source=photos"),
-        (["--input=images", "--data.height=16", "--num_images=2"], "--data.height, --num_images would change nothing"),
+        (["--input=images", "--data.height=16", "--num_images=2"], "--data.height, --num_images would have no effect"),
     ],
 )
 def test_statistics_need_an_input_or_a_data_set(options, message):
@@ -249,7 +249,11 @@ def test_statistics_of_an_npz_of_images(tmp_path, monkeypatch):
     np.savez(tmp_path / "images.npz", images)
     monkeypatch.setattr(networks, "inception", lambda _: tiny_models.network())
     options = [f"--input={tmp_path}/images.npz", f"--output={tmp_path}/s.npz", "--batch_size=2"]
+    leftover = tmp_path / "s.npz.k3v_x9ab.tmp"  # Of a killed process.
+    leftover.write_bytes(b"half")
+    os.utime(leftover, (0, 0))
     make_statistics.run(parse(make_statistics, *options))
+    assert not leftover.exists()
     written = statistics.load(tmp_path / "s.npz")
     expected = Extractor(tiny_models.network(), per_device_batch_size=2).collect(iter([images]), 20).statistics
     np.testing.assert_allclose(written.covariance, expected.covariance, rtol=1e-6)

@@ -36,7 +36,7 @@ def test_an_unknown_network_is_refused_before_anything_is_fetched(tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
-def test_the_command_says_what_to_put_where_and_fails(tmp_path):
+def test_the_command_fails_and_names_the_files_and_their_folder(tmp_path):
     done = subprocess.run(
         [
             sys.executable,

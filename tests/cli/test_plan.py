@@ -1,4 +1,4 @@
-"""The planning command: its devices, its output, its refusals."""
+"""The command `eqjax plan`: its devices, its output, and rejected arguments."""
 
 import json
 import subprocess

@@ -58,7 +58,7 @@ def test_an_unknown_field_ends_the_command_in_one_message(tmp_path):
     assert "Traceback" not in output and not workdir.exists()
 
 
-def test_the_demo_says_what_weights_lack(tmp_path):
+def test_the_demo_names_the_module_that_weights_lack(tmp_path):
     module = pretrained.build_module("tokenizer", dict(photos_tokenizer.get_config("tiny").tokenizer))
     path = tmp_path / "tokenizer.safetensors"
     pretrained.save(path, pretrained.Weights({"tokenizer": module}, {"tokenizer": random_params(module)}, 1.0))

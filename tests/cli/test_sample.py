@@ -58,13 +58,13 @@ def test_columns_of_a_panorama(classes, columns, expected):
         sample.count_columns(pairs, columns)
 
 
-def test_the_command_and_the_model_draw_the_same_by_default(command, weights):
+def test_the_command_and_the_model_sample_the_same_by_default(command, weights):
     given = dict(guidance_scale=None, guidance_schedule=None, num_flow_steps=None, solver=None)
     image = load_pretrained(weights).sample("cat", num_columns=4, seeds=[3])[0]
     np.testing.assert_array_equal(command(classes="cat", num_columns=4, seeds=3, **given), image)
 
 
-def test_the_command_and_the_model_draw_the_same_with_options(command, weights):
+def test_the_command_and_the_model_sample_the_same_with_options(command, weights):
     options: dict[str, Any] = dict(guidance_scale=3.0, guidance_schedule="linear", num_flow_steps=3, solver="heun")
     options |= dict(time_grid="cosine", temperature=0.8, max_position=2)
     images = load_pretrained(weights).sample(["cat", "cat"], num_columns=4, seeds=[3, 1], **options)
@@ -137,7 +137,7 @@ def test_a_saved_panorama_is_resumed(command, tmp_path):
             command(state=state, **change)
     with pytest.raises(ValueError, match=r"classes \['cow'\] are not among"):
         command(classes="cow", state=state)
-    # An image that cannot be written costs nothing: the state stays, and the same command draws it again.
+    # A failed image write loses nothing: the state stays, and the same command samples the image again.
     (tmp_path / "out-000064.png").mkdir()
     with pytest.raises(OSError, match="out-000064.png"):
         command(state=state)
@@ -158,7 +158,7 @@ def test_a_panorama_with_an_end_ends(weights, command, tmp_path):
     strips.save(tmp_path / "state.npz")
     options = dict(state=tmp_path / "state.npz", solver="euler", num_columns=30)
     assert command(**options, written="out-000000.png").shape == (16, 40, 3)
-    with pytest.raises(ValueError, match="its 20 columns are all drawn"):
+    with pytest.raises(ValueError, match="ends after 20 columns"):
         command(**options)
 
 

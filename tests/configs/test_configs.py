@@ -36,8 +36,8 @@ def test_every_file_is_listed():
 @pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants])
 def test_shapes(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
-    stage = {"tokenizer": tokenizer, "generator": generator}[config.trainer]
-    check_config(config, stage.default_config())
+    trainer = {"tokenizer": tokenizer, "generator": generator}[config.trainer]
+    check_config(config, trainer.default_config())
     if config.data.source == "folder":
         config.data.root = "the user's"
     data.check_config(config.data)

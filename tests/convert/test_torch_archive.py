@@ -274,7 +274,7 @@ TREE = {
 }
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_values_are_read_back(tmp_path):
     torch_archive.save(tmp_path / "sub" / "a.ckpt", TREE)
     out = torch_archive.load(tmp_path / "sub" / "a.ckpt")
     np.testing.assert_array_equal(out["state_dict"]["w"], TREE["state_dict"]["w"])
@@ -292,7 +292,7 @@ def test_transposed_arrays_are_written_right_and_shared_ones_once(tmp_path):
     assert os.path.getsize(tmp_path / "b.ckpt") < 1.5 * big.nbytes
 
 
-def test_written_files_use_what_the_safe_mode_of_pytorch_knows(tmp_path):
+def test_written_files_use_only_globals_of_pytorchs_safe_mode(tmp_path):
     torch_archive.save(tmp_path / "a.ckpt", TREE)
     with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
         opcodes = list(pickletools.genops(archive.read("archive/data.pkl")))

@@ -56,10 +56,10 @@ def test_a_tokenizer_file_holds_ema_and_raw_weights(lightning):
 
 def test_parts_without_ema_weights_are_taken_from_the_raw_ones(lightning, caplog):
     parts = ("ema_decoder.", "ema_post_quant_layer.")
-    second_stage = {k: v for k, v in lightning.items() if not k.startswith("ema_") or k.startswith(parts)}
-    second_stage["ema_encoder.decay"] = np.float32(0.99)  # A counter is no weight.
+    stage2 = {k: v for k, v in lightning.items() if not k.startswith("ema_") or k.startswith(parts)}
+    stage2["ema_encoder.decay"] = np.float32(0.99)  # A counter is no weight.
     with caplog.at_level(logging.INFO, logger="absl"):
-        out = convert.ema_tokenizer_state_dict(second_stage)
+        out = convert.ema_tokenizer_state_dict(stage2)
     for name, array in out.items():
         salt = "" if name.startswith(("decoder.", "post_quant_layer.")) else published_checkpoints.RAW
         np.testing.assert_array_equal(array, reference_weights.weight(name, array.shape, salt), err_msg=name)
@@ -69,7 +69,9 @@ def test_parts_without_ema_weights_are_taken_from_the_raw_ones(lightning, caplog
 def test_ema_weights_that_do_not_match_the_raw_ones_are_refused(lightning, tokenizer_state):
     with pytest.raises(ConversionError, match="no EMA weights"):
         convert.ema_tokenizer_state_dict(tokenizer_state)
-    with pytest.raises(ConversionError, match=r"encoder\.conv_in\.bias and encoder\.conv\._inbias .*ambiguous"):
+    with pytest.raises(
+        ConversionError, match=r"encoder\.conv_in\.bias and encoder\.conv\._inbias .*use the raw weights"
+    ):
         convert.ema_tokenizer_state_dict(lightning | {"encoder.conv._inbias": np.zeros(32)})
     odd = lightning | {"ema_encoder.extra": np.zeros(3)}
     del odd["ema_decoder.conv_outbias"]

@@ -137,7 +137,7 @@ def test_eval_images_are_spread_over_the_classes(config):
     assert len(batches) == 2 and batches.num_images == 6
     assert set(np.concatenate([batch["label"] for batch in batches])) == {0, 1, 2}
     _assert_same([batches[0]], [batches[0]])
-    with pytest.raises(IndexError, match="Batch 2 of 2"):
+    with pytest.raises(IndexError, match="Batch 2 does not exist; there are 2"):
         batches[2]
 
 
@@ -151,7 +151,7 @@ def test_no_eval_images_are_refused(config):
     [
         ({"batch_size": 5, "process": (0, 2)}, "batch_size=5 must be a positive multiple.*process_count=2"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"process": (2, 2)}, "process_index=2 must lie in"),
+        ({"process": (2, 2)}, "process_index=2 must be in"),
         ({"process": (0, None)}, "both or neither"),
         ({"seed": -1}, "seed=-1"),
     ],

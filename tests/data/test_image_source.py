@@ -20,7 +20,7 @@ def test_nearest_are_sorted_by_distance():
 
 
 def test_fraction_out_of_range_is_refused(class_folders):
-    with pytest.raises(ValueError, match=r"max_corrupt_fraction=1 must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"max_corrupt_fraction=1 must be in \[0, 1\)"):
         FolderSource(class_folders, max_corrupt_fraction=1)
 
 

@@ -78,7 +78,7 @@ def test_grid_is_fixed_and_has_every_class():
         ({"classes": ("cat", "dog")}, "dog.*built-in photographs: brick"),
         ({"classes": ("cat", "cat")}, "different names"),
         ({"classes": ()}, "one or more"),
-        ({"holdout_fraction": 0.7}, r"holdout_fraction=0.7 must lie in \[0, 0.5\]"),
+        ({"holdout_fraction": 0.7}, r"holdout_fraction=0.7 must be in \[0, 0.5\]"),
         ({"holdout_fraction": 0, "train": False}, "nothing to evaluate on"),
         ({"epoch_length": 0}, "epoch_length=0"),
     ],

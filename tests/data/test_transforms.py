@@ -63,7 +63,7 @@ def test_random_regions_cover_scales_and_places():
     assert left.min() >= 0 and top.min() >= 0 and right.max() <= 600 and bottom.max() <= 400
     assert np.abs(widths - 2 * heights).max() <= 1
     assert 60 <= heights.min() <= 62 and 236 <= heights.max() <= 240  # 0.2 and 0.8 of the largest, 300 pixels.
-    # Log-uniform: half the crops lie below the geometric mean, sqrt(60 · 240) = 120.
+    # Log-uniform: half the crops are below the geometric mean, sqrt(60 · 240) = 120.
     assert abs(np.mean(heights < 120) - 0.5) < 0.05
     assert left.min() < 5 and right.max() > 595 and top.min() < 5 and bottom.max() > 395
 

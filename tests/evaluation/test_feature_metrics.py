@@ -113,9 +113,9 @@ def test_frechet_distance_rejects_other_sizes_and_nan():
 def test_moments_reject_nan_other_sizes_and_too_few_features():
     with pytest.raises(ValueError, match="features of 1 images are not finite"):
         fid.Moments(2).update(np.array([[0.0, np.nan], [1.0, 1.0]]))
-    with pytest.raises(ValueError, match=r"shape \(1, 3\); these moments take \[N, 2\]"):
+    with pytest.raises(ValueError, match=r"shape \(1, 3\); expected \[N, 2\]"):
         fid.Moments(2).update(np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="at least 2 images, there are 0"):
+    with pytest.raises(ValueError, match="at least 2 images, but there are 0"):
         fid.Moments(2).result()
 
 
@@ -124,9 +124,9 @@ def test_inception_score_rejects_another_number_of_images():
         feature_metrics.InceptionScore(9)
     score = feature_metrics.InceptionScore(10)
     score.update(np.zeros((9, 4)))
-    with pytest.raises(ValueError, match="logits of 9 images arrived, 10 were announced"):
+    with pytest.raises(ValueError, match="logits of 9 images arrived, fewer than num_images=10"):
         score.result()
-    with pytest.raises(ValueError, match="more logits arrived than the 10"):
+    with pytest.raises(ValueError, match="more than num_images=10"):
         score.update(np.zeros((2, 4)))
 
 

@@ -43,7 +43,7 @@ def test_one_device_and_other_batches_give_the_same_images_and_metrics(model, wh
     alone = generate(model, OPTIONS, COUNT, tmp_path / "one", mesh=one, per_device_batch_size=2)
     assert images(whole).std() > 10
     np.testing.assert_array_equal(images(alone), images(whole))
-    # Other products of matrices are rounded otherwise, so that a value at a half may go to the other side.
+    # Matrix products of other sizes round differently, so a value next to a half may round the other way.
     other = generate(model, OPTIONS, COUNT, tmp_path / "other", mesh=one, per_device_batch_size=24)
     difference = np.abs(images(other).astype(int) - images(whole))
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
@@ -62,10 +62,10 @@ def test_images_depend_on_seed_class_and_number(model, whole, tmp_path):
     stronger = generate(
         model, dataclasses.replace(OPTIONS, guidance_scale=5.0), 8, tmp_path / "g", per_device_batch_size=2
     )
-    drawn = images(whole)
-    assert (images(other) != drawn[:8]).mean() > 0.5
-    assert (images(stronger) != drawn[:8]).mean() > 0.01
-    assert len({image.tobytes() for image in drawn}) == COUNT
+    generated = images(whole)
+    assert (images(other) != generated[:8]).mean() > 0.5
+    assert (images(stronger) != generated[:8]).mean() > 0.01
+    assert len({image.tobytes() for image in generated}) == COUNT
     np.testing.assert_array_equal(np.bincount(whole.labels), [8, 8, 8])
 
 
@@ -120,6 +120,18 @@ def test_png_and_npz(whole):
     np.testing.assert_array_equal(np.concatenate(list(folder.batches())), images(whole))
 
 
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    samples = SampleFolder(tmp_path, 4, 2)
+    samples.write(0, np.zeros((2, 4, 4, 3), np.uint8))
+    leftover = tmp_path / "shards" / "00000002-00000003.npy.k3v_x9ab.tmp"
+    leftover.write_bytes(b"half")
+    samples.check_protocol({})
+    assert leftover.exists()  # As new as it is, another process may be writing it.
+    os.utime(leftover, (0, 0))
+    samples.check_protocol({})
+    assert os.listdir(tmp_path / "shards") == ["00000000-00000001.npy"] and samples.num_available() == 2
+
+
 def test_an_npz_that_is_interrupted_does_not_appear(tmp_path):
     def read_image(position):
         if position == 3:
@@ -131,7 +143,7 @@ def test_an_npz_that_is_interrupted_does_not_appear(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_number_that_does_not_divide_by_the_classes_says_what_it_does(model, tmp_path, caplog):
+def test_a_number_of_images_that_is_no_multiple_of_the_classes_is_logged(model, tmp_path, caplog):
     with caplog.at_level("WARNING"):
         samples = generate(model, OPTIONS, 5, tmp_path, per_device_batch_size=2)
     assert "5 images do not divide by 3 classes: classes 0 … 1 get 2 each, the others 1" in caplog.text

@@ -125,5 +125,5 @@ def test_only_the_columns_asked_for_are_trained(generator):
 
 @pytest.mark.parametrize("columns", [[], [4], [-1]])
 def test_columns_that_do_not_exist_are_rejected(generator, columns):
-    with pytest.raises(ValueError, match=r"must be some of 0 … 3"):
+    with pytest.raises(ValueError, match=r"must be one or more indices from 0 … 3"):
         tasks.train(generator, np.zeros((2, COLUMNS, 3)), np.zeros(2, int), steps=1, columns=columns)

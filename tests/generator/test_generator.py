@@ -144,7 +144,7 @@ def test_initial_parameters_have_the_bounds_of_their_initializers():
         (dict(width=10, num_heads=4), "width=10 must be a multiple of 2 · num_heads=8"),
         (dict(window_size=0), "window_size=0"),
         (dict(max_rope_shift=0), "max_rope_shift=0 must be ≥ 1"),
-        (dict(dropout_rate=2.0), r"dropout_rate=2.0 must lie in \[0, 1\)"),
+        (dict(dropout_rate=2.0), r"dropout_rate=2.0 must be in \[0, 1\)"),
         (dict(remat="some"), "remat='some' is not one of .*projections"),
     ],
 )
@@ -161,7 +161,7 @@ def test_latents_of_another_size_are_refused():
 
 def test_column_weights_by_hand():
     np.testing.assert_allclose(column_weights(4, (3, 1)), [0, 0.5, 0, 0.5])
-    with pytest.raises(ValueError, match=r"columns=\[4\] must be some of 0 … 3"):
+    with pytest.raises(ValueError, match=r"columns=\[4\] must be one or more indices from 0 … 3"):
         column_weights(4, [4])
-    with pytest.raises(ValueError, match=r"columns=\[\] must be some of"):
+    with pytest.raises(ValueError, match=r"columns=\[\] must be one or more"):
         column_weights(4, [])

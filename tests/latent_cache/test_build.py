@@ -186,7 +186,7 @@ def test_threads_and_flips_of_the_configuration_do_not_matter(copy, config, weig
         (dict(num_crops=0), "num_crops=0"),
         (dict(dtype="float32"), "dtype='float32' must be among"),
         (dict(split="test"), "split='test'"),
-        (dict(process_index=2), "process_index=2 must lie in"),
+        (dict(process_index=2), "process_index=2 must be in"),
         (dict(batch_size=0), "batch_size=0 must be at least 1"),
     ],
 )

@@ -1,6 +1,7 @@
 """Writing shards and the manifest."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -30,6 +31,21 @@ def test_cache_is_complete_with_its_last_shard(writer):
     source = LatentSource(writer.root)
     assert [source[i]["label"] for i in range(3)] == [0, 1, 0]
     assert source.manifest["latent_scale"] == pytest.approx((4 + 5) ** -0.5)
+
+
+def test_leftovers_of_killed_processes_are_removed_at_the_next_start(writer):
+    writer.open()
+    writer.write_shard(0, _records(2))
+    files = sorted(os.listdir(writer.root))
+    for name in ("latents-00001-of-00002.array_record", "latents-00000-of-00002.json", "spec.json", "manifest.json"):
+        path = f"{writer.root}/{name}.k3v_x9ab.tmp"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("half")
+        os.utime(path, (0, 0))
+    with open(f"{writer.root}/latents-00001-of-00002.array_record.aaaaaaaa.tmp", "w", encoding="utf-8"):
+        pass  # Just begun by another process.
+    writer.open()
+    assert sorted(os.listdir(writer.root)) == sorted([*files, "latents-00001-of-00002.array_record.aaaaaaaa.tmp"])
 
 
 def test_shard_of_another_size_than_its_statistics_is_incomplete(writer):

@@ -34,7 +34,7 @@ def test_processes_are_numbered_by_our_variables_or_those_of_torchrun():
     assert processes.distributed_arguments({}) is None
     assert processes.distributed_arguments(dict(ours, NUM_PROCESSES="1", PROCESS_ID="0")) is None
     assert processes.distributed_arguments(dict(EQJAX_DISTRIBUTED="auto")) == {}
-    with pytest.raises(ValueError, match="COORDINATOR_ADDRESS not set, but the others of .* are"):
+    with pytest.raises(ValueError, match="COORDINATOR_ADDRESS is not set, but the others of .* are"):
         processes.distributed_arguments(dict(NUM_PROCESSES="2", PROCESS_ID="0"))
     with pytest.raises(ValueError, match="PROCESS_ID=4 must be a number below NUM_PROCESSES=4"):
         processes.distributed_arguments(dict(ours, PROCESS_ID="4"))
@@ -45,9 +45,9 @@ def test_process_numbers_without_a_coordinator():
     assert processes.process_numbers(dict(WORLD_SIZE="2", RANK="1", MASTER_ADDR="node0")) == (1, 2)
     assert processes.process_numbers({}) == (0, 1)
     assert processes.process_numbers(dict(EQJAX_DISTRIBUTED="auto")) is None
-    with pytest.raises(ValueError, match="PROCESS_ID not set, but NUM_PROCESSES is; set both"):
+    with pytest.raises(ValueError, match="PROCESS_ID is not set, but NUM_PROCESSES is; set both"):
         processes.process_numbers(dict(NUM_PROCESSES="2"))
-    with pytest.raises(ValueError, match="WORLD_SIZE not set, but RANK is"):
+    with pytest.raises(ValueError, match="WORLD_SIZE is not set, but RANK is"):
         processes.process_numbers(dict(RANK="0"))
 
 

@@ -109,7 +109,7 @@ def test_a_file_is_remembered_when_first_seen_and_compared_from_then_on(tmp_path
     record.unlink()
     nets.load("dino", tmp_path)
     record.write_text("[]")
-    with pytest.raises(nets.FrozenWeightsError, match=f"{record} should hold .* delete it"):
+    with pytest.raises(nets.FrozenWeightsError, match=f"{record} cannot be read; expected the SHA-256 .* delete it"):
         nets.load("dino", tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_a_broken_connection_leaves_nothing(tmp_path):
 # --- The published files -----------------------------------------------------------------------------
 
 
-def test_files_must_hold_what_the_published_ones_hold(monkeypatch):
+def test_files_must_hold_the_arrays_of_the_published_ones(monkeypatch):
     monkeypatch.undo()
     manifests = published_checkpoints.read_json("frozen_manifests.json.gz")
     published = {

@@ -54,7 +54,7 @@ def test_images_are_resized_and_scaled_for_the_network():
     np.testing.assert_array_equal(out, inception_inputs(images.astype(np.float32)))
 
 
-def test_outputs_are_float32_whatever_is_computed_in():
+def test_outputs_are_float32_for_any_compute_dtype():
     module = nets.Inception(dtype=jnp.bfloat16)
     params = jax.eval_shape(module.init_params, jax.random.key(0))
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8)

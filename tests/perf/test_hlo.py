@@ -82,5 +82,5 @@ def test_source_target_pairs_are_groups_of_two():
 
 
 def test_an_unknown_notation_is_an_error_that_shows_the_line():
-    with pytest.raises(ValueError, match="no groups of devices in: %x = .* replica_groups=others"):
+    with pytest.raises(ValueError, match="no groups of devices in a known notation in: %x = .* replica_groups=others"):
         hlo.device_groups("%x = f32[] all-reduce(%y), replica_groups=others, to_apply=%z")

@@ -38,14 +38,14 @@ def test_an_image_is_continued_on_both_sides(photograph):
 
 def test_classes_and_guidance_are_counted_from_the_image_outwards(photograph, monkeypatch):
     monkeypatch.setattr(sampler, "CHUNK_COLUMNS", 2)
-    m, given, drawn = local_model(), 12, []
+    m, given, sampled = local_model(), 12, []
     scales = np.array([1.5, 2.0, 4.0, 3.0, 0.5])
     kwargs: dict[str, Any] = dict(num_flow_steps=2, transition=2)
     out = outpaint(
         m, photograph, [("dog", 2), ("eel", None)], left=4, right=5, seed=3, guidance_scale=scales,
-        progress=drawn.append, **kwargs,
+        progress=sampled.append, **kwargs,
     )  # fmt: skip
-    assert drawn == [2, 2, 2, 2, 1]  # First to the left, then to the right.
+    assert sampled == [2, 2, 2, 2, 1]  # First to the left, then to the right.
     # Two columns of the first class, then the transition to the second one, counted from the image on both sides.
     for columns, seed, image, side in ((5, 3, photograph, out[:, 32:]), (4, 4, photograph[:, ::-1], out[:, 7::-1])):
         guidance = np.array([9.0] * given + list(scales[:columns]))
@@ -93,5 +93,7 @@ def test_images_of_other_sizes_are_resized_on_request(photograph):
     np.testing.assert_array_equal(outpaint(m, ramp, 0, **kwargs), expected)
     with pytest.raises(ValueError, match="less than a column of 2"):
         outpaint(m, np.zeros((160, 8, 3), np.uint8), 0, right=2, resize=True)
+    with pytest.raises(ValueError, match="an image of 650000 × 1 pixels would be 10400000 wide .*: cut out"):
+        outpaint(m, np.broadcast_to(np.uint8(0), (1, 650_000, 3)), 0, right=2, resize=True)
     with pytest.raises(ValueError, match="left=0 and right=0"):
         outpaint(m, photograph, 0)

@@ -130,7 +130,7 @@ def test_same_images_on_one_and_four_devices():
     assert difference.max() <= 1 and difference.mean() < 1e-2  # Rounding of values next to a half.
 
 
-def test_compute_params_keep_what_is_computed_in_float32():
+def test_compute_params_keep_float32_where_modules_compute_in_it():
     generator = local_model().require("generator").clone(dtype=jnp.bfloat16)
     cast = sampler.compute_params(generator, local_model().generator_params)
     kinds = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(cast)}

@@ -1,4 +1,4 @@
-"""A tiny generator's training that draws and judges images as it goes; as a program, for several processes.
+"""A tiny generator's training that samples and evaluates images; as a program, for several processes.
 
 python -m tests.training.sample_metrics_run WORKDIR TOKENIZER REFERENCE
 """
@@ -17,7 +17,7 @@ from eqjax.training import generator
 from tests.evaluation import tiny_models
 from tests.random_params import random_params
 
-SETTINGS: Any = dict(num_flow_steps=2, guidance_scale=2.0)
+SAMPLING: Any = dict(num_flow_steps=2, guidance_scale=2.0)
 COUNT = 12
 
 
@@ -48,7 +48,7 @@ def write_tokenizer(path):
 
 
 def make_config(tokenizer, reference, **metrics):
-    """Four steps, judged at every second."""
+    """Returns the configuration of four steps, with FID after every second."""
     config = photos_generator.get_config("tiny")
     config.data.classes = ("brick", "coffee")
     config.generator.num_classes = 2
@@ -57,13 +57,13 @@ def make_config(tokenizer, reference, **metrics):
     config.update(image_every=None, keep_checkpoints=1, keep_best="fid:max")
     config.optimizer.update(schedule="constant", warmup_steps=0.0, learning_rate=5e-3)
     config.metrics.update(every=2, num_images=COUNT, reference=str(reference), **metrics)
-    config.metrics.sampling.update(SETTINGS)
+    config.metrics.sampling.update(SAMPLING)
     return config
 
 
 def measure(weights, reference):
-    """FID of what is drawn with a weights file, as `eqjax evaluate` does it."""
-    model, options = load_pretrained(weights), GenerationOptions(num_columns=4, **SETTINGS)
+    """Returns the FID of samples with a weights file, as `eqjax evaluate` computes it."""
+    model, options = load_pretrained(weights), GenerationOptions(num_columns=4, **SAMPLING)
     extractor = Extractor(tiny_models.network(), per_device_batch_size=8)
     evaluator = GenerationEvaluator(model, options, COUNT, extractor=extractor, reference=statistics.load(reference))
     return evaluator.evaluate(model, weights.parent / "again")["metrics"]["fid"]

@@ -70,7 +70,7 @@ def test_unknown_and_missing_fields_are_named():
             dict(optimizer={"lr_reference_batch_size": 0}),
             "optimizer.lr_reference_batch_size=0 must be an integer of at least 1, or None to turn it off",
         ),
-        (dict(keep_best="eval_loss:min", eval_every=None), "keep_best='eval_loss:min' needs .*; eval_every is None"),
+        (dict(keep_best="eval_loss:min", eval_every=None), "keep_best='eval_loss:min' needs .* eval_every is None"),
         (dict(total_epochs=0.0), "total_epochs=0.0 must be above 0, or None to count total_steps"),
         (dict(optimizer={"warmup_epochs": -1.0}), "optimizer.warmup_epochs=-1.0 must be at least 0, or None to count"),
     ],

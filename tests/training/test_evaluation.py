@@ -43,7 +43,7 @@ def test_held_out_data_that_do_not_exist_are_refused_when_they_are_opened(config
 
 
 def test_every_process_reads_its_shard(config, monkeypatch):
-    """As of the training batches, which the mesh decides."""
+    """The mesh determines the shard, as for the training batches."""
     mesh, asked = sharding.make_mesh(), {}
     whole = [make(fields).evaluation_batches(mesh)[0]["label"] for fields, make in trainers(config)]
     monkeypatch.setattr(sharding, "batch_shard", lambda _: (1, 2))

@@ -50,10 +50,10 @@ def test_unknown_schedules_are_refused():
 
 
 def test_ema_weights_and_their_decay_follow_closed_forms():
-    average, decay = {"w": jnp.zeros(())}, 0.9
+    ema, decay = {"w": jnp.zeros(())}, 0.9
     for n in range(1, 6):
-        average = ema_update(average, {"w": jnp.ones(())}, decay)
-        np.testing.assert_allclose(average["w"], 1 - 0.9**n, rtol=1e-5)
+        ema = ema_update(ema, {"w": jnp.ones(())}, decay)
+        np.testing.assert_allclose(ema["w"], 1 - 0.9**n, rtol=1e-5)
     config = make(ema_decay=0.99, ema_warmup=True)
     decays = [np.asarray(optim.ema_decay(config, n)) for n in (1, 9, 10000)]
     np.testing.assert_allclose(decays, [2 / 11, 10 / 19, 0.99], rtol=1e-6)
@@ -117,7 +117,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 
 
 def test_three_steps_are_those_recorded_from_the_reference():
-    """Three steps of AdamW with clipping and averaging; the second loss is multiplied by 10."""
+    """Three steps of AdamW with clipping and EMA weights; the second loss is multiplied by 10."""
     generator, params, arrays = generator_case()
     clip = json.loads((GOLDEN / "generator_tiny.json").read_text())["config"]["clip"]
     config = make(weight_decay=0.02, grad_clip_norm=clip)
@@ -130,15 +130,16 @@ def test_three_steps_are_those_recorded_from_the_reference():
         return jax.grad(loss)(params)
 
     @jax.jit
-    def step(params, opt_state, average, factor, rate):
+    def step(params, opt_state, ema, factor, learning_rate):
         updates, opt_state = optimizer.update(gradient(params, factor), opt_state, params)
-        params = optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates))  # AdamW is linear in the rate.
-        return params, opt_state, ema_update(average, params, 0.9)
+        # AdamW is linear in the learning rate, which the optimizer has as 1.
+        params = optax.apply_updates(params, jax.tree.map(lambda u: learning_rate * u, updates))
+        return params, opt_state, ema_update(ema, params, 0.9)
 
-    opt_state, average = jax.jit(optimizer.init)(params), params
-    for factor, rate in ((1.0, 1e-3), (10.0, 2e-3), (1.0, 3e-3)):
-        params, opt_state, average = step(params, opt_state, average, factor, rate)
-    for kind, tree in (("param", params), ("ema", average)):
+    opt_state, ema = jax.jit(optimizer.init)(params), params
+    for factor, learning_rate in ((1.0, 1e-3), (10.0, 2e-3), (1.0, 3e-3)):
+        params, opt_state, ema = step(params, opt_state, ema, factor, learning_rate)
+    for kind, tree in (("param", params), ("ema", ema)):
         back = convert.generator_state_dict(tree, generator)
         prefix = f"optim/{kind}_norm/"
         names = [key.removeprefix(prefix) for key in arrays.files if key.startswith(prefix)]

@@ -59,7 +59,7 @@ def runs(tmp_path_factory):
     config = generator_config(root / "tokenizer", 40)
     reference = sample_metrics_run.write_reference(root / "reference.npz")
     config.metrics.update(every=20, num_images=sample_metrics_run.COUNT, reference=str(reference))
-    config.metrics.sampling.update(sample_metrics_run.SETTINGS)
+    config.metrics.sampling.update(sample_metrics_run.SAMPLING)
     config.keep_checkpoints, config.keep_best = 1, "fid:max"
     with sample_metrics_run.tiny_inception():
         states["generator"] = generator.train_and_evaluate(config, str(root / "generator"))
@@ -117,7 +117,7 @@ def test_the_best_weights_by_fid_are_kept(runs):
 
 
 def test_an_interrupted_tokenizer_equals_an_uninterrupted_one(runs, tmp_path):
-    """As a kill after the checkpoint of step 20 leaves its folder."""
+    """The folder is left as by a kill after the checkpoint of step 20."""
     root, states = runs
     workdir = shutil.copytree(root / "tokenizer", tmp_path / "tokenizer")
     shutil.rmtree(workdir / "checkpoints" / "40")

@@ -19,7 +19,7 @@ _STACKED = "blocks"
 def first_nonfinite_module(
     step: GeneratorStep, params: Params, encoder_params: Params, batch: Batch, key: PRNGKey
 ) -> str:
-    """Names the first thing that is not finite in a training step, which it repeats.
+    """Repeats a training step and names the first value that is not finite.
 
     In this order: parameters, latents, outputs of modules (the first in the forward pass; of the stacked layers the
     lowest), the loss, gradients (the last module in the forward pass, as they flow back).
@@ -28,8 +28,8 @@ def first_nonfinite_module(
       step: the step.
       params: raw weights before the step.
       encoder_params: parameters of the frozen encoder.
-      batch: the step's, whole.
-      key: the step's.
+      batch: the step's whole batch.
+      key: the step's random key.
 
     Returns:
       A text, such as "output of blocks/mlp_in, layer 3".
@@ -64,7 +64,7 @@ def _first_in_microbatch(
     if bad := nonfinite_names(inside["intermediates"], order):
         return f"output of {bad[0]}"
     if not jnp.isfinite(value):
-        return "the loss itself, of outputs that are all finite: they are too large to be squared"
+        return "the loss itself: all outputs are finite, but their squares overflow"
     if bad := nonfinite_names(jax.jit(jax.grad(loss))(params), order):
         return f"gradient of {bad[-1]}"
     return None
@@ -75,7 +75,7 @@ def nonfinite_names(tree: Tree, order: list[str]) -> list[str]:
 
     Args:
       tree: parameters, gradients or intermediate outputs of the generator.
-      order: the modules in the order of the forward pass, see `forward_order`; what has no module comes first.
+      order: the modules in the order of the forward pass, see `forward_order`; leaves without a module come first.
     """
     rank = {path: i for i, path in enumerate(order)}
     for path, i in list(rank.items()):  # A part of the model comes where its last module does.

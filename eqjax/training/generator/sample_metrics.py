@@ -6,15 +6,15 @@ from eqjax.typing import Config
 
 
 def make_evaluator(config: Config, model: Model) -> GenerationEvaluator:
-    """Returns the evaluator of samples, after checking what it needs.
+    """Returns the evaluator of samples, after checking its configuration.
 
     Args:
       config: a resolved `generator_config` with `metrics.every`.
       model: the model; its arrays may be jax.ShapeDtypeStruct.
 
     Raises:
-      ValueError: the configuration has no reference, or values out of range.
-      StatisticsError: the reference cannot be compared with.
+      ValueError: the configuration has no reference, or values are out of range.
+      StatisticsError: the reference has another protocol or feature size.
     """
     metrics = config.metrics
     if config.eval_every is None or metrics.every % config.eval_every:

@@ -55,7 +55,7 @@ class GeneratorStep:
           encode: (encoder's parameters, batch, key) → (scaled latents [B, L, D], labels [B]).
 
         Raises:
-          ValueError: the configuration names no optimizer or schedule that exists.
+          ValueError: the optimizer or the schedule is unknown.
         """
         optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps)
         return cls(
@@ -84,9 +84,9 @@ class GeneratorStep:
 
         Args:
           encoder_params: parameters of the frozen encoder; an empty dict for cached latents.
-          state: before the step.
+          state: state before the step.
           batch: "label" and either "image" or "latents".
-          key: the step's own.
+          key: the step's random key.
 
         Returns:
           The state after the step, and its metrics: "loss", "grad_norm", "learning_rate" and "column_loss" [L].

@@ -55,11 +55,11 @@ class GeneratorTrainer(loop.Trainer):
     rules = LOGICAL_AXES
 
     def __init__(self, config: Config, workdir: str) -> None:
-        """Loads the tokenizer and checks what the run needs.
+        """Loads the tokenizer, and checks it, the data and the metrics against the configuration.
 
         Args:
           config: a resolved `generator_config`.
-          workdir: folder of the run; samples are there while they are measured.
+          workdir: folder of the run; it also holds samples while metrics are computed.
 
         Raises:
           ValueError: the tokenizer, the data or the metrics do not fit the configuration.

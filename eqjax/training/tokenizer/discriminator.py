@@ -28,7 +28,7 @@ FrozenParams: TypeAlias = Mapping[str, Any]
 
 @runtime_checkable
 class Discriminator(Protocol):
-    """Gives images logits, large for real ones."""
+    """Maps images to logits, large for real ones."""
 
     def init(self, key: PRNGKey, height: int, width: int) -> dict[str, Any]:
         """Returns fresh variables {"params", "spectral"} for images of height × width pixels."""
@@ -109,7 +109,7 @@ class PatchGanDiscriminator:
         if min(height, width) < least:
             raise ValueError(
                 f"discriminator.num_layers={self.network.num_layers} needs images of at least {least} × {least} "
-                f"pixels; these are {height} × {width}."
+                f"pixels; these are {height} × {width}: lower num_layers, or enlarge data.height and data.width."
             )
         return {"params": self.network.init(key, jnp.zeros((1, height, width, 3)))["params"], "spectral": {}}
 
@@ -126,11 +126,11 @@ def make_discriminator(config: Config, dtype: DTypeLike = jnp.float32) -> tuple[
     """Returns the discriminator of a configuration, and the parameters of its frozen network by name.
 
     Args:
-      config: as `config.discriminator_config`.
+      config: fields of `config.discriminator_config`.
       dtype: compute dtype.
 
     Raises:
-      ValueError: an unknown kind.
+      ValueError: the kind is unknown.
       FileNotFoundError: the file of the frozen network is missing.
     """
     if config.kind == "patch":

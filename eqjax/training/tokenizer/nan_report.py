@@ -18,7 +18,7 @@ from eqjax.typing import PRNGKey
 def first_nonfinite_term(
     step: TokenizerStep, frozen: FrozenParams, state: TokenizerState, images: Images, key: PRNGKey
 ) -> str:
-    """Names the first thing that is not finite in a training step, which it repeats.
+    """Repeats a training step and names the first value that is not finite.
 
     In this order: parameters, the encoder's output, terms of the objective, gradients, the discriminator's loss and
     gradients.
@@ -26,9 +26,9 @@ def first_nonfinite_term(
     Args:
       step: the step.
       frozen: parameters of the frozen networks.
-      state: before the step.
+      state: state before the step.
       images: images in [-1, 1].
-      key: the step's.
+      key: the step's random key.
 
     Returns:
       A text, such as "term lpips".

@@ -107,7 +107,7 @@ class ActiveTerms(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The terms and their weights; arrays are arguments. A term whose function is None does not exist.
+    """The terms and their weights; arrays are arguments. A term whose function is None is left out.
 
     Attributes:
       tokenizer: the module.
@@ -118,7 +118,7 @@ class Objective:
       adversarial_weight: norm of the adversarial term's gradient, as a fraction of nll's.
       lpips: (frozen parameters, x, y) → distance [B].
       semantic_targets: (frozen parameters, images) → [B, h, w, C].
-      discriminator: gives augmented images logits.
+      discriminator: maps augmented images to logits.
       discriminator_loss: (logits of images, logits of reconstructions) → scalar.
     """
 
@@ -164,7 +164,7 @@ class Objective:
 
         Args:
           trainable: parameters of the tokenizer that get gradients.
-          fixed: its other parameters; nothing that they alone decide is differentiated.
+          fixed: its other parameters; nothing that depends on them alone is differentiated.
           variables: {"params", "spectral"} of the discriminator, or None without one.
           frozen: parameters of the frozen networks.
           images: images in [-1, 1].
@@ -324,9 +324,9 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
       tokenizer: the module; frozen networks compute in its dtype.
 
     Raises:
-      ValueError: an unknown kind of discriminator or loss; a semantic term without a semantic head.
+      ValueError: the kind of discriminator or loss is unknown, or there is a semantic term without a semantic head.
       FileNotFoundError: the file of a frozen network is missing.
-      eqjax.nets.FrozenWeightsError: the file of a frozen network is another one.
+      eqjax.nets.FrozenWeightsError: the file of a frozen network is damaged or holds other arrays.
     """
     weights, dtype = config.objective, tokenizer.dtype
     if weights.discriminator_loss not in losses.DISCRIMINATOR_LOSSES:

@@ -67,7 +67,8 @@ class TokenizerStep:
           tokenizer: the module.
 
         Raises:
-          ValueError: an unknown kind of discriminator, loss or optimizer; a semantic term without a semantic head.
+          ValueError: the kind of discriminator, loss or optimizer is unknown, or there is a semantic term without a
+            semantic head.
           FileNotFoundError: the file of a frozen network is missing.
         """
         objective, frozen = make_objective(config, tokenizer)
@@ -90,7 +91,7 @@ class TokenizerStep:
         """Returns the state before the first step, with random parameters.
 
         Args:
-          key: the key.
+          key: random key of the parameters.
           height: height of the images, pixels.
           width: width of the images, pixels.
 
@@ -118,9 +119,9 @@ class TokenizerStep:
 
         Args:
           frozen: parameters of the frozen networks.
-          state: before the step.
+          state: state before the step.
           batch: "image", uint8 [B, H, W, 3].
-          key: the step's own.
+          key: the step's random key.
 
         Returns:
           The state after the step, and the metrics that `objective` lists, with "learning_rate".
@@ -148,9 +149,9 @@ class TokenizerStep:
 
         Args:
           frozen: parameters of the frozen networks.
-          state: before the step.
+          state: state before the step.
           images: images in [-1, 1].
-          key: the step's key.
+          key: the step's random key.
 
         Returns:
           Gradients, metrics, spectral vectors.
@@ -191,11 +192,11 @@ class TokenizerStep:
 
         Args:
           frozen: parameters of the frozen networks.
-          state: before the step, with a discriminator.
+          state: state before the step, with a discriminator.
           params: the tokenizer's parameters after its update.
           spectral: spectral vectors after the tokenizer's update.
           images: images in [-1, 1].
-          key: the step's key.
+          key: the step's random key.
 
         Returns:
           The discriminator's state after the step, and metrics.
@@ -227,6 +228,6 @@ def _reached(step: jax.Array, start: int) -> Switch:
     """Returns whether `start` steps are done: True if that is always so.
 
     A branch that is always taken costs nothing on an accelerator, but the CPU compiler's convolutions are slow in
-    branches: a step of the demo's second stage took ten times as long.
+    branches: a step of the demo's stage 2 took ten times as long.
     """
     return True if start <= 0 else step >= start

@@ -57,7 +57,7 @@ class TokenizerTrainer(loop.Trainer):
           config: a resolved `tokenizer_config`.
 
         Raises:
-          ValueError: fields that do not fit each other; stage 2 without stage 1, or with one of another architecture.
+          ValueError: fields do not fit each other, or the weights of stage 1 are missing or of another architecture.
           FileNotFoundError: the file of stage 1 or of a frozen network is missing.
         """
         self._config = config
@@ -156,7 +156,7 @@ def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
       The tokenizer's module, and the weights of stage 1 or None.
 
     Raises:
-      ValueError: stage 2 without stage 1; the file has no tokenizer, or one of another architecture.
+      ValueError: stage 2 has no weights of stage 1; the file holds no tokenizer, or one of another architecture.
       FileNotFoundError: there is no such file.
     """
     tokenizer: Any = pretrained.build_module("tokenizer", dict(config.tokenizer))
@@ -164,7 +164,7 @@ def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
         if config.freeze_encoder:
             raise ValueError(
                 "freeze_encoder=True trains the decoder of an existing tokenizer: set stage1_weights to the workdir "
-                "of its first stage, or to a weights file."
+                "of its stage 1, or to a weights file."
             )
         return tokenizer, None
     path = pretrained.resolve_path(config.stage1_weights)
@@ -178,7 +178,7 @@ def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
 
 
 def _architecture(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the fields of a tokenizer that decide what its parameters are and mean."""
+    """Returns the fields of a tokenizer that determine its parameters and their meaning."""
     fields = pretrained.module_to_dict(tokenizer)
     del fields["dtype"]
     semantic: Any = tokenizer.semantic
@@ -196,9 +196,9 @@ def measure_latent_scale(
     mesh: jax.sharding.Mesh,
     num_batches: int = 16,
 ) -> float:
-    """Measures one over the root mean square of latents sampled from training batches.
+    """Measures the latent scale: one over the root mean square of latents sampled from training batches.
 
-    The published 0.05493 is this number of the published tokenizer: scaled latents, posterior noise included, have
+    The published 0.05493 is the published tokenizer's value: scaled latents, posterior noise included, have
     unit scale. One process measures it, on its shard of the batches of a run on `mesh`.
 
     Args:

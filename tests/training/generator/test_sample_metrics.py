@@ -72,6 +72,6 @@ def test_a_reference_of_another_kind_is_refused_at_once(inputs, tmp_path, change
 def test_columns_that_do_not_exist_are_refused_at_once(inputs, tmp_path):
     config = sample_metrics_run.make_config(*inputs)
     config.loss_columns = (2, 4)
-    with pytest.raises(ValueError, match=r"columns=\[2, 4\] must be some of 0 … 3"):
+    with pytest.raises(ValueError, match=r"columns=\[2, 4\] must be one or more indices from 0 … 3"):
         generator.train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

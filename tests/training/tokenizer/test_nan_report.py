@@ -50,10 +50,10 @@ def _first():
     )
     optimizer, schedule = optim.make_optimizer(optimizer_config(), 10)
     step = TokenizerStep(objective, optimizer, optimizer, schedule, ema_decay=lambda _: 0.9)
-    draw = np.random.default_rng(0)
-    images = draw.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
-    params: dict[str, Any] = {"quant": {"kernel": 0.1 * draw.standard_normal((192, 4), np.float32)}}
-    params["decoder"] = {"conv_out": {"kernel": draw.standard_normal((4, 192), np.float32)}}
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    params: dict[str, Any] = {"quant": {"kernel": 0.1 * rng.standard_normal((192, 4), np.float32)}}
+    params["decoder"] = {"conv_out": {"kernel": rng.standard_normal((4, 192), np.float32)}}
 
     def first(w=1.0, kernel=None, images=images, **frozen):
         frozen = {name: jnp.float32(frozen.get(name, value)) for name, value in DEFAULTS.items()}

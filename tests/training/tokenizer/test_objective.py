@@ -154,7 +154,7 @@ SEMANTIC_DIM, NUM_LOGITS, BATCH = 1000, 2000, 2
 
 def small_case(**changes):
     """An objective of small networks with all its terms, and the arguments of its gradients before `active`."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     tokenizer = two_products.TwoProducts(semantic_dim=SEMANTIC_DIM)
     objective = Objective(
         tokenizer,
@@ -168,12 +168,12 @@ def small_case(**changes):
     )
     kernels = {"quant": (192, 4), "semantic_head": (4, SEMANTIC_DIM)}
     params: dict[str, Any] = {
-        name: {"kernel": draw.standard_normal(shape, np.float32)} for name, shape in kernels.items()
+        name: {"kernel": rng.standard_normal(shape, np.float32)} for name, shape in kernels.items()
     }
-    params["decoder"] = {"conv_out": {"kernel": draw.standard_normal((4, 192), np.float32)}}
-    variables = {"params": {"w": draw.standard_normal((192, NUM_LOGITS), np.float32)}, "spectral": {"u": jnp.ones(3)}}
-    frozen = {"lpips": jnp.float32(2.0), "dinov2": draw.standard_normal((192, SEMANTIC_DIM), np.float32)}
-    images = draw.uniform(-1, 1, (BATCH, 8, 8, 3)).astype(np.float32)
+    params["decoder"] = {"conv_out": {"kernel": rng.standard_normal((4, 192), np.float32)}}
+    variables = {"params": {"w": rng.standard_normal((192, NUM_LOGITS), np.float32)}, "spectral": {"u": jnp.ones(3)}}
+    frozen = {"lpips": jnp.float32(2.0), "dinov2": rng.standard_normal((192, SEMANTIC_DIM), np.float32)}
+    images = rng.uniform(-1, 1, (BATCH, 8, 8, 3)).astype(np.float32)
     draws = RandomDraws.from_key(jax.random.key(0), tokenizer, images.shape)
     return dataclasses.replace(objective, **changes), (params, {}, variables, frozen, images, draws)
 
