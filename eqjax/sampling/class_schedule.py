@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
+from eqjax.sampling.checks import whole
 from eqjax.typing import AnyArray, Scalar
 
 
@@ -102,7 +103,7 @@ def parse_classes(classes: Any) -> tuple[list[Any], tuple[int | None, ...]]:
       The classes, and their columns.
 
     Raises:
-      ValueError: `classes` is not such a list.
+      ValueError: `classes` is not such a list, or its columns are not integers.
 
     Example:
       >>> parse_classes([("cat", 8), ("dog", None)])
@@ -110,7 +111,8 @@ def parse_classes(classes: Any) -> tuple[list[Any], tuple[int | None, ...]]:
     """
     if not classes or not all(isinstance(item, tuple | list) and len(item) == 2 for item in classes):
         raise ValueError(f"a class schedule is a list of (label, columns), not {classes!r}.")
-    return [label for label, _ in classes], tuple(columns for _, columns in classes)
+    columns = tuple(None if n is None else whole("columns of a class", n) for _, n in classes)
+    return [label for label, _ in classes], columns
 
 
 def class_schedule(

@@ -146,7 +146,7 @@ def panorama(
     names, class_columns = parse_classes(classes)
     panorama_options = PanoramaOptions(
         labels=tuple(np.asarray(model.labels(names)).tolist()),
-        class_columns=tuple(None if n is None else whole("columns of a class", n) for n in class_columns),
+        class_columns=class_columns,
         seed=whole("seed", seed),
         seeds=None if seeds is None else tuple(whole("seed", n) for n in np.atleast_1d(np.asarray(seeds))),
         num_columns=None if num_columns is None else whole("num_columns", num_columns),

@@ -23,6 +23,12 @@ def test_one_class_needs_no_columns():
     assert class_schedule(np.array([[1, 2]]), [3, None], 1) == ClassSchedule((3, None), 1)
 
 
+def test_columns_are_integers_of_any_kind():
+    assert parse_classes([(0, np.int64(9)), ("dog", None)]) == ([0, "dog"], (9, None))
+    with pytest.raises(ValueError, match="columns of a class=2.5 must be an integer"):
+        parse_classes([(0, 2.5)])
+
+
 def test_a_schedule_must_cover_the_image():
     ClassSchedule((2, 3)).check_length(5)
     ClassSchedule((2, None)).check_length(None)
