@@ -16,6 +16,8 @@ from eqjax.io import read_json, write_json
 # of 64-bit words, at the speed of memory, and the CRC is that of the rows. Whatever changes within one word, or within
 # one row, changes the checksum.
 _ROW, _BLOCK = 8 << 10, 256 << 10
+# Bytes that are read at once, a multiple of _BLOCK.
+_BUFFER = 1 << 20
 # Files are read in chunks, in several threads.
 _CHUNK = 32 << 20
 # Every process compares files up to this size, so that its check of them does not depend on another process.
@@ -133,10 +135,11 @@ def _of_chunks(folder: str, chunks: Sequence[tuple[str, int]]) -> list[int]:
 
 def _of_chunk(folder: str, name: str, start: int) -> int:
     value, remaining = 0, _CHUNK
-    buffer = memoryview(bytearray(_BLOCK))
-    with open(os.path.join(folder, name), "rb", buffering=0) as file:
+    buffer = memoryview(bytearray(_BUFFER))
+    # Not unbuffered: such a file may return less than a buffer before its end, which would move the blocks.
+    with open(os.path.join(folder, name), "rb") as file:
         file.seek(start)
-        while remaining and (count := file.readinto(buffer)):
+        while remaining and (count := file.readinto(buffer[:remaining])):
             value = update(value, buffer[:count])
             remaining -= count
     return value

@@ -54,15 +54,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         os.close(handle)  # Ends the lock, as the end of the process would.
 
 
-def remove_leftovers(folder: str | os.PathLike[str], pattern: str) -> list[str]:
+def remove_leftovers(folder: str | os.PathLike[str], pattern: str, *, min_age: float = _LEFTOVER_SECONDS) -> list[str]:
     r"""Removes temporary files that killed processes left in a folder; see `atomic_write`.
 
-    A file is removed if its name is that of a temporary file of `atomic_write`, nothing was written to it for an hour,
-    and no living process holds its lock. On a file system without locks nothing is removed.
+    A file is removed if its name is that of a temporary file of `atomic_write`, nothing was written to it for
+    `min_age`, and no living process holds its lock. On a file system without locks nothing is removed.
 
     Args:
       folder: the folder; it may be missing.
       pattern: regular expression of the names of the files that were being written.
+      min_age: seconds; 0 is right where no other process can be writing such files.
 
     Returns:
       The names of the removed files.
@@ -77,7 +78,7 @@ def remove_leftovers(folder: str | os.PathLike[str], pattern: str) -> list[str]:
         if not name.fullmatch(entry):
             continue
         with contextlib.suppress(OSError):  # In use, removed by another process, or of another user.
-            if time.time() - os.stat(path, follow_symlinks=False).st_mtime < _LEFTOVER_SECONDS:
+            if time.time() - os.stat(path, follow_symlinks=False).st_mtime < min_age:
                 continue
             handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:

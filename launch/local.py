@@ -72,7 +72,8 @@ def run(command: Sequence[str], variables: Sequence[Mapping[str, str]], grace: f
     Returns:
       The exit code.
     """
-    processes = [subprocess.Popen(command, env={**os.environ, **names}) for names in variables]
+    # Sessions of their own: a terminal would send Ctrl-C to them too, which then arrived twice.
+    processes = [subprocess.Popen(command, env={**os.environ, **names}, start_new_session=True) for names in variables]
 
     def pass_on(number: int, _: object) -> None:
         for process in processes:

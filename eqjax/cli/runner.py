@@ -8,6 +8,7 @@ import importlib
 import logging as python_logging
 import os
 import re
+import signal
 import sys
 import textwrap
 import types
@@ -24,6 +25,8 @@ from eqjax.cli import processes
 # Exit codes: 0 for success, 1 for an error that a restart would meet again, and this one (EX_TEMPFAIL of sysexits.h)
 # for a command that was asked to stop and has saved its progress; the same command resumes it.
 EXIT_PREEMPTED = 75
+# What shells report for a program that Ctrl-C ended.
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 # Errors whose message names the problem and the remedy; a traceback would hide it.
 _EXPLAINED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
@@ -90,8 +93,16 @@ def run(command: Command, arguments: Sequence[str]) -> None:
       arguments: the rest of the command line after its name.
 
     Raises:
-      SystemExit: with `EXIT_PREEMPTED`, or with 1 after one message.
+      SystemExit: with `EXIT_PREEMPTED`, with `EXIT_INTERRUPTED` after Ctrl-C, or with 1 after one message.
     """
+    try:
+        _run(command, arguments)
+    except KeyboardInterrupt:
+        print(f"eqjax {command.name}: interrupted.", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _run(command: Command, arguments: Sequence[str]) -> None:
     if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments):
         print(help_text(command))
         return

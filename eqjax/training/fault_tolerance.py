@@ -2,7 +2,10 @@
 
 import collections
 from collections.abc import Callable
+import contextlib
 import fcntl
+import multiprocessing
+from multiprocessing import resource_tracker
 import os
 import signal
 import threading
@@ -125,30 +128,63 @@ def not_finite(metrics: Metrics) -> list[str]:
 
 
 class StopSignal:
-    """Remembers SIGTERM instead of ending the process; use it in a `with` statement.
+    """Remembers SIGTERM and Ctrl-C instead of ending the process; use it in a `with` statement.
 
-    With several processes JAX's own service listens instead; see `Checkpoints.preempted`.
+    A second Ctrl-C ends the process at once, even while JAX compiles. With several processes JAX's own service listens
+    to SIGTERM instead, see `Checkpoints.preempted`; Ctrl-C is passed to it.
 
     Attributes:
-      received: whether SIGTERM has arrived.
+      received: whether a signal has arrived.
     """
 
     def __init__(self) -> None:
         self.received = False
-        self._handler_before: Any = None
+        self._interrupts = 0
+        self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> "StopSignal":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._handler_before = signal.signal(signal.SIGTERM, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            # The main thread handles signals only between two lines of Python, so another one watches them arrive.
+            reading, writing = os.pipe()
+            os.set_blocking(writing, False)
+            thread = threading.Thread(target=self._watch, args=(reading,), name="signals", daemon=True)
+            thread.start()
+            self._undo.callback(thread.join)
+            self._undo.callback(os.close, writing)
+            self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writing, warn_on_full_buffer=False))
+            # With several processes SIGTERM is JAX's.
+            for number in (signal.SIGTERM, signal.SIGINT)[jax.process_count() > 1 :]:
+                self._undo.callback(signal.signal, number, signal.signal(number, self._receive))
+            # A terminal sends Ctrl-C to the worker processes of the data too, which must live until the state is saved:
+            # they inherit what is blocked here. Python unblocks it when it starts the tracker of shared memory.
+            resource_tracker.ensure_running()
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            self._undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
         return self
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         del signum, frame
         self.received = True
 
+    def _watch(self, reading: int) -> None:
+        """Reads the numbers of the signals as they arrive, until the pipe is closed."""
+        with open(reading, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                if number[0] != signal.SIGINT:
+                    continue
+                self._interrupts += 1
+                if self._interrupts > 1:
+                    os.write(2, b"Interrupted again: ended without saving.\n")
+                    for child in multiprocessing.active_children():
+                        child.kill()
+                    os._exit(128 + signal.SIGINT)  # As shells report it.
+                logging.info("Asked to stop: saving after this step. Press Ctrl-C again to end without saving.")
+                self.received = True
+                if jax.process_count() > 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
     def __exit__(self, *exception: object) -> None:
-        if self._handler_before is not None:
-            signal.signal(signal.SIGTERM, self._handler_before)
+        self._undo.close()
 
 
 class WorkdirLock:

@@ -13,6 +13,7 @@ import numpy as np
 from eqjax import sharding
 from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
 from eqjax.data import make_iterator
+from eqjax.io import remove_leftovers
 from eqjax.perf import chips, flops
 from eqjax.training.compiled_step import abstract_state, compile_step, initial_state
 from eqjax.training.fault_tolerance import Preempted, StepWatch, StopSignal, WorkdirLock, not_finite
@@ -89,6 +90,11 @@ class Run:
         with contextlib.ExitStack() as stack:
             # ── Checkpoints ─────────────────────────────────────────────────────────────────────
             stack.enter_context(WorkdirLock(workdir))
+            if jax.process_index() == 0:
+                # Only what a run writes itself, which its lock protects: an evaluation may be writing its results here.
+                names = r"(config|best)\.json|(model|best)\.safetensors|wandb_run\.txt"
+                remove_leftovers(workdir, names, min_age=0)
+                remove_leftovers(os.path.join(workdir, "images"), r".*\.png", min_age=0)
             self._checkpoints = stack.enter_context(
                 Checkpoints(
                     os.path.join(workdir, "checkpoints"),

@@ -89,6 +89,18 @@ def test_explained_errors_end_with_their_message_and_an_exit_code(error, code, c
     assert [record.getMessage().startswith("what is wrong") for record in caplog.records] == [True]
 
 
+def test_ctrl_c_ends_a_command_with_one_line(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    command = COMMANDS["fetch-weights"]
+    monkeypatch.setattr(type(command), "load", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        runner.run(command, [])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "eqjax fetch-weights: interrupted.\n"
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         runner.finish(lambda: 1 / 0, uses_jax=False)

@@ -62,11 +62,12 @@ def test_gpus_are_divided_among_the_processes():
         local.environments(2, 3, 99)
 
 
-def test_local_starter_trains_with_two_processes_until_told_to_stop(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_local_starter_trains_with_two_processes_until_told_to_stop(tmp_path, number):
     run, options = tmp_path / "run", dict(total_steps=4000, mesh="data:2", delay=0.01, checkpoint_every=100_000)
     process = subprocesses.start("launch.local", "--", *PYTHON, "tests.training.toy_trainer", run, json.dumps(options))
     subprocesses.wait_for_step(run, 2, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == runner.EXIT_PREEMPTED, output[-3000:]
     (saved,) = (int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import random
 import re
 import signal
@@ -80,18 +81,63 @@ def test_a_workdir_of_a_live_run_is_refused(tmp_path):
     assert int(train(tmp_path, toy_trainer.config(1)).step) == 1
 
 
-def test_sigterm_saves_and_exits_with_the_code_of_preemption(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_and_exit_with_the_code_of_preemption(tmp_path, number):
     """In a process of its own, which the signal stops; then the run is finished here, bit for bit."""
-    options = dict(total_steps=4000, delay=0.01, checkpoint_every=100_000)
+    data = dict(num_workers=int(number == signal.SIGINT))
+    options = dict(total_steps=4000, delay=0.01, checkpoint_every=100_000, data=data)
     process = subprocesses.start("tests.training.toy_trainer", tmp_path / "run", json.dumps(options), devices=4)
     subprocesses.wait_for_step(tmp_path / "run", 3, process)
-    process.send_signal(signal.SIGTERM)
+    if number == signal.SIGINT:
+        # A terminal sends it to all processes of a command.
+        tasks = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [child for path in tasks for child in path.read_text().split()]
+        for child in children:
+            os.kill(int(child), signal.SIGINT)
+        assert children
+        time.sleep(0.5)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output[-3000:]
+    assert "Traceback" not in output and re.search(r"asked to stop; saved step \d+ .* Exit code 75; the same", output)
+    assert ("Press Ctrl-C again" in output) == (number == signal.SIGINT)
     (step,) = saved_steps(tmp_path / "run")
     assert 3 <= step < 4000
     resumed = train(tmp_path / "run", toy_trainer.config(step + 2))
     assert equal(leaves(resumed), leaves(train(tmp_path / "whole", toy_trainer.config(step + 2))))
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
+    """It does not wait for the step, and ends the worker processes."""
+    options = dict(total_steps=4000, delay=4, checkpoint_every=100_000, data=dict(num_workers=1))
+    process = subprocesses.start("tests.training.toy_trainer", tmp_path, json.dumps(options), devices=4)
+    subprocesses.wait_for_step(tmp_path, 1, process)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    lines = []
+    while "Press Ctrl-C again" not in (line := process.stdout.readline()):
+        lines.append(line)
+        assert line, lines
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)  # The pipe ends when the workers have ended too.
+    assert process.returncode == 130 and "Traceback" not in output, output
+    assert saved_steps(tmp_path) == []
+
+
+def test_stop_signal_leaves_signals_as_they_were():
+    def settings():
+        return (
+            signal.getsignal(signal.SIGTERM),
+            signal.getsignal(signal.SIGINT),
+            signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        )
+
+    before = settings()
+    with fault_tolerance.StopSignal() as stop:
+        assert settings() != before and not stop.received
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received
+    assert settings() == before and signal.set_wakeup_fd(-1) == -1
 
 
 def kill_at_random_and_compare(tmp_path, kills, seed):

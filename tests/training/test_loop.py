@@ -104,3 +104,13 @@ def test_the_profiler_traces_its_steps_alone(tmp_path):
     assert len(traces()) == 1
     train(tmp_path, toy_trainer.config(5, profile_from=3, profile_steps=1))  # It begins behind it.
     assert len(traces()) == 1
+
+
+def test_a_run_removes_what_killed_ones_left_half_written(tmp_path):
+    ours = ["model.safetensors.abcd1234.tmp", "config.json.abcd1234.tmp", "images/samples_0000002.png.abcd1234.tmp"]
+    others = ["notes.tmp", "results.json.abcd1234.tmp"]
+    (tmp_path / "images").mkdir()
+    for name in ours + others:
+        (tmp_path / name).write_text("half")
+    train(tmp_path, toy_trainer.config(1))
+    assert [name for name in ours + others if (tmp_path / name).exists()] == others
