@@ -6,7 +6,8 @@ from typing import Any
 from flax import traverse_util
 
 _LIMIT = 12
-_MAX_LENGTH = 200  # Characters of a value, such as a list of a thousand class names.
+# Characters of a value in a message: a list of a thousand class names has more, a name from a hostile file millions.
+_MAX_LENGTH = 200
 
 
 def differences(
@@ -31,7 +32,8 @@ def differences(
     """
     left, right = _flatten(found), _flatten(expected)
     lines = [
-        f"  {name}: {found_name} {_short_repr(left.get(name))}, {expected_name} {_short_repr(right.get(name))}"
+        f"  {shorten(name)}: {found_name} {shorten(repr(left.get(name)))}, "
+        f"{expected_name} {shorten(repr(right.get(name)))}"
         for name in sorted(left.keys() | right.keys())
         if left.get(name) != right.get(name)
     ]
@@ -61,6 +63,11 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(dict(values), sep=".") if values else {}
 
 
-def _short_repr(value: Any) -> str:
-    text = repr(value)
+def shorten(text: str) -> str:
+    """Returns a text for a message, cut after 200 characters.
+
+    Example:
+      >>> len(shorten("a" * 1000))
+      201
+    """
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"

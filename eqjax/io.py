@@ -15,6 +15,8 @@ from absl import logging
 # A temporary file may be a leftover if nothing was written to it for this long. Its lock alone would not do: some
 # network file systems show locks only to the machine that holds them.
 _LEFTOVER_SECONDS = 3600.0
+# Configurations and protocols are nested up to 5 deep.
+MAX_JSON_DEPTH = 64
 
 
 @contextlib.contextmanager
@@ -103,6 +105,32 @@ def write_json(path: str | os.PathLike[str], values: Any, *, sort_keys: bool = F
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(values, file, indent=2, sort_keys=sort_keys, allow_nan=False)
         file.write("\n")
+
+
+def parse_json(text: str) -> Any:
+    """Returns the values of a JSON text from outside, nested at most 64 deep.
+
+    Functions that walk through the result recursively (repr, for one) cannot run out of stack.
+
+    Raises:
+      ValueError: the text is not JSON, or is nested deeper.
+
+    Example:
+      >>> parse_json('{"widths": [8, 16]}')
+      {'widths': [8, 16]}
+    """
+    too_deep = f"it is nested more than {MAX_JSON_DEPTH} deep"
+    try:
+        root = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level = [root]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        containers = [value for value in level if isinstance(value, (dict, list))]
+        level = [item for value in containers for item in (value.values() if isinstance(value, dict) else value)]
+        if not level:
+            return root
+    raise ValueError(too_deep)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import safetensors.numpy
 
 from eqjax import Generator, Tokenizer, load_pretrained, pixels, pretrained
 from eqjax.tokenizer import tiling
+from tests import hostile_files
 from tests.random_params import random_params
 
 TOKENIZER = Tokenizer(
@@ -232,3 +234,111 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, path, weights, monkeypatch)
         pretrained.save(target, weights)
     assert target.read_bytes() == path.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def rewrite(source, target, change):
+    """Copies a weights file with a changed header, without its checksum: `change` edits header and configuration."""
+    content = source.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    config = json.loads(header["__metadata__"].pop("eqjax"))
+    config = change(header, config) or config
+    header["__metadata__"] = {"eqjax": config if isinstance(config, str) else json.dumps(config)}
+    hostile_files.write_safetensors(target, header, content[8 + length :])
+    return target
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("tokenizer", "posterior_std", float("nan"), "tokenizer.posterior_std is nan; expected a number"),
+        ("tokenizer", "posterior_std", float("inf"), "tokenizer.posterior_std is inf"),
+        ("tokenizer", "posterior_std", -1, "tokenizer: posterior_std=-1 must be ≥ 0"),
+        ("tokenizer", "posterior_std", True, "tokenizer.posterior_std is True"),
+        ("tokenizer", "channels", "8", "tokenizer.channels is '8'; expected an integer"),
+        ("tokenizer", "channels", 8.0, r"tokenizer.channels is 8\.0; expected an integer"),
+        ("tokenizer", "channels", 2**31, "tokenizer.channels is 2147483648; expected an integer up to 2147483647"),
+        ("tokenizer", "channels", None, "tokenizer.channels is None"),
+        ("tokenizer", "channel_multipliers", [1] * 33, "channel_multipliers is .* a list of at most 32 integers"),
+        ("tokenizer", "channel_multipliers", [1, "x" * 10**5], "tokenizer.channel_multipliers is .* a list of"),
+        ("tokenizer", "channel_multipliers", 3, "tokenizer.channel_multipliers is 3; expected a list of"),
+        ("tokenizer", "num_res_blocks", 10**9, "num_res_blocks .* make 4000000003 blocks; at most 128 are built"),
+        ("tokenizer", "attention_window", "all", "tokenizer.attention_window is 'all'; expected an integer .* or null"),
+        ("tokenizer", "dtype", None, "tokenizer.dtype is None; expected a floating-point type"),
+        ("tokenizer", "dtype", "int32", "tokenizer.dtype is 'int32'; expected a floating-point type"),
+        ("tokenizer", "dtype", "float31", "tokenizer.dtype is 'float31'; expected a floating-point type"),
+        ("tokenizer", "norm", [], r"tokenizer.norm is \[\]; expected a string"),
+        ("tokenizer", "semantic", 3, "tokenizer.semantic is 3; expected the fields of a semantic head"),
+        ("tokenizer", "semantic", {}, r"tokenizer.semantic lacks \['channels', "),
+        ("semantic", "num_res_blocks", 10**9, "num_res_blocks .* make 1000000006 blocks; at most 128 are built"),
+        ("semantic", "channels", 0, "tokenizer.semantic.channels is 0; expected at least 1"),
+        ("semantic", "channels", "8", "tokenizer.semantic.channels is '8'; expected an integer"),
+        ("semantic", "channel_multipliers", [], r"tokenizer.semantic.channel_multipliers is \(\); expected at least 1"),
+        ("semantic", "out_channels", 2**31 - 1, "tokenizer arrays in .* do not fit|cannot be built"),
+        ("semantic", "widht", 1, r"tokenizer.semantic fields \['widht'\] that eqjax does not know"),
+        ("generator", "flow_depth", 10**6, "flow_depth of the generator make 1000000 blocks; at most 128"),
+        ("generator", "depth", 10**9, "generator arrays in .* do not fit"),
+        ("generator", "num_classes", 2**31 - 1, "the generator of its configuration cannot be built"),
+        ("generator", "remat", 3, "generator.remat is 3; expected true or false or a string"),
+        ("generator", "remat", "x", "generator: remat"),
+        ("generator", "dropout_rate", None, "generator.dropout_rate is None; expected a number"),
+        ("generator", "num_heads", 0, "generator: num_heads=0 must be ≥ 1"),
+        (None, "generator", [1], r"generator is \[1\]; expected its fields by name"),
+        (None, "latent_scale", "1", "latent_scale is '1'; expected a number .* or null"),
+        (None, "latent_scale", float("nan"), "latent_scale is nan"),
+        (None, "latent_scale", 0, "latent_scale is 0; expected a positive number"),
+        (None, "class_names", "cat", "class_names is 'cat'; expected a list of strings"),
+        (None, "class_names", ["cat", 1], r"class_names is \['cat', 1\]"),
+        (None, "class_names", ["x" * 10**5] * 4, "class_names has 4 names for the 3 classes"),
+        (None, "notes", None, "notes is None; expected a string"),
+        (None, "author", "x", r"entries \['author'\] that eqjax does not know; known: .*'notes'"),
+    ],
+)  # fmt: skip
+def test_wrong_fields_are_refused_with_file_and_field(tmp_path, path, part, field, value, message):
+    def change(_, config):
+        config["semantic"] = config["tokenizer"]["semantic"]
+        (config[part] if part else config)[field] = value
+        del config["semantic"]
+
+    start = time.process_time()
+    with pytest.raises(pretrained.WeightsError, match=f"(?s){message}") as error:
+        pretrained.load(rewrite(path, tmp_path / "v.safetensors", change))
+    assert time.process_time() - start < hostile_files.SECONDS
+    assert str(tmp_path / "v.safetensors") in str(error.value)
+    assert len(str(error.value)) < 6000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header, _: header.update(w=header.pop("generator/null_embedding")), "an array called 'w'; names begin"),
+        (
+            lambda header, _: header.update(generator=header.pop("generator/null_embedding")),
+            "an array called 'generator'; names begin with tokenizer/ or generator/",
+        ),
+        (lambda header, _: header.update({"a/b": header.pop("generator/null_embedding")}), "an array called 'a/b'"),
+        (
+            lambda header, _: header["generator/null_embedding"].update(dtype="I32"),
+            r"generator/null_embedding has type I32; weights are of \('F64'",
+        ),
+        (lambda _, config: config.pop("tokenizer") and None, "an array called 'tokenizer/"),
+        (lambda *_: {"format": "eqjax-1"}, "configures neither a tokenizer nor a generator"),
+        (lambda *_: [1], "without an eqjax configuration of format 'eqjax-1' .found None"),
+        (lambda *_: "[" * 5000, "cannot be read as safetensors .it is nested more than 64 deep"),
+        (lambda *_: "[" * 66 + "]" * 66, "cannot be read as safetensors .it is nested more than 64 deep"),
+        (lambda *_: " " * 2**20 + "{}", r"has a header of \d+ bytes; weights files have at most 1048576"),
+    ],
+)
+def test_odd_headers_are_refused(tmp_path, path, change, message):
+    target = rewrite(path, tmp_path / "v.safetensors", change)
+    with open(target, "ab") as file:
+        file.truncate(max(target.stat().st_size, 2**21) if "header" in message else target.stat().st_size)
+    with pytest.raises(pretrained.WeightsError, match=rf"v\.safetensors.*{message}"):
+        pretrained.load(target)
+
+
+def test_arrays_are_read_only_if_all_fit(tmp_path, path, monkeypatch):
+    target = rewrite(path, tmp_path / "v.safetensors", lambda _, config: config["generator"].update(width=32))
+    monkeypatch.setattr(pretrained, "_read_tensors", None)
+    with pytest.raises(pretrained.WeightsError, match="do not fit"):
+        pretrained.load(target)

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from eqjax.convert import torch_archive
 from eqjax.convert.rules import ConversionError, listing
+from eqjax.differences import shorten
 from eqjax.typing import StateDict
 
 # Networks of the training objective, and counters of the EMA.
@@ -44,9 +45,11 @@ def read_reference(path: str | os.PathLike[str]) -> Any:
         return torch_archive.load(path)
     try:
         return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except MemoryError:  # Not a property of the file, whose arrays are as large as itself.
+        raise
+    except Exception as error:  # Among them TypeError and KeyError, for dtypes that numpy does not have.
         raise torch_archive.CheckpointFileError(
-            f"{path} cannot be read as safetensors ({error}): truncated or damaged. {torch_archive.AGAIN}"
+            f"{path} cannot be read as safetensors ({shorten(str(error))}): truncated or damaged. {torch_archive.AGAIN}"
         ) from error
 
 
@@ -79,7 +82,7 @@ def pick_weights(
         key = "model_ema" if variant == "ema" else "model"
         if key not in checkpoint:
             raise ConversionError(
-                f"{where} has no {key!r}; it holds {sorted(map(str, checkpoint))}. Try the other variant, EMA or raw."
+                f"{where} has no {key!r}; it holds {_some_names(checkpoint)}. Try the other variant, EMA or raw."
             )
         return "generator", torch_archive.state_dict(checkpoint[key], f"{where}: {key}"), _arguments(checkpoint)
     if "class_emb.weight" in checkpoint:
@@ -88,7 +91,7 @@ def pick_weights(
     if not bare and "state_dict" not in checkpoint:
         raise ConversionError(
             f"{where} is neither a tokenizer (state_dict) nor a generator (model, model_ema); it holds "
-            f"{sorted(map(str, checkpoint))[:8]}."
+            f"{_some_names(checkpoint)}."
         )
     full = torch_archive.state_dict(checkpoint if bare else checkpoint["state_dict"], where)
     if variant == "ema" and not (bare and not any(map(_is_ema, full))):
@@ -169,6 +172,11 @@ def _arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the training arguments, which the file keeps as an object of a class unknown here."""
     arguments = checkpoint.get("args")
     return arguments.state if isinstance(arguments, torch_archive.Inert) else {}
+
+
+def _some_names(checkpoint: Mapping[Any, Any]) -> list[str]:
+    """Returns a few names for a message."""
+    return sorted(shorten(str(name)) for name in checkpoint)[:8]
 
 
 def _is_ema(name: str) -> bool:

@@ -7,7 +7,6 @@ entries of a zip archive, before PyTorch 1.6 one after another ("legacy").
 from collections.abc import Iterator
 import contextlib
 import functools
-import io
 import mmap
 import os
 import struct
@@ -17,23 +16,29 @@ import zipfile
 from jaxtyping import UInt8
 import numpy as np
 
-from eqjax.convert.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe, unpickle
+from eqjax.convert.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe
+from eqjax.convert.torch_unpickle import MAX_PICKLE_BYTES, unpickle
+from eqjax.differences import shorten
 from eqjax.io import atomic_write
 
 __all__ = ["AGAIN", "CheckpointFileError", "Inert", "load", "save", "state_dict"]
 
 _LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 _ZIP_START = b"PK\x03\x04"
-# torch.save does not compress, and weights hardly can be: an archive that expands more than this is a bomb.
-_MAX_EXPANSION = 16
+# torch.save does not compress, and weights hardly can be: an archive that expands more than this is a bomb. The
+# same for storages that several tensors share: raw and EMA weights may be the same, which makes two of each.
+MAX_EXPANSION = 16
+# zip's own method. Python's readers of the others (bzip2, LZMA) give out all of a block, however much that is.
+_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 0x1  # Bit of a zip entry's flags.
 _BIG_ENDIAN = "was written on a big-endian machine; load and save it again on a little-endian one."
 
 
 def load(path: str | os.PathLike[str]) -> Any:
     """Reads a file of torch.save (zip or legacy) and executes nothing.
 
-    Arrays are read-only views of the mapped file, so that unused parts (the optimizer's state, say) take
-    no memory.
+    Time and memory are bounded by the constants in eqjax.convert.torch_unpickle and by `MAX_EXPANSION`. Arrays
+    are read-only views of the mapped file, so that unused parts (the optimizer's state, say) take no memory.
 
     Args:
       path: file name.
@@ -44,8 +49,9 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises:
       FileNotFoundError: there is no such file.
-      CheckpointFileError: the file is of another kind, truncated or damaged. Tensors that could not be
-        built without calling an unknown function are `Inert`; `state_dict` refuses them.
+      CheckpointFileError: the file is of another kind, truncated, damaged, or made to take unbounded time or memory.
+        Tensors that could not be built without calling an unknown function are `Inert`; `state_dict` refuses
+        them.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -86,6 +92,7 @@ def state_dict(value: Any, where: str | os.PathLike[str]) -> dict[str, np.ndarra
         raise CheckpointFileError(f"{where} should map parameter names to tensors, and is {describe(value)}.")
     for name, array in value.items():
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            name = shorten(name) if isinstance(name, str) else f"a name of type {type(name).__name__}"
             raise CheckpointFileError(f"{where}: {name!r} should be a tensor, and is {describe(array)}.")
     return dict(value)
 
@@ -116,10 +123,10 @@ def _explained(path: str) -> Iterator[None]:
     """Turns any exception that a damaged file provokes into one clear error."""
     try:
         yield
-    except CheckpointFileError:
+    except (CheckpointFileError, MemoryError):
         raise
     except Exception as error:  # A damaged pickle can raise nearly anything.
-        reason = f"{type(error).__name__}: {error}"
+        reason = shorten(f"{type(error).__name__}: {error}")
         raise CheckpointFileError(f"{path} is damaged or truncated ({reason}). {AGAIN}") from error
 
 
@@ -158,25 +165,48 @@ def _load_zip(path: str, mapped: mmap.mmap) -> Any:
         pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise CheckpointFileError(f"{path} is a zip archive that torch.save did not write (an .npz, perhaps).")
+        _check_entries(path, archive.infolist(), len(mapped))
         root = pickles[0][: -len("data.pkl")]
         if root + "constants.pkl" in entries:
             raise CheckpointFileError(f"{path} is a TorchScript program, no checkpoint; save its state_dict().")
-        packed = sum(info.file_size for info in entries.values() if info.compress_type != zipfile.ZIP_STORED)
-        if packed > _MAX_EXPANSION * len(mapped):
+        if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
             raise CheckpointFileError(
-                f"{path} would expand from {len(mapped)} to {packed} bytes, as no checkpoint does; refused."
+                f"{path} holds a pickle of {entries[pickles[0]].file_size} bytes; checkpoints keep their tensors "
+                f"outside it, and more than {MAX_PICKLE_BYTES} bytes are refused."
             )
 
         @functools.cache
         def read(name: str) -> UInt8[np.ndarray, "n"]:
             if root + name not in entries:
-                raise CheckpointFileError(f"{path} lacks its entry {root + name}: damaged. {AGAIN}")
+                raise CheckpointFileError(f"{path} lacks its entry {shorten(root + name)}: damaged. {AGAIN}")
             return _zip_entry(archive, entries[root + name], mapped)
 
-        if root + "byteorder" in entries and read("byteorder").tobytes() != b"little":
+        if root + "byteorder" in entries and read("byteorder")[:8].tobytes() != b"little":
             raise CheckpointFileError(f"{path} {_BIG_ENDIAN}")
-        data = io.BytesIO(read("data.pkl").tobytes())
-        return unpickle(path, data, lambda key, _: read(f"data/{key}"))
+        content = read("data.pkl").tobytes()
+        value, _ = unpickle(path, content, 0, lambda key, _: read(f"data/{key}"), MAX_EXPANSION * len(mapped))
+        return value
+
+
+def _check_entries(path: str, entries: list[zipfile.ZipInfo], size: int) -> None:
+    """Checks all entries of an archive before any is read."""
+    names = set()
+    for info in entries:
+        reason = None
+        if info.flag_bits & _ENCRYPTED:
+            reason = "is encrypted; decrypt the archive first"
+        elif info.compress_type not in _COMPRESSION:
+            reason = f"is compressed by method {info.compress_type}; only deflated entries are read"
+        elif info.filename in names:
+            reason = "occurs twice"
+        elif info.filename.startswith("/") or ".." in info.filename.split("/"):
+            reason = "leads out of the archive"
+        if reason:
+            raise CheckpointFileError(f"{path}: entry {shorten(info.filename)!r} {reason}; refused.")
+        names.add(info.filename)
+    packed = sum(info.file_size for info in entries if info.compress_type != zipfile.ZIP_STORED)
+    if packed > MAX_EXPANSION * size:
+        raise CheckpointFileError(f"{path} would expand from {size} to {packed} bytes, as no checkpoint does; refused.")
 
 
 def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, mapped: mmap.mmap) -> UInt8[np.ndarray, "n"]:
@@ -185,34 +215,46 @@ def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, mapped: mmap.mma
         with archive.open(info) as file:
             return np.frombuffer(file.read(info.file_size), np.uint8)
     # The local header repeats the name and has an extra field of its own length.
+    if mapped[info.header_offset : info.header_offset + 4] != _ZIP_START:
+        raise CheckpointFileError(f"{archive.filename} has no entry {shorten(info.filename)} where it should: damaged.")
     name_length, extra_length = struct.unpack_from("<HH", mapped, info.header_offset + 26)
     start = info.header_offset + 30 + name_length + extra_length
     if start + info.file_size > len(mapped):
-        raise CheckpointFileError(f"{archive.filename} ends within its entry {info.filename}: damaged. {AGAIN}")
+        raise CheckpointFileError(
+            f"{archive.filename} ends within its entry {shorten(info.filename)}: damaged. {AGAIN}"
+        )
     return np.frombuffer(mapped, np.uint8, info.file_size, start)
 
 
 def _load_legacy(path: str, mapped: mmap.mmap) -> Any:
     """Reads four pickles (magic number, version, system, object), a fifth with storage names, then storages."""
+    position = 0
     for _ in range(2):
-        unpickle(path, mapped)
-    if unpickle(path, mapped).get("little_endian") is False:
+        _, position = unpickle(path, mapped, position)
+    system, start = unpickle(path, mapped, position)
+    if system.get("little_endian") is False:
         raise CheckpointFileError(f"{path} {_BIG_ENDIAN}")
     # The sizes of storages are known from the object, which comes before them: read it twice.
-    start, itemsizes = mapped.tell(), {}
-    unpickle(path, mapped, lambda key, itemsize: itemsizes.setdefault(key, itemsize) and None)
+    itemsizes: dict[str, int] = {}
+
+    def collect(key: str, itemsize: int) -> None:
+        itemsizes.setdefault(key, itemsize)
+
+    _, position = unpickle(path, mapped, start, collect)
+    keys, position = unpickle(path, mapped, position)
     storages = {}
-    for key in unpickle(path, mapped):
-        if key not in itemsizes:
-            raise CheckpointFileError(f"{path}: storage {key} is of an unknown type, so the next one cannot be found.")
-        position = mapped.tell()
+    for key in keys:
+        if not isinstance(key, str) or key not in itemsizes:
+            name = shorten(key) if isinstance(key, str) else f"of a key of type {type(key).__name__}"
+            raise CheckpointFileError(f"{path}: storage {name} is of an unknown type, so the next one cannot be found.")
         size = int.from_bytes(mapped[position : position + 8], "little", signed=True) * itemsizes[key]
-        if size < 0 or position + 8 + size > len(mapped):
-            raise CheckpointFileError(f"{path} ends within storage {key}: truncated. {AGAIN}")
-        storages[key] = np.frombuffer(mapped, np.uint8, size, position + 8)
-        mapped.seek(position + 8 + size)
-    mapped.seek(start)
-    return unpickle(path, mapped, lambda key, _: storages[key])
+        position += 8
+        if size < 0 or position + size > len(mapped):
+            raise CheckpointFileError(f"{path} ends within storage {shorten(key)}: truncated. {AGAIN}")
+        storages[key] = np.frombuffer(mapped, np.uint8, size, position)
+        position += size
+    value, _ = unpickle(path, mapped, start, lambda key, _: storages[key], MAX_EXPANSION * len(mapped))
+    return value
 
 
 def _write_entry(file: BinaryIO, archive: zipfile.ZipFile, name: str, content: bytes | np.ndarray) -> None:

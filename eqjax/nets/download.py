@@ -28,6 +28,8 @@ from eqjax.typing import Params
 
 _VARIABLE = "EQJAX_WEIGHTS"
 _CHUNK = 2**20
+# A record holds a digest, a size and an address.
+_MAX_RECORD_BYTES = 2**14
 
 
 class FrozenWeightsError(ValueError):
@@ -197,11 +199,15 @@ def check_digest(path: str | os.PathLike[str], file: PublishedFile) -> None:
         )
     record = f"{path}.json"
     try:
+        if os.path.getsize(record) > _MAX_RECORD_BYTES:
+            raise ValueError("larger than any record")
         known = read_json(record)["sha256"]
+        if not re.fullmatch("[0-9a-f]{64}", known):
+            raise ValueError("no SHA-256")
     except FileNotFoundError:
         _write_record(record, {"sha256": digest, "bytes": os.path.getsize(path), "url": file.url})
         return
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FrozenWeightsError(f"{record} cannot be read; expected the SHA-256 of {path}: delete it.") from error
     if known != digest:
         raise FrozenWeightsError(

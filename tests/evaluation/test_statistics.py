@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
 
 from eqjax.evaluation import statistics
 from eqjax.evaluation.statistics import Statistics, StatisticsError
+from tests import hostile_files
 
 PROTOCOL = {"network": "tiny", "resize": "none", "rounding": "8 bit", "image_size": [4, 4]}
 STORED = {"features": "of 5 images, uniformly"}
@@ -51,6 +53,10 @@ def test_files_of_other_tools_load(tmp_path, stats):
 MU, SIGMA = np.ones(3), np.eye(3)
 
 
+def header(**fields):
+    return json.dumps({"format": "eqjax-statistics-1", **fields})
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -73,7 +79,19 @@ MU, SIGMA = np.ones(3), np.eye(3)
             dict(mu=MU, sigma=SIGMA, features=np.full((1, 3), -np.inf)),
             "s.npz: 3 of 3 values of features are NaN or inf",
         ),
-        (dict(mu=np.array(["a", "b"]), sigma=np.eye(2)), "mu is <U1; numbers are expected"),
+        (dict(mu=np.array(["a", "b"]), sigma=np.eye(2)), "mu is <U1; numbers expected"),
+        (dict(mu=MU, sigma=SIGMA, protocol=np.array(3)), "protocol is int64; text expected"),
+        (dict(mu=MU, sigma=SIGMA, protocol=["a"]), r"protocol has shape \(1,\); expected 0 axes"),
+        (
+            dict(mu=MU, sigma=SIGMA, protocol="[" * 5000),
+            "the protocol inside .* is not JSON .it is nested more than 64",
+        ),
+        (dict(mu=MU, sigma=SIGMA, protocol="[" * 66 + "]" * 66), "is not JSON .it is nested more than 64 deep"),
+        (dict(mu=MU, sigma=SIGMA, protocol="x" * 2**18 + "x"), "protocol has 1048708 bytes; at most 1048576 are read"),
+        (dict(mu=MU, sigma=SIGMA, protocol=header(count="5")), "count is '5'; expected a number of images"),
+        (dict(mu=MU, sigma=SIGMA, protocol=header(count=True)), "count is True"),
+        (dict(mu=MU, sigma=SIGMA, protocol=header(count=-1)), "count is -1"),
+        (dict(mu=MU, sigma=SIGMA, protocol=header(protocol=[1])), r"protocol is \[1\]; expected its entries by name"),
     ],
 )
 def test_files_that_are_not_statistics_are_rejected(tmp_path, arrays, message):
@@ -135,3 +153,72 @@ def test_too_few_images_are_logged_with_their_number(stats, caplog):
     with caplog.at_level("WARNING"):
         statistics.compare(stats, few)
     assert "evaluated: 3 images give a covariance of rank 2 at most, for 3 features" in caplog.text
+
+
+def write_npz(path, method=zipfile.ZIP_DEFLATED, names=(), **entries):
+    entries = {"mu": hostile_files.npy("<f8", (3,), MU.tobytes()), **entries}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in [*entries.items(), *((name, b"") for name in names)]:
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "size", "message"),
+    [
+        ("<f8", (3, 3), 64, r"sigma \(3, 3\) of float64 does not have the 192 bytes that the file declares"),
+        ("<f8", (2**31, 2**31), 72, r"mu \(3,\) and sigma|sigma \(2147483648, 2147483648\) of float64 does not have"),
+        ("<f8", (-3, -3), 72, r"sigma has shape \(-3, -3\)"),
+        ("<f8", (9,), 72, r"sigma has shape \(9,\); expected 2 axes"),
+        ("<f8", (1,) * 1000, 8, "cannot be read as npz|expected 2 axes"),
+        ("|V8", (3, 3), 72, "sigma is .*V8.*; numbers expected"),
+    ],
+)
+def test_headers_that_contradict_their_arrays_are_refused(tmp_path, kind, shape, size, message):
+    path = write_npz(tmp_path / "s.npz", sigma=hostile_files.npy(kind, shape, bytes(size)))
+    with pytest.raises(StatisticsError, match=rf"s\.npz.*({message})") as error:
+        statistics.load(path)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_small_file_of_many_zeros_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    size = 2000  # 32 MB, in 32 kB.
+    content = {"mu": np.zeros(size), "sigma": np.zeros((size, size))}
+    content = {name: hostile_files.npy("<f8", a.shape, a.tobytes()) for name, a in content.items()}
+    path = write_npz(tmp_path / "s.npz", **content)
+    assert os.path.getsize(path) < 10**5
+    monkeypatch.setattr(statistics, "_read_array", None)
+    with pytest.raises(StatisticsError, match=r"s\.npz of \d+ bytes declares arrays of 32\d+ bytes: .* refused"):
+        statistics.load(path)
+    write_npz(path, zipfile.ZIP_STORED, **content)
+    monkeypatch.setattr(statistics, "MAX_BYTES", 2**24)
+    with pytest.raises(StatisticsError, match="more than 64 times its size, or than 16777216"):
+        statistics.load(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("method", "names", "message"),
+    [
+        (zipfile.ZIP_BZIP2, [], "mu is compressed by method 12"),
+        (zipfile.ZIP_LZMA, [], "mu is compressed by method 14"),
+        (zipfile.ZIP_STORED, ["mu"], "mu occurs twice"),
+    ],
+)
+def test_odd_entries_are_refused(tmp_path, method, names, message):
+    with pytest.raises(StatisticsError, match=rf"s\.npz: {message}"):
+        statistics.load(write_npz(tmp_path / "s.npz", method, names))
+
+
+def test_encrypted_entries_are_refused(tmp_path):
+    content = bytearray(write_npz(tmp_path / "s.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "s.npz").write_bytes(content)
+    with pytest.raises(StatisticsError, match=r"s\.npz: mu is encrypted"):
+        statistics.load(tmp_path / "s.npz")
+
+
+def test_a_single_array_is_named(tmp_path):
+    np.save(tmp_path / "mu.npy", MU)
+    with pytest.raises(StatisticsError, match=r"mu\.npy cannot be read as npz .* It holds a single array \(\.npy\)"):
+        statistics.load(tmp_path / "mu.npy")
