@@ -134,8 +134,9 @@ def _of_chunks(folder: str, chunks: Sequence[tuple[str, int]]) -> list[int]:
 
 
 def _of_chunk(folder: str, name: str, start: int) -> int:
-    value, remaining = 0, _CHUNK
-    buffer = memoryview(bytearray(_BUFFER))
+    path = os.path.join(folder, name)
+    value, remaining = 0, min(_CHUNK, os.path.getsize(path) - start)
+    buffer = memoryview(bytearray(min(_BUFFER, remaining)))
     # Not unbuffered: such a file may return less than a buffer before its end, which would move the blocks.
     with open(path, "rb") as file:
         file.seek(start)
