@@ -1,4 +1,4 @@
-"""Rectified flow between data and noise along straight lines, and solvers that integrate it.
+"""Rectified flow along straight lines, solvers that integrate it, and classifier-free guidance.
 
     z_t = t · noise + (1 − t) · data,      velocity = dz_t/dt = noise − data,      t in [0, 1].
 

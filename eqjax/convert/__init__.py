@@ -22,7 +22,7 @@ from eqjax.convert.networks import (
     unused_in_frozen,
 )
 from eqjax.convert.rules import ConversionError, check_shapes
-from eqjax.convert.weights import generator_params, generator_state_dict, tokenizer_params, tokenizer_state_dict
+from eqjax.convert.state_dicts import generator_params, generator_state_dict, tokenizer_params, tokenizer_state_dict
 
 __all__ = [
     "ConversionError",

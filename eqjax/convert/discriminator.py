@@ -9,7 +9,7 @@ from eqjax.convert.rules import ConversionError, Row, import_arrays, listing, ma
 from eqjax.tokenizer.discriminator import FeatureDiscriminator
 from eqjax.typing import StateDict
 
-# Rows as in eqjax.convert.weights; a * counts the heads.
+# Rows as in eqjax.convert.state_dicts; a * counts the heads.
 _HEADS: tuple[Row, ...] = (
     ("heads/conv_in", "heads.*.0.0", "spectral conv"),
     ("heads/norm_in", "heads.*.0.1", "norm"),

@@ -9,7 +9,7 @@ import numpy as np
 from eqjax.convert.rules import Row, Shape, import_arrays, make_rules, reference_shapes
 from eqjax.typing import StateDict
 
-# Rows as in eqjax.convert.weights: Flax module (a pattern), reference module, kind of layer.
+# Rows as in eqjax.convert.state_dicts: Flax module (a pattern), reference module, kind of layer.
 _LPIPS: tuple[Row, ...] = (
     (r"vgg/conv(\d+)", r"features.\1", "conv"),
     (r"lin(\d)", r"lin\1.model.1", "conv"),
