@@ -108,9 +108,11 @@ def test_a_file_is_remembered_when_first_seen_and_compared_from_then_on(tmp_path
         nets.load("dino", tmp_path)
     record.unlink()
     nets.load("dino", tmp_path)
-    record.write_text("[]")
-    with pytest.raises(nets.FrozenWeightsError, match=f"{record} cannot be read; expected the SHA-256 .* delete it"):
-        nets.load("dino", tmp_path)
+    digest = json.dumps({"sha256": "0" * 64})
+    for text in ("[]", '{"sha256": 3}', '{"sha256": "' + "0" * 63 + '"}', "[" * 10_000, digest + " " * 2**14):
+        record.write_text(text)
+        with pytest.raises(nets.FrozenWeightsError, match=f"{record} cannot be read; expected the SHA-256 .* delete"):
+            nets.load("dino", tmp_path)
 
 
 def publish(monkeypatch, name, **changes):
