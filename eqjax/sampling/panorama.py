@@ -342,7 +342,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # RuntimeError: an archive that is encrypted, or compressed in another way.
         raise ValueError(f"{os.fspath(path)} cannot be read as a saved panorama ({error}).") from error
 
 

@@ -35,30 +35,23 @@ def make_schedule(config: Config, total_steps: int) -> Schedule:
       >>> [float(schedule(step)) for step in range(4)]
       [0.0, 0.25, 0.5, 0.5]
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
-    if config.schedule == "constant":
-        decay = optax.constant_schedule(peak)
-    elif config.schedule == "cosine":
-        decay = _cosine(peak, max(total_steps - warmup, 1), config.final_lr_ratio)
-    elif config.schedule == "step":
-        decay = optax.exponential_decay(peak, config.decay_every, config.decay_rate, staircase=True)
-    else:
+    # One product instead of optax.join_schedules over optax's schedules: their cosine and warm-up round differently (by
+    # 1e-6, and by 2e-4 near a final ratio of 0), and XLA repeats the selects of the join in the update of every
+    # parameter, which makes the step of a very small model 12 to 15 % slower.
+    if config.schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={config.schedule!r} is not one of {SCHEDULES}.")
-    schedule = optax.join_schedules([_warmup(peak, warmup), decay], [warmup]) if warmup else decay
-    return lambda count: schedule(jnp.asarray(count, jnp.float32))  # The warm-up may end inside a step.
+    peak, warmup = config.learning_rate, config.warmup_steps
 
-
-def _warmup(peak: float, steps: float) -> Schedule:
-    # optax.linear_schedule computes peak - peak · (1 - n / steps), which rounds differently.
-    return lambda count: peak * jnp.minimum(1.0, count / steps)
-
-
-def _cosine(peak: float, steps: float, final_ratio: float) -> Schedule:
     def schedule(count: Any) -> Any:
-        # optax.cosine_decay_schedule takes the cosine of (π · count) / steps, which rounds differently: near the
-        # end of the run by 1e-6, and by 1e-4 where the final ratio is 0.
-        fraction = jnp.clip(count / steps, 0, 1)
-        return peak * (final_ratio + (1 - final_ratio) * 0.5 * (1 + jnp.cos(jnp.pi * fraction)))
+        count = jnp.asarray(count, jnp.float32)  # The warm-up may end inside a step.
+        after_warmup = jnp.maximum(count - warmup, 0)
+        rate = peak * jnp.minimum(1.0, count / warmup) if warmup else jnp.asarray(peak, jnp.float32)
+        if config.schedule == "cosine":
+            fraction = jnp.clip(after_warmup / max(total_steps - warmup, 1), 0, 1)
+            rate *= config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + jnp.cos(jnp.pi * fraction))
+        elif config.schedule == "step":
+            rate *= config.decay_rate ** jnp.floor(after_warmup / config.decay_every)
+        return rate
 
     return schedule
 

@@ -157,7 +157,9 @@ def test_machines_are_told_to_stop_and_waited_for(stop, tmp_path):
     program(tmp_path / "ssh", 'exec bash -c "$3"')
     environment = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", HOSTS="first second", GPUS="2")
     script = [ROOT / "launch" / "gpu_nodes.sh", tmp_path, "python", "-m", "x"]
-    process = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True)
+    # A shell cannot catch what is ignored when it starts, as Ctrl-C is in programs that run in the background.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(4)] == ["ready\n"] * 4
     process.send_signal(stop)
