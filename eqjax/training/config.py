@@ -143,6 +143,8 @@ def tokenizer_module_config() -> Config:
     config.norm = "group"  # Or a local norm, such as "pixel".
     config.attention_window = _optional()  # Reach of attention to either side, latent columns; None: all.
     config.patch_size = 1  # Side of the patches on which the first level works, pixels.
+    # Features per pixel of a block at full resolution that joins the decoder's patches; None: no such block.
+    config.refine_channels = _optional()
     config.posterior_std = 2.5  # Bound of the posterior's standard deviation.
     config.dtype = "float32"  # Dtype of computation; parameters are float32.
     return config
