@@ -5,8 +5,8 @@ import os
 from typing import Any, Literal
 
 from eqjax import convert, pretrained, published
+from eqjax.arguments import shorten
 from eqjax.convert import torch_archive
-from eqjax.differences import shorten
 from eqjax.io import parse_json
 
 # A thousand names of ImageNet, with all synonyms, have 30 kB.

@@ -33,7 +33,7 @@ def load_pretrained(
     Raises:
       FileNotFoundError: there is no such file.
       WeightsError: a file cannot be read, or tokenizer and generator do not fit together.
-      ValueError: dtype or precision is unknown.
+      ValueError, TypeError: dtype or precision is unknown.
 
     Example:
       >>> import eqjax

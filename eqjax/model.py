@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
+import dataclasses
 from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import flax.struct
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 import numpy as np
 
 from eqjax import pixels
+from eqjax.arguments import Choice
 from eqjax.generator import Generator
 from eqjax.sampling.class_schedule import parse_classes
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
@@ -196,7 +198,7 @@ class Model:
         """Returns a context in which JAX computes in this model's `precision`, for functions of its modules.
 
         Raises:
-          ValueError: the precision is unknown.
+          ValueError, TypeError: the precision is unknown.
 
         Example:
           >>> import eqjax
@@ -216,7 +218,7 @@ class Model:
           dtype: "float32", "bfloat16" or "float16", or the type itself.
 
         Raises:
-          ValueError: it is another type.
+          ValueError, TypeError: it is another type.
 
         Example:
           >>> import eqjax
@@ -229,7 +231,7 @@ class Model:
             if module is not None:
                 cast[name] = module.clone(dtype=dtype)
                 cast[f"{name}_params"] = compute_params(cast[name], getattr(self, f"{name}_params"))
-        return self.replace(**cast)
+        return dataclasses.replace(self, **cast)
 
     @overload
     def require(self, name: Literal["tokenizer"]) -> Tokenizer: ...
@@ -264,24 +266,20 @@ def check_dtype(dtype: Any) -> np.dtype:
     """Returns a dtype to compute in.
 
     Raises:
-      ValueError: it is not one of `COMPUTE_DTYPES`.
+      ValueError, TypeError: it is not one of `COMPUTE_DTYPES`.
     """
-    with contextlib.suppress(TypeError):
-        # None is NumPy's name for float64.
-        if dtype is not None and jnp.dtype(dtype).name in COMPUTE_DTYPES:
-            return jnp.dtype(dtype)
-    raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(COMPUTE_DTYPES)}.")
+    with contextlib.suppress(TypeError):  # It is no dtype: `Choice` says so.
+        dtype = dtype if dtype is None else jnp.dtype(dtype).name  # None is NumPy's name for float64.
+    return jnp.dtype(Choice(COMPUTE_DTYPES).check("dtype", dtype))
 
 
 def check_precision(precision: Any) -> str:
     """Returns a precision.
 
     Raises:
-      ValueError: it is not one of `PRECISIONS`.
+      ValueError, TypeError: it is not one of `PRECISIONS`.
     """
-    if isinstance(precision, str) and precision in PRECISIONS:
-        return precision
-    raise ValueError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}.")
+    return Choice(tuple(PRECISIONS)).check("precision", precision)
 
 
 def _integers(labels: Any) -> Int[jax.Array, "..."]:

@@ -8,9 +8,8 @@ from typing import Any
 
 from absl import logging
 
-from eqjax import __version__
 from eqjax.addresses import weights_folder
-from eqjax.differences import shorten
+from eqjax.arguments import shorten
 from eqjax.io import exclusive
 
 # Bounds of what is fetched. The largest published model has 6 GB.
@@ -63,8 +62,8 @@ def fetch(repo: str, file: str, revision: str | None = None, *, max_bytes: int =
         return cached
     if about.size is not None and about.size > max_bytes:
         raise HubError(
-            f"{where} has {about.size / 1e6:,.0f} MB; at most {max_bytes / 1e6:,.0f} MB are fetched for such a file. Is "
-            "it the file that you mean?"
+            f"{where} has {about.size / 1e6:,.0f} MB; at most {max_bytes / 1e6:,.0f} MB are fetched for such a "
+            "file. Is it the one that you mean?"
         )
     lock = os.path.join(weights_folder(), "locks", hashlib.sha256(where.encode()).hexdigest()[:16])
     with exclusive(lock, f"Another process fetches {where}: waiting for it."):
@@ -78,9 +77,7 @@ def _download(repo: str, file: str, revision: str | None, where: str, about: Any
     if before is None:
         logging.info("Fetching %s, %s, into %s.", where, _megabytes(about.size), _cache_folder())
     try:
-        path = huggingface_hub.hf_hub_download(
-            repo, file, revision=revision, library_name="eqjax", library_version=__version__
-        )
+        path = huggingface_hub.hf_hub_download(repo, file, revision=revision, library_name="eqjax")
     except Exception as error:
         if before is None:
             raise explain(error, where, repo, revision, file) from error
@@ -142,8 +139,8 @@ def explain(error: Exception, where: str, repo: str, revision: str | None = None
         (errors.RevisionNotFoundError, lambda: f"{repo} has no revision {revision!r}: give a branch, tag or commit of "
             f"{page}/commits."),
         (errors.LocalEntryNotFoundError, lambda: _no_network(error, where)),
-        (errors.EntryNotFoundError, lambda: f"{repo} has no file {file} at revision {revision or 'main'}: its files are "
-            f"listed at {page}/tree/{revision or 'main'}; give one as hf://{repo}/FILE."),
+        (errors.EntryNotFoundError, lambda: f"{repo} has no file {file} at revision {revision or 'main'}: its files "
+            f"are listed at {page}/tree/{revision or 'main'}; give one as hf://{repo}/FILE."),
         (errors.OfflineModeIsEnabled, lambda: _no_network(error, where)),
         (errors.HFValidationError, lambda: f"{where}: {shorten(str(error))}"),
         (PermissionError, lambda: f"{where} cannot be written to the cache ({shorten(str(error))}): set HF_HOME to a "

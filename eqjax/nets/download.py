@@ -286,7 +286,7 @@ def _expected_shapes(name: str, file: PublishedFile) -> dict[str, tuple[int, ...
 def _missing(name: str, file: PublishedFile, path: str) -> str:
     return (
         f"the frozen network {name!r} needs {file.name}, and there is no file {path} (the folder can be set with "
-        "the environment variable EQJAX_WEIGHTS).\n{_instructions(name, file, path)}"
+        f"the environment variable EQJAX_WEIGHTS).\n{_instructions(name, file, path)}"
     )
 
 

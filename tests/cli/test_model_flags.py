@@ -19,9 +19,9 @@ def test_choices_are_those_of_the_library():
 def test_commands_load_the_model_of_the_flags(command):
     args, _ = runner.parse(COMMANDS[command], ["--dtype=bfloat16", "--precision=tf32"])
     loaded = model_flags.load_model(args)
-    assert loaded.precision == "tf32" and loaded.generator.dtype == jnp.bfloat16
+    assert loaded.precision == "tf32" and loaded.require("generator").dtype == jnp.bfloat16
     default = model_flags.load_model(runner.parse(COMMANDS[command], [])[0])
-    assert default.precision == "highest" and default.generator.dtype == "float32"
+    assert default.precision == "highest" and default.require("generator").dtype == "float32"
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(default))
 
 
