@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eqjax import convert, pixels
     from eqjax.generator import Generator
+    from eqjax.hub.upload import push_to_hub
     from eqjax.loading import load_pretrained
     from eqjax.model import Model
     from eqjax.sampling.outpainting import outpaint
@@ -24,6 +25,7 @@ __all__ = [
     "outpaint",
     "panorama",
     "pixels",
+    "push_to_hub",
     "sample_latents",
 ]
 
@@ -35,6 +37,7 @@ _MODULES = {
     "load_pretrained": "eqjax.loading",
     "outpaint": "eqjax.sampling.outpainting",
     "panorama": "eqjax.sampling.panorama",
+    "push_to_hub": "eqjax.hub.upload",
     "sample_latents": "eqjax.sampling.sampler",
 }
 
