@@ -12,6 +12,7 @@ sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 
 import docstrings  # noqa: E402 - beside this file
 import pages  # noqa: E402
+from sphinx.application import Sphinx  # noqa: E402
 
 import eqjax  # noqa: E402
 
@@ -52,7 +53,7 @@ html_copy_source = False
 copybutton_prompt_text = ">>> "
 
 
-def setup(app):
+def setup(app: Sphinx) -> None:
     """Writes the pages that are made from the code, and has docstrings prepared for Sphinx."""
     pages.write(_HERE)
     app.connect("autodoc-process-signature", docstrings.signature_as_written)

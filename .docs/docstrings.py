@@ -6,12 +6,17 @@ import inspect
 import pathlib
 import re
 import sys
+from typing import Any
+
+from sphinx.application import Sphinx
 
 # Longest default of an argument that a signature shows.
 _LONGEST_DEFAULT = 40
 
 
-def signature_as_written(app, what, name, thing, options, signature, result):
+def signature_as_written(
+    _app: Sphinx, what: str, name: str, _thing: Any, _options: Any, signature: str | None, _result: str | None
+) -> tuple[str, str | None] | None:
     """Returns a signature with its annotations as the source has them, such as Float[AnyArray, "B L D"].
 
     What Python makes of annotations of shapes is longer than the names that the source gives them.
@@ -25,12 +30,12 @@ def signature_as_written(app, what, name, thing, options, signature, result):
 
 
 @functools.cache
-def _tree(module):
+def _tree(module: str) -> ast.Module:
     path = pathlib.Path(inspect.getsourcefile(sys.modules[module]))
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _find(name):
+def _find(name: str) -> ast.AST | None:
     """Returns the definition of a function, method or class of this full name; None if the source has none."""
     parts = name.split(".")
     count = max(n for n in range(1, len(parts)) if ".".join(parts[:n]) in sys.modules)
@@ -43,7 +48,7 @@ def _find(name):
     return node
 
 
-def _arguments(node, is_method):
+def _arguments(node: ast.FunctionDef, is_method: bool) -> str:
     """Returns the arguments of a function as written, without self."""
     arguments = node.args
     static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list)
@@ -54,7 +59,7 @@ def _arguments(node, is_method):
     return f"({ast.unparse(arguments)})"
 
 
-def _fields(node):
+def _fields(node: ast.ClassDef) -> str:
     """Returns the fields of a dataclass, of a Flax module or of a named tuple as arguments; "" of another class."""
     init = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
     if init:
@@ -67,7 +72,7 @@ def _fields(node):
     return f"({', '.join(_field(field) for field in fields)})"
 
 
-def _field(field):
+def _field(field: ast.AnnAssign) -> str:
     text = f"{field.target.id}: {ast.unparse(field.annotation)}"
     if field.value is None:
         return text
@@ -80,15 +85,15 @@ def _field(field):
     return f"{text} = {value if len(value) <= _LONGEST_DEFAULT else '...'}"
 
 
-def prepare_docstring(app, what, name, thing, options, lines):
-    """Says in reStructuredText what docstrings say in plain text: examples of modules are code, lone stars are stars."""
+def prepare_docstring(_app: Sphinx, what: str, _name: str, _thing: Any, _options: Any, lines: list[str]) -> None:
+    """Writes in reStructuredText what docstrings say in plain text: examples of modules are code, lone stars stars."""
     if what == "module":
         lines[:] = _with_code(lines)
     code = ("    ", ">>>") if what == "module" else ">>>"
     lines[:] = [line if line.startswith(code) else _escaped(line) for line in lines]
 
 
-def _with_code(lines):
+def _with_code(lines: list[str]) -> list[str]:
     """Marks blocks indented by four spaces as code."""
     marked, previous = [], ""
     for line in lines:
@@ -101,6 +106,6 @@ def _with_code(lines):
     return marked
 
 
-def _escaped(line):
+def _escaped(line: str) -> str:
     """Escapes a star that begins an argument's name, *more, and is no emphasis."""
     return re.sub(r"(?<![\\\\*\w`])\*(?=[\w.])(?![\w.][^*]*\w\*)", r"\\*", line)

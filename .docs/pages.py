@@ -5,18 +5,17 @@ import importlib
 import inspect
 import pathlib
 import re
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
 GENERATED = "generated"
 TUTORIALS = "tutorials/notebooks"
 
 
-def write(folder):
+def write(folder: pathlib.Path) -> None:
     """Writes all pages below a folder; files that would not change keep their times, so that Sphinx skips them."""
     made = {f"{GENERATED}/{name}": text for name, text in {**api(), **commands(), **configurations()}.items()}
-    made |= {
-        f"{TUTORIALS}/{path.name}": path.read_text(encoding="utf-8") for path in (ROOT / "colabs").glob("*.ipynb")
-    }
+    made |= {f"{TUTORIALS}/{path.name}": path.read_text(encoding="utf-8") for path in (ROOT / "colabs").glob("*.ipynb")}
     for name in (GENERATED, TUTORIALS):
         for path in (folder / name).rglob("*.*"):
             if path.is_file() and str(path.relative_to(folder)) not in made:
@@ -47,7 +46,7 @@ PARTS = {
 }
 
 
-def modules():
+def modules() -> list[str]:
     """Returns the names of all public modules of eqjax, "eqjax" first."""
     names = []
     for path in sorted((ROOT / "eqjax").rglob("*.py")):
@@ -58,13 +57,13 @@ def modules():
     return sorted(names)
 
 
-def part_of(module):
+def part_of(module: str) -> str:
     """Returns the package below eqjax that a module belongs to, "" for those in eqjax itself."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in PARTS else ""
 
 
-def public_names(module):
+def public_names(module: str) -> dict[str, ast.stmt]:
     """Returns the public names that a module defines itself, {name: its node in the syntax tree}, in their order."""
     tree, _ = _source(module)
     names = {}
@@ -78,7 +77,7 @@ def public_names(module):
     return {name: node for name, node in names.items() if not name.startswith("_")}
 
 
-def exported_names(module):
+def exported_names(module: str) -> dict[str, str]:
     """Returns the names that a module takes from others and offers itself: {name: full name where it is defined}."""
     offered = getattr(importlib.import_module(module), "__all__", ())
     found = {}
@@ -89,7 +88,7 @@ def exported_names(module):
     return found
 
 
-def _home(module, name, thing):
+def _home(module: str, name: str, thing: Any) -> str:
     """Returns the full name of an exported name, in the module that defines it."""
     home = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__name__', name)}"
     if home.startswith("eqjax") and home.rpartition(".")[2] in public_names(home.rpartition(".")[0]):
@@ -102,7 +101,7 @@ def _home(module, name, thing):
     raise LookupError(f"{module}.{name}: no module of eqjax defines it.")
 
 
-def _source(module):
+def _source(module: str) -> tuple[ast.Module, list[str]]:
     """Returns the syntax tree and the lines of a module."""
     path = ROOT.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -110,11 +109,11 @@ def _source(module):
     return ast.parse(text), text.splitlines()
 
 
-def api():
+def api() -> dict[str, str]:
     """Returns the pages of the API: one per module, one per part, and one that lists the parts."""
     made = {f"api/{module}.rst": _module_page(module) for module in modules()}
     index = ["# API", "", "Every public module and name, from the docstrings. Most programs need the names of"]
-    index += ["[eqjax](eqjax.rst) alone. Shapes are written as in jaxtyping: `Float[Array, \"B L D\"]`.", ""]
+    index += ['[eqjax](eqjax.rst) alone. Shapes are written as in jaxtyping: `Float[Array, "B L D"]`.', ""]
     for part, title in PARTS.items():
         members = [module for module in modules() if part_of(module) == part]
         name = f"part_{part or 'eqjax'}"
@@ -128,13 +127,13 @@ def api():
     return {**made, "api/index.md": "\n".join(index)}
 
 
-def _first_line(module):
+def _first_line(module: str) -> str:
     text = (ast.get_docstring(_source(module)[0]) or "").split("\n\n")[0]
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _module_page(module):
-    tree, source = _source(module)
+def _module_page(module: str) -> str:
+    _, source = _source(module)
     lines = [module, "=" * len(module), "", f".. automodule:: {module}", "", f".. py:currentmodule:: {module}", ""]
     if exported := exported_names(module):
         lines += ["Names to import from here:", ""]
@@ -149,7 +148,7 @@ def _module_page(module):
     return "\n".join(lines)
 
 
-def _constant(name, node, source):
+def _constant(name: str, node: Any, source: list[str]) -> list[str]:
     """Returns the entry of a constant or a type alias: its value, if it is short, and the comment before it."""
     lines = [f".. py:data:: {name}"]
     value = ast.unparse(node.value) if node.value is not None else ""
@@ -167,7 +166,7 @@ def _constant(name, node, source):
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────
 
 
-def commands():
+def commands() -> dict[str, str]:
     """Returns the pages of the commands, from their flags, and one that lists them."""
     from eqjax.cli.main import COMMANDS
 
@@ -180,7 +179,7 @@ def commands():
     return made
 
 
-def _command_page(command):
+def _command_page(command: Any) -> str:
     from eqjax.cli import runner
 
     head, *groups = re.split(r"\n\n(?=[A-Z][\w ]*:\n  --)", runner.help_text(command))
@@ -197,7 +196,7 @@ def _command_page(command):
     return "\n".join([*lines, "", "## Notes", "", *_text(rest.strip()), ""] if rest.strip() else [*lines, ""])
 
 
-def _text(text):
+def _text(text: str) -> list[str]:
     """Returns a docstring as Markdown lines: indented examples in fences."""
     lines, is_code = [], False
     for paragraph in text.split("\n\n"):
@@ -207,7 +206,7 @@ def _text(text):
     return lines
 
 
-def _prose(text):
+def _prose(text: str) -> str:
     """Returns plain text as Markdown: flags as code, and nothing else that Markdown would read as a mark."""
     text = re.sub(r"(?<!`)(--\w[\w.]*(?:=[^\s;,:]+)?)", r"`\1`", text)
     return re.sub(r"([<$*|])(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"\\\1", text)
@@ -216,7 +215,7 @@ def _prose(text):
 # ── Configurations ────────────────────────────────────────────────────────────────────────────
 
 
-def configurations():
+def configurations() -> dict[str, str]:
     """Returns the tables of all fields of configurations, and the heads of the shipped ones."""
     lines = []
     for name, table in field_tables().items():
@@ -232,6 +231,6 @@ def configurations():
     return {"configurations.md": "\n".join(lines)}
 
 
-def field_tables():
+def field_tables() -> dict[str, dict[str, tuple[Any, str, str]]]:
     """Returns {title: {field: (default, values in words, meaning)}} of every section of a configuration."""
     return {}
