@@ -18,7 +18,7 @@ INSTALLED_DEV = $(INSTALLED)-dev
 INSTALLED_OLDEST = $(VENV_OLDEST)/installed
 COMMA := ,
 
-.PHONY: help demo train-demo test test-slow test-oldest lint clean
+.PHONY: help demo train-demo test test-slow test-oldest lint docs clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -46,7 +46,12 @@ lint: $(INSTALLED_DEV)  ## Checks code, formatting and types.
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
+docs: $(INSTALLED_DEV)  ## Builds the documentation into .cache/docs/html; warnings are errors.
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -d .cache/docs/doctrees .docs .cache/docs/html
+	@echo "Open .cache/docs/html/index.html"
+
 clean:  ## Removes the environments, caches and outputs/.
+	rm -rf .docs/generated .docs/tutorials/notebooks
 	rm -rf $(VENV) $(VENV_OLDEST) .cache outputs build dist eqjax.egg-info
 
 # pip need not compile what is never imported: Python does it at the first import.

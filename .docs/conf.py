@@ -22,7 +22,7 @@ project_copyright = "2026, The eqjax authors"
 version = release = eqjax.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
-exclude_patterns = ["README.md"]
+exclude_patterns = ["generated/configurations.md"]  # A page includes it.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 
 # Pages

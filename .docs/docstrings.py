@@ -107,5 +107,5 @@ def _with_code(lines: list[str]) -> list[str]:
 
 
 def _escaped(line: str) -> str:
-    """Escapes a star that begins an argument's name, *more, and is no emphasis."""
-    return re.sub(r"(?<![\\\\*\w`])\*(?=[\w.])(?![\w.][^*]*\w\*)", r"\\*", line)
+    """Escapes the stars of *more and **options, which are no emphasis."""
+    return re.sub(r"(?<![\\*\w`])(\*{1,2})(?=[\w.])(?![\w.][^*]*[\w.]\*)", lambda found: r"\*" * len(found[1]), line)

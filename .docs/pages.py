@@ -1,6 +1,7 @@
 """Writes the pages of the site that are made from the code: API, commands, configurations; and copies the notebooks."""
 
 import ast
+from collections.abc import Iterator
 import importlib
 import inspect
 import pathlib
@@ -67,7 +68,7 @@ def public_names(module: str) -> dict[str, ast.stmt]:
     """Returns the public names that a module defines itself, {name: its node in the syntax tree}, in their order."""
     tree, _ = _source(module)
     names = {}
-    for node in tree.body:
+    for node in _statements(tree.body):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names[node.name] = node
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -75,6 +76,15 @@ def public_names(module: str) -> dict[str, ast.stmt]:
         elif isinstance(node, ast.Assign):
             names |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
     return {name: node for name, node in names.items() if not name.startswith("_")}
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yields the statements of a module, also those under a condition such as TYPE_CHECKING."""
+    for node in body:
+        if isinstance(node, ast.If):
+            yield from _statements([*node.body, *node.orelse])
+        else:
+            yield node
 
 
 def exported_names(module: str) -> dict[str, str]:
