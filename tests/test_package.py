@@ -18,9 +18,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "eqjax").rglob("*.py"))
 PROGRAMS = sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 
-# Requirements with another import name, and requirements whose photographs are read without importing them.
-IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax"}
-NOT_IMPORTED = {"scikit-image", "scikit-learn"}
+# Requirements with another import name, and one whose photographs are read without importing it.
+IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax", "scikit-learn": "sklearn"}
+NOT_IMPORTED = {"scikit-image"}
 # Packages of extras, imported only when a user asks for them.
 OPTIONAL = {"matplotlib", "wandb"}
 MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.pretrained"}

@@ -68,6 +68,10 @@ class Quality:
         """Returns the mean of a measure over the classes."""
         return np.mean([getattr(quality, name) for quality in self.classes.values()], axis=0)
 
+    def median(self, name: str) -> np.ndarray | np.floating:
+        """Returns the median of a measure over the classes; ratios to a class without detail do not sway it."""
+        return np.median([getattr(quality, name) for quality in self.classes.values()], axis=0)
+
     def farthest(self, name: str) -> float:
         """Returns the value of a measure in the class where it is farthest from 1."""
         return max((float(getattr(quality, name)) for quality in self.classes.values()), key=lambda v: abs(v - 1))
@@ -130,8 +134,8 @@ class QualityReference:
         unknown = sorted(set(labels.tolist()) - set(originals.labels.tolist()))
         if unknown or counts.min() < 2:
             raise ValueError(
-                f"the images have {dict(zip(labels.tolist(), counts.tolist(), strict=True))} images per class; give two "
-                f"or more of each, of the reference's classes {sorted(set(originals.labels.tolist()))}."
+                f"the images have {dict(zip(labels.tolist(), counts.tolist(), strict=True))} images per class; give "
+                f"two or more of each, of the reference's classes {sorted(set(originals.labels.tolist()))}."
             )
         features = (filter_features(found.images) - self._mean) / self._std
         named = self._classifier.predict(features)
@@ -153,6 +157,5 @@ class QualityReference:
 
 def _spread(features: Float[np.ndarray, "N F"]) -> float:
     """Returns the mean Euclidean distance of two different rows."""
-    from scipy.spatial.distance import pdist
-
-    return float(pdist(features).mean())
+    distances = [np.linalg.norm(features[:i] - row, axis=1) for i, row in enumerate(features)]
+    return float(np.concatenate(distances).mean())

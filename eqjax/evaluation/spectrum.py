@@ -5,6 +5,8 @@ Letters: N images, H height, W width, C channels, O octaves.
 Source: power spectra as a test of generated images, arXiv 2003.01826, section 3.
 """
 
+import itertools
+
 from jaxtyping import Float, Shaped
 import numpy as np
 
@@ -30,7 +32,7 @@ def octave_power(images: Shaped[AnyArray, "N H W C"]) -> Float[np.ndarray, "N O"
     Example:
       >>> waves = np.sin(np.arange(32) * 2 * np.pi / 6)[None, None, :, None] * np.ones((1, 32, 1, 1))
       >>> (octave_power(waves) / octave_power(waves).sum()).round(2)
-      array([[0.  , 1.  , 0.  ]])
+      array([[0., 1., 0.]])
     """
     height, width = images.shape[1:3]
     if min(height, width) < 16:
@@ -42,7 +44,7 @@ def octave_power(images: Shaped[AnyArray, "N H W C"]) -> Float[np.ndarray, "N O"
     count = np.where((columns == 0) | (columns == 0.5), 1.0, 2.0) * np.ones_like(radius)
     num_octaves = int(np.log2(min(height, width) / 2 / _LOWEST)) + 1
     edges = 0.5 ** np.arange(num_octaves + 1, 0, -1)
-    bands = [count * ((radius >= low) & (radius < high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    bands = [count * ((radius >= low) & (radius < high)) for low, high in itertools.pairwise(edges)]
     powers = []
     for image in images:  # One by one: spectra of many images at once take memory.
         luma = np.asarray(image, np.float64).mean(-1)
@@ -74,8 +76,8 @@ def energy_kept(
     """
     if images.shape[1:] != reference.shape[1:]:
         raise ValueError(
-            f"images are {tuple(images.shape[1:])} and the reference {tuple(reference.shape[1:])}; spectra are compared "
-            "at one size: crop both to the smaller."
+            f"images are {tuple(images.shape[1:])} and the reference {tuple(reference.shape[1:])}; spectra are "
+            "compared at one size: crop both to the smaller."
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         return octave_power(images).mean(0) / octave_power(reference).mean(0)

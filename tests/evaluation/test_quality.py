@@ -96,21 +96,19 @@ def test_octaves_together_hold_the_variance_above_the_lowest():
     assert octave_power(noise).sum(1).mean() == pytest.approx(np.pi / 4, rel=0.1)  # The disk's area in the square.
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda r: octave_power(np.zeros((1, 8, 64, 3))), "8 × 64 pixels are too small"),
-        (lambda r: energy_kept(np.zeros((1, 16, 16, 3)), np.zeros((1, 16, 32, 3))), "compared at one size"),
-        (lambda r: filter_features(np.zeros((1, 32, 32, 3))), r"uint8 images .*these are float64 \[1, 32, 32, 3\]"),
-        (lambda r: filter_features(np.zeros((1, 16, 32, 3), np.uint8)), r"H ≥ 32.*\[1, 16, 32, 3\]"),
-        (
-            lambda r: QualityReference(LabeledImages(textures(0).images[:3], np.zeros(3, int)), 16),
-            "two or more classes",
-        ),
-        (lambda r: r.measure(LabeledImages(textures(0).images[:2], np.array([7, 7]))), r"\{7: 2\}.*\[0, 1, 2\]"),
-        (lambda r: r.measure(LabeledImages(textures(0).images[:1], np.array([1]))), r"\{1: 1\}"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(reference, call, message):
-    with pytest.raises(ValueError, match=message):
-        call(reference)
+def test_what_cannot_be_compared_is_refused(reference):
+    with pytest.raises(ValueError, match="8 × 64 pixels are too small"):
+        octave_power(np.zeros((1, 8, 64, 3)))
+    with pytest.raises(ValueError, match="compared at one size"):
+        energy_kept(np.zeros((1, 16, 16, 3)), np.zeros((1, 16, 32, 3)))
+    with pytest.raises(ValueError, match=r"uint8 images .*these are float64 \[1, 32, 32, 3\]"):
+        filter_features(np.zeros((1, 32, 32, 3)))
+    with pytest.raises(ValueError, match=r"H ≥ 32.*\[1, 16, 32, 3\]"):
+        filter_features(np.zeros((1, 16, 32, 3), np.uint8))
+    images = textures(0, count=1).images
+    with pytest.raises(ValueError, match=r"\{0: 3\}.*two or more classes"):
+        QualityReference(LabeledImages(images, np.zeros(3, int)), COLUMN_WIDTH)
+    with pytest.raises(ValueError, match=r"\{7: 3\}.*\[0, 1, 2\]"):
+        reference.measure(LabeledImages(images, np.full(3, 7)))
+    with pytest.raises(ValueError, match=r"\{1: 1\}.*two or more of each"):
+        reference.measure(LabeledImages(images[:1], np.array([1])))
