@@ -1,7 +1,14 @@
 """eqjax: equivariant image modeling in JAX. A column tokenizer and a windowed causal generator."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError(
+        "eqjax runs on Linux and macOS; parts of it, and the package array_record, do not exist for Windows. On "
+        "Windows, install it in WSL 2 (Windows Subsystem for Linux), where it also finds NVIDIA GPUs."
+    )
 
 if TYPE_CHECKING:
     from eqjax import convert, pixels

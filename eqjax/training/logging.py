@@ -16,7 +16,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 import tqdm
 
-from eqjax import pixels
+from eqjax import extras, pixels
 from eqjax.io import atomic_write
 from eqjax.progress import format_duration
 from eqjax.typing import AnyArray, Config, Metrics, Scalar
@@ -117,13 +117,9 @@ class MetricWriter:
 
 def _start_wandb(workdir: str, project: str) -> Any:
     """Returns the W&B run whose id is in the workdir, or a new one whose id is written there."""
-    try:
-        import wandb  # pyright: ignore[reportMissingImports] - optional
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"wandb_project={project!r} needs the package wandb: pip install wandb, or set it to None; "
-            "metrics.jsonl and TensorBoard are written in any case."
-        ) from error
+    extras.require("wandb", f"wandb_project={project!r} needs the package wandb (metrics.jsonl is written without)")
+    import wandb  # pyright: ignore[reportMissingImports] - optional
+
     path, run_id = os.path.join(workdir, "wandb_run.txt"), None
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
