@@ -4,11 +4,12 @@ A configuration file is a Python file with a function `get_config(variant)` that
 ones are the files of the repository's folder configs/, which the wheel holds as eqjax/configs/.
 """
 
-import difflib
 import os
 import pathlib
 import runpy
 from typing import Any
+
+from eqjax.arguments import nearest
 
 _PACKAGE = pathlib.Path(__file__).parent
 
@@ -42,10 +43,9 @@ def find(name: str) -> str:
     if not os.path.isfile(path):
         shipped = path.removeprefix("configs/").removesuffix(".py")
         if shipped not in names():
-            nearest = difflib.get_close_matches(shipped, names(), 1, 0)[0]
             raise FileNotFoundError(
                 f"there is no file {path}, and no shipped configuration of this name; the nearest of "
-                f"{', '.join(names())} is {nearest}."
+                f"{', '.join(names())} is {nearest(shipped, names())}."
             )
         path = str(folder() / f"{shipped}.py")
     return path + colon + variant

@@ -5,9 +5,9 @@ from typing import Any
 
 from flax import traverse_util
 
+from eqjax.arguments import shorten
+
 _LIMIT = 12
-# Characters of a value in a message: a list of a thousand class names has more, a name from a hostile file millions.
-_MAX_LENGTH = 200
 
 
 def differences(
@@ -61,13 +61,3 @@ def check_equal(
 
 def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(dict(values), sep=".") if values else {}
-
-
-def shorten(text: str) -> str:
-    """Returns a text for a message, cut after 200 characters.
-
-    Example:
-      >>> len(shorten("a" * 1000))
-      201
-    """
-    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"

@@ -20,7 +20,8 @@ import safetensors
 import safetensors.numpy
 
 from eqjax import checksums, published
-from eqjax.differences import check_equal, shorten
+from eqjax.arguments import shorten
+from eqjax.differences import check_equal
 from eqjax.generator import Generator
 from eqjax.io import atomic_write, parse_json
 from eqjax.model import Model

@@ -15,6 +15,7 @@ evaluation programs (--png, --npz), or measures only PSNR and SSIM. Results are 
 """
 
 import os
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -23,18 +24,10 @@ import eqjax
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, sampling_options
 from eqjax.data import default_config
-from eqjax.evaluation import (
-    Extractor,
-    GenerationEvaluator,
-    GenerationOptions,
-    evaluate_reconstruction,
-    image_sets,
-    networks,
-    results,
-    statistics,
-)
-from eqjax.evaluation.protocol import device_entries, weights_id
-from eqjax.evaluation.results import Result
+
+if TYPE_CHECKING:
+    from eqjax.evaluation import Extractor
+    from eqjax.evaluation.results import Result
 
 _NUM_IMAGES = 50_000
 
@@ -87,8 +80,10 @@ def run(args: flags.FlagValues, words: list[str]) -> None:
     evaluations[words[0]](args)
 
 
-def make_extractor(args: flags.FlagValues) -> Extractor | None:
+def make_extractor(args: flags.FlagValues) -> "Extractor | None":
     """Returns the extractor of --network, or None."""
+    from eqjax.evaluation import Extractor, networks
+
     if args.network == "none":
         return None
     return Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
@@ -100,6 +95,8 @@ def evaluate_generation(args: flags.FlagValues) -> None:
     Raises:
       ValueError: flags without effect; options out of their range; another protocol under --output.
     """
+    from eqjax.evaluation import GenerationEvaluator, GenerationOptions, results, statistics
+
     results.load(args.output)  # Rejects a folder of something else before hours of sampling.
     if given := config_flags.get_override_values(args["data"]):
         names = ", ".join(f"--data.{name}" for name in given)
@@ -146,6 +143,9 @@ def evaluate_images(args: flags.FlagValues) -> None:
     Raises:
       ValueError: the model has no tokenizer, or the images do not fit it.
     """
+    from eqjax.evaluation import evaluate_reconstruction, image_sets, networks, results, statistics
+    from eqjax.evaluation.protocol import device_entries, weights_id
+
     results.load(args.output)
     model = eqjax.load_pretrained(*args.weights)
     model.require("tokenizer")
@@ -167,5 +167,7 @@ def evaluate_images(args: flags.FlagValues) -> None:
     _save(args, [{"metrics": metrics, "protocol": protocol}])
 
 
-def _save(args: flags.FlagValues, rows: list[Result]) -> None:
+def _save(args: flags.FlagValues, rows: "list[Result]") -> None:
+    from eqjax.evaluation import results
+
     logging.info("%s:\n%s", os.path.abspath(args.output), results.save(args.output, rows))

@@ -1,10 +1,10 @@
 """The console script `eqjax`: finds the command and runs it."""
 
 from collections.abc import Sequence
-import difflib
 import sys
 
 import eqjax
+from eqjax.arguments import nearest
 from eqjax.cli import runner
 from eqjax.cli.runner import Command
 
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif name in COMMANDS:
         runner.run(COMMANDS[name], rest)
     else:
-        nearest = difflib.get_close_matches(name, COMMANDS, 1, 0)[0]
-        print(f"eqjax: unknown command {name!r}; the nearest is {nearest!r}. See: eqjax --help", file=sys.stderr)
+        known = f"the nearest is {nearest(name, COMMANDS)!r}. See: eqjax --help"
+        print(f"eqjax: unknown command {name!r}; {known}", file=sys.stderr)
         raise SystemExit(1)
 
 

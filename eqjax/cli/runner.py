@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import logging as python_logging
 import os
@@ -20,6 +19,7 @@ from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from eqjax import config_files
+from eqjax.arguments import nearest
 from eqjax.cli import processes
 
 # Exit codes: 0 for success, 1 for an error that a restart would meet again, and this one (EX_TEMPFAIL of sysexits.h)
@@ -146,8 +146,8 @@ def parse(command: Command, arguments: Sequence[str]) -> tuple[flags.FlagValues,
         try:
             words = values(argv)[1:]
         except flags.UnrecognizedFlagError as error:
-            nearest = difflib.get_close_matches(error.flagname, list(values), 1, 0)[0]
-            raise flags.Error(f"unknown flag --{error.flagname}; the nearest is --{nearest}.") from error
+            known = nearest(error.flagname, list(values))
+            raise flags.Error(f"unknown flag --{error.flagname}; the nearest is --{known}.") from error
         except flags.IllegalFlagValueError as error:
             missing = [name for name in values if f"Flag --{name} must have a value" in str(error)]
             raise flags.Error(f"--{missing[0]} is missing." if missing else str(error)) from error
@@ -284,10 +284,9 @@ def check_fields(argv: Sequence[str]) -> None:
         try:
             config_path.get_value(field, config)
         except (AttributeError, LookupError, TypeError) as error:
-            nearest = difflib.get_close_matches(field, _field_names(config), 1, 0)[0]
             raise ValueError(
                 f"--config.{field}: {os.path.basename(values[-1]).partition(':')[0]} has no such field; the nearest is "
-                f"--config.{nearest}."
+                f"--config.{nearest(field, _field_names(config))}."
             ) from error
 
 

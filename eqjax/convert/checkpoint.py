@@ -14,9 +14,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from eqjax.arguments import shorten
 from eqjax.convert import torch_archive
 from eqjax.convert.rules import ConversionError, listing
-from eqjax.differences import shorten
 from eqjax.typing import StateDict
 
 # Networks of the training objective, and counters of the EMA.

@@ -137,6 +137,11 @@ def tokenizer_state_dict(params: Params, tokenizer: Tokenizer) -> dict[str, Any]
         raise ConversionError(
             f"patch_size={tokenizer.patch_size}: the reference works on pixels; only patch_size=1 can be exported."
         )
+    if tokenizer.refine_channels is not None:
+        raise ConversionError(
+            f"refine_channels={tokenizer.refine_channels}: the reference has no such block; only refine_channels=None "
+            "can be exported."
+        )
     if tokenizer.attention_window is not None:
         raise ConversionError(
             f"attention_window={tokenizer.attention_window}: the reference attends to all columns and would compute "

@@ -16,9 +16,9 @@ import zipfile
 from jaxtyping import UInt8
 import numpy as np
 
+from eqjax.arguments import shorten
 from eqjax.convert.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe
 from eqjax.convert.torch_unpickle import MAX_PICKLE_BYTES, unpickle
-from eqjax.differences import shorten
 from eqjax.io import atomic_write
 
 __all__ = ["AGAIN", "CheckpointFileError", "Inert", "load", "save", "state_dict"]

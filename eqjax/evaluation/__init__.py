@@ -4,10 +4,12 @@ from eqjax.evaluation.features import Extractor, FeatureNetwork, Features
 from eqjax.evaluation.generation import GenerationEvaluator, GenerationOptions, generate
 from eqjax.evaluation.image_sets import ImageSet
 from eqjax.evaluation.reconstruction import evaluate_reconstruction
+from eqjax.evaluation.roughness import BorderRoughness, border_roughness
 from eqjax.evaluation.sample_folder import SampleFolder
 from eqjax.evaluation.statistics import Statistics, StatisticsError, compare
 
 __all__ = [
+    "BorderRoughness",
     "Extractor",
     "FeatureNetwork",
     "Features",
@@ -17,6 +19,7 @@ __all__ = [
     "SampleFolder",
     "Statistics",
     "StatisticsError",
+    "border_roughness",
     "compare",
     "evaluate_reconstruction",
     "generate",

@@ -25,7 +25,8 @@ import zlib
 from jaxtyping import Float
 import numpy as np
 
-from eqjax.differences import check_equal, shorten
+from eqjax.arguments import shorten
+from eqjax.differences import check_equal
 from eqjax.evaluation import feature_metrics, fid
 from eqjax.io import atomic_write, parse_json
 

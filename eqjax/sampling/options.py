@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import difflib
 from typing import Any, TypedDict
 
 import jax
@@ -10,6 +9,7 @@ from jaxtyping import Float
 import numpy as np
 
 from eqjax import flow
+from eqjax.arguments import check_names
 from eqjax.sampling.checks import is_concrete, whole
 from eqjax.typing import Scalar
 
@@ -66,12 +66,7 @@ class SamplingOptions:
 
     def __new__(cls, **keywords: Any) -> "SamplingOptions":
         """Refuses unknown options; the message of `__init__` would not name the nearest one."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        unknown = [name for name in keywords if name not in names]
-        if unknown:
-            nearest = difflib.get_close_matches(unknown[0], names, 1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-            raise TypeError(f"unknown sampling option {unknown[0]!r}{hint} The options are {', '.join(names)}.")
+        check_names("sampling option", keywords, [field.name for field in dataclasses.fields(cls)])
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

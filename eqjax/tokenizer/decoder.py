@@ -57,9 +57,34 @@ class Decoder(nn.Module):
                 # is exactly where the encoder halved them between levels i − 1 and i.
                 x = Up(levels[i - 1].down, dtype=self.dtype, name=f"level{i}_up")(x)
         x = nn.silu(normalize(x, self.norm, self.dtype, "norm_out"))
-        x = Conv(3 * patch**2, dtype=self.dtype, name="conv_out")(x)
-        images = depth_to_space(x, (patch, patch))
+        refine = self.stack.refine_channels
+        if refine is None:
+            x = Conv(3 * patch**2, dtype=self.dtype, name="conv_out")(x)
+            images = depth_to_space(x, (patch, patch))
+        else:
+            x = Conv(refine * patch**2, (1, 1), dtype=self.dtype, name="conv_out")(x)
+            images = Refine(dtype=self.dtype, name="refine")(depth_to_space(x, (patch, patch)))
         return images.astype(jnp.float32), semantic_map
+
+
+class Refine(nn.Module):
+    """Features at the image's resolution to an image: one residual block and a convolution to RGB.
+
+    Convolutions that reach across patches join them: a decoder that writes every patch from one position
+    leaves visible borders. The features are few, as they cost memory traffic at every pixel, and have no norm.
+
+    Attributes:
+      dtype: compute dtype.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "B H W C"]) -> Float[jax.Array, "B H W 3"]:
+        """Maps features [B, H, W, C] to images [B, H, W, 3]."""
+        h = Conv(2 * x.shape[-1], dtype=self.dtype, name="conv1")(nn.silu(x))
+        h = Conv(x.shape[-1], dtype=self.dtype, name="conv2")(nn.silu(h))
+        return Conv(3, dtype=self.dtype, name="conv_out")(x + h)
 
 
 @dataclasses.dataclass(frozen=True)

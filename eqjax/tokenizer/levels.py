@@ -37,6 +37,7 @@ class LevelStack:
     square_downsamples: int
     attention_window: int | None
     patch_size: int
+    refine_channels: int | None = None
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -79,9 +80,11 @@ class LevelStack:
         # Per direction: two ResBlocks and attention at the last level, the 3×3 convolution between
         # the map and the columns, and two convolutions over columns.
         last = 4 * stride + attention + 3 * stride
-        edge = self.patch_size  # The 3×3 convolution at the first level's resolution.
         downs = sum(level.pixels for level in levels[:-1])
         ups = sum(level.pixels for level in levels[1:])
-        encoder = edge + n * sum(map(block, levels)) + downs + last
-        decoder = edge + (n + 1) * sum(map(block, levels)) + ups + last
+        # The 3×3 convolution at the first level's resolution, or three of them at the image's.
+        first = self.patch_size
+        final = self.patch_size if self.refine_channels is None else 3
+        encoder = first + n * sum(map(block, levels)) + downs + last
+        decoder = final + (n + 1) * sum(map(block, levels)) + ups + last
         return -(-max(encoder, decoder) // stride)

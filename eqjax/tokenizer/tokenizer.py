@@ -60,6 +60,8 @@ class Tokenizer(nn.Module):
         shifts by whole columns away from the borders, and `halo_columns` is known.
       patch_size: side of the square patches that the first level works on; 1 as published. Larger patches
         save the full-resolution levels, which cost a CPU most.
+      refine_channels: features per pixel of a residual block at the image's resolution that ends the decoder
+        and joins its patches; None: no such block, as published.
       posterior_std: bound of the posterior's noise level.
       dtype: compute dtype; parameters, norms' statistics and softmax are float32.
 
@@ -93,6 +95,7 @@ class Tokenizer(nn.Module):
     norm: str = "group"
     attention_window: int | None = None
     patch_size: int = 1
+    refine_channels: int | None = None
     posterior_std: float = 2.5
     dtype: DTypeLike = jnp.float32
 
@@ -119,6 +122,8 @@ class Tokenizer(nn.Module):
         for name in ("square_downsamples", "posterior_std"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be ≥ 0.")
+        if self.refine_channels is not None and self.refine_channels < 1:
+            raise ValueError(f"refine_channels={self.refine_channels} must be ≥ 1 or None.")
         if self.attention_window is not None and self.attention_window < 0:
             raise ValueError(f"attention_window={self.attention_window} must be ≥ 0 or None.")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
@@ -165,6 +170,7 @@ class Tokenizer(nn.Module):
             self.square_downsamples,
             self.attention_window,
             self.patch_size,
+            self.refine_channels,
         )
 
     @property
@@ -180,6 +186,12 @@ class Tokenizer(nn.Module):
         result, equals the same part of the whole. None if every column depends on all.
         """
         return None if self.norm == "group" else self.level_stack.halo_columns()
+
+    @nn.nowrap
+    def last_layer(self, params: Params) -> Params:
+        """Returns the kernel and bias of the decoder's last convolution, which writes the image."""
+        decoder = params["decoder"]
+        return (decoder if self.refine_channels is None else decoder["refine"])["conv_out"]
 
     @nn.nowrap
     def init_params(self, key: PRNGKey) -> Params:

@@ -14,7 +14,6 @@ import ml_collections
 from ml_collections import config_dict
 
 from eqjax.data import default_config as data_config
-from eqjax.data import make_source
 from eqjax.typing import Config
 
 # ── Fields and defaults ─────────────────────────────────────────────────────────────────────────
@@ -144,6 +143,8 @@ def tokenizer_module_config() -> Config:
     config.norm = "group"  # Or a local norm, such as "pixel".
     config.attention_window = _optional()  # Reach of attention to either side, latent columns; None: all.
     config.patch_size = 1  # Side of the patches on which the first level works, pixels.
+    # Features per pixel of a block at full resolution that joins the decoder's patches; None: no such block.
+    config.refine_channels = _optional()
     config.posterior_std = 2.5  # Bound of the posterior's standard deviation.
     config.dtype = "float32"  # Dtype of computation; parameters are float32.
     return config
@@ -320,4 +321,6 @@ def resolve(config: Config) -> Config:
 
 
 def _steps_per_epoch(config: Config) -> float:
+    from eqjax.data import make_source  # Imports JAX, which configurations that count steps need not wait for.
+
     return len(make_source(config.data)) / config.batch_size

@@ -271,6 +271,8 @@ def test_a_tokenizer_may_leave_the_semantic_head_out(tokenizer_state):
 def test_tokenizers_without_a_counterpart_in_the_reference_are_refused(tokenizer_state):
     with pytest.raises(ConversionError, match="norm='pixel'"):
         convert.tokenizer_params(tokenizer_state, TOKENIZER.clone(norm="pixel"))
+    with pytest.raises(ConversionError, match="refine_channels=4"):
+        convert.tokenizer_state_dict({}, TOKENIZER.clone(refine_channels=4))
     windowed = TOKENIZER.clone(attention_window=2)
     params = convert.tokenizer_params(tokenizer_state, windowed)
     with pytest.raises(ConversionError, match="attention_window=2"):

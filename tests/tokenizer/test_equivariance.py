@@ -29,8 +29,12 @@ def make(**fields):
 
 @pytest.fixture(
     scope="module",
-    params=[{}, dict(patch_size=2, channel_multipliers=(1, 2))],
-    ids=["pixels", "patches"],
+    params=[
+        {},
+        dict(patch_size=2, channel_multipliers=(1, 2)),
+        dict(patch_size=2, channel_multipliers=(1, 2), refine_channels=4),
+    ],
+    ids=["pixels", "patches", "refined"],
 )
 def strict(request):
     return make(**{**STRICT, **request.param})

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from eqjax import Tokenizer
+from eqjax.tokenizer.decoder import Refine
 
 TOKENIZER = Tokenizer(
     channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(), resolution=16, z_channels=2,
@@ -45,6 +46,7 @@ def test_latents_that_do_not_fit_are_refused(shape):
         (dict(patch_size=3), "resolution=256 is not .* of 5 levels on patches of 3"),
         (dict(patch_size=0), "patch_size=0 must be ≥ 1"),
         (dict(attention_window=-1), "attention_window=-1"),
+        (dict(refine_channels=0), "refine_channels=0 must be ≥ 1"),
         (dict(square_downsamples=-1), "square_downsamples=-1 must be ≥ 0"),
         (dict(channels=10), r"10 channels cannot be halved by \(2, 2\): its channels must be a multiple of 4"),
         (dict(attention_resolutions=(17,)), r"\[17\] are not among the levels' heights \[256, 128, 64, 32, 16\]"),
@@ -66,6 +68,28 @@ def test_fields_from_json_give_a_hashable_module():
     loaded = Tokenizer(channel_multipliers=[1, 2], attention_resolutions=[], semantic=semantic)
     again = Tokenizer(channel_multipliers=(1, 2), attention_resolutions=(), semantic=semantic)
     assert hash(loaded) == hash(again) and loaded == again
+
+
+@pytest.mark.parametrize("refine_channels", [None, 4])
+def test_the_last_layer_writes_the_image(refine_channels):
+    tokenizer = TOKENIZER.clone(refine_channels=refine_channels)
+    params = tokenizer.init_params(jax.random.key(0))
+    last = tokenizer.last_layer(params)
+    last["bias"] += 1.0
+    latents = jnp.zeros((1, 3, 4))
+    changed = tokenizer.apply({"params": params}, latents, method="decode").images
+    last["bias"] -= 1.0
+    images = tokenizer.apply({"params": params}, latents, method="decode").images
+    assert jnp.allclose(changed, images + 1.0, atol=1e-5)
+
+
+def test_the_refining_block_reaches_three_pixels():
+    features = jnp.zeros((1, 8, 8, 4))
+    refine = Refine()
+    params = refine.init(jax.random.key(0), features)
+    changed = refine.apply(params, features.at[0, 2, 3].set(1.0)) - refine.apply(params, features)
+    touched = jnp.abs(changed).sum((0, 1, 3)) > 0
+    assert touched.tolist() == [True] * 7 + [False]
 
 
 def test_any_multiple_of_the_stride_is_encoded():

@@ -184,7 +184,7 @@ class Objective:
         def last_kernel_norm(to_fakes: jax.Array) -> jax.Array:
             # Only the last layer's gradient of this backward pass is used; the compiler drops the rest.
             (grads,) = backward((to_fakes, jax.tree.map(jnp.zeros_like, semantic), jnp.zeros_like(kl)))
-            return jnp.linalg.norm(grads["decoder"]["conv_out"]["kernel"])
+            return jnp.linalg.norm(self.tokenizer.last_layer(grads)["kernel"])
 
         to_fakes, terms = jax.grad(self._nll, has_aux=True)(fakes, frozen, images)
         terms["kl_loss"] = kl
