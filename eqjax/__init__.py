@@ -13,6 +13,7 @@ if sys.platform == "win32":
 if TYPE_CHECKING:
     from eqjax import convert, pixels
     from eqjax.generator import Generator
+    from eqjax.image_output import save_animation, save_image
     from eqjax.model import Model
     from eqjax.pretrained import load_pretrained
     from eqjax.sampling.outpainting import outpaint
@@ -32,6 +33,8 @@ __all__ = [
     "panorama",
     "pixels",
     "sample_latents",
+    "save_animation",
+    "save_image",
 ]
 
 # Imported at first use: importing JAX takes seconds, and the command line answers --help without it.
@@ -43,6 +46,8 @@ _MODULES = {
     "outpaint": "eqjax.sampling.outpainting",
     "panorama": "eqjax.sampling.panorama",
     "sample_latents": "eqjax.sampling.sampler",
+    "save_animation": "eqjax.image_output",
+    "save_image": "eqjax.image_output",
 }
 
 

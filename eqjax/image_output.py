@@ -18,10 +18,12 @@ import numpy as np
 from PIL import Image
 
 from eqjax import extras
+from eqjax.arguments import Array, Integer
 from eqjax.io import atomic_write
-from eqjax.typing import AnyArray
 
 FRAMES_PER_SECOND = 25
+
+_IMAGE = Array(("height", "width", 3), "uint8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ def check_image_path(path: str | os.PathLike[str], *, height: int = 1, width: in
       ...
       ValueError: photo.tif: an image's extension is one of .png, .jpg, .jpeg, .webp; found '.tif'.
     """
-    extension = _extension(path, "an image", _IMAGES, _ANIMATIONS, "--animation of eqjax sample or eqjax.save_animation")
+    extension = _extension(path, "an image", _IMAGES, _ANIMATIONS, "--animation or eqjax.save_animation")
     largest = _IMAGES[extension].max_side
     if largest is not None and max(height, width) > largest:
         raise ValueError(
@@ -84,21 +86,21 @@ def check_image_path(path: str | os.PathLike[str], *, height: int = 1, width: in
         )
 
 
-def save_image(path: str | os.PathLike[str], image: AnyArray) -> None:
+def save_image(path: str | os.PathLike[str], image: Any) -> None:
     """Writes an image in the format that the extension names.
 
     Args:
       path: the file, with the extension .png, .jpg, .jpeg or .webp.
-      image: uint8 [H, W, 3].
+      image: uint8 [H, W, 3]; `eqjax.pixels.to_uint8` converts floats, `eqjax.pixels.grid` arranges several images.
 
     Raises:
-      ValueError: the extension names no format of images, the image is not uint8 [H, W, 3], or is too large for it.
+      ValueError: the extension names no format of images, the image has another shape, or is too large for it.
+      TypeError: the image is no array of uint8.
 
     Example:
       >>> save_image("gray.png", np.full((64, 128, 3), 127, np.uint8))
     """
-    image = np.asarray(image)
-    _check_array(image, "image")
+    image = np.asarray(_IMAGE.check("image", image))
     check_image_path(path, height=image.shape[0], width=image.shape[1])
     chosen = _IMAGES[os.path.splitext(os.fspath(path))[1].lower()]
     with atomic_write(path) as temporary:
@@ -116,16 +118,16 @@ def check_animation_path(path: str | os.PathLike[str]) -> None:
       ModuleNotFoundError: it needs an optional package that is not installed.
       IsADirectoryError: the path is a folder.
     """
-    if _extension(path, "an animation", _ANIMATIONS, _IMAGES, "--output of eqjax sample or eqjax.save_image") == ".mp4":
+    if _extension(path, "an animation", _ANIMATIONS, _IMAGES, "--output or eqjax.save_image") == ".mp4":
         extras.require("av", f"{os.fspath(path)}: mp4 files need PyAV (.webp and .gif do not)")
 
 
 def save_animation(
     path: str | os.PathLike[str],
-    strips: AnyArray | Iterable[AnyArray],
+    strips: Any,
     *,
-    frame_width: int | None = None,
-    pixels_per_frame: int = 4,
+    frame_width: Any = None,
+    pixels_per_frame: Any = 4,
 ) -> AnimationSize:
     """Writes an animation of a window that moves along an image, 25 frames per second.
 
@@ -143,17 +145,17 @@ def save_animation(
       The number of frames and their size; mp4 repeats the last row or column of odd sizes.
 
     Raises:
-      ValueError: the extension names no format of animations, a strip is not uint8 [H, W, 3] or of another height,
-        there are no strips, or a number is below 1.
+      ValueError: the extension names no format of animations, a strip has another shape or height, there are no
+        strips, or a number is below 1.
+      TypeError: a strip is no array of uint8, or a number is no integer.
       ModuleNotFoundError: the format needs an optional package that is not installed.
 
     Example:
       >>> save_animation("pan.webp", np.zeros((16, 100, 3), np.uint8), frame_width=60)
       AnimationSize(num_frames=11, height=16, width=60)
     """
-    for name, value in (("frame_width", frame_width), ("pixels_per_frame", pixels_per_frame)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1 pixel.")
+    frame_width = Integer(least=1, optional=True).check("frame_width", frame_width)
+    pixels_per_frame = Integer(least=1).check("pixels_per_frame", pixels_per_frame)
     check_animation_path(path)
     write = _ANIMATIONS[os.path.splitext(os.fspath(path))[1].lower()]
     frames = _Frames(_as_strips(strips), frame_width, pixels_per_frame)
@@ -162,39 +164,26 @@ def save_animation(
     return AnimationSize(frames.count, *frames.size)
 
 
-def _extension(
-    path: str | os.PathLike[str], what: str, known: Iterable[str], others: Iterable[str], place: str
-) -> str:
+def _extension(path: str | os.PathLike[str], what: str, known: Iterable[str], others: Iterable[str], place: str) -> str:
     """Returns the extension of a path in small letters, after checking it."""
     path = os.fspath(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file.")
     found = os.path.splitext(path)[1].lower()
     if found not in known:
         elsewhere = f" ({found} files are for {place})" if found in others else ""
         raise ValueError(
             f"{path}: {what}'s extension is one of {', '.join(known)}; found {found or 'none'!r}{elsewhere}."
         )
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file.")
     return found
 
 
-def _check_array(image: np.ndarray, name: str) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"{name}: found {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]. Take one image of a batch; "
-            "eqjax.pixels.to_uint8 converts floats in [-1, 1], eqjax.pixels.grid arranges several images."
-        )
-
-
-def _as_strips(strips: AnyArray | Iterable[AnyArray]) -> Iterator[np.ndarray]:
-    """Yields checked strips of an image or of its pieces."""
-    height = None
-    for strip in [strips] if getattr(strips, "ndim", None) == 3 else strips:
-        strip = np.asarray(strip)
-        _check_array(strip, "strips")
-        if height not in (None, strip.shape[0]):
-            raise ValueError(f"strips: found heights {height} and {strip.shape[0]}, expected one.")
-        height = strip.shape[0]
+def _as_strips(strips: Any) -> Iterator[np.ndarray]:
+    """Yields the checked pieces of an image, which may be in one piece."""
+    rule = _IMAGE
+    for number, strip in enumerate([strips] if getattr(strips, "ndim", None) == 3 else strips):
+        strip = np.asarray(rule.check(f"strips[{number}]", strip))
+        rule = Array((strip.shape[0], "width", 3), "uint8")  # All have the height of the first.
         yield strip
 
 
@@ -277,7 +266,7 @@ def _write_mp4(path: str, frames: _Frames) -> None:
 
     codec = next((name for name in ("libx264", "libopenh264") if name in av.codecs_available), None)
     if codec is None:
-        raise ValueError("mp4: this build of PyAV has no encoder of H.264; use .webp, or install the package av of PyPI.")
+        raise ValueError("mp4: this PyAV has no encoder of H.264; write .webp, or install the package av from PyPI.")
     height, width = frames.size
     with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream(codec, rate=FRAMES_PER_SECOND, options={"crf": "20"})

@@ -16,7 +16,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 import tqdm
 
-from eqjax import extras, pixels
+from eqjax import extras
+from eqjax.image_output import save_image
 from eqjax.io import atomic_write
 from eqjax.progress import format_duration
 from eqjax.typing import AnyArray, Config, Metrics, Scalar
@@ -93,7 +94,7 @@ class MetricWriter:
         if self._file is None:
             return
         image = np.asarray(image)
-        pixels.save_png(os.path.join(self._workdir, "images", f"{name}_{int(step):07d}.png"), image)
+        save_image(os.path.join(self._workdir, "images", f"{name}_{int(step):07d}.png"), image)
         self._board.add_image(name, image, int(step), dataformats="HWC")
         if self._wandb is not None:
             import wandb  # pyright: ignore[reportMissingImports] - optional
