@@ -192,9 +192,10 @@ class _Frames(Iterator[np.ndarray]):
 
     def __init__(self, strips: Iterator[np.ndarray], width: int | None, step: int) -> None:
         self._strips, self._step = strips, step
-        self._pixels = next(strips, None)
-        if self._pixels is None:
+        first = next(strips, None)
+        if first is None:
             raise ValueError("strips: there are none, expected at least one.")
+        self._pixels: np.ndarray = first
         self._width = width or 4 * self._pixels.shape[0]
         self._left, self.count = 0, 0
         self._extend()
@@ -269,7 +270,7 @@ def _write_mp4(path: str, frames: _Frames) -> None:
         raise ValueError("mp4: this PyAV has no encoder of H.264; write .webp, or install the package av from PyPI.")
     height, width = frames.size
     with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream(codec, rate=FRAMES_PER_SECOND, options={"crf": "20"})
+        stream: Any = container.add_stream(codec, rate=FRAMES_PER_SECOND, options={"crf": "20"})
         # Players expect colors at half the resolution, and so even sizes.
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         for frame in frames:

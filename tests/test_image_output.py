@@ -3,6 +3,7 @@
 import os
 import sys
 import tracemalloc
+from typing import Any
 import weakref
 
 import numpy as np
@@ -21,7 +22,8 @@ def frames_of(path):
     if path.suffix == ".mp4":
         import av
 
-        with av.open(path) as container:
+        container: Any = av.open(path)
+        with container:
             return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     with Image.open(path) as image:
         return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
