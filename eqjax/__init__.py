@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from eqjax import convert, pixels
     from eqjax.generator import Generator
     from eqjax.image_output import save_animation, save_image
+    from eqjax.loading import load_pretrained
     from eqjax.model import Model
-    from eqjax.pretrained import load_pretrained
     from eqjax.sampling.outpainting import outpaint
     from eqjax.sampling.panorama import panorama
     from eqjax.sampling.sampler import sample_latents
@@ -42,7 +42,7 @@ _MODULES = {
     "Generator": "eqjax.generator",
     "Model": "eqjax.model",
     "Tokenizer": "eqjax.tokenizer",
-    "load_pretrained": "eqjax.pretrained",
+    "load_pretrained": "eqjax.loading",
     "outpaint": "eqjax.sampling.outpainting",
     "panorama": "eqjax.sampling.panorama",
     "sample_latents": "eqjax.sampling.sampler",

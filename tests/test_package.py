@@ -23,7 +23,7 @@ IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax"}
 NOT_IMPORTED = {"scikit-image", "scikit-learn"}
 # Extras that are not of packages which eqjax imports: hardware, development.
 OTHER_EXTRAS = {"cuda12", "cuda13", "tpu", "dev"}
-MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.pretrained"}
+MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.loading", "eqjax.pretrained"}
 
 
 def imports(path):
