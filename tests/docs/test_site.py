@@ -76,7 +76,7 @@ def test_the_site_is_built_without_warnings_and_has_every_public_name(pages, tmp
     )
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "html" / "objects.inv", "rb") as file:
-        found = inventory.InventoryFile.load(file, "", lambda base, uri: uri)
+        found = inventory.InventoryFile.load(file, "", lambda _, uri: uri)
     known = {name for kind, names in found.data.items() if kind.startswith("py:") for name in names}
     missing = {f"{module}.{name}" for module in pages.modules() for name in pages.public_names(module)} - known
     assert not missing
