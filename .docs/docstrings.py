@@ -89,17 +89,17 @@ def prepare_docstring(_app: Sphinx, what: str, _name: str, _thing: Any, _options
     """Writes in reStructuredText what docstrings say in plain text: examples of modules are code, lone stars stars."""
     if what == "module":
         lines[:] = _with_code(lines)
-    code = ("    ", ">>>") if what == "module" else ">>>"
+    code = ("  ", ">>>") if what == "module" else ">>>"
     lines[:] = [line if line.startswith(code) else _escaped(line) for line in lines]
 
 
 def _with_code(lines: list[str]) -> list[str]:
-    """Marks blocks indented by four spaces as code."""
+    """Marks indented blocks as code."""
     marked, previous = [], ""
     for line in lines:
-        if line.startswith("    ") and not previous.strip():
+        if line.startswith("  ") and not previous.strip():
             before = next((text for text in reversed(marked) if text.strip()), "")
-            if not before.startswith("    "):
+            if not before.startswith("  "):
                 marked += ["::", ""]
         marked.append(line)
         previous = line

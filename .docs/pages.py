@@ -207,12 +207,11 @@ def _command_page(command: Any) -> str:
 
 
 def _text(text: str) -> list[str]:
-    """Returns a docstring as Markdown lines: indented examples in fences."""
-    lines, is_code = [], False
+    """Returns a docstring as Markdown lines: commands, indented by four spaces, and tables in fences."""
+    lines = []
     for paragraph in text.split("\n\n"):
-        is_code = paragraph.startswith("    ")
-        body = inspect.cleandoc(paragraph) if is_code else paragraph
-        lines += ["```bash", body, "```", ""] if is_code else [_prose(body), ""]
+        language = "bash" if paragraph.startswith("    ") else "text" if paragraph.startswith("  ") else None
+        lines += [f"```{language}", inspect.cleandoc(paragraph), "```", ""] if language else [_prose(paragraph), ""]
     return lines
 
 
