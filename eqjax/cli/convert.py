@@ -96,17 +96,21 @@ def from_torch(
     from eqjax import convert, pretrained, published
 
     source = os.fspath(source)
-    kind, state_dict, arguments = convert.pick_weights(convert.read_reference(source), source, variant)
-    if kind == "tokenizer":
-        module = pretrained.build_module(kind, convert.infer_tokenizer_config(state_dict), source)
-        pretrained.check_depth(kind, module, source)
-        params = convert.tokenizer_params(state_dict, module)
-        latent_scale = published.LATENT_SCALE if latent_scale is None else latent_scale
-    else:
-        fields = convert.infer_generator_config(state_dict, arguments, **generator_fields)
-        module = pretrained.build_module(kind, fields, source)
-        pretrained.check_depth(kind, module, source)
-        params = convert.generator_params(state_dict, module)
+    checkpoint = convert.read_reference(source)
+    try:
+        kind, state_dict, arguments = convert.pick_weights(checkpoint, source, variant)
+        if kind == "tokenizer":
+            module = pretrained.build_module(kind, convert.infer_tokenizer_config(state_dict), source)
+            pretrained.check_depth(kind, module, source)
+            params = convert.tokenizer_params(state_dict, module)
+            latent_scale = published.LATENT_SCALE if latent_scale is None else latent_scale
+        else:
+            fields = convert.infer_generator_config(state_dict, arguments, **generator_fields)
+            module = pretrained.build_module(kind, fields, source)
+            pretrained.check_depth(kind, module, source)
+            params = convert.generator_params(state_dict, module)
+    except convert.ConversionError as error:
+        raise error if source in str(error) else convert.ConversionError(f"{source}: {error}") from error
     notes = f"{'EMA' if variant == 'ema' else 'raw'} weights of a PyTorch file"
     weights = pretrained.Weights({kind: module}, {kind: params}, latent_scale, notes=notes)
     pretrained.save(target, weights)
