@@ -3,17 +3,13 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import jax
-from jaxtyping import Key
 import ml_collections
-import numpy as np
 
-# An array on a device or on the host; functions that take one convert it themselves.
-AnyArray: TypeAlias = jax.Array | np.ndarray
-# A scalar of the host, or an array with no axes (a traced one, say).
-Scalar: TypeAlias = float | int | np.number | jax.Array | np.ndarray
-# One typed random key, as jax.random.key makes it.
-PRNGKey: TypeAlias = Key[jax.Array, ""]
+if TYPE_CHECKING:
+    from eqjax.array_types import AnyArray, Metrics, PRNGKey, Scalar
+
+__all__ = ["AnyArray", "Config", "Metrics", "PRNGKey", "Params", "Record", "Scalar", "StateDict", "Tree"]
+
 # A tree of parameters (or gradients, moments, EMA weights): nested dicts with arrays as leaves.
 Params: TypeAlias = Mapping[str, Any]
 # What jax.jit accepts: containers with arrays as leaves.
@@ -22,10 +18,17 @@ Tree: TypeAlias = Any
 Record: TypeAlias = dict[str, Any]
 # A PyTorch state_dict: flat names to arrays, or to anything else with a shape (jax.ShapeDtypeStruct, say).
 StateDict: TypeAlias = Mapping[str, Any]
-# Metrics by name: scalars, or vectors with one curve per entry.
-Metrics: TypeAlias = Mapping[str, Scalar]
 # A configuration, or a part of one. Its fields are made at run time, so type checkers cannot know them.
 if TYPE_CHECKING:
     Config: TypeAlias = Any
 else:
     Config: TypeAlias = ml_collections.ConfigDict
+
+
+def __getattr__(name: str) -> Any:
+    # Configurations are read and printed without waiting for JAX.
+    if name in __all__:
+        from eqjax import array_types
+
+        return getattr(array_types, name)
+    raise AttributeError(f"module 'eqjax.typing' has no attribute {name!r}")

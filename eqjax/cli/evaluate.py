@@ -15,26 +15,19 @@ evaluation programs (--png, --npz), or measures only PSNR and SSIM. Results are 
 """
 
 import os
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-import eqjax
+from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, sampling_options
 from eqjax.data import default_config
-from eqjax.evaluation import (
-    Extractor,
-    GenerationEvaluator,
-    GenerationOptions,
-    evaluate_reconstruction,
-    image_sets,
-    networks,
-    results,
-    statistics,
-)
-from eqjax.evaluation.protocol import device_entries, weights_id
-from eqjax.evaluation.results import Result
+
+if TYPE_CHECKING:
+    from eqjax.evaluation import Extractor
+    from eqjax.evaluation.results import Result
 
 _NUM_IMAGES = 50_000
 
@@ -42,8 +35,7 @@ _NUM_IMAGES = 50_000
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     with flag_group(values, "What"):
-        flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs.",
-                          flag_values=values)  # fmt: skip
+        define_model_flags(values)
         flags.DEFINE_integer("num_images", None, f"Number of images; {_NUM_IMAGES} to sample, or the whole data set.",
                              1, flag_values=values)  # fmt: skip
         flags.DEFINE_integer("batch_size", 16, "Images that each device processes at a time.", 1, flag_values=values)
@@ -87,8 +79,10 @@ def run(args: flags.FlagValues, words: list[str]) -> None:
     evaluations[words[0]](args)
 
 
-def make_extractor(args: flags.FlagValues) -> Extractor | None:
+def make_extractor(args: flags.FlagValues) -> "Extractor | None":
     """Returns the extractor of --network, or None."""
+    from eqjax.evaluation import Extractor, networks
+
     if args.network == "none":
         return None
     return Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
@@ -100,6 +94,8 @@ def evaluate_generation(args: flags.FlagValues) -> None:
     Raises:
       ValueError: flags without effect; options out of their range; another protocol under --output.
     """
+    from eqjax.evaluation import GenerationEvaluator, GenerationOptions, results, statistics
+
     results.load(args.output)  # Rejects a folder of something else before hours of sampling.
     if given := config_flags.get_override_values(args["data"]):
         names = ", ".join(f"--data.{name}" for name in given)
@@ -108,7 +104,7 @@ def evaluate_generation(args: flags.FlagValues) -> None:
             "--data.… is for reconstruction."
         )
     scales = list(dict.fromkeys(guidance_scales(args)))
-    model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     tokenizer = model.require("tokenizer")
     num_columns = args.num_columns or tokenizer.resolution // tokenizer.column_width
     sweep = [
@@ -146,8 +142,11 @@ def evaluate_images(args: flags.FlagValues) -> None:
     Raises:
       ValueError: the model has no tokenizer, or the images do not fit it.
     """
+    from eqjax.evaluation import evaluate_reconstruction, image_sets, networks, results, statistics
+    from eqjax.evaluation.protocol import device_entries, model_entries
+
     results.load(args.output)
-    model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     model.require("tokenizer")
     images = image_sets.from_data(args.data, args.num_images)
     extractor = make_extractor(args)
@@ -160,12 +159,14 @@ def evaluate_images(args: flags.FlagValues) -> None:
         per_device_batch_size=args.batch_size,
     )
     size = args.data.height, args.data.width
-    protocol = {"weights": weights_id(model), "count": images.count, "source": images.source}
+    protocol = {**model_entries(model), "count": images.count, "source": images.source}
     protocol |= {"image_size": list(size), "rounding": "8 bit", "encoding": "posterior mean", **device_entries()}
     if extractor is not None:
         protocol |= {**extractor.network.protocol_for(size), "reference": args.reference or "the originals"}
     _save(args, [{"metrics": metrics, "protocol": protocol}])
 
 
-def _save(args: flags.FlagValues, rows: list[Result]) -> None:
+def _save(args: flags.FlagValues, rows: "list[Result]") -> None:
+    from eqjax.evaluation import results
+
     logging.info("%s:\n%s", os.path.abspath(args.output), results.save(args.output, rows))

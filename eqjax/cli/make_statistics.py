@@ -11,14 +11,17 @@ The file holds mu, sigma, mu_s and sigma_s, as ADM's does, the protocol, and the
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from eqjax.cli.runner import flag_group
 from eqjax.data import default_config
-from eqjax.evaluation import Extractor, ImageSet, fid, image_sets, networks, statistics
 from eqjax.io import remove_leftovers
+
+if TYPE_CHECKING:
+    from eqjax.evaluation import ImageSet
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -40,12 +43,14 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string("output", None, "Statistics file (.npz).", required=True, flag_values=values)
 
 
-def find_images(args: flags.FlagValues) -> ImageSet:
+def find_images(args: flags.FlagValues) -> "ImageSet":
     """Returns the images of --input or of --data.….
 
     Raises:
       ValueError: neither is given, or flags of both.
     """
+    from eqjax.evaluation import image_sets
+
     fields = config_flags.get_override_values(args["data"])
     if args.input:
         given = [f"--data.{name}" for name in fields] + ["--num_images"] * bool(args.num_images)
@@ -65,6 +70,8 @@ def find_images(args: flags.FlagValues) -> ImageSet:
 
 def run(args: flags.FlagValues) -> None:
     """Computes the statistics in one pass over the images and writes the file."""
+    from eqjax.evaluation import Extractor, fid, networks, statistics
+
     folder, name = os.path.split(args.output)
     remove_leftovers(folder or ".", re.escape(name))
     images = find_images(args)

@@ -218,7 +218,7 @@ def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, mapped: mmap.mma
         )
     content = np.frombuffer(mapped, np.uint8, info.file_size, start)
     # PyTorch writes 0 where it was asked not to compute the checksum.
-    if info.CRC and zlib.crc32(content) != info.CRC:
+    if info.CRC and zlib.crc32(content.data) != info.CRC:
         raise CheckpointFileError(
             f"{archive.filename}: entry {shorten(info.filename)} is damaged, as its checksum (CRC-32) differs. {AGAIN}"
         )

@@ -14,7 +14,6 @@ import ml_collections
 from ml_collections import config_dict
 
 from eqjax.data import default_config as data_config
-from eqjax.data import make_source
 from eqjax.typing import Config
 
 # ── Fields and defaults ─────────────────────────────────────────────────────────────────────────
@@ -322,4 +321,6 @@ def resolve(config: Config) -> Config:
 
 
 def _steps_per_epoch(config: Config) -> float:
+    from eqjax.data import make_source  # Imports JAX, which configurations that count steps need not wait for.
+
     return len(make_source(config.data)) / config.batch_size

@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 
 from eqjax import pretrained
-from eqjax.cli import analyze, evaluate, make_statistics, runner
+from eqjax.cli import analyze, analyze_comparison, analyze_images, evaluate, make_statistics, runner
 from eqjax.cli.main import COMMANDS
 from eqjax.evaluation import Extractor, networks, results, statistics
 from tests import subprocesses
@@ -71,7 +71,7 @@ def test_images_have_the_labels_of_the_model(folder, names, options, expected):
     args = parse(
         analyze, "--data.source=folder", f"--data.root={folder}", "--num_columns=5", "--num_batches=2", *options
     )
-    config, labels = analyze.model_images(args, model(names))
+    config, labels = analyze_images.model_images(args, model(names))
     assert (config.height, config.width, config.resize) == (16, 20, 16)
     assert labels is not None and labels.tolist() == expected
 
@@ -79,9 +79,9 @@ def test_images_have_the_labels_of_the_model(folder, names, options, expected):
 def test_batches_of_crops_have_the_labels_of_the_model(folder):
     args = parse(analyze, "--data.source=folder", f"--data.root={folder}", "--data.classes=('ape','cow')")
     found = model(("cow", "bee", "ape"))
-    config, labels = analyze.model_images(args, found)
+    config, labels = analyze_images.model_images(args, found)
     assert labels is not None
-    batches = analyze.latent_batches(found, config, labels, num_columns=8, num_batches=2, seed=0)
+    batches = analyze_images.latent_batches(found, config, labels, num_columns=8, num_batches=2, seed=0)
     assert [labels.shape for _, labels in batches] == [(32,), (32,)]
     shown = {
         (float(value.item()), label)
@@ -92,7 +92,7 @@ def test_batches_of_crops_have_the_labels_of_the_model(folder):
 
 
 def test_photographs_are_the_default_for_models_of_them():
-    config, labels = analyze.model_images(parse(analyze), model(("coffee", "cat", "brick")))
+    config, labels = analyze_images.model_images(parse(analyze), model(("coffee", "cat", "brick")))
     assert config.source == "photos" and config.classes == ("coffee", "cat", "brick")
     assert labels is not None and labels.tolist() == [0, 1, 2]
 
@@ -100,13 +100,13 @@ def test_photographs_are_the_default_for_models_of_them():
 @pytest.mark.parametrize(("names", "num_classes"), [(("ape", "bee", "cow"), 3), (None, 12), (None, None)])
 def test_other_models_need_a_data_source(folder, names, num_classes):
     with pytest.raises(ValueError, match="not built-in photographs; choose the images .* --data.source=folder"):
-        analyze.model_images(parse(analyze), model(names, num_classes))
+        analyze_images.model_images(parse(analyze), model(names, num_classes))
     with pytest.raises(ValueError, match="not built-in photographs"):
-        analyze.model_images(parse(analyze, f"--data.root={folder}"), model(names, num_classes))
+        analyze_images.model_images(parse(analyze, f"--data.root={folder}"), model(names, num_classes))
 
 
 def test_a_tokenizer_alone_needs_no_labels():
-    _, labels = analyze.model_images(parse(analyze, "--data.source=photos"), model(None, None))
+    _, labels = analyze_images.model_images(parse(analyze, "--data.source=photos"), model(None, None))
     assert labels is None
 
 
@@ -129,7 +129,7 @@ def test_a_tokenizer_alone_needs_no_labels():
 def test_images_that_do_not_fit_the_model_are_rejected(folder, names, num_classes, options, message):
     args = parse(analyze, "--data.source=folder", f"--data.root={folder}", *options)
     with pytest.raises(ValueError, match=message):
-        analyze.model_images(args, model(names, num_classes))
+        analyze_images.model_images(args, model(names, num_classes))
 
 
 def test_analysis_needs_matplotlib_and_a_tokenizer(files, tmp_path, monkeypatch):
@@ -152,15 +152,15 @@ def test_a_comparison_reuses_tokenizers_of_the_same_flags_only(tmp_path, monkeyp
             file.write(config.to_json_best_effort())
         open(os.path.join(workdir, "model.safetensors"), "w").close()
 
-    monkeypatch.setattr(analyze.tokenizer_training, "train_and_evaluate", train)
-    options = analyze.ComparisonOptions.from_flags(parse(analyze))
-    workdirs = {analyze.train_tokenizer(options, str(tmp_path), "strict", 0) for _ in range(2)}
+    monkeypatch.setattr(analyze_comparison.tokenizer_training, "train_and_evaluate", train)
+    options = analyze_comparison.ComparisonOptions.from_flags(parse(analyze))
+    workdirs = {analyze_comparison.train_tokenizer(options, str(tmp_path), "strict", 0) for _ in range(2)}
     assert trained == list(workdirs)
     other = dataclasses.replace(options, tokenizer_channels=64, num_columns=4)
     with pytest.raises(
         ValueError, match=r"strict_0 .*\n  data.width: workdir 64, now 32\n  tokenizer.channels: workdir 32"
     ):
-        analyze.train_tokenizer(other, str(tmp_path), "strict", 0)
+        analyze_comparison.train_tokenizer(other, str(tmp_path), "strict", 0)
 
 
 def test_a_comparison_rejects_data_flags():
