@@ -55,8 +55,8 @@ def read_torch(
             pretrained.check_depth(kind, module, source)
             if names is not None and len(names) != module.num_classes:
                 raise convert.ConversionError(
-                    f"{len(names)} class names for the {module.num_classes} classes of {source}: give one for each, in the "
-                    "order of the labels."
+                    f"{len(names)} class names for the {module.num_classes} classes of {source}: give one for each, in "
+                    "the order of the labels."
                 )
             params = convert.generator_params(state_dict, module)
     except convert.ConversionError as error:
