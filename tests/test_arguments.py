@@ -32,7 +32,7 @@ ACCEPTED = [
     (Integer(), np.int64(-2), -2),
     (Integer(), jnp.int32(7), 7),
     (Integer(optional=True), None, None),
-    (Number(least=0), 0, 0),
+    (Number(least=0), 0, 0.0),
     (Number(), np.float32(0.5), 0.5),
     (Number(), jnp.bfloat16(0.5), 0.5),
     (Number(above=0, most=1), np.array(1.0), 1.0),

@@ -9,15 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from eqjax import convert
+from eqjax import config_fields, convert
 from eqjax.training import optim
-from eqjax.training.config import optimizer_config
 from eqjax.training.state import ema_update, stream
 from tests.golden_cases import GOLDEN, generator_case, relative_error, training_loss
 
 
 def make(**fields):
-    config = optimizer_config()
+    config = config_fields.make(fields.OPTIMIZER)
     config.update(fields)
     return config
 
