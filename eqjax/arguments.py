@@ -194,7 +194,9 @@ class Integer(Rule):
             found = operator.index(value)
         except TypeError:
             raise self.error(TypeError, name, value) from None
-        if found < (-MAX_INTEGER if self.least is None else self.least) or found > self.most:
+        if abs(found) > MAX_INTEGER and self.most == MAX_INTEGER:
+            raise ValueError(f"{name}={show(found)} must be {self.words}, at most {MAX_INTEGER}.")
+        if (self.least is not None and found < self.least) or found > self.most:
             raise self.error(ValueError, name, found)
         return found
 

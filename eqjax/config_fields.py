@@ -130,8 +130,13 @@ def _problems(config: Any, table: Table, name: str, prefix: str) -> Iterator[str
             yield f"{full_name}={show(config[field])} must be a section with the fields {', '.join(entry)}."
 
 
-def checked(values: Mapping[str, Any], table: Table) -> dict[str, Any]:
+def checked(values: Mapping[str, Any], table: Table, prefix: str = "") -> dict[str, Any]:
     """Returns the values of those names that a table has, checked, as plain Python: the fields of an object, say.
+
+    Args:
+      values: values by name; some may be missing, and others are left out.
+      table: the table.
+      prefix: prefix of the names in messages, such as "generator.".
 
     Raises:
       TypeError: a value is of another kind.
@@ -143,7 +148,7 @@ def checked(values: Mapping[str, Any], table: Table) -> dict[str, Any]:
       {'steps': 2}
     """
     return {
-        name: entry.rule.check(name, values[name])
+        name: entry.rule.check(prefix + name, values[name])
         for name, entry in table.items()
         if isinstance(entry, Field) and name in values
     }
@@ -169,7 +174,7 @@ def refuse(problems: Sequence[str], name: str) -> None:
 class Fields(Rule):
     """A dict of fields, each of which obeys a table: a section that may be missing as a whole."""
 
-    table: Table
+    table: Mapping[str, Field]
 
     def _check(self, name: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping | ml_collections.ConfigDict):

@@ -101,7 +101,8 @@ def time_points(num_steps: int, time_grid: TimeGrid = "uniform") -> Float[np.nda
         times = np.asarray(time_grid, np.float64)
         if times.shape != (num_steps + 1,) or times[0] != 1 or times[-1] != 0 or not (np.diff(times) < 0).all():
             raise ValueError(
-                f"time_grid={show(time_grid)} must have {num_steps + 1} times (num_flow_steps + 1) that fall from 1 to 0."
+                f"time_grid={show(time_grid)} must have {num_steps + 1} times (num_flow_steps + 1) that fall from 1 "
+                "to 0."
             )
         return times
     uniform = np.arange(num_steps, -1, -1) / num_steps

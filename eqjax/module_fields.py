@@ -1,10 +1,10 @@
-"""The fields of the modules and of sampling: defaults, values, meanings. The modules check their fields by these tables.
+"""The fields of the modules and of sampling, by which these check themselves: defaults, values, meanings.
 
-The fields of training runs are in `eqjax.training.config`, those of the data in `eqjax.data.config`.
+The fields of training runs are in `eqjax.training.fields`, those of the data in `eqjax.data.config`.
 """
 
 from eqjax.arguments import Choice, Either, FloatDtype, Integer, Items, Number
-from eqjax.config_fields import Field, Fields, Table
+from eqjax.config_fields import Field, Fields
 
 # A tokenizer with more levels would need images of 2**32 rows.
 _MAX_LEVELS = 32
@@ -18,7 +18,7 @@ TIME_GRIDS = ("uniform", "shifted", "cosine")
 _COUNT = Integer(least=1)
 _MULTIPLIERS = Items(_COUNT, least=1, most=_MAX_LEVELS)
 
-SEMANTIC: Table = {
+SEMANTIC: dict[str, Field] = {
     "channels": Field(64, _COUNT, "Base width."),
     "channel_multipliers": Field((8, 12), _MULTIPLIERS, "Width of every level, in multiples of `channels`."),
     "num_res_blocks": Field(2, _COUNT, "ResBlocks per level."),
@@ -26,7 +26,7 @@ SEMANTIC: Table = {
     "downsamples": Field(0, Integer(least=0), "Number of levels that halve rows and columns."),
 }
 
-TOKENIZER: Table = {
+TOKENIZER: dict[str, Field] = {
     "channels": Field(128, _COUNT, "Base width."),
     "channel_multipliers": Field((1, 1, 2, 4, 4), _MULTIPLIERS, "Width of every level, in multiples of `channels`."),
     "num_res_blocks": Field(2, _COUNT, "ResBlocks per level of the encoder; the decoder has one more."),
@@ -45,11 +45,16 @@ TOKENIZER: Table = {
         None, Integer(least=0, optional=True), "Reach of attention to either side, latent columns; None: all."
     ),
     "patch_size": Field(1, _COUNT, "Side of the patches on which the first level works, pixels."),
+    "refine_channels": Field(
+        None,
+        Integer(least=1, optional=True, none_means="no such block"),
+        "Features per pixel of a block at full resolution that joins the decoder's patches; None: no such block.",
+    ),
     "posterior_std": Field(2.5, Number(least=0), "Bound of the posterior's standard deviation."),
     "dtype": Field("float32", FloatDtype(), "Dtype of computation; parameters are float32."),
 }
 
-GENERATOR: Table = {
+GENERATOR: dict[str, Field] = {
     "width": Field(1024, _COUNT, "Channels of the transformer, a multiple of 2 · num_heads."),
     "depth": Field(32, _COUNT, "Layers."),
     "num_heads": Field(16, _COUNT, "Heads of self-attention and of cross-attention."),
@@ -75,7 +80,7 @@ GENERATOR: Table = {
 
 _SCALE = Number(least=0, traceable=True)
 
-SAMPLING: Table = {
+SAMPLING: dict[str, Field] = {
     "guidance_scale": Field(
         1.0, Either((_SCALE, Items(_SCALE, least=1)), traceable=True), "Classifier-free guidance scale; 1: no guidance."
     ),

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from eqjax import checksums, module_fields, published
+from eqjax import checksums, config_fields, module_fields, published
 from eqjax.arguments import Items, Number, Rule, Text, check_names, shorten, show
 from eqjax.config_fields import Table
 from eqjax.differences import check_equal
@@ -164,7 +164,7 @@ def _read_header(path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
             f"(found {shorten(repr(found))}); files are written by eqjax.pretrained.save, the training commands, and "
             "eqjax convert."
         )
-    check_names(f"entry in the configuration of {path}", config, ("format", *_ENTRIES, *_MODULES), WeightsError)
+    check_names(f"{path}: the configuration's entry", config, ("format", *_ENTRIES, *_MODULES), WeightsError)
     if not set(config) & set(_MODULES):
         raise WeightsError(f"{path} configures neither a tokenizer nor a generator.")
     if wrong := sorted(name for name, kind in types.items() if kind not in _TENSOR_TYPES):
@@ -382,10 +382,14 @@ def build_module(name: str, fields: Any, where: str = "the configuration") -> An
     if not isinstance(fields, Mapping):
         raise WeightsError(f"{where}: {name}={show(fields)} must be its fields by name.")
     try:
-        check_names(f"{name} field", fields, tuple(_TABLES[name]), WeightsError)
-        module = _MODULES[name](**fields)
+        check_names(f"field of the {name}", fields, tuple(_TABLES[name]))
+        values = config_fields.checked(fields, _TABLES[name], f"{name}.")
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{where}: {error}") from error
+    try:
+        module = _MODULES[name](**values)
         module.dtype = jnp.dtype(module.dtype)
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError) as error:  # The fields contradict each other.
         raise WeightsError(f"{where}: {name}: {error}") from error
     return module
 

@@ -120,11 +120,11 @@ def check_config(config: Config) -> None:
     """
     name = "a data configuration"
     config_fields.check(config, FIELDS, name, "data.")
-    config_fields.refuse(list(_contradictions(config)), name)
+    config_fields.refuse(list(contradictions(config)), name)
 
 
-def _contradictions(config: Config) -> Iterator[str]:
-    """Yields a sentence about every pair of fields that do not fit each other."""
+def contradictions(config: Config) -> Iterator[str]:
+    """Yields a sentence about every pair of fields that do not fit each other; each is in its own range."""
     if config.source == "photos":
         if config.min_scale > config.max_scale:
             yield f"data.min_scale={config.min_scale} must be at most data.max_scale={config.max_scale}."

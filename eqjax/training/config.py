@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from eqjax import config_fields
 from eqjax.config_fields import Table
+from eqjax.data.config import contradictions
 from eqjax.training import fields
 from eqjax.typing import Config
 
@@ -56,6 +57,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"batch_size={config.batch_size} is not a multiple of accumulation_steps={config.accumulation_steps}."
     if config.keep_best and config.eval_every is None:
         yield f"keep_best={config.keep_best!r} needs evaluations, but eval_every is None: set it."
+    yield from contradictions(config.data)
 
 
 # ── Epochs to steps ─────────────────────────────────────────────────────────────────────────────

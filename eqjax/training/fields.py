@@ -87,7 +87,7 @@ OPTIMIZER: Table = {
     "ema_warmup": Field(
         False,
         Boolean(),
-        "EMA decay min(ema_decay, (1 + n) / (10 + n)) at step n, so that the random start is forgotten.",
+        "EMA decay min(ema_decay, (1 + n) / (10 + n)) at step n: it forgets the random start.",
     ),
 }
 

@@ -325,7 +325,8 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
       tokenizer: the module; frozen networks compute in its dtype.
 
     Raises:
-      ValueError: a field of the objective or the discriminator is out of range, or there is a semantic term without a semantic head.
+      ValueError: a field of the objective or the discriminator is out of range, or there is a semantic
+        term without a semantic head.
       FileNotFoundError: the file of a frozen network is missing.
       eqjax.nets.FrozenWeightsError: the file of a frozen network is damaged or holds other arrays.
     """
