@@ -13,6 +13,7 @@ from absl import flags, logging
 import numpy as np
 
 import eqjax
+from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 
@@ -20,9 +21,7 @@ from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     with flag_group(values, "What"):
-        flags.DEFINE_list(
-            "weights", ["photos"], "A shipped model's name, or weights files and workdirs.", flag_values=values
-        )
+        define_model_flags(values)
         flags.DEFINE_integer("width", 2048, "Width of the panoramas, pixels.", 1, flag_values=values)
         flags.DEFINE_integer("num_seeds", 6, "Images per class in the grid.", 1, flag_values=values)
         flags.DEFINE_integer("seed", 0, "Seed of the panoramas; the grid takes the next one.", flag_values=values)
@@ -43,7 +42,7 @@ def run(args: flags.FlagValues) -> None:
 
     start = time.monotonic()
     options = sampling_options(args).to_dict()
-    model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     for part in ("tokenizer", "generator"):
         if getattr(model, part) is None:
             raise ValueError(f"--weights={','.join(args.weights)} holds no {part}; add a file or workdir that does.")
@@ -54,13 +53,13 @@ def run(args: flags.FlagValues) -> None:
     num_columns = -(-args.width // width)
     panoramas = np.asarray(model.sample(labels, num_columns=num_columns, seed=args.seed, **options))
     for name, panorama in zip(names, panoramas, strict=True):
-        eqjax.pixels.save_png(os.path.join(args.output, f"panorama_{name}.png"), panorama)
+        eqjax.save_image(os.path.join(args.output, f"panorama_{name}.png"), panorama)
     beginnings = eqjax.pixels.grid(panoramas[:, :, : 1024 // width * width], columns=1)
-    eqjax.pixels.save_png(os.path.join(args.output, "panoramas.png"), beginnings)
+    eqjax.save_image(os.path.join(args.output, "panoramas.png"), beginnings)
 
     num_columns = 2 * tokenizer.resolution // width
     images = model.sample(np.repeat(labels, args.num_seeds), num_columns=num_columns, seed=args.seed + 1, **options)
-    eqjax.pixels.save_png(os.path.join(args.output, "grid.png"), eqjax.pixels.grid(images, columns=args.num_seeds))
+    eqjax.save_image(os.path.join(args.output, "grid.png"), eqjax.pixels.grid(images, columns=args.num_seeds))
     logging.info(
         "%d panoramas of %d × %d pixels and a grid of %d images (%s): %s, in %.0f s on %s.",
         len(names),

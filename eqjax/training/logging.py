@@ -16,10 +16,13 @@ import numpy as np
 from tensorboardX import SummaryWriter
 import tqdm
 
-from eqjax import pixels
+from eqjax import extras
+from eqjax.image_output import save_image
 from eqjax.io import atomic_write
 from eqjax.progress import format_duration
 from eqjax.typing import AnyArray, Config, Metrics, Scalar
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class MetricWriter:
@@ -93,7 +96,7 @@ class MetricWriter:
         if self._file is None:
             return
         image = np.asarray(image)
-        pixels.save_png(os.path.join(self._workdir, "images", f"{name}_{int(step):07d}.png"), image)
+        save_image(os.path.join(self._workdir, "images", f"{name}_{int(step):07d}.png"), image)
         self._board.add_image(name, image, int(step), dataformats="HWC")
         if self._wandb is not None:
             import wandb  # pyright: ignore[reportMissingImports] - optional
@@ -117,13 +120,9 @@ class MetricWriter:
 
 def _start_wandb(workdir: str, project: str) -> Any:
     """Returns the W&B run whose id is in the workdir, or a new one whose id is written there."""
-    try:
-        import wandb  # pyright: ignore[reportMissingImports] - optional
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"wandb_project={project!r} needs the package wandb: pip install wandb, or set it to None; "
-            "metrics.jsonl and TensorBoard are written in any case."
-        ) from error
+    extras.require("wandb", f"wandb_project={project!r} needs the package wandb (metrics.jsonl is written without)")
+    import wandb  # pyright: ignore[reportMissingImports] - optional
+
     path, run_id = os.path.join(workdir, "wandb_run.txt"), None
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
@@ -136,7 +135,10 @@ def _start_wandb(workdir: str, project: str) -> Any:
 
 
 class Progress:
-    """Shows speed and time left on process 0: a bar on a terminal, log lines elsewhere."""
+    """Shows speed and time left on process 0: a bar on a terminal, log lines elsewhere.
+
+    Between the lines with metrics, which may be far apart, a line every half a minute says how far the run is.
+    """
 
     def __init__(self, first_step: int, total_steps: int, images_per_step: int) -> None:
         """Starts the clock.
@@ -148,6 +150,7 @@ class Progress:
         """
         self._total, self._images = total_steps, images_per_step
         self._last_step, self._last_time = first_step, time.monotonic()
+        self._last_line, self._shown_step = self._last_time, first_step
         show = jax.process_index() == 0 and sys.stderr.isatty()
         self._bar = tqdm.tqdm(total=total_steps, initial=first_step, unit="step") if show else None
 
@@ -155,16 +158,29 @@ class Progress:
         """Shows metrics of a step; returns the images per second since the last call."""
         now = time.monotonic()
         steps, seconds = step - self._last_step, max(now - self._last_time, 1e-9)
-        self._last_step, self._last_time = step, now
+        self._last_step, self._last_time, self._last_line = step, now, now
         images_per_second = steps * self._images / seconds
         text = " ".join(f"{name}={float(value):.4g}" for name, value in metrics.items() if np.ndim(value) == 0)
         if self._bar is not None:
-            self._bar.update(steps)
+            self._bar.update(step - self._shown_step)
+            self._shown_step = step
             self._bar.set_postfix_str(text)
         elif jax.process_index() == 0:
             left = format_duration((self._total - step) * seconds / max(steps, 1))
             logging.info("step %d/%d %s | %.1f images/s, %s left", step, self._total, text, images_per_second, left)
         return images_per_second
+
+    def tick(self, step: int) -> None:
+        """Shows a step between those whose metrics are shown."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(step - self._shown_step)
+            self._shown_step = step
+        elif now - self._last_line >= _SECONDS_BETWEEN_LINES and jax.process_index() == 0:
+            self._last_line = now
+            seconds = (now - self._last_time) / max(step - self._last_step, 1)
+            left = format_duration((self._total - step) * seconds)
+            logging.info("step %d/%d | %.1f images/s, %s left", step, self._total, self._images / seconds, left)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

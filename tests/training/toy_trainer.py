@@ -32,12 +32,12 @@ class State:
     moments: Any
 
 
-def config(total_steps=6, **fields):
+def config(total_steps=6, **values):
     config = config_fields.make({**fields.RUN, "data": fields.DATA, "optimizer": fields.OPTIMIZER})
     config.trainer = "toy"
     config.data.update(height=16, width=16, classes=("brick", "coffee"), num_threads=1)
     config.update(batch_size=8, total_steps=total_steps, log_every=1, image_every=None, eval_every=None)
-    config.update({"checkpoint_every": 2, **fields})
+    config.update({"checkpoint_every": 2, **values})
     return config
 
 
