@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from eqjax import config_fields, sharding
-from eqjax.training import loop, optim
+from eqjax.training import fields, loop, optim
 from eqjax.training.state import stream
 
 
