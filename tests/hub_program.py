@@ -28,7 +28,7 @@ class Program:
         path = os.pathsep.join(str(folder) for folder in (library, ROOT) if folder)
         self._process: Any = subprocess.Popen(
             [sys.executable, "-m", "tests.hub_program"],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": path, **environment}, text=True,
+            cwd=ROOT, env=dict(os.environ, PYTHONPATH=path, **environment), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -145,7 +145,7 @@ def main():
     for line in sys.stdin:
         name, args, keywords = json.loads(line)
         try:
-            found = {"value": globals()[name](*args, **keywords)}
+            found: dict[str, Any] = {"value": globals()[name](*args, **keywords)}
         except Exception as error:
             kind = type(error)
             found = {"error": kind.__name__, "module": kind.__module__, "message": str(error)}

@@ -12,6 +12,7 @@ import http.server
 import json
 import re
 import threading
+from typing import Any
 import urllib.parse
 
 TOKEN = "hf_test"
@@ -87,7 +88,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format, *args):
         del format, args
 
-    def _send(self, status, body=b"", **headers):
+    def _send(self, status, body: Any = b"", **headers):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         headers.setdefault("Content-Length", str(len(body)))
@@ -165,7 +166,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             self._create(json.loads(body))
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/(.+)", path):
-            self._change(*found.groups(), body)
+            self._change(found[1], found[2], found[3], body)
         else:
             self._send(404, {"error": "no such call"})
 

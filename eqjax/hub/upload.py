@@ -20,6 +20,7 @@ from eqjax.evaluation.protocol import weights_id
 from eqjax.hub.address import WEIGHTS_FILE, check_repo
 from eqjax.hub.card import Card
 from eqjax.hub.download import HubError, explain
+from eqjax.image_output import save_image
 from eqjax.io import write_json
 from eqjax.model import COMPUTE_DTYPES, Model
 
@@ -128,7 +129,7 @@ def prepare(
     if rows:
         write_json(os.path.join(folder, "results.json"), rows)
     if image is not None:
-        pixels.save_png(os.path.join(folder, "samples.png"), image)
+        save_image(os.path.join(folder, "samples.png"), image)
     if base_model is None and not isinstance(source, Model):
         named = published.MODELS.get(os.fspath(source))
         base_model = named.repo if isinstance(named, published.PublishedModel) else None

@@ -34,13 +34,13 @@ def install(requirement, folder):
     params=["installed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("oldest", "newest"))],
 )
 def _library(request, tmp_path_factory):
-    """The folder of a huggingface_hub at either end of the supported range; None for the installed one."""
+    """The folder of a huggingface_hub at either end of the supported range, or None for the installed one."""
     if request.param == "installed":
         return None
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    found = re.search(r"^huggingface_hub>=([\d.]+),(<\d+)$", text, re.MULTILINE)
+    found = re.search(r"^huggingface_hub>=([\d.]+)$", text, re.MULTILINE)
     assert found
-    bounds = {"oldest": f"=={found[1]}", "newest": found[2]}
+    bounds = {"oldest": f"=={found[1]}", "newest": ""}
     return install(f"huggingface_hub{bounds[request.param]}", tmp_path_factory.mktemp(request.param))
 
 

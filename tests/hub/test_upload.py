@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 import yaml
 
-from eqjax import pixels, pretrained
+from eqjax import pretrained, save_image
 from eqjax.evaluation import results
 from eqjax.evaluation.protocol import weights_id
 from eqjax.hub import upload
@@ -31,7 +31,7 @@ def _workdir(tmp_path):
     )
     pretrained.save(folder / "model.safetensors", weights_of(local_model(), notes=notes))
     for step in (5, 7):
-        pixels.save_png(folder / "images" / f"samples_{step:07d}.png", np.full((4, 4, 3), step, np.uint8))
+        save_image(folder / "images" / f"samples_{step:07d}.png", np.full((4, 4, 3), step, np.uint8))
     return folder
 
 
@@ -138,7 +138,7 @@ def test_a_model_is_stored_in_float32_with_samples_drawn_or_given(tmp_path):
     weights = pretrained.load(files["model.safetensors"])
     assert weights.modules["generator"].dtype == "bfloat16" and weights.class_names == ("cat", "dog", "eel")
     assert np.asarray(Image.open(files["samples.png"])).shape[2] == 3
-    pixels.save_png(tmp_path / "mine.png", np.full((4, 4, 3), 9, np.uint8))
+    save_image(tmp_path / "mine.png", np.full((4, 4, 3), 9, np.uint8))
     files = prepared(tmp_path / "given", local_model(), "owner/name", samples=tmp_path / "mine.png", base_model="a/b")
     assert np.asarray(Image.open(files["samples.png"])).max() == 9
     assert head(files["README.md"].read_text())[0]["base_model"] == "a/b"
