@@ -6,10 +6,11 @@ from ml_collections import config_dict
 from eqjax.image_files import MAX_PIXELS
 from eqjax.typing import Config
 
-SOURCES = ("photos", "folder", "tfds", "latents")
+SOURCES = ("photos", "folder", "webdataset", "tfds", "latents")
 
 _ROOTS = {
     "folder": "the folder that contains root/class_name/image.jpg",
+    "webdataset": "a folder of .tar files, or a pattern such as train-{000..146}.tar",
     "tfds": "the folder of a prepared data set, such as tensorflow_datasets/imagenet2012",
     "latents": "a folder written by eqjax cache-latents",
 }
@@ -26,8 +27,8 @@ def default_config() -> Config:
       >>> config.height, config.width, config.resize = 256, 256, 256
     """
     config = ml_collections.ConfigDict()
-    # "photos" (built in, no download), "folder" (root/class_name/image.jpg), "tfds" (prepared by TensorFlow Datasets)
-    # or "latents" (written by eqjax cache-latents).
+    # "photos" (built in, no download), "folder" (root/class_name/image.jpg), "webdataset" (tar files, of others or of
+    # eqjax convert-data), "tfds" (prepared by TensorFlow Datasets) or "latents" (written by eqjax cache-latents).
     config.source = "photos"
     # Class names in the order of their labels; see `class_names`. None takes all (photos: photo_classes).
     config.classes = config_dict.placeholder(tuple)
@@ -37,10 +38,10 @@ def default_config() -> Config:
     config.num_threads = 4  # Reading threads per process (per worker if there are workers); 0 reads on demand.
     # Worker processes per process. Each takes seconds to start; useful for folders on machines with many cores.
     config.num_workers = 0
-    # Folder, TFDS and latents.
+    # All but photos.
     config.root = config_dict.placeholder(str)  # Folder of the training data.
     config.eval_root = config_dict.placeholder(str)  # Folder of the evaluation data; None evaluates on `root`.
-    # Folder and TFDS.
+    # Folder, webdataset and TFDS.
     config.class_file = config_dict.placeholder(str)  # Text file with one class (synset) per line, for `classes`.
     config.draft = True  # Let the decoder halve large JPEGs in training; evaluation always decodes in full.
     # The shorter side is resized to this many pixels before the crop; at least the shorter side of the crop.
@@ -49,6 +50,8 @@ def default_config() -> Config:
     config.max_corrupt_fraction = 0.01
     # Largest number of pixels of an image (width × height); larger ones are not decoded and count as corrupt.
     config.max_pixels = MAX_PIXELS
+    # Webdataset: extension of the file with a sample's class, or a field of a JSON file, "json.label".
+    config.label = "cls"
     # TFDS.
     config.split = "train"  # Split for training.
     config.eval_split = "validation"  # Split for evaluation.

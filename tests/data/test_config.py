@@ -12,7 +12,10 @@ def test_defaults_are_valid():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "imagenet"}, "source='imagenet' is unknown; choose one of 'photos', 'folder', 'tfds', 'latents'"),
+        (
+            {"source": "imagenet"},
+            "source='imagenet' is unknown; choose one of 'photos', 'folder', 'webdataset', 'tfds', 'latents'",
+        ),
         ({"height": 0}, "height=0 must be at least 1"),
         ({"width": -3}, "width=-3 must be at least 1"),
         ({"num_workers": -1}, "num_workers=-1 must be at least 0"),
