@@ -18,11 +18,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "eqjax").rglob("*.py"))
 PROGRAMS = sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 
-# Requirements with another import name, and requirements whose photographs are read without importing them.
-IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax"}
-NOT_IMPORTED = {"scikit-image", "scikit-learn"}
-# Extras that are not of packages which eqjax imports: hardware, development.
-OTHER_EXTRAS = {"cuda12", "cuda13", "tpu", "dev"}
+# Requirements with another import name, and one whose photographs are read without importing it.
+IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax", "scikit-learn": "sklearn"}
+NOT_IMPORTED = {"scikit-image"}
+# Extras that are not of packages which eqjax imports: hardware, development, documentation.
+OTHER_EXTRAS = {"cuda12", "cuda13", "tpu", "dev", "docs"}
 MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.loading", "eqjax.pretrained"}
 
 
