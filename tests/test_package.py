@@ -21,8 +21,8 @@ PROGRAMS = sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "launch").rglob("
 # Requirements with another import name, and one whose photographs are read without importing it.
 IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax", "scikit-learn": "sklearn"}
 NOT_IMPORTED = {"scikit-image"}
-# Extras that are not of packages which eqjax imports: hardware, development, documentation.
-OTHER_EXTRAS = {"cuda12", "cuda13", "tpu", "dev", "docs"}
+# Extras that are not of packages which eqjax imports: hardware, development.
+OTHER_EXTRAS = {"cuda12", "cuda13", "tpu", "docs", "dev"}
 MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.loading", "eqjax.pretrained"}
 
 
