@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import types
+from typing import Any
 
 # Libraries that report an error themselves, in full, before they raise it.
 _TALKATIVE = ("orbax", "tensorboardX", "tensorstore", "asyncio", "grpc")
@@ -155,7 +156,7 @@ def start_guard(path: str, sentence: str) -> None:
     before.flush()
     sys.stderr = os.fdopen(terminal, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     for handler in logging.getLogger().handlers:
-        inner = getattr(handler, "python_handler", handler)  # absl wraps its handler.
+        inner: Any = getattr(handler, "python_handler", handler)  # absl wraps its handler.
         if getattr(inner, "stream", None) is before:
             inner.stream = sys.stderr
     os.dup2(guard.stdin.fileno(), 2)

@@ -33,6 +33,7 @@ _EXPLAINED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
 _CACHE_VARIABLE, _CACHE = "JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "eqjax", "xla")
 # Flags on which memory depends.
 _SIZES = ("batch_size", "num_columns", "classes", "seeds", "num_images", "num_stored_features", "left", "right")
+_VERBOSE = ("-v", "--verbose")  # Of every command: prints traces instead of keeping them in a file.
 _GROUP, _WIDTH, _INDENT = "group: ", 100, 29
 
 
@@ -109,7 +110,8 @@ def _run(command: Command, arguments: Sequence[str]) -> None:
         print(help_text(command))
         return
     try:
-        args, words = parse(command, arguments)
+        verbose = any(argument in _VERBOSE for argument in arguments)
+        args, words = parse(command, [argument for argument in arguments if argument not in _VERBOSE])
     except (flags.Error, *_EXPLAINED) as error:
         print(f"eqjax {command.name}: {error}\nSee: eqjax {command.name} --help", file=sys.stderr)
         raise SystemExit(1) from error
@@ -120,7 +122,7 @@ def _run(command: Command, arguments: Sequence[str]) -> None:
         joins=command.joins,
         cache=args.compilation_cache if command.uses_jax else None,
         workdir=args.workdir if "workdir" in args else None,
-        verbose=args.verbose,
+        verbose=verbose,
         request=_request(args),
     )
 
@@ -309,9 +311,8 @@ def _define(command: Command) -> flags.FlagValues:
     """Returns the flags of a command, not parsed yet."""
     values = flags.FlagValues()
     command.load().define_flags(values)
-    with flag_group(values, "Output"):
-        flags.DEFINE_bool("verbose", False, "Print the traces of libraries too.", short_name="v", flag_values=values)
-        if command.uses_jax:
+    if command.uses_jax:
+        with flag_group(values, "Output"):
             flags.DEFINE_string(
                 "compilation_cache", None, f'Folder of compiled programs, {_CACHE}; "" for none.', flag_values=values
             )
