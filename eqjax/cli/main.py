@@ -20,6 +20,7 @@ COMMANDS = {
             "download|upload|card MODEL … [owner/name]",
             joins=False,
         ),
+        Command("convert_data", "converts Parquet files of images to archives for training", uses_jax=False),
         Command("fetch_weights", "fetches the frozen networks of losses and metrics", "[NETWORK …]", uses_jax=False),
         Command("train_tokenizer", "trains a column tokenizer"),
         Command("train_generator", "trains a generator on a trained tokenizer"),
@@ -60,4 +61,10 @@ def help_text() -> str:
     """Returns the list of commands."""
     lines = [f"  {name:<17} {command.summary}" for name, command in COMMANDS.items()]
     head = "eqjax: equivariant image modeling in JAX\n\nusage: eqjax COMMAND [--flag=value …]\n"
-    return "\n".join([head, *lines, "\nFlags of a command: eqjax COMMAND --help"])
+    return "\n".join(
+        [
+            head,
+            *lines,
+            "\nFlags of a command: eqjax COMMAND --help; with -v, every command prints the traces of libraries.",
+        ]
+    )
