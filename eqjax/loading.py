@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from eqjax import convert_files, pretrained, published
-from eqjax.addresses import local_path, scheme, weights_folder
+from eqjax.addresses import scheme, weights_folder
 from eqjax.arguments import did_you_mean, shorten
 from eqjax.hub import address as hub_address
 from eqjax.io import atomic_write, exclusive, read_json
@@ -102,9 +102,8 @@ def resolve_path(source: str | os.PathLike[str]) -> str:
     source = os.fspath(source)
     if (address := hub_address.parse(source)) is not None:
         return _from_hub(address)
-    if scheme(source) not in (None, "file"):
+    if scheme(source) is not None:
         return _from_bucket(source)
-    source = local_path(source, "the weights file")
     for path in (source, os.path.join(source, hub_address.WEIGHTS_FILE)):
         if os.path.isfile(path):
             return path
@@ -138,7 +137,7 @@ def load_weights(source: str | os.PathLike[str]) -> pretrained.Weights:
         return pretrained.load(path)
     except pretrained.WeightsError as error:
         is_shipped = isinstance(published.MODELS.get(os.fspath(source)), published.ShippedModel)
-        if scheme(source) in (None, "file") and (is_shipped or os.fspath(source) not in published.MODELS):
+        if scheme(source) is None and (is_shipped or os.fspath(source) not in published.MODELS):
             raise
         raise pretrained.WeightsError(
             f"{error} It is a copy of {os.fspath(source)}: delete {os.path.realpath(path)}, and it is made again."
