@@ -177,7 +177,8 @@ class Panorama:
         self._schedule = options.class_schedule()
         self._scales = options.leading_scales(max(1, tokenizer.resolution // tokenizer.column_width))
         inputs = sampler.SamplerInputs.create(generator, model.generator_params, labels, options)
-        self._sampler = _make_sampler(inputs)
+        with model.with_precision():
+            self._sampler = _make_sampler(inputs)
         self._keys = jax.vmap(jax.random.key)(np.asarray(options.row_seeds))
         self._decoder = StreamDecoder(
             tokenizer, model.tokenizer_params, model.latent_scale, options.strip_columns, self._batch_shape
@@ -204,7 +205,8 @@ class Panorama:
         if prefix is not None:
             check_prefix(model.require("generator"), len(made._keys), options.num_columns, prefix)
             if prefix.shape[1]:
-                made._prefill(jnp.moveaxis(jnp.asarray(prefix, jnp.float32), 1, 0))
+                with model.with_precision():
+                    made._prefill(jnp.moveaxis(jnp.asarray(prefix, jnp.float32), 1, 0))
         return made
 
     def _prefill(self, latents: Float[jax.Array, "P B D"]) -> None:
@@ -221,8 +223,9 @@ class Panorama:
         while not self._ready:
             if self.options.num_columns is not None and self._sampled >= self.options.num_columns:
                 raise StopIteration
-            latents = self._sample_strip()
-            self._ready = self._decoder.push(latents, last=self._sampled == self.options.num_columns)
+            with self._model.with_precision():
+                latents = self._sample_strip()
+                self._ready = self._decoder.push(latents, last=self._sampled == self.options.num_columns)
         return self._ready.pop(0)
 
     @property

@@ -7,7 +7,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from eqjax import pixels, pretrained, sharding
+from eqjax import loading, pixels, pretrained, sharding
 from eqjax.data import EvalBatches, eval_batches, make_source
 from eqjax.generator import LOGICAL_AXES, column_weights
 from eqjax.latent_cache import check
@@ -216,7 +216,7 @@ def load_tokenizer(config: Config) -> pretrained.Weights:
     """
     if not config.tokenizer_weights:
         raise ValueError("set tokenizer_weights: a shipped model's name, a weights file, or a tokenizer run's workdir.")
-    path = pretrained.resolve_path(config.tokenizer_weights)
+    path = loading.resolve_path(config.tokenizer_weights)
     weights = pretrained.load(path)
     if "tokenizer" not in weights.modules:
         raise ValueError(f"{path} holds no tokenizer; give tokenizer_weights a file written by tokenizer training.")

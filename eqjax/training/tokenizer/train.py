@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from eqjax import pixels, pretrained, sharding
+from eqjax import loading, pixels, pretrained, sharding
 from eqjax.data import EvalBatches, eval_batches, make_iterator, make_source
 from eqjax.differences import check_equal
 from eqjax.evaluation.image_metrics import psnr
@@ -182,7 +182,7 @@ def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
                 "of its stage 1, or to a weights file."
             )
         return tokenizer, None
-    path = pretrained.resolve_path(config.stage1_weights)
+    path = loading.resolve_path(config.stage1_weights)
     stage1 = pretrained.load(path)
     if "tokenizer" not in stage1.modules:
         raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
