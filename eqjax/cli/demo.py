@@ -57,15 +57,15 @@ def run(args: flags.FlagValues) -> None:
             model.sample(labels, num_columns=num_columns, seed=args.seed, progress=report, **options)
         )
     for name, panorama in zip(names, panoramas, strict=True):
-        eqjax.pixels.save_png(os.path.join(args.output, f"panorama_{name}.png"), panorama)
+        eqjax.save_image(os.path.join(args.output, f"panorama_{name}.png"), panorama)
     beginnings = eqjax.pixels.grid(panoramas[:, :, : 1024 // width * width], columns=1)
-    eqjax.pixels.save_png(os.path.join(args.output, "panoramas.png"), beginnings)
+    eqjax.save_image(os.path.join(args.output, "panoramas.png"), beginnings)
 
     num_columns = 2 * tokenizer.resolution // width
     labels = np.repeat(labels, args.num_seeds)
     with sampling_progress(num_columns, "columns of the grid") as report:
         images = model.sample(labels, num_columns=num_columns, seed=args.seed + 1, progress=report, **options)
-    eqjax.pixels.save_png(os.path.join(args.output, "grid.png"), eqjax.pixels.grid(images, columns=args.num_seeds))
+    eqjax.save_image(os.path.join(args.output, "grid.png"), eqjax.pixels.grid(images, columns=args.num_seeds))
     logging.info(
         "%d panoramas of %d × %d pixels and a grid of %d images (%s): %s, in %.0f s on %s.",
         len(names),

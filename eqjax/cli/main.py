@@ -19,6 +19,7 @@ COMMANDS = {
         Command("train_generator", "trains a generator on a trained tokenizer"),
         Command("cache_latents", "encodes a data set once, for training without the encoder", joins=False),
         Command("evaluate", "measures generated images or reconstructions", "generation|reconstruction"),
+        Command("measure_quality", "compares images of a few classes with real ones, without downloaded networks"),
         Command("make_statistics", "computes reference statistics of a set of images, for FID and others"),
         Command("analyze", "measures equivariance, and whether all columns are one task"),
         Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor"),

@@ -333,7 +333,7 @@ def _plot_cosines(output: str | os.PathLike[str], results: MeasuresByKind) -> No
 
 def _plot_roughness(output: str | os.PathLike[str], results: MeasuresByKind) -> None:
     """Plots the roughness of all images at every place in a column."""
-    series, table = {}, {}
+    series, table, column_width = {}, {}, _column_width(results)
     for kind, seeds in results.items():
         for name in seeds[0]["roughness"]:
             profiles = np.array([[_number(v) for v in one["roughness"][name]["all"]["profile"]] for one in seeds])
@@ -348,7 +348,7 @@ def _plot_roughness(output: str | os.PathLike[str], results: MeasuresByKind) -> 
         title="Seams: difference of neighboring pixels by their place in a column",
         x_label="place in the column, pixels from its left border (0: the border)",
         y_label="difference / that elsewhere",
-        x_step=max(1, profiles.shape[1] // 8),
+        x_step=max(1, column_width // 8),
         reference=("columns cannot be seen", 1.0),
     )
 

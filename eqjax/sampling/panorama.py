@@ -6,27 +6,26 @@ import functools
 import json
 import os
 from typing import Any, Unpack
-import zipfile
-import zlib
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 import numpy as np
 
+from eqjax import npz
+from eqjax.arguments import shorten
 from eqjax.differences import check_equal
 from eqjax.fingerprint import fingerprint
 from eqjax.io import atomic_write
 from eqjax.model import ClassLabel, Model, Seeds
 from eqjax.pretrained import module_to_dict
-from eqjax.sampling import sampler
+from eqjax.sampling import panorama_state, sampler
 from eqjax.sampling.checks import check_labels, check_num_columns, check_prefix, whole
 from eqjax.sampling.class_schedule import Blend, ClassSchedule, parse_classes
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.streaming import StreamDecoder
 from eqjax.typing import AnyArray, Scalar
 
-_FORMAT = "eqjax-panorama-1"
 _MAX_INT32 = 2**31 - 1
 
 
@@ -200,14 +199,18 @@ class Panorama:
           ValueError: the options do not fit the model, or the prefix has another shape.
         """
         made = cls(model, options)
-        first_classes = jax.tree.map(lambda a: a[0], made._schedule.at([0]))
-        made._state = _init_state(made._sampler, first_classes, options.num_columns or _MAX_INT32)
+        made._state = made._first_state()
         if prefix is not None:
             check_prefix(model.require("generator"), len(made._keys), options.num_columns, prefix)
             if prefix.shape[1]:
                 with model.with_precision():
                     made._prefill(jnp.moveaxis(jnp.asarray(prefix, jnp.float32), 1, 0))
         return made
+
+    def _first_state(self) -> sampler.SamplerState:
+        """Returns the sampler's state before column 0."""
+        first_classes = jax.tree.map(lambda a: a[0], self._schedule.at([0]))
+        return _init_state(self._sampler, first_classes, self.options.num_columns or _MAX_INT32)
 
     def _prefill(self, latents: Float[jax.Array, "P B D"]) -> None:
         """Fills the KV cache with known columns, and decodes them."""
@@ -262,13 +265,13 @@ class Panorama:
         empty = np.zeros((*self._batch_shape, self._model.require("tokenizer").resolution, 0, 3), np.uint8)
         arrays["ready"] = np.concatenate([empty, *self._ready], axis=-2)
         about = {
-            "format": _FORMAT,
+            "format": panorama_state.FORMAT,
             "options": self.options.to_dict(),
             "sampled": self._sampled,
             "next_column": int(self._state.column),
             "model": self._identity,
         }
-        return {**arrays, "about": np.array(json.dumps(about))}
+        return {**arrays, "about": npz.signed(arrays, about)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `state` to a file (.npz) atomically; `panorama(model, state=path)` resumes from it."""
@@ -288,39 +291,65 @@ class Panorama:
           FileNotFoundError: there is no such file.
           ValueError: it is not a saved panorama, or belongs to another model.
         """
-        is_file = isinstance(state, str | os.PathLike)
-        source, arrays = (os.fspath(state), _read(state)) if is_file else ("this state", state)
-        try:
-            about = json.loads(str(arrays["about"]))
-            if about["format"] != _FORMAT:
-                raise KeyError("format")
-            identity = _identity(model)
-            check_equal(
-                about["model"],
-                identity,
-                f"{source} belongs to another model; load that one, or begin another panorama:",
-                found_name="saved",
-                expected_name="this model",
-            )
-            made = cls(model, PanoramaOptions(**{name: _to_tuple(value) for name, value in about["options"].items()}))
-            made._identity = identity
-            dtype = model.require("generator").dtype
-            context, keys, values = (jnp.asarray(arrays[name], dtype) for name in _SAMPLER_ARRAYS)
-            made._state = sampler.SamplerState(jnp.int32(about["next_column"]), context, sampler.KVCache(keys, values))
-            made._sampled, ready = about["sampled"], arrays["ready"]
-            made._ready = [ready] if ready.size else []
-            made._decoder.restore({name: arrays[f"decoder_{name}"] for name in StreamDecoder.STATE})
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{source} is not a saved panorama of format {_FORMAT!r} ({error}).") from error
+        with panorama_state.open_state(state, _STATE_ARRAYS) as saved:
+            try:
+                about = saved.about
+                identity = _identity(model)
+                check_equal(
+                    about["model"],
+                    identity,
+                    f"{saved.source} belongs to another model; load that one, or begin another panorama:",
+                    found_name="saved",
+                    expected_name="this model",
+                )
+                options = {name: _to_tuple(value) for name, value in about["options"].items()}
+                made = cls(model, PanoramaOptions(**options))
+                made._identity = identity
+                made._restore(saved)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{saved.source} is not a saved panorama of format {panorama_state.FORMAT!r} "
+                    f"({shorten(str(error))})."
+                ) from error
         return made
+
+    def _restore(self, saved: panorama_state.SavedState) -> None:
+        """Takes over the state between columns.
+
+        Raises:
+          ValueError: numbers or shapes contradict each other or the model.
+        """
+        generator, num_columns = self._model.require("generator"), self.options.num_columns
+        sampled, next_column = (whole(name, saved.about[name]) for name in ("sampled", "next_column"))
+        last = _MAX_INT32 if num_columns is None else num_columns
+        # The last strip is sampled beyond the end.
+        if not 0 <= sampled <= last or not sampled <= next_column <= sampled + self.options.strip_columns:
+            raise ValueError(
+                f"{saved.source} is not a saved panorama: {sampled} columns are sampled, and the next one is "
+                f"{next_column}."
+            )
+        template = jax.eval_shape(self._first_state)
+        leaves = dict(zip(_SAMPLER_ARRAYS, (template.context, template.cache.keys, template.cache.values), strict=True))
+        expected: dict[str, Any] = {name: ("f", [(n, n) for n in leaf.shape]) for name, leaf in leaves.items()}
+        expected |= {f"decoder_{name}": value for name, value in self._decoder.expected_state(sampled).items()}
+        batch, tokenizer = [(n, n) for n in self._batch_shape], self._model.require("tokenizer")
+        widths = (0, sampled * tokenizer.column_width)
+        expected["ready"] = ("u", [*batch, (tokenizer.resolution,) * 2, widths, (3, 3)])
+        arrays = saved.arrays(expected)
+        context, keys, values = (jnp.asarray(arrays[name], generator.dtype) for name in _SAMPLER_ARRAYS)
+        self._state = sampler.SamplerState(jnp.int32(next_column), context, sampler.KVCache(keys, values))
+        self._sampled, ready = sampled, arrays["ready"]
+        self._ready = [ready] if ready.size else []
+        self._decoder.restore({name: arrays[f"decoder_{name}"] for name in StreamDecoder.STATE}, saved.source)
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         return _identity(self._model)
 
 
-# Arrays of a `SamplerState` in a saved state.
+# Arrays of a `SamplerState` in a saved state, and all arrays of one.
 _SAMPLER_ARRAYS = ("context", "cache_keys", "cache_values")
+_STATE_ARRAYS = (*_SAMPLER_ARRAYS, "ready", *(f"decoder_{name}" for name in StreamDecoder.STATE))
 
 
 def _identity(model: Model) -> dict[str, Any]:
@@ -337,17 +366,6 @@ def _identity(model: Model) -> dict[str, Any]:
 
 def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no saved panorama at {os.fspath(path)}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        # RuntimeError: an archive that is encrypted, or compressed in another way.
-        raise ValueError(f"{os.fspath(path)} cannot be read as a saved panorama ({error}).") from error
 
 
 _make_sampler = jax.jit(sampler.make_sampler)
