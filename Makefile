@@ -20,7 +20,7 @@ INSTALLED_DEV = $(INSTALLED)-dev
 INSTALLED_OLDEST = $(VENV_OLDEST)/installed
 COMMA := ,
 
-.PHONY: help demo train-demo test test-slow test-oldest test-newest notebooks dist lint clean
+.PHONY: help demo train-demo test test-slow test-oldest test-newest notebooks docs dist lint clean
 
 help:  ## Lists the targets.
 	@echo "make TARGET [EXTRA=cuda12|cuda13|tpu] [PYTHON=python3.12] [PYTEST_ARGS=…]"
@@ -62,7 +62,12 @@ lint: $(INSTALLED_DEV)  ## Checks code, formatting and types.
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
+docs: $(INSTALLED_DEV)  ## Builds the documentation into .cache/docs/html; warnings are errors.
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -d .cache/docs/doctrees .docs .cache/docs/html
+	@echo "Open .cache/docs/html/index.html"
+
 clean:  ## Removes the environments, caches and outputs/.
+	rm -rf .docs/generated .docs/tutorials/notebooks
 	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) .cache outputs build dist eqjax.egg-info
 
 # pip need not compile what is never imported: Python does it at the first import.

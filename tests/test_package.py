@@ -22,7 +22,7 @@ PROGRAMS = sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "launch").rglob("
 IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax", "scikit-learn": "sklearn"}
 NOT_IMPORTED = {"scikit-image"}
 # Extras that are not of packages which eqjax imports: hardware, development.
-OTHER_EXTRAS = {"cuda12", "cuda13", "tpu", "dev"}
+OTHER_EXTRAS = {"cuda12", "cuda13", "tpu", "docs", "dev"}
 MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.loading", "eqjax.pretrained"}
 
 

@@ -1,6 +1,6 @@
 """The sampling options of all samplers: guidance, flow solver, temperature, bounded positions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import Any, TypedDict
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from eqjax import flow
 from eqjax.arguments import check_names
-from eqjax.sampling.checks import is_concrete, whole
+from eqjax.config_fields import checked
+from eqjax.module_fields import SAMPLING
+from eqjax.sampling.checks import is_concrete
 from eqjax.typing import Scalar
 
 
@@ -46,7 +48,7 @@ class SamplingOptions:
 
     Raises:
       ValueError: an option is out of its range.
-      TypeError: an option is unknown.
+      TypeError: an option is unknown, or of another type.
 
     Example:
       >>> options = SamplingOptions(guidance_scale=2.0, num_flow_steps=25)
@@ -70,26 +72,9 @@ class SamplingOptions:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        convert: dict[str, Callable[[Any], Any]] = {
-            "guidance_scale": lambda scale: _to_floats("guidance_scale", scale),
-            "num_flow_steps": lambda steps: whole("num_flow_steps", steps),
-            "time_grid": lambda grid: grid if isinstance(grid, str) else _to_floats("time_grid", grid),
-            "temperature": lambda temperature: _to_float("temperature", temperature),
-            "max_position": lambda position: None if position is None else whole("max_position", position),
-        }
-        for name, function in convert.items():
-            value = getattr(self, name)
-            if is_concrete(value):
-                object.__setattr__(self, name, function(value))
-        if self.guidance_schedule not in flow.SCHEDULES:
-            raise ValueError(f"guidance_schedule={self.guidance_schedule!r} is not one of {flow.SCHEDULES}.")
+        for name, value in checked(vars(self), SAMPLING).items():
+            object.__setattr__(self, name, value)
         self.solver_table()
-        if is_concrete(self.guidance_scale) and not np.all(np.asarray(self.guidance_scale) >= 0):
-            raise ValueError(f"guidance_scale={self.guidance_scale} must be ≥ 0 (1 is no guidance).")
-        if is_concrete(self.temperature) and not self.temperature >= 0:
-            raise ValueError(f"temperature={self.temperature} must be ≥ 0.")
-        if self.max_position is not None and is_concrete(self.max_position) and self.max_position < 0:
-            raise ValueError(f"max_position={self.max_position} must be ≥ 0, or None for positions as published.")
 
     @property
     def is_guided(self) -> bool:
@@ -109,31 +94,10 @@ class SamplingOptions:
 
     def solver_table(self) -> flow.SolverTable:
         """Returns the flow solver as a table, one row per evaluation of the velocity."""
-        return flow.solver_table(self.solver, whole("num_flow_steps", self.num_flow_steps), self.time_grid)
+        num_steps: Any = self.num_flow_steps
+        return flow.solver_table(self.solver, num_steps, self.time_grid)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as JSON values, {name: value}; `SamplingOptions(**values)` gives them back."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _to_float(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={value!r} must be a number.") from error
-
-
-def _to_floats(name: str, value: Any) -> float | tuple[float, ...]:
-    """Converts a number, or a sequence of numbers.
-
-    Raises:
-      ValueError: it is neither.
-    """
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={value!r} must be a number, or a sequence of numbers.") from error
-    if array.ndim > 1 or not array.size:
-        raise ValueError(f"{name} has shape {array.shape}; expected a number, or a sequence of numbers.")
-    return tuple(array.tolist()) if array.ndim else array.item()
