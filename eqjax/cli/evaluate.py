@@ -54,9 +54,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("num_columns", None, "Width in columns; by default that of square images.", 1,
                              flag_values=values)  # fmt: skip
         flags.DEFINE_integer("seed", 0, "Seed of all noise.", flag_values=values)
-        define_sampling_flags(
-            values, guidance_help="Classifier-free guidance scale, 1 for none; several are a sweep, with a row each."
-        )
+        define_sampling_flags(values, guidance_help="Classifier-free guidance scale, 1 for none; or several.")
     with flag_group(values, "Reconstruction"):
         config_flags.DEFINE_config_dict("data", default_config(), "Images to reconstruct: --data.source, --data.root …",
                                         flag_values=values)  # fmt: skip

@@ -1,6 +1,7 @@
 """Flags of the commands that train, and --print_config: a configuration as a file that explains every field."""
 
 from collections.abc import Sequence
+import sys
 import textwrap
 from typing import Any
 
@@ -12,6 +13,7 @@ from eqjax.training.config import TABLES, check_config
 from eqjax.typing import Config
 
 _WIDTH = 100
+_UNBROKEN: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
 
 
 def define_training_flags(values: flags.FlagValues) -> None:
@@ -46,12 +48,25 @@ def answer_print_config(trainer: str, args: flags.FlagValues, arguments: Sequenc
       arguments: the command line after the command's name.
 
     Raises:
-      ValueError: the configuration is another trainer's, or has wrong fields.
+      ValueError: the configuration is another trainer's, or lacks fields.
     """
     if not args.print_config:
         return None
-    check_config(args.config, trainer)
-    return format_config(args.config, TABLES[trainer], [f"eqjax train-{trainer}", *arguments])
+    try:
+        check_config(args.config, trainer)
+        problem = None
+    except ValueError as error:
+        problem = error
+    command = [f"eqjax train-{trainer}", *arguments]
+    try:
+        text = format_config(args.config, TABLES[args.config.trainer], command)
+    except (AttributeError, KeyError, TypeError):
+        text = None
+    if problem is not None and (text is None or args.config.trainer != trainer):
+        raise problem
+    if problem is not None:  # Fields that are still to be set, such as the folder of the data.
+        print(f"This configuration cannot be trained as it is: {problem}", file=sys.stderr)
+    return text
 
 
 def format_config(config: Config, table: Table, command: Sequence[str]) -> str:
@@ -65,11 +80,13 @@ def format_config(config: Config, table: Table, command: Sequence[str]) -> str:
     Returns:
       Lines of at most 100 characters, except values that are longer.
     """
-    trainer, section = config.trainer, ""
+    trainer, section = config.trainer, None
     lines = [
-        f'r"""Configuration printed by: {" ".join(command)}',
+        'r"""A configuration with all of its fields, as printed by',
         "",
-        "Every field has its value; what it means and may be; and its default, where the value is another one.",
+        *textwrap.wrap(" ".join(command), _WIDTH, initial_indent="    ", subsequent_indent="        ", **_UNBROKEN),
+        "",
+        "Below each value: what it means, and what it may be.",
         '"""',
         "",
         f"from eqjax.training.config import {trainer}_config",
@@ -81,7 +98,8 @@ def format_config(config: Config, table: Table, command: Sequence[str]) -> str:
     for name, field in flatten(table).items():
         if name.rpartition(".")[0] != section:
             section = name.rpartition(".")[0]
-            lines += ["", f"    # ── {section} {'─' * (_WIDTH - 9 - len(section))}"]
+            title = section or "the run"
+            lines += ["", f"    # ── {title} {'─' * (_WIDTH - 10 - len(title))}"]
         lines += _field_lines(name, _value(config, name), field)
     return "\n".join([*lines, "    return config"])
 
@@ -94,9 +112,7 @@ def _value(config: Any, name: str) -> Any:
 
 def _field_lines(name: str, value: Any, field: Field) -> list[str]:
     """Returns the assignment of a field, with its explanation below."""
-    default = "" if value == field.default else f" Default: {field.default!r}."
-    text = f"{field.meaning} {field.rule.words[:1].upper()}{field.rule.words[1:]}.{default}"
-    explanation = textwrap.wrap(
-        text, _WIDTH, initial_indent="    #   ", subsequent_indent="    #   ", break_on_hyphens=False
-    )
-    return [f"    config.{name} = {value!r}", *explanation]
+    default = "" if value == field.default else f"  # default: {field.default!r}"
+    text = f"{field.meaning} {field.rule.words[:1].upper()}{field.rule.words[1:]}."
+    explanation = textwrap.wrap(text, _WIDTH, initial_indent="    #   ", subsequent_indent="    #   ", **_UNBROKEN)
+    return [f"    config.{name} = {value!r}{default}", *explanation]

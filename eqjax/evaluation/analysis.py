@@ -323,8 +323,8 @@ def _plot_cosines(output: str | os.PathLike[str], results: MeasuresByKind) -> No
     plots.plot_heatmaps(
         os.path.join(output, "cosines.png"),
         panels,
-        title="Do two columns pull the weights the same way? Cosine between the gradients of their losses",
-        scale_label="cosine: red agree, white unrelated, blue in conflict",
+        title="Cosine between the gradients of two columns' losses",
+        scale_label="cosine (red: they agree, blue: conflict)",
         x_label="column, from the left",
         y_label="column",
         diverging=True,

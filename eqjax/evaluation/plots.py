@@ -60,7 +60,10 @@ def plot_lines(
     if x_step is not None:
         axes.set_xticks(range(0, int(max(np.max(x) for x, _, _ in series.values())) + 1, x_step))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, frameon=False)
+    # Outside, where it hides no line.
+    figure.legend(
+        loc="outside lower center", fontsize=9, frameon=False, ncols=1 if len(series) > 3 else len(series) + 1
+    )
     _save(figure, path)
 
 
