@@ -1,6 +1,7 @@
 """Flags of the commands that train, and --print_config: a configuration as a file that explains every field."""
 
 from collections.abc import Sequence
+import pprint
 import sys
 import textwrap
 from typing import Any
@@ -112,7 +113,16 @@ def _value(config: Any, name: str) -> Any:
 
 def _field_lines(name: str, value: Any, field: Field) -> list[str]:
     """Returns the assignment of a field, with its explanation below."""
-    default = "" if value == field.default else f"  # default: {field.default!r}"
+    assignment = f"    config.{name} = {value!r}"
+    if len(assignment) > _WIDTH:
+        lines = pprint.pformat(value, width=_WIDTH - 8, compact=True)
+        assignment = f"    config.{name} = (\n{textwrap.indent(lines, ' ' * 8)}\n    )"
     text = f"{field.meaning} {field.rule.words[:1].upper()}{field.rule.words[1:]}."
+    if value != field.default:
+        comment = f"  # default: {field.default!r}"
+        if len(assignment.splitlines()[-1] + comment) <= _WIDTH:
+            assignment += comment
+        else:
+            text += f" Default: {field.default!r}."
     explanation = textwrap.wrap(text, _WIDTH, initial_indent="    #   ", subsequent_indent="    #   ", **_UNBROKEN)
-    return [f"    config.{name} = {value!r}{default}", *explanation]
+    return [assignment, *explanation]

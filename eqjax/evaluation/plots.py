@@ -61,9 +61,8 @@ def plot_lines(
         axes.set_xticks(range(0, int(max(np.max(x) for x, _, _ in series.values())) + 1, x_step))
     axes.grid(alpha=0.3)
     # Outside, where it hides no line.
-    figure.legend(
-        loc="outside lower center", fontsize=9, frameon=False, ncols=1 if len(series) > 3 else len(series) + 1
-    )
+    columns = len(series) + 1 if len(series) < 4 else 2
+    figure.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=columns)
     _save(figure, path)
 
 
