@@ -1,11 +1,12 @@
 """Addresses in buckets: weights are copied from there, and everything else is refused with a sentence."""
 
 import os
-from typing import Any
+import pathlib
+import types
+from typing import Any, cast
 
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
-import ml_collections
 import pytest
 
 from eqjax import addresses, io, load_pretrained, loading, pretrained
@@ -14,11 +15,8 @@ from eqjax.evaluation import SampleFolder, features, results
 from eqjax.evaluation.protocol import weights_id
 from eqjax.latent_cache import format as cache_format
 from eqjax.latent_cache import writer
-from eqjax.training import loop
 from tests.sampling.small_models import local_model
-
-CONFIG = ml_collections.ConfigDict()
-ANY: Any = None
+from tests.training import toy_runs, toy_trainer
 
 
 @pytest.mark.parametrize("path", ["run", "/a/b", "a:b", "C:/a", "", "1://a", "a//b"])
@@ -43,14 +41,14 @@ def write(path):
     "use",
     [
         write,
-        lambda path: loop.Run(CONFIG, path, ANY),
+        lambda path: toy_runs.train(path, toy_trainer.config()),
         lambda path: results.load(path),
         lambda path: SampleFolder(path, 1, 1),
         lambda path: features._memory_mapped((1, 1), path),
         lambda path: folder.find_class_root(path),
         lambda path: webdataset.find_shards(path),
-        lambda path: cache_format.read_cache(path),
-        lambda path: writer.CacheWriter(path, ANY).open(),
+        lambda path: cache_format.load_manifest(path),
+        lambda path: writer.CacheWriter.open(cast(Any, types.SimpleNamespace(root=path))),
     ],
     ids=["file", "workdir", "results", "samples", "features", "images", "archives", "cache", "new cache"],
 )
@@ -67,7 +65,7 @@ def _bucket(monkeypatch, tmp_path):
     memory = MemoryFileSystem()
     memory.store.clear()
 
-    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: memory)
+    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda _: memory)
     monkeypatch.setenv("EQJAX_WEIGHTS", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
@@ -94,10 +92,9 @@ def test_weights_are_copied_from_a_bucket_and_again_when_they_change(bucket, tmp
 def test_a_damaged_copy_names_itself(bucket):
     bucket(0.5)
     path = loading.resolve_path("gs://bucket/run")
-    content = bytearray(open(path, "rb").read())
+    content = bytearray(pathlib.Path(path).read_bytes())
     content[-1] ^= 1
-    with open(path, "wb") as file:
-        file.write(content)
+    pathlib.Path(path).write_bytes(content)
     with pytest.raises(
         pretrained.WeightsError, match=f"a copy of gs://bucket/run: delete {path}, and it is made again"
     ):

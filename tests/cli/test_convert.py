@@ -141,9 +141,9 @@ def test_class_names_are_read_from_text_and_json(tmp_path, name, text):
         ("a.txt", b"crane\nb\ncrane\n", r"the name 'crane' for the classes 0 and 2: make both unique"),
         ("a.txt", b"a\n\nc\n", "no name for class 1"),
         ("a.txt", b"", "no name for class 0"),
-        ("a.txt", b"\xff\xfe", "not text in UTF-8"),
+        ("a.txt", b"\xff\xfe", "no text in UTF-8"),
         ("a.json", b'{"0": "a", "2": "b"}', "no name for class 1; expected the labels 0 … 1"),
-        ("a.json", b'["a", 3]', r"expected a list of names, or \{label: name\}"),
+        ("a.json", b'["a", 3]', r"expected a list of names, or an object \{label: name\}"),
         ("a.json", b"[]", "expected a list of names"),
         ("a.json", b"3", "expected a list of names"),
         ("a.json", b"{", "a.json is no JSON"),
@@ -160,7 +160,7 @@ def test_a_class_file_that_is_missing_or_enormous_is_refused(tmp_path, monkeypat
         convert_files.read_class_names(tmp_path / "none.txt")
     monkeypatch.setattr(convert_files, "MAX_CLASS_FILE_BYTES", 3)
     (tmp_path / "a.txt").write_text("abcd")
-    with pytest.raises(ValueError, match="a.txt has more than 3 bytes|a.txt has 4 bytes"):
+    with pytest.raises(ValueError, match="a.txt has more than 3 bytes"):
         convert_files.read_class_names(tmp_path / "a.txt")
 
 
