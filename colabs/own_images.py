@@ -75,7 +75,7 @@ show(model.decode(model.encode(photograph[None]))[0], scale=3)
 FAST = dict(solver="adams_bashforth", time_grid="cosine", num_flow_steps=16, guidance_scale=2.0)
 FAST |= dict(guidance_schedule="constant")
 
-longer = eqjax.outpaint(model, photograph, "flower", left=12, right=12, seed=0, **FAST)[0]
+longer = eqjax.outpaint(model, photograph, "flower", left=12, right=12, seed=0, **FAST)
 eqjax.save_image("longer.jpg", longer)
 print(eqjax.save_animation("longer.webp", longer))
 show(longer)
