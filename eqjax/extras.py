@@ -7,6 +7,7 @@ import sys
 EXTRAS = {
     "av": "video",
     "matplotlib": "analysis",
+    "pyarrow": "parquet",
     "skimage": "photos",
     "sklearn": "photos",
     "tensorflow_datasets": "tfds",

@@ -14,6 +14,7 @@ COMMANDS = {
         Command("demo", "samples images and panoramas with the shipped weights"),
         Command("sample", "samples images and panoramas, and outpaints images"),
         Command("convert", "converts published PyTorch weights to a weights file, and back", uses_jax=False),
+        Command("convert_data", "converts Parquet files of images to archives for training", uses_jax=False),
         Command("fetch_weights", "fetches the frozen networks of losses and metrics", "[NETWORK …]", uses_jax=False),
         Command("train_tokenizer", "trains a column tokenizer"),
         Command("train_generator", "trains a generator on a trained tokenizer"),
@@ -54,4 +55,10 @@ def help_text() -> str:
     """Returns the list of commands."""
     lines = [f"  {name:<17} {command.summary}" for name, command in COMMANDS.items()]
     head = "eqjax: equivariant image modeling in JAX\n\nusage: eqjax COMMAND [--flag=value …]\n"
-    return "\n".join([head, *lines, "\nFlags of a command: eqjax COMMAND --help"])
+    return "\n".join(
+        [
+            head,
+            *lines,
+            "\nFlags of a command: eqjax COMMAND --help; with -v, every command prints the traces of libraries.",
+        ]
+    )

@@ -8,10 +8,11 @@ from eqjax.config_fields import CONFIG, Field, Table
 from eqjax.image_files import MAX_PIXELS
 from eqjax.typing import Config
 
-SOURCES = ("photos", "folder", "tfds", "latents")
+SOURCES = ("photos", "folder", "webdataset", "tfds", "latents")
 
 _ROOTS = {
     "folder": "the folder that contains root/class_name/image.jpg",
+    "webdataset": "a folder of .tar files, or a pattern such as train-{000..146}.tar",
     "tfds": "the folder of a prepared data set, such as tensorflow_datasets/imagenet2012",
     "latents": "a folder written by eqjax cache-latents",
 }
@@ -26,7 +27,8 @@ FIELDS: Table = {
     "source": Field(
         "photos",
         Choice(SOURCES),
-        "Built-in photographs; root/class_name/image.jpg; a prepared TFDS data set; or eqjax cache-latents' output.",
+        "Built-in photographs; root/class_name/image.jpg; tar files (WebDataset, or eqjax convert-data's output); a "
+        "prepared TFDS data set; or eqjax cache-latents' output.",
     ),
     "classes": Field(
         None, _NAMES, "Class names in the order of their labels; None: all (of the photographs: photo_classes)."
@@ -40,10 +42,10 @@ FIELDS: Table = {
     "num_workers": Field(
         0, Integer(least=0), "Worker processes per process, which take seconds to start; for folders and many cores."
     ),
-    # Folder, TFDS and latents.
+    # All but photographs.
     "root": Field(None, _TEXT, "Folder of the training data; not for photographs."),
     "eval_root": Field(None, _TEXT, "Folder of the evaluation data; None evaluates on root."),
-    # Folder and TFDS.
+    # Folder, webdataset and TFDS.
     "class_file": Field(None, _TEXT, "Text file with one class (synset) per line, instead of classes."),
     "draft": Field(
         True, Boolean(), "Let the decoder halve large JPEGs in training; evaluation always decodes in full."
@@ -62,6 +64,10 @@ FIELDS: Table = {
         MAX_PIXELS,
         Integer(least=1),
         "Largest number of pixels of an image (width × height); larger ones are not decoded and count as corrupt.",
+    ),
+    # Webdataset.
+    "label": Field(
+        "cls", Text(), "Webdataset: extension of the file with a sample's class, or a field of a JSON file, json.NAME."
     ),
     # TFDS.
     "split": Field("train", Text(), "TFDS: split for training."),

@@ -12,7 +12,10 @@ def test_defaults_are_valid():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "imagenet"}, "data.source='imagenet' must be one of 'photos', 'folder', 'tfds', 'latents'"),
+        (
+            {"source": "imagenet"},
+            "data.source='imagenet' must be one of 'photos', 'folder', 'webdataset', 'tfds', 'latents'",
+        ),
         ({"height": 0}, "data.height=0 must be an integer ≥ 1"),
         ({"width": -3}, "data.width=-3 must be an integer ≥ 1"),
         ({"num_workers": -1}, "data.num_workers=-1 must be an integer ≥ 0"),
