@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from eqjax import convert_files, pretrained, published
 from eqjax.addresses import scheme, weights_folder
-from eqjax.arguments import did_you_mean, shorten
+from eqjax.arguments import PathName, did_you_mean, shorten
 from eqjax.hub import address as hub_address
 from eqjax.io import atomic_write, exclusive, read_json
 from eqjax.model import Model, check_dtype, check_precision
@@ -26,8 +26,8 @@ _REPO = r"\w[\w.-]*/\w[\w.-]*"
 
 
 def load_pretrained(
-    source: str | os.PathLike[str] = "photos",
-    *more: str | os.PathLike[str],
+    source: Any = "photos",
+    *more: Any,
     dtype: Any = None,
     precision: Any = "highest",
 ) -> Model:
@@ -61,7 +61,7 @@ def load_pretrained(
     precision = check_precision(precision)
     if dtype is not None:
         check_dtype(dtype)  # Raises an error before anything is read.
-    sources = [os.fspath(path) for path in (source, *more)]
+    sources = [PathName().check("source", path) for path in (source, *more)]
     weights = pretrained.join([load_weights(path) for path in sources], f"files: {sources}")
     model = build_model(weights, precision)
     # Cast on the host, so that an accelerator never holds both copies.
