@@ -21,6 +21,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from eqjax import config_files, debug_log
 from eqjax.arguments import nearest
 from eqjax.cli import processes
+from eqjax.progress import announced
 
 # Exit codes: 0 for success, 1 for an error that a restart would meet again, and this one (EX_TEMPFAIL of sysexits.h)
 # for a command that was asked to stop and has saved its progress; the same command resumes it.
@@ -112,9 +113,14 @@ def _run(command: Command, arguments: Sequence[str]) -> None:
     try:
         verbose = any(argument in _VERBOSE for argument in arguments)
         args, words = parse(command, [argument for argument in arguments if argument not in _VERBOSE])
+        # What a command can say without JAX.
+        answer = getattr(command.load(), "answer", lambda *_: None)(args, arguments)
     except (flags.Error, *_EXPLAINED) as error:
         print(f"eqjax {command.name}: {error}\nSee: eqjax {command.name} --help", file=sys.stderr)
         raise SystemExit(1) from error
+    if answer is not None:
+        print(answer)
+        return
     work = command.load().run
     finish(
         lambda: work(args, words) if command.words else work(args),
@@ -272,7 +278,8 @@ def set_up(*, uses_jax: bool = True, joins: bool = True, cache: str | None = Non
         handler.addFilter(_is_not_covered)
     if not uses_jax:
         return
-    import jax
+    with announced("Loading JAX", patience=2.0):
+        import jax
 
     if joins:
         processes.join_processes()
@@ -285,7 +292,12 @@ def set_up(*, uses_jax: bool = True, joins: bool = True, cache: str | None = Non
 
 
 def _is_of_interest(record: python_logging.LogRecord) -> bool:
-    """Returns whether to log a record: not Orbax's many INFO lines per checkpoint, nor JAX's on absent platforms."""
+    """Returns whether to log a record: not Orbax's many INFO lines per checkpoint, nor JAX's on absent platforms.
+
+    Nor Orbax's warning that a step has no metrics, which is so whenever checkpoints are more frequent than evaluations.
+    """
+    if "orbax" in record.pathname and record.getMessage().startswith("Requested `tracked_metric`"):
+        return False
     foreign = "orbax" in record.pathname or "xla_bridge" in record.pathname
     return record.levelno > python_logging.INFO or not foreign
 
