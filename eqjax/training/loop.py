@@ -323,7 +323,9 @@ class Run:
         with announced(f"Step {step}: {self._compiling_once('evaluating')}", patience=_PATIENCE):
             results = self._trainer.evaluate(state)
         scalars = {name: float(value) for name, value in results.items() if np.ndim(value) == 0}
-        logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in scalars.items()))
+        text = " ".join(f"{name}={value:.4g}" for name, value in scalars.items())
+        # The lines of steps are of training images and of the weights in training, so their numbers differ.
+        logging.info("step %d, EMA weights on held-out images: %s", step, text)
         self._writer.scalars(step, results)
         self._best.update(step, results, functools.partial(self._trainer.export, state))
         if keep_best and keep_best.partition(":")[0] not in scalars:
