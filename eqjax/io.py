@@ -196,3 +196,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return parse_json(text)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is not JSON ({error}): damaged, or of another kind.") from error
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the JSON object in a file, as `read_json` does.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file cannot be read as JSON, or holds something other than an object. The message names it.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{os.fspath(path)} holds {type(values).__name__}, expected an object of named values.")
+    return values

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from eqjax import pretrained, published
+from eqjax.arguments import PathName
 from eqjax.model import Model, check_dtype, check_precision
 
 
 def load_pretrained(
-    source: str | os.PathLike[str] = "photos",
-    *more: str | os.PathLike[str],
+    source: Any = "photos",
+    *more: Any,
     dtype: Any = None,
     precision: Any = "highest",
 ) -> Model:
@@ -44,7 +45,7 @@ def load_pretrained(
     precision = check_precision(precision)
     if dtype is not None:
         check_dtype(dtype)  # Raises an error before anything is read.
-    sources = [os.fspath(path) for path in (source, *more)]
+    sources = [PathName().check("source", path) for path in (source, *more)]
     weights = pretrained.join([pretrained.load(resolve_path(path)) for path in sources], f"files: {sources}")
     model = Model(
         tokenizer=weights.modules.get("tokenizer"),
