@@ -229,7 +229,12 @@ class Run:
             return self._compiled_step(state, batch)
         with self._progress.paused(), announced("Compiling the training step"):
             self._is_compiled, self._seconds_at_peak = True, self._count_seconds_at_peak(state, batch)
-            return self._compiled_step(state, batch)
+            after = self._compiled_step(state, batch)
+        every, total = self._config.log_every, self._config.total_steps
+        lines = f"metrics every {every} steps" if every else "without metrics, as log_every is None"
+        if jax.process_index() == 0:
+            logging.info("Training up to step %d, %s …", total, lines)
+        return after
 
     def _count_seconds_at_peak(self, state: State, batch: Batch) -> float | None:
         """Returns the seconds of a step at the peak of the devices; None if the peak is unknown."""
