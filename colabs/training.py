@@ -89,8 +89,8 @@ state = tokenizer.train_and_evaluate(config, str(runs / "tokenizer"))
 sorted(path.name for path in (runs / "tokenizer").iterdir())
 
 # %% [markdown]
-# `metrics.jsonl` has one line per report. Forty steps of so small a model show how to read a run, not that it learns: the
-# loss may rise before it falls.
+# `metrics.jsonl` has one line per report. Forty steps of so small a model show how to read a run, not that it learns:
+# the loss may rise before it falls.
 
 # %%
 import json
