@@ -207,7 +207,8 @@ class Progress:
         """Stops the clock inside the block: for checkpoints, evaluation and images."""
         start = time.monotonic()
         yield
-        self._last_time += time.monotonic() - start
+        self._last_line = time.monotonic()
+        self._last_time += self._last_line - start
 
     def close(self) -> None:
         """Ends the bar."""
