@@ -11,6 +11,7 @@ import weakref
 from absl import logging
 
 _PATIENCE = 2.0  # Seconds of waiting for the first items until that is said.
+_LONGEST_SILENCE = 5.0  # Seconds without a finished item until that is said.
 
 
 def format_duration(seconds: float) -> str:
@@ -50,7 +51,8 @@ def announced(what: str, *, patience: float = 0.0) -> Iterator[None]:
 class ProgressLogger:
     """Logs count, speed and time left on process 0, at most once every few seconds.
 
-    The first items wait for their program to be compiled, which is said after two seconds.
+    The first items wait for their program to be compiled, which is said after two seconds. A later program, for the
+    last items, say, can make others wait: five seconds without an item are said too.
 
     Example:
       >>> progress = ProgressLogger("images", total=100)
@@ -72,6 +74,8 @@ class ProgressLogger:
         self._announcement = _Announcement(f"{what}: {done}/{total}; compiling, and working on the first …", _PATIENCE)
         # An error may end the work before its first item.
         weakref.finalize(self, self._announcement.cancel)
+        self._stalls = _Stalls(_LONGEST_SILENCE)
+        weakref.finalize(self, self._stalls.stop)
 
     @property
     def seconds(self) -> float:
@@ -86,6 +90,10 @@ class ProgressLogger:
         is_answer = self._announcement.was_made and self._done == self._first
         self._done += count
         now = time.monotonic()
+        if self._done < self._total:
+            self._stalls.item_done(f"{self._what}: {self._done}/{self._total}; still working …")
+        else:
+            self._stalls.stop()
         if now - self._last < self._every and self._done < self._total and not is_answer:
             return
         self._last = now
@@ -118,6 +126,34 @@ class _Announcement:
         with self._lock:
             self._is_canceled = True
         self._timer.cancel()
+
+
+class _Stalls:
+    """Logs a line when no item was finished for some seconds, once per item."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience, self._stopped = patience, threading.Event()
+        self._due: tuple[float, str] | None = None  # When to say what.
+        self._thread: threading.Thread | None = None
+
+    def item_done(self, text: str) -> None:
+        """Starts to wait for the next item; `text` is logged if it does not come in time."""
+        self._due = (time.monotonic() + self._patience, text)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the waiting."""
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._patience / 10):
+            due = self._due
+            if due is not None and time.monotonic() >= due[0]:
+                if self._due is due:
+                    self._due = None
+                _log(due[1])
 
 
 def _log(text: str) -> None:

@@ -55,6 +55,17 @@ def test_the_wait_for_the_first_items_is_announced_and_answered(lines, monkeypat
     assert lines()[2].startswith("images: 8/8, ") and "first" not in lines()[2]
 
 
+def test_a_long_wait_between_items_is_said_once(lines, monkeypatch):
+    monkeypatch.setattr(progress, "_LONGEST_SILENCE", 0.1)
+    counter = progress.ProgressLogger("images", total=8)
+    counter.update(2)
+    time.sleep(0.4)
+    assert lines() == ["images: 2/8; still working …"]
+    counter.update(6)
+    time.sleep(0.3)
+    assert len(lines()) == 2 and lines()[1].startswith("images: 8/8, ")
+
+
 def test_a_counter_that_an_error_ended_says_nothing_afterwards(lines, monkeypatch):
     monkeypatch.setattr(progress, "_PATIENCE", 0.1)
     counter = progress.ProgressLogger("images", total=8)
