@@ -144,7 +144,7 @@ def check_arguments(**rules: "Rule") -> Callable[[Callable[P, R]], Callable[P, R
             if not takes_any:
                 check_names(f"argument of {function.__qualname__}()", kwargs, known)
             bound: Any = signature.bind_partial(*args, **kwargs)
-            for name in rules.keys() & bound.arguments.keys():
+            for name in (name for name in rules if name in bound.arguments):
                 bound.arguments[name] = rules[name].check(name, bound.arguments[name])
             call: Callable[..., R] = function
             return call(*bound.args, **bound.kwargs)

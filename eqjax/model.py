@@ -249,12 +249,14 @@ class Model:
     def require(self, name: Literal["tokenizer"]) -> Tokenizer: ...
     @overload
     def require(self, name: Literal["generator"]) -> Generator: ...
-    def require(self, name: Literal["tokenizer", "generator"]) -> Tokenizer | Generator:
+    def require(self, name: Any) -> Tokenizer | Generator:
         """Returns the module "tokenizer" or "generator".
 
         Raises:
-          ValueError: the model was loaded without it.
+          TypeError: the name is no string.
+          ValueError: the model was loaded without it, or has no such module.
         """
+        name = Choice(("tokenizer", "generator")).check("name", name)
         module = self.tokenizer if name == "tokenizer" else self.generator
         if module is None:
             raise ValueError(f"this model was loaded without a {name}; give load_pretrained a file that has one too.")
