@@ -141,7 +141,8 @@ def test_a_directory_holds_its_model(path):
 def test_a_path_without_weights_is_refused_with_the_names_of_the_shipped_models(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights file at .*absent"):
         load_pretrained(tmp_path / "absent.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"no weights file at photo: .* shipped models \['photos'\]"):
+    message = r"no weights file at photo: .* models \['photos', 'places-large'\]; did you mean 'photos'"
+    with pytest.raises(FileNotFoundError, match=message):
         load_pretrained("photo")
 
 

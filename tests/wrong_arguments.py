@@ -142,8 +142,10 @@ ACCEPTED = {
     ("convert.infer_generator_config", "num_heads"): {"None"},
     ("convert.infer_generator_config", "window_size"): {"None"},
     ("panorama", "num_columns"): {"None"},
-    **{(name, argument): {"boolean"} for name, argument in (("data.make_source", "train"), ("outpaint", "resize"),
-                                                            ("outpaint", "keep_pixels"))},
+    **{
+        (name, argument): {"boolean"}
+        for name, argument in (("data.make_source", "train"), ("outpaint", "resize"), ("outpaint", "keep_pixels"))
+    },
     ("Generator", "remat"): {"boolean"},
     # Any text is a message's, or a name without a counterpart.
     ("convert.check_shapes", "what"): {"text"},

@@ -20,6 +20,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from eqjax.addresses import local_path
 from eqjax.arguments import shorten
 from eqjax.data import image_source, tar_index
 from eqjax.data.transforms import ResizeShorterSide
@@ -45,7 +46,7 @@ def find_shards(root: str) -> list[str]:
       FileNotFoundError: there is no such folder or file, or one of a range is missing.
       ValueError: the folder holds no .tar files.
     """
-    if os.path.isdir(root):
+    if os.path.isdir(local_path(root, "root")):
         names = sorted(os.listdir(root))
         if found := [os.path.join(root, name) for name in names if name.endswith(".tar") and name[0] != "."]:
             return found

@@ -19,6 +19,7 @@ from jaxtyping import Int32, UInt8
 import numpy as np
 
 from eqjax import checksums
+from eqjax.addresses import local_path
 from eqjax.differences import check_equal
 from eqjax.evaluation.feature_metrics import SHUFFLE_SEED
 from eqjax.evaluation.image_sets import write_npz
@@ -53,7 +54,7 @@ class SampleFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str], count: int, num_classes: int) -> None:
-        self.folder, self.count = os.fspath(folder), count
+        self.folder, self.count = local_path(folder, "the folder of images"), count
         self.labels = balanced_labels(count, num_classes)
         self._shards = os.path.join(self.folder, "shards")
 

@@ -217,8 +217,8 @@ def load_tokenizer(config: Config) -> pretrained.Weights:
     """
     if not config.tokenizer_weights:
         raise ValueError("set tokenizer_weights: a shipped model's name, a weights file, or a tokenizer run's workdir.")
-    path = loading.resolve_path(config.tokenizer_weights)
-    weights = pretrained.load(path)
+    path = config.tokenizer_weights
+    weights = loading.load_weights(path)
     if "tokenizer" not in weights.modules:
         raise ValueError(f"{path} holds no tokenizer; give tokenizer_weights a file written by tokenizer training.")
     tokenizer = weights.modules["tokenizer"]

@@ -183,8 +183,8 @@ def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
                 "of its stage 1, or to a weights file."
             )
         return tokenizer, None
-    path = loading.resolve_path(config.stage1_weights)
-    stage1 = pretrained.load(path)
+    path = config.stage1_weights
+    stage1 = loading.load_weights(path)
     if "tokenizer" not in stage1.modules:
         raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
     found, expected = _architecture(stage1.modules["tokenizer"]), _architecture(tokenizer)
