@@ -91,6 +91,12 @@ def calls(folder):
              "noise": None, "key": _KEY, "prefix": None, "class_columns": None, "transition": 0, "mesh": None,
              "progress": None, **_OPTIONS},
         ),
+        # The name of the repository is refused before anything is pushed.
+        "push_to_hub": (
+            eqjax.push_to_hub,
+            {"source": "photos", "repo": "no owner", "revision": None, "private": False, "message": "m",
+             "results_folder": None, "samples": True, "license": None, "base_model": None},
+        ),
         "save_image": (eqjax.save_image, {"path": f"{folder}/a.png", "image": _IMAGE}),
         "save_animation": (
             eqjax.save_animation,
@@ -148,6 +154,12 @@ ACCEPTED = {
     },
     ("Generator", "remat"): {"boolean"},
     # Any text is a message's, or a name without a counterpart.
+    **{
+        ("push_to_hub", name): {"text"}
+        for name in ("source", "repo", "revision", "message", "results_folder", "license", "base_model")
+    },
+    ("push_to_hub", "private"): {"boolean"},
+    ("push_to_hub", "samples"): {"boolean", "text"},
     ("convert.check_shapes", "what"): {"text"},
     ("convert.unused_in_frozen", "name"): {"text"},
     ("convert.pick_weights", "where"): {"text"},
