@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+from typing import Any
 import warnings
 
 import jax
@@ -21,7 +22,7 @@ import numpy as np
 import eqjax
 from eqjax import convert, data, pixels
 
-WRONG = {
+WRONG: dict[str, Any] = {
     "None": None,
     "text": "no such value",
     "boolean": True,
@@ -47,11 +48,11 @@ _MODEL = eqjax.Model(
 )  # fmt: skip
 _IMAGE = np.zeros((16, 8, 3), np.uint8)
 _STATE = {"w": np.zeros(3, np.float32)}
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     "guidance_scale": 1.0, "guidance_schedule": "linear", "num_flow_steps": 1, "solver": "euler",
     "time_grid": "uniform", "temperature": 1.0, "max_position": None,
 }  # fmt: skip
-_SAMPLING = {"seed": 0, "seeds": None, "transition": 0, "mesh": None, "progress": None, **_OPTIONS}
+_SAMPLING: dict[str, Any] = {"seed": 0, "seeds": None, "transition": 0, "mesh": None, "progress": None, **_OPTIONS}
 
 
 def _fields(module):
@@ -59,7 +60,7 @@ def _fields(module):
     return {f: getattr(module, f) for f in type(module).__dataclass_fields__ if f not in ("parent", "name")}
 
 
-def calls(folder):
+def calls(folder) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Returns {name: (function, right arguments)}."""
     config = data.default_config()
     config.update(height=16, width=16, classes=("cat",), num_threads=0)
@@ -139,7 +140,7 @@ def calls(folder):
 
 
 # Values that are right after all, or that only fail where they are used; with the reason.
-ACCEPTED = {
+ACCEPTED: dict[tuple[str, str], set[str]] = {
     # Whole numbers or fractions of any size are as good as others.
     ("Tokenizer", "posterior_std"): {"float", "huge"},
     # None turns something off, or lets the function choose.
