@@ -306,7 +306,7 @@ class Panorama:
                 made = cls(model, PanoramaOptions(**options))
                 made._identity = identity
                 made._restore(saved)
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise ValueError(
                     f"{saved.source} is not a saved panorama of format {panorama_state.FORMAT!r} "
                     f"({shorten(str(error))})."
