@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from eqjax.generator import Generator
     from eqjax.model import Model
     from eqjax.pretrained import load_pretrained
+    from eqjax.sampling.latents import sample_latents
     from eqjax.sampling.outpainting import outpaint
     from eqjax.sampling.panorama import panorama
-    from eqjax.sampling.sampler import sample_latents
     from eqjax.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _MODULES = {
     "load_pretrained": "eqjax.pretrained",
     "outpaint": "eqjax.sampling.outpainting",
     "panorama": "eqjax.sampling.panorama",
-    "sample_latents": "eqjax.sampling.sampler",
+    "sample_latents": "eqjax.sampling.latents",
 }
 
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+from eqjax.arguments import is_tracing
 from eqjax.typing import AnyArray, Scalar, Tree
 
 SCHEDULES = ("linear", "constant")
@@ -210,8 +211,8 @@ def classifier_free_guidance(
     return unconditional + scale * (conditional - unconditional)
 
 
-def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns: int) -> Float[jax.Array, "L"]:
-    """Returns the guidance scale of every column, float32.
+def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns: int) -> Float[AnyArray, "L"]:
+    """Returns the guidance scale of every column, float32; on the host, unless JAX traces.
 
     Args:
       scale: g at the last column ("linear": 1 + (g − 1)(k + 1)/L at column k) or everywhere
@@ -228,11 +229,13 @@ def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"guidance_schedule={schedule!r} is not one of {SCHEDULES}.")
-    scales = jnp.asarray(scale, jnp.float32)
+    # JAX would compile programs for every number of columns.
+    xp = jnp if is_tracing(scale) else np
+    scales = xp.asarray(scale, xp.float32)
     if scales.ndim:
         if scales.shape != (num_columns,):
             raise ValueError(f"guidance_scale has shape {scales.shape}; expected a number, or [{num_columns}].")
         return scales
     if schedule == "constant":
-        return jnp.full(num_columns, scales, jnp.float32)
-    return 1 + (scales - 1) * jnp.arange(1, num_columns + 1, dtype=jnp.float32) / num_columns
+        return xp.full(num_columns, scales, xp.float32)
+    return 1 + (scales - 1) * xp.arange(1, num_columns + 1, dtype=xp.float32) / num_columns

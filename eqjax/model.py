@@ -1,6 +1,7 @@
 """A loaded model: labels to images, images to latents and back. It holds weights and calls pure functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+import dataclasses
 from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import flax.struct
@@ -10,12 +11,16 @@ from jaxtyping import Float, Int, Shaped, UInt8
 import numpy as np
 
 from eqjax import pixels
+from eqjax.arguments import is_tracing
 from eqjax.generator import Generator
+from eqjax.sampling import memory
+from eqjax.sampling.checks import NUM_COLUMNS, SEED, as_seeds
 from eqjax.sampling.class_schedule import parse_classes
+from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
-from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images, encode_images
+from eqjax.tokenizer.windows import compile_windows, decode_columns
 from eqjax.typing import AnyArray, Params, Scalar
 
 # A class, by its label or its name.
@@ -72,18 +77,23 @@ class Model:
 
     def sample(
         self,
-        labels: ClassLabel | AnyArray | Sequence[ClassLabel | ClassColumns],
+        labels: Any,
         *,
-        num_columns: int,
-        seed: Scalar = 0,
-        seeds: Seeds | None = None,
-        transition: int = 0,
-        prefix: AnyArray | None = None,
-        mesh: jax.sharding.Mesh | None = None,
-        progress: Callable[[int], object] | None = None,
+        num_columns: Any,
+        seed: Any = 0,
+        seeds: Any = None,
+        transition: Any = 0,
+        prefix: Any = None,
+        mesh: Any = None,
+        progress: Any = None,
         **options: Unpack[SamplingKeywords],
     ) -> UInt8[jax.Array, "B H W 3"]:
         """Samples images.
+
+        The first call with a batch size compiles programs, which takes seconds; they serve all numbers of columns and
+        all values of the options, but not another `num_flow_steps`, `guidance_scale` = 1, or number of classes in a
+        schedule. Where the tokenizer sees whole images, as the published one does, the decoder is compiled again when
+        images first need more than 16, 32, 64 … columns.
 
         Args:
           labels: classes [B] as integers or names, or one of them. Or classes along the columns of all images,
@@ -106,23 +116,30 @@ class Model:
         Raises:
           ValueError: an argument is out of its range or has another shape, a class name is unknown, or the model has no
             generator or no tokenizer.
-          TypeError: an argument is unknown.
+          TypeError: an argument is of another type, or unknown.
+          MemoryError: the images do not fit into memory; the message says what they take.
         """
-        SamplingOptions(**options)  # Raises errors before anything is computed.
-        generator, class_columns = self.require("generator"), None
+        # Raises errors before anything is computed.
+        is_guided = SamplingOptions(**options).is_guided
+        generator, tokenizer, class_columns = self.require("generator"), self.require("tokenizer"), None
+        num_columns = NUM_COLUMNS.check("num_columns", num_columns)
         if isinstance(labels, list | tuple) and labels and isinstance(labels[0], list | tuple):
             names, class_columns = parse_classes(labels)
             rows = self.labels(names)[None]  # [1, S]
         else:
             rows = self.labels(labels)
-        key = jax.random.key(seed)
+        key = jax.random.key(dataclasses.replace(SEED, traceable=True).check("seed", seed))
         if seeds is not None:
-            rows_seeds = np.atleast_1d(np.asarray(seeds))
+            rows_seeds = as_seeds(seeds)
             if rows.shape[0] == 1:
                 rows = jnp.repeat(rows, len(rows_seeds), axis=0)
             if len(rows_seeds) != rows.shape[0]:
                 raise ValueError(f"{len(rows_seeds)} seeds for {rows.shape[0]} labels; give one seed per label.")
-            key = jax.vmap(jax.random.key)(rows_seeds)
+            key = jax.vmap(jax.random.key)(np.asarray(rows_seeds))
+        memory.check_latents(generator, rows.shape, num_columns, is_guided)
+        memory.check_images(tokenizer, rows.shape[0], num_columns)
+        if mesh is None and not is_tracing(self, rows, key, prefix):
+            compile_windows(tokenizer, self.tokenizer_params, rows.shape[0])  # While the latents are sampled.
         latents = sample_latents(
             generator,
             self.generator_params,
@@ -156,10 +173,10 @@ class Model:
         Raises:
           ValueError: the latents have another shape.
         """
-        tokenizer = self.require("tokenizer")
-        return pixels.to_uint8(
-            decode_images(tokenizer, self.tokenizer_params, jnp.asarray(latents) / self.latent_scale)
-        )
+        tokenizer, params = self.require("tokenizer"), self.tokenizer_params
+        if is_tracing(params, latents):
+            return pixels.to_uint8(decode_images(tokenizer, params, jnp.asarray(latents) / self.latent_scale))
+        return decode_columns(tokenizer, params, latents, scale=self.latent_scale, to_uint8=True)
 
     def labels(self, labels: ClassLabel | AnyArray | Sequence[Any]) -> Int[jax.Array, "B"]:
         """Returns classes as integers.

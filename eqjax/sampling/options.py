@@ -1,17 +1,15 @@
 """The sampling options of all samplers: guidance, flow solver, temperature, bounded positions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import Any, TypedDict
 
-import jax
 from jaxtyping import Float
 import numpy as np
 
 from eqjax import flow
-from eqjax.arguments import check_names
-from eqjax.sampling.checks import is_concrete, whole
-from eqjax.typing import Scalar
+from eqjax.arguments import Choice, Either, Integer, Items, Number, Rule, check_names, is_traced
+from eqjax.typing import AnyArray, Scalar
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -46,7 +44,7 @@ class SamplingOptions:
 
     Raises:
       ValueError: an option is out of its range.
-      TypeError: an option is unknown.
+      TypeError: an option is of another type, or unknown.
 
     Example:
       >>> options = SamplingOptions(guidance_scale=2.0, num_flow_steps=25)
@@ -70,34 +68,18 @@ class SamplingOptions:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        convert: dict[str, Callable[[Any], Any]] = {
-            "guidance_scale": lambda scale: _to_floats("guidance_scale", scale),
-            "num_flow_steps": lambda steps: whole("num_flow_steps", steps),
-            "time_grid": lambda grid: grid if isinstance(grid, str) else _to_floats("time_grid", grid),
-            "temperature": lambda temperature: _to_float("temperature", temperature),
-            "max_position": lambda position: None if position is None else whole("max_position", position),
-        }
-        for name, function in convert.items():
-            value = getattr(self, name)
-            if is_concrete(value):
-                object.__setattr__(self, name, function(value))
-        if self.guidance_schedule not in flow.SCHEDULES:
-            raise ValueError(f"guidance_schedule={self.guidance_schedule!r} is not one of {flow.SCHEDULES}.")
+        for name, rule in _RULES.items():
+            value = rule.check(name, getattr(self, name))
+            object.__setattr__(self, name, _to_floats(value) if name in _FLOATS else value)
         self.solver_table()
-        if is_concrete(self.guidance_scale) and not np.all(np.asarray(self.guidance_scale) >= 0):
-            raise ValueError(f"guidance_scale={self.guidance_scale} must be ≥ 0 (1 is no guidance).")
-        if is_concrete(self.temperature) and not self.temperature >= 0:
-            raise ValueError(f"temperature={self.temperature} must be ≥ 0.")
-        if self.max_position is not None and is_concrete(self.max_position) and self.max_position < 0:
-            raise ValueError(f"max_position={self.max_position} must be ≥ 0, or None for positions as published.")
 
     @property
     def is_guided(self) -> bool:
         """Whether the null class is needed; True for a traced scale, which may have any value."""
-        return not is_concrete(self.guidance_scale) or bool(np.any(np.asarray(self.guidance_scale) != 1))
+        return is_traced(self.guidance_scale) or bool(np.any(np.asarray(self.guidance_scale) != 1))
 
-    def guidance_scales(self, num_columns: int) -> Float[jax.Array, "num_columns"]:
-        """Returns the guidance scale of every column.
+    def guidance_scales(self, num_columns: int) -> Float[AnyArray, "num_columns"]:
+        """Returns the guidance scale of every column; on the host, unless JAX traces.
 
         Args:
           num_columns: columns of the image, its prefix included.
@@ -109,7 +91,7 @@ class SamplingOptions:
 
     def solver_table(self) -> flow.SolverTable:
         """Returns the flow solver as a table, one row per evaluation of the velocity."""
-        return flow.solver_table(self.solver, whole("num_flow_steps", self.num_flow_steps), self.time_grid)
+        return flow.solver_table(self.solver, self.num_flow_steps, self.time_grid)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as JSON values, {name: value}; `SamplingOptions(**values)` gives them back."""
@@ -117,23 +99,23 @@ class SamplingOptions:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _to_float(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={value!r} must be a number.") from error
+# Times are float32: with more steps the first ones would fall together.
+_MAX_STEPS = 2**24
+_SCALE = Number(least=0)
+_RULES: dict[str, Rule] = {
+    "guidance_scale": Either((_SCALE, Items(_SCALE, least=1)), traceable=True),
+    "guidance_schedule": Choice(flow.SCHEDULES),
+    "num_flow_steps": Integer(least=1, most=_MAX_STEPS),
+    "solver": Choice(flow.SOLVERS),
+    "time_grid": Either((Choice(flow.TIME_GRIDS), Items(Number(least=0, most=1), least=2))),
+    "temperature": Number(least=0, traceable=True),
+    "max_position": Integer(least=0, optional=True, none_means="positions as published", traceable=True),
+}
+_FLOATS = ("guidance_scale", "time_grid", "temperature")
 
 
-def _to_floats(name: str, value: Any) -> float | tuple[float, ...]:
-    """Converts a number, or a sequence of numbers.
-
-    Raises:
-      ValueError: it is neither.
-    """
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={value!r} must be a number, or a sequence of numbers.") from error
-    if array.ndim > 1 or not array.size:
-        raise ValueError(f"{name} has shape {array.shape}; expected a number, or a sequence of numbers.")
-    return tuple(array.tolist()) if array.ndim else array.item()
+def _to_floats(value: Any) -> Any:
+    """Converts a number, or a tuple of numbers; anything else is returned as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(float, value))
+    return float(value) if isinstance(value, int | float) else value

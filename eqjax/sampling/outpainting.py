@@ -18,8 +18,8 @@ from eqjax.image_files import MAX_PIXELS
 from eqjax.model import ClassLabel, Model, Seeds, as_floats
 from eqjax.sampling.checks import check_labels
 from eqjax.sampling.class_schedule import ClassSchedule, parse_classes
+from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
-from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images
 from eqjax.typing import AnyArray, Scalar

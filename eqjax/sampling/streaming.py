@@ -34,6 +34,7 @@ class StreamDecoder:
     """Decodes scaled latents to strips of pixels, for one image or for a batch of images.
 
     Attributes:
+      height: height of the strips, pixels.
       window: columns decoded at once.
       received: columns received.
       emitted: columns returned.
@@ -62,7 +63,7 @@ class StreamDecoder:
         """
         self._decode = functools.partial(_decode, tokenizer, params)
         self._scale, self._width, self._strip = latent_scale, tokenizer.column_width, strip_columns
-        self._halo = tokenizer.halo_columns
+        self._halo, self._batch_shape, self.height = tokenizer.halo_columns, batch_shape, tokenizer.resolution
         if self._halo is None:
             self.window = max(2, tokenizer.resolution // tokenizer.column_width)  # Training images are square.
             self._strip = self.window - self.window // 2
@@ -133,6 +134,31 @@ class StreamDecoder:
         return {"received": received, "emitted": emitted, "held": self.held, "tail": tail}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Resumes from a `state`."""
-        self.received, self.emitted = int(state["received"]), int(state["emitted"])
-        self.held, self.tail = state["held"], state["tail"] if state["tail"].size else None
+        """Resumes from a `state`.
+
+        Raises:
+          KeyError: an array is missing.
+          TypeError: an array has another shape or dtype, or the arrays contradict each other.
+        """
+        received, emitted, held, tail = (state[name] for name in self.STATE)
+        for name, array in (("received", received), ("emitted", emitted)):
+            check_array(name, array, (), np.int64)
+        check_array("held", held, (*self._batch_shape, None, self.held.shape[-1]), np.float32)
+        if tail.size:
+            check_array("tail", tail, (*self._batch_shape, self.height, None, 3), np.float32)
+        if not 0 <= emitted <= received or held.shape[-2] > received:
+            raise TypeError(f"{received} columns received, {held.shape[-2]} of them held, {emitted} emitted")
+        self.received, self.emitted = int(received), int(emitted)
+        self.held, self.tail = held, tail if tail.size else None
+
+
+def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: Any) -> None:
+    """Checks an array of a saved state; None in `shape` is any size.
+
+    Raises:
+      TypeError: the array has another shape or dtype.
+    """
+    array = np.asarray(array)
+    same = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+    if not same or array.dtype != dtype:
+        raise TypeError(f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
