@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eqjax import convert, pixels
     from eqjax.generator import Generator
+    from eqjax.loading import load_pretrained
     from eqjax.model import Model
-    from eqjax.pretrained import load_pretrained
     from eqjax.sampling.latents import sample_latents
     from eqjax.sampling.outpainting import outpaint
     from eqjax.sampling.panorama import panorama
@@ -32,7 +32,7 @@ _MODULES = {
     "Generator": "eqjax.generator",
     "Model": "eqjax.model",
     "Tokenizer": "eqjax.tokenizer",
-    "load_pretrained": "eqjax.pretrained",
+    "load_pretrained": "eqjax.loading",
     "outpaint": "eqjax.sampling.outpainting",
     "panorama": "eqjax.sampling.panorama",
     "sample_latents": "eqjax.sampling.latents",

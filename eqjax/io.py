@@ -54,6 +54,30 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         os.close(handle)  # Ends the lock, as the end of the process would.
 
 
+@contextlib.contextmanager
+def exclusive(path: str | os.PathLike[str], waiting: str) -> Iterator[None]:
+    """Lets one process after another run the block; where the file system has no locks, all at once.
+
+    Args:
+      path: file of the lock, which is made if missing and stays.
+      waiting: what to log if another process is in the block.
+
+    Example:
+      >>> with exclusive("/tmp/eqjax/lock", "Another process is at work."):
+      ...     pass
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # No locks, or a folder that cannot be written to.
+            os.makedirs(os.path.dirname(os.fspath(path)) or ".", exist_ok=True)
+            file = stack.enter_context(open(path, "a", encoding="utf-8"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logging.info("%s", waiting)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def remove_leftovers(folder: str | os.PathLike[str], pattern: str, *, min_age: float = _LEFTOVER_SECONDS) -> list[str]:
     r"""Removes temporary files that killed processes left in a folder; see `atomic_write`.
 

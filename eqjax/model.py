@@ -1,6 +1,7 @@
 """A loaded model: labels to images, images to latents and back. It holds weights and calls pure functions."""
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 from typing import Any, Literal, TypeAlias, Unpack, overload
 
@@ -11,13 +12,14 @@ from jaxtyping import Float, Int, Shaped, UInt8
 import numpy as np
 
 from eqjax import pixels
-from eqjax.arguments import is_tracing
+from eqjax.arguments import Choice, is_tracing
 from eqjax.generator import Generator
 from eqjax.sampling import memory
 from eqjax.sampling.checks import NUM_COLUMNS, SEED, as_seeds
 from eqjax.sampling.class_schedule import parse_classes
 from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
+from eqjax.sampling.sampler import compute_params
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images, encode_images
 from eqjax.tokenizer.windows import compile_windows, decode_columns
@@ -29,6 +31,11 @@ ClassLabel: TypeAlias = str | Scalar
 ClassColumns: TypeAlias = tuple[ClassLabel, Scalar | None]
 # One random seed, or several.
 Seeds: TypeAlias = Scalar | Sequence[Any]
+
+# Precision of products of float32 numbers, with JAX's name for each.
+PRECISIONS = {"highest": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
+# Types that a model computes in.
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def as_floats(images: Shaped[AnyArray, "..."]) -> Float[jax.Array, "..."]:
@@ -59,6 +66,9 @@ class Model:
       generator_params: its parameters; empty without a generator.
       latent_scale: factor from posterior means to scaled latents, which have about unit scale.
       class_names: names of labels 0 … num_classes − 1, or None.
+      precision: of products of float32 numbers, in every method and wherever a model is sampled: "highest", float32;
+        "tf32", TensorFloat-32 on NVIDIA GPUs and three passes of bfloat16 on TPUs; "bfloat16", the fastest of the
+        device, one pass of bfloat16 on TPUs. CPUs compute all of them in float32.
 
     Example:
       >>> import eqjax
@@ -74,6 +84,7 @@ class Model:
     generator_params: Params
     latent_scale: float = flax.struct.field(pytree_node=False)
     class_names: tuple[str, ...] | None = flax.struct.field(pytree_node=False)
+    precision: str = flax.struct.field(pytree_node=False, default="highest")
 
     def sample(
         self,
@@ -138,21 +149,22 @@ class Model:
             key = jax.vmap(jax.random.key)(np.asarray(rows_seeds))
         memory.check_latents(generator, rows.shape, num_columns, is_guided)
         memory.check_images(tokenizer, rows.shape[0], num_columns)
-        if mesh is None and not is_tracing(self, rows, key, prefix):
-            compile_windows(tokenizer, self.tokenizer_params, rows.shape[0])  # While the latents are sampled.
-        latents = sample_latents(
-            generator,
-            self.generator_params,
-            rows,
-            num_columns=num_columns,
-            class_columns=class_columns,
-            transition=transition,
-            key=key,
-            prefix=prefix,
-            mesh=mesh,
-            progress=progress,
-            **options,
-        )
+        with self.with_precision():
+            if mesh is None and not is_tracing(self, rows, key, prefix):
+                compile_windows(tokenizer, self.tokenizer_params, rows.shape[0])  # While the latents are sampled.
+            latents = sample_latents(
+                generator,
+                self.generator_params,
+                rows,
+                num_columns=num_columns,
+                class_columns=class_columns,
+                transition=transition,
+                key=key,
+                prefix=prefix,
+                mesh=mesh,
+                progress=progress,
+                **options,
+            )
         return self.decode(latents)
 
     def encode(self, images: Shaped[AnyArray, "..."]) -> Float[jax.Array, "B L D"]:
@@ -165,7 +177,8 @@ class Model:
           ValueError: the shape does not fit the tokenizer, or the images are integers other than uint8.
         """
         floats = as_floats(images)
-        return encode_images(self.require("tokenizer"), self.tokenizer_params, floats) * self.latent_scale
+        with self.with_precision():
+            return encode_images(self.require("tokenizer"), self.tokenizer_params, floats) * self.latent_scale
 
     def decode(self, latents: Float[AnyArray, "..."]) -> UInt8[jax.Array, "B H W 3"]:
         """Returns the images of scaled latents [B, L, D].
@@ -174,9 +187,11 @@ class Model:
           ValueError: the latents have another shape.
         """
         tokenizer, params = self.require("tokenizer"), self.tokenizer_params
-        if is_tracing(params, latents):
-            return pixels.to_uint8(decode_images(tokenizer, params, jnp.asarray(latents) / self.latent_scale))
-        return decode_columns(tokenizer, params, latents, scale=self.latent_scale, to_uint8=True)
+        with self.with_precision():
+            if not is_tracing(params, latents):
+                return decode_columns(tokenizer, params, latents, scale=self.latent_scale, to_uint8=True)
+            images = decode_images(tokenizer, params, jnp.asarray(latents) / self.latent_scale)
+        return pixels.to_uint8(images)
 
     def labels(self, labels: ClassLabel | AnyArray | Sequence[Any]) -> Int[jax.Array, "B"]:
         """Returns classes as integers.
@@ -196,6 +211,45 @@ class Model:
         if unknown:
             raise ValueError(f"classes {unknown} are not among this model's: {names or 'it has no class names'}.")
         return _integers([names.index(label) if isinstance(label, str) else label for label in rows])
+
+    def with_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns a context in which JAX computes in this model's `precision`, for functions of its modules.
+
+        Raises:
+          ValueError, TypeError: the precision is unknown.
+
+        Example:
+          >>> import eqjax
+          >>> model = eqjax.load_pretrained("photos", precision="tf32")
+          >>> with model.with_precision():
+          ...     jax.config.jax_default_matmul_precision
+          'tensorfloat32'
+        """
+        return jax.default_matmul_precision(PRECISIONS[check_precision(self.precision)])
+
+    def astype(self, dtype: Any) -> "Model":
+        """Returns the model with modules that compute in `dtype`, and parameters that are cast to it once.
+
+        Parameters of norms and embeddings keep float32, and so do norms, softmax and the flow's state.
+
+        Args:
+          dtype: "float32", "bfloat16" or "float16", or the type itself.
+
+        Raises:
+          ValueError, TypeError: it is another type.
+
+        Example:
+          >>> import eqjax
+          >>> eqjax.load_pretrained("photos").astype("bfloat16").generator.dtype
+          dtype(bfloat16)
+        """
+        dtype, cast = check_dtype(dtype), {}
+        for name in ("tokenizer", "generator"):
+            module = getattr(self, name)
+            if module is not None:
+                cast[name] = module.clone(dtype=dtype)
+                cast[f"{name}_params"] = compute_params(cast[name], getattr(self, f"{name}_params"))
+        return dataclasses.replace(self, **cast)
 
     @overload
     def require(self, name: Literal["tokenizer"]) -> Tokenizer: ...
@@ -224,6 +278,26 @@ class Model:
             names = f" ({', '.join(self.class_names)})" if self.class_names else ""
             parts.append(f"{self.generator.num_classes} classes{names}")
         return f"Model({'; '.join(parts)})"
+
+
+def check_dtype(dtype: Any) -> np.dtype:
+    """Returns a dtype to compute in.
+
+    Raises:
+      ValueError, TypeError: it is not one of `COMPUTE_DTYPES`.
+    """
+    with contextlib.suppress(TypeError):  # It is no dtype: `Choice` says so.
+        dtype = dtype if dtype is None else jnp.dtype(dtype).name  # None is NumPy's name for float64.
+    return jnp.dtype(Choice(COMPUTE_DTYPES).check("dtype", dtype))
+
+
+def check_precision(precision: Any) -> str:
+    """Returns a precision.
+
+    Raises:
+      ValueError, TypeError: it is not one of `PRECISIONS`.
+    """
+    return Choice(tuple(PRECISIONS)).check("precision", precision)
 
 
 def _integers(labels: Any) -> Int[jax.Array, "..."]:

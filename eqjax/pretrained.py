@@ -1,10 +1,9 @@
-"""Weights files that carry their configuration: from one safetensors file to a ready model."""
+"""Weights files that carry their configuration: safetensors files with modules, parameters and class names."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
-import importlib.resources
 import json
 import os
 import types
@@ -19,12 +18,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from eqjax import checksums, published
+from eqjax import checksums
 from eqjax.arguments import shorten
 from eqjax.differences import check_equal
 from eqjax.generator import Generator
 from eqjax.io import atomic_write, parse_json
-from eqjax.model import Model
 from eqjax.tokenizer import SemanticConfig, Tokenizer
 from eqjax.typing import Params, Tree
 
@@ -76,7 +74,8 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
 
     Example:
       >>> import os, tempfile
-      >>> weights = load(resolve_path("photos"))
+      >>> from eqjax import loading
+      >>> weights = load(loading.resolve_path("photos"))
       >>> path = os.path.join(tempfile.mkdtemp(), "tokenizer.safetensors")
       >>> save(path, Weights({"tokenizer": weights.modules["tokenizer"]}, {"tokenizer": weights.params["tokenizer"]}))
       >>> load(path).modules == {"tokenizer": weights.modules["tokenizer"]}
@@ -116,7 +115,8 @@ def load(path: str | os.PathLike[str]) -> Weights:
         compared before an array is read.
 
     Example:
-      >>> weights = load(resolve_path("photos"))
+      >>> from eqjax import loading
+      >>> weights = load(loading.resolve_path("photos"))
       >>> weights.modules["generator"].num_classes
       8
     """
@@ -270,87 +270,39 @@ def check_depth(name: str, module: Any, where: str) -> None:
         raise WeightsError(f"{where}: {fields} of the {name} make {blocks} blocks; at most {MAX_BLOCKS} are built.")
 
 
-def load_pretrained(source: str | os.PathLike[str] = "photos", *more: str | os.PathLike[str]) -> Model:
-    """Loads a ready model from weights files.
+def join(parts: Iterable[Weights], notes: str) -> Weights:
+    """Joins a tokenizer's and a generator's weights; a later part takes precedence.
 
     Args:
-      source: "photos", the model shipped with the package, or the path of a weights file, or of a
-        directory that holds `model.safetensors` (a training run's workdir).
-      *more: further files, if tokenizer and generator are in separate ones; a later file takes precedence.
-
-    Returns:
-      The model; a module that no file holds is None.
+      parts: the weights.
+      notes: free text on their origin.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      WeightsError: a file cannot be read, or tokenizer and generator do not fit together.
-
-    Example:
-      >>> import eqjax
-      >>> model = eqjax.load_pretrained("photos")
-      >>> model.sample("cat", num_columns=8, num_flow_steps=5).shape
-      (1, 64, 128, 3)
+      WeightsError: tokenizer and generator do not fit together.
     """
-    sources = [os.fspath(path) for path in (source, *more)]
-    modules, params, scales, names = {}, {}, {}, None
-    for path in sources:
-        weights = load(resolve_path(path))
-        modules |= weights.modules
-        params |= weights.params
-        scales |= dict.fromkeys(weights.modules, weights.latent_scale)
-        names = weights.class_names or names
-    scales = {name: scale for name, scale in scales.items() if scale is not None}
-    tokenizer, generator = modules.get("tokenizer"), modules.get("generator")
-    if len(scales) == 2 and not np.isclose(*scales.values(), rtol=1e-3, atol=0):
+    modules: dict[str, Any] = {}
+    params: dict[str, Any] = {}
+    scales: dict[str, float | None] = {}
+    names = None
+    for part in parts:
+        modules |= part.modules
+        params |= part.params
+        scales |= dict.fromkeys(part.modules, part.latent_scale)
+        names = part.class_names or names
+    known = {name: scale for name, scale in scales.items() if scale is not None}
+    if len(known) == 2 and not np.isclose(*known.values(), rtol=1e-3, atol=0):
         raise WeightsError(
-            f"the tokenizer's latent scale is {scales['tokenizer']:.6g}, but the generator was trained with "
-            f"{scales['generator']:.6g} (files: {sources}). Convert either again with the "
-            "--latent_scale of the other, or give the tokenizer that the generator was trained with."
+            f"the tokenizer's latent scale is {known['tokenizer']:.6g}, but the generator was trained with "
+            f"{known['generator']:.6g} ({notes}). Convert either again with the --latent_scale of the other, or give "
+            "the tokenizer that the generator was trained with."
         )
+    tokenizer, generator = modules.get("tokenizer"), modules.get("generator")
     if tokenizer and generator and tokenizer.embed_dim != generator.latent_dim:
         raise WeightsError(
-            f"the tokenizer's latents have {tokenizer.embed_dim} channels, the generator's "
-            f"{generator.latent_dim} (files: {sources}). Give the tokenizer that the generator was trained with."
+            f"the tokenizer's latents have {tokenizer.embed_dim} channels, the generator's {generator.latent_dim} "
+            f"({notes}). Give the tokenizer that the generator was trained with."
         )
-    params = jax.tree.map(jnp.asarray, params)
-    return Model(
-        tokenizer=tokenizer,
-        tokenizer_params=params.get("tokenizer", {}),
-        generator=generator,
-        generator_params=params.get("generator", {}),
-        latent_scale=next(iter(scales.values()), published.LATENT_SCALE),
-        class_names=names,
-    )
-
-
-def resolve_path(source: str | os.PathLike[str]) -> str:
-    """Returns the path of a weights file: of a file, of a training run's workdir, or of a shipped model by its name.
-
-    Raises:
-      FileNotFoundError: it is none of these; the message names a run that has not ended.
-    """
-    source = os.fspath(source)
-    exported = os.path.join(source, "model.safetensors")
-    for path in (source, exported):
-        if os.path.isfile(path):
-            return path
-    folder = importlib.resources.files("eqjax") / "weights"
-    shipped = {
-        entry.name.removesuffix(".safetensors"): str(entry)
-        for entry in folder.iterdir()
-        if entry.name.endswith(".safetensors")
-    }
-    if source in shipped:
-        return shipped[source]
-    if os.path.isdir(os.path.join(source, "checkpoints")):
-        raise FileNotFoundError(
-            f"{source} holds checkpoints of a training run, but no model.safetensors, which is written when the run "
-            "ends: start the same command again, and the run resumes."
-        )
-    raise FileNotFoundError(
-        f"no weights file at {source}: neither a file, nor a folder with model.safetensors, nor one of the shipped "
-        f"models {sorted(shipped)}."
-    )
+    return Weights(modules, params, next(iter(known.values()), None), names, notes)
 
 
 def module_to_dict(module: Any) -> dict[str, Any]:

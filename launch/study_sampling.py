@@ -29,8 +29,8 @@ from eqjax.cli import runner
 from eqjax.data import photos
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
-from eqjax.sampling.options import SamplingOptions
 from eqjax.sampling.latents import sample_latents
+from eqjax.sampling.options import SamplingOptions
 from eqjax.sampling.streaming import StreamDecoder
 from eqjax.tables import markdown_table
 from eqjax.tokenizer.tiling import decode_images

@@ -23,7 +23,7 @@ IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax"}
 NOT_IMPORTED = {"scikit-image", "scikit-learn"}
 # Packages of extras, imported only when a user asks for them.
 OPTIONAL = {"matplotlib", "wandb"}
-MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.pretrained"}
+MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.loading", "eqjax.pretrained"}
 
 
 def imports(path):

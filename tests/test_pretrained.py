@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from eqjax import Generator, Tokenizer, load_pretrained, pixels, pretrained
+from eqjax import Generator, Tokenizer, load_pretrained, loading, pixels, pretrained
 from eqjax.tokenizer import tiling
 from tests import hostile_files
 from tests.random_params import random_params
@@ -154,7 +154,7 @@ def test_a_run_that_has_not_ended_is_named(tmp_path):
 def test_a_folder_of_the_same_name_does_not_hide_the_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    assert pathlib.Path(pretrained.resolve_path("photos")).is_relative_to(pathlib.Path(pretrained.__file__).parent)
+    assert pathlib.Path(loading.resolve_path("photos")).is_relative_to(pathlib.Path(pretrained.__file__).parent)
 
 
 @pytest.mark.parametrize("name", ["truncated", "text", "empty"])
@@ -190,7 +190,7 @@ def test_a_file_without_a_checksum_is_read(tmp_path, path, weights):
 
 
 def test_the_shipped_file_has_a_checksum():
-    with safetensors.safe_open(pretrained.resolve_path("photos"), framework="numpy") as file:
+    with safetensors.safe_open(loading.resolve_path("photos"), framework="numpy") as file:
         assert "checksum" in file.metadata()
 
 

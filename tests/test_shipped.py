@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from eqjax import load_pretrained, pixels, pretrained
+from eqjax import load_pretrained, loading, pixels, pretrained
 from eqjax.data import default_config, eval_batches, make_iterator
 from eqjax.data.photos import DEMO_CLASSES
 from eqjax.evaluation import image_metrics
@@ -72,7 +72,7 @@ def test_a_long_panorama_is_decoded_in_tiles_with_the_same_pixels(model):
 
 
 def test_its_notes_hold_the_configurations_of_both_trainings():
-    weights = pretrained.load(pretrained.resolve_path("photos"))
+    weights = pretrained.load(loading.resolve_path("photos"))
     notes = re.findall(r"^(\w+) after (\d+) steps; config: (.*)$", weights.notes, re.MULTILINE)
     assert [(name, int(steps)) for name, steps, _ in notes] == [("generator", 1700), ("tokenizer", 10000)]
     for name, steps, config in notes:

@@ -1,7 +1,7 @@
 r"""Converts published PyTorch weights to a weights file of eqjax, and back; PyTorch is not needed.
 
     eqjax convert --input=tokenizer.ckpt --output=tokenizer.safetensors
-    eqjax convert --input=places_large.ckpt --output=places_large.safetensors
+    eqjax convert --input=places_large.ckpt --output=places_large.safetensors --class_file=names.txt
     eqjax convert --to_torch --input=generator.safetensors --output=generator.ckpt
 
 The kind of file is recognized by its contents, and the fields of the module by the arrays' shapes. Files are read
@@ -9,8 +9,7 @@ without executing anything, and written whole or not at all.
 """
 
 import math
-import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
@@ -53,6 +52,12 @@ def define_flags(values: flags.FlagValues) -> None:
             0,
             flag_values=values,
         )
+        flags.DEFINE_string(
+            "class_file",
+            None,
+            "Names of a generator's classes: one per line, or JSON (a list, or {label: name}).",
+            flag_values=values,
+        )
         flags.DEFINE_integer("max_rope_shift", 16, "Bound of the position shift in training.", 1, flag_values=values)
     with flag_group(values, "Output"):
         flags.DEFINE_string("output", None, "File to write.", required=True, flag_values=values)
@@ -60,92 +65,19 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(args: flags.FlagValues) -> None:
     """Converts a file, and logs a summary of the result."""
+    from eqjax import convert_files
+
     if args.to_torch:
-        weights = to_torch(args.input, args.output, args.part)
+        if args.class_file:
+            raise ValueError("--class_file has no effect with --to_torch: PyTorch files hold no class names.")
+        weights = convert_files.to_torch(args.input, args.output, args.part)
     else:
+        names = convert_files.read_class_names(args.class_file) if args.class_file else None
         fields = dict(num_heads=args.num_heads, window_size=args.window_size, max_rope_shift=args.max_rope_shift)
-        weights = from_torch(args.input, args.output, args.variant, args.latent_scale, **fields)
+        weights = convert_files.from_torch(
+            args.input, args.output, args.variant, args.latent_scale, class_names=names, **fields
+        )
     _log_summary(weights, args.output)
-
-
-def from_torch(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    variant: Literal["ema", "raw"] = "ema",
-    latent_scale: float | None = None,
-    **generator_fields: Any,
-) -> "Weights":
-    """Converts a published file to a weights file of eqjax.
-
-    Args:
-      source: path of the file to read.
-      target: path of the file to write.
-      variant: "ema" for EMA weights, "raw" for the weights of the last step.
-      latent_scale: stored with the weights; None: the published one for a tokenizer, none for a generator, which then
-        fits any tokenizer.
-      **generator_fields: fields that do not follow from shapes, see `eqjax.convert.infer_generator_config`.
-
-    Returns:
-      The weights that were written.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      CheckpointFileError: the file cannot be read.
-      ConversionError: names or shapes of its arrays do not fit.
-    """
-    from eqjax import convert, pretrained, published
-
-    source = os.fspath(source)
-    kind, state_dict, arguments = convert.pick_weights(convert.read_reference(source), source, variant)
-    if kind == "tokenizer":
-        module = pretrained.build_module(kind, convert.infer_tokenizer_config(state_dict), source)
-        pretrained.check_depth(kind, module, source)
-        params = convert.tokenizer_params(state_dict, module)
-        latent_scale = published.LATENT_SCALE if latent_scale is None else latent_scale
-    else:
-        fields = convert.infer_generator_config(state_dict, arguments, **generator_fields)
-        module = pretrained.build_module(kind, fields, source)
-        pretrained.check_depth(kind, module, source)
-        params = convert.generator_params(state_dict, module)
-    notes = f"{'EMA' if variant == 'ema' else 'raw'} weights of a PyTorch file"
-    weights = pretrained.Weights({kind: module}, {kind: params}, latent_scale, notes=notes)
-    pretrained.save(target, weights)
-    return weights
-
-
-def to_torch(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    part: str | None = None,
-) -> "Weights":
-    """Converts a weights file of eqjax to a PyTorch file in the published format.
-
-    Args:
-      source: path of the file to read.
-      target: path of the file to write.
-      part: "tokenizer" or "generator"; None: the only one in the file.
-
-    Returns:
-      The weights that were read, reduced to the part.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      WeightsError: the file cannot be read.
-      ConversionError: the file holds both parts and none is named, or lacks the named one.
-    """
-    from eqjax import convert, pretrained
-    from eqjax.convert import torch_archive
-
-    weights = pretrained.load(source)
-    if part is None and len(weights.modules) != 1:
-        raise convert.ConversionError(f"{source} holds {sorted(weights.modules)}: name one with --part.")
-    part = part or next(iter(weights.modules))
-    if part not in weights.modules:
-        raise convert.ConversionError(f"{source} holds no {part}, but {sorted(weights.modules)}: name one with --part.")
-    module, params = weights.modules[part], weights.params[part]
-    export = convert.tokenizer_state_dict if part == "tokenizer" else convert.generator_state_dict
-    torch_archive.save(target, convert.published_checkpoint(part, export(params, module)))
-    return pretrained.Weights({part: module}, {part: params}, weights.latent_scale)
 
 
 def _log_summary(weights: "Weights", target: str) -> None:

@@ -13,6 +13,7 @@ from absl import flags, logging
 import numpy as np
 
 import eqjax
+from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 
@@ -20,9 +21,7 @@ from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     with flag_group(values, "What"):
-        flags.DEFINE_list(
-            "weights", ["photos"], "A shipped model's name, or weights files and workdirs.", flag_values=values
-        )
+        define_model_flags(values)
         flags.DEFINE_integer("width", 2048, "Width of the panoramas, pixels.", 1, flag_values=values)
         flags.DEFINE_integer("num_seeds", 6, "Images per class in the grid.", 1, flag_values=values)
         flags.DEFINE_integer("seed", 0, "Seed of the panoramas; the grid takes the next one.", flag_values=values)
@@ -43,7 +42,7 @@ def run(args: flags.FlagValues) -> None:
 
     start = time.monotonic()
     options = sampling_options(args).to_dict()
-    model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     for part in ("tokenizer", "generator"):
         if getattr(model, part) is None:
             raise ValueError(f"--weights={','.join(args.weights)} holds no {part}; add a file or workdir that does.")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 from ml_collections import config_flags
 
-import eqjax
+from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, sampling_options
 from eqjax.data import default_config
@@ -35,8 +35,7 @@ _NUM_IMAGES = 50_000
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     with flag_group(values, "What"):
-        flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs.",
-                          flag_values=values)  # fmt: skip
+        define_model_flags(values)
         flags.DEFINE_integer("num_images", None, f"Number of images; {_NUM_IMAGES} to sample, or the whole data set.",
                              1, flag_values=values)  # fmt: skip
         flags.DEFINE_integer("batch_size", 16, "Images that each device processes at a time.", 1, flag_values=values)
@@ -105,7 +104,7 @@ def evaluate_generation(args: flags.FlagValues) -> None:
             "--data.… is for reconstruction."
         )
     scales = list(dict.fromkeys(guidance_scales(args)))
-    model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     tokenizer = model.require("tokenizer")
     num_columns = args.num_columns or tokenizer.resolution // tokenizer.column_width
     sweep = [
@@ -144,10 +143,10 @@ def evaluate_images(args: flags.FlagValues) -> None:
       ValueError: the model has no tokenizer, or the images do not fit it.
     """
     from eqjax.evaluation import evaluate_reconstruction, image_sets, networks, results, statistics
-    from eqjax.evaluation.protocol import device_entries, weights_id
+    from eqjax.evaluation.protocol import device_entries, model_entries
 
     results.load(args.output)
-    model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     model.require("tokenizer")
     images = image_sets.from_data(args.data, args.num_images)
     extractor = make_extractor(args)
@@ -160,7 +159,7 @@ def evaluate_images(args: flags.FlagValues) -> None:
         per_device_batch_size=args.batch_size,
     )
     size = args.data.height, args.data.width
-    protocol = {"weights": weights_id(model), "count": images.count, "source": images.source}
+    protocol = {**model_entries(model), "count": images.count, "source": images.source}
     protocol |= {"image_size": list(size), "rounding": "8 bit", "encoding": "posterior mean", **device_entries()}
     if extractor is not None:
         protocol |= {**extractor.network.protocol_for(size), "reference": args.reference or "the originals"}

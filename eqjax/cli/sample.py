@@ -28,6 +28,7 @@ import tqdm
 
 import eqjax
 from eqjax import image_files
+from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, parse_numbers, sampling_options
 from eqjax.io import atomic_write
@@ -45,8 +46,7 @@ ClassColumns = tuple[str | int, int | None]
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     with flag_group(values, "What"):
-        flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs.",
-                          flag_values=values)  # fmt: skip
+        define_model_flags(values)
         flags.DEFINE_list("classes", None, "Names or numbers; name:columns for one after another.", flag_values=values)
         flags.DEFINE_integer("num_columns", None, f"Width in columns; {_NUM_COLUMNS}, or that of all classes.", 1,
                              flag_values=values)  # fmt: skip
@@ -80,7 +80,7 @@ def run(args: flags.FlagValues) -> None:
     guidance_scales(args)
     check_flags(args, pairs)
     given = image_files.read(args.image) if args.image else None
-    model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     if given is None and (args.panorama or args.state or _are_segments(pairs)):
         write_panorama(model, pairs, seeds, args)
     elif given is not None:

@@ -22,7 +22,7 @@ import numpy as np
 from eqjax import pixels, sharding
 from eqjax.evaluation.features import Extractor
 from eqjax.evaluation.parallel import BatchedShardMap
-from eqjax.evaluation.protocol import device_entries, weights_id
+from eqjax.evaluation.protocol import device_entries, model_entries, weights_id
 from eqjax.evaluation.results import Result
 from eqjax.evaluation.sample_folder import SampleFolder
 from eqjax.evaluation.statistics import Statistics, check_comparable, compare
@@ -110,7 +110,7 @@ def generate(
             num_images // num_classes,
         )
     samples = SampleFolder(folder, num_images, num_classes)
-    samples.check_protocol({**options.to_dict(), "weights": weights_id(model)})
+    samples.check_protocol({**options.to_dict(), **model_entries(model)})
     done = min(samples.num_available(), num_images)
     if done == num_images:
         return samples
@@ -150,15 +150,16 @@ def _make_sample(options: GenerationOptions) -> Callable[..., Tree]:
         key = jax.random.wrap_key_data(key_data)
         shape = options.num_columns, generator.latent_dim
         noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape))(indices)
-        latents = sample_latents(
-            generator,
-            model.generator_params,
-            labels,
-            noise=noise,
-            guidance_scale=guidance_scale,
-            **keywords,
-        )
-        images = decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale)
+        with model.with_precision():
+            latents = sample_latents(
+                generator,
+                model.generator_params,
+                labels,
+                noise=noise,
+                guidance_scale=guidance_scale,
+                **keywords,
+            )
+            images = decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale)
         return pixels.to_uint8(images), jnp.isfinite(images).all(axis=(1, 2, 3))
 
     return sample
@@ -296,7 +297,7 @@ class GenerationEvaluator:
 
     def _protocol(self, model: Model) -> dict[str, Any]:
         protocol = {
-            "weights": weights_id(model),
+            **model_entries(model),
             "count": self.num_images,
             **self.options.to_dict(),
             "image_size": list(self._image_size),

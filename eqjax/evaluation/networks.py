@@ -16,7 +16,7 @@ def inception(folder: str | os.PathLike[str] | None = None) -> FeatureNetwork:
     """Loads FID's Inception network.
 
     Args:
-      folder: folder of the weights; None: `eqjax.nets.weights_folder()`.
+      folder: folder of the weights; None: `eqjax.addresses.weights_folder()`.
 
     Raises:
       FileNotFoundError: the weights are missing; the message gives their address.
@@ -59,7 +59,7 @@ def lpips(folder: str | os.PathLike[str] | None = None) -> PerceptualDistance:
     """Loads LPIPS.
 
     Args:
-      folder: folder of the weights; None: `eqjax.nets.weights_folder()`.
+      folder: folder of the weights; None: `eqjax.addresses.weights_folder()`.
 
     Raises:
       FileNotFoundError: the weights are missing; the message gives their address.

@@ -1,6 +1,9 @@
-"""Entries of a protocol: the evaluated weights, and the device."""
+"""Entries of a protocol: the evaluated model, and the device."""
+
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from eqjax import pretrained
 from eqjax.fingerprint import fingerprint
@@ -16,6 +19,13 @@ def weights_id(model: Model) -> str:
     fields = {name: pretrained.module_to_dict(module) for name, module in modules.items() if module is not None}
     params = {name: getattr(model, f"{name}_params") for name in fields}
     return fingerprint(params, {**fields, "latent_scale": model.latent_scale})[:16]
+
+
+def model_entries(model: Model) -> dict[str, Any]:
+    """Returns what a result depends on besides options: {"weights": …, "dtype": …, "precision": …}."""
+    modules = [module for module in (model.tokenizer, model.generator) if module is not None]
+    dtypes = dict.fromkeys(jnp.dtype(module.dtype).name for module in modules)
+    return {"weights": weights_id(model), "dtype": "/".join(dtypes), "precision": model.precision}
 
 
 def device_entries() -> dict[str, str]:

@@ -98,8 +98,9 @@ def _make_measure(lpips: Callable[[Tree, jax.Array, jax.Array], jax.Array] | Non
         model, lpips_params = params
         tokenizer = model.require("tokenizer")
         images = pixels.from_uint8(images)
-        latents = encode_images(tokenizer, model.tokenizer_params, images)
-        rounded = pixels.to_uint8(decode_images(tokenizer, model.tokenizer_params, latents))
+        with model.with_precision():
+            latents = encode_images(tokenizer, model.tokenizer_params, images)
+            rounded = pixels.to_uint8(decode_images(tokenizer, model.tokenizer_params, latents))
         out = pixels.from_uint8(rounded)
         scores = {"psnr": psnr(images, out), "ssim": ssim(images, out)}
         if lpips is not None:

@@ -1,6 +1,6 @@
 """Frozen networks of training objectives and metrics: LPIPS, DINO, DINOv2, Inception."""
 
-from eqjax.nets.download import FrozenWeightsError, load, weights_folder
+from eqjax.nets.download import FrozenWeightsError, load
 from eqjax.nets.inception import Inception, InceptionFeatures, inception_features
 from eqjax.nets.lpips import LPIPS, lpips
 from eqjax.nets.resize import resize
@@ -23,5 +23,4 @@ __all__ = [
     "load",
     "lpips",
     "resize",
-    "weights_folder",
 ]

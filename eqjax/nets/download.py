@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 import numpy as np
 
 from eqjax import convert
+from eqjax.addresses import weights_folder
 from eqjax.convert import torch_archive
 from eqjax.io import atomic_write, read_json, write_json
 from eqjax.nets.inception import FID_INCEPTION
@@ -26,7 +27,6 @@ from eqjax.nets.lpips import VGG_LPIPS
 from eqjax.nets.vit import DINO_S16, DINOV2_B14
 from eqjax.typing import Params
 
-_VARIABLE = "EQJAX_WEIGHTS"
 _CHUNK = 2**20
 # A record holds a digest, a size and an address.
 _MAX_RECORD_BYTES = 2**14
@@ -96,11 +96,6 @@ NETWORKS: dict[str, PublishedNetwork] = {
     "dinov2": PublishedNetwork(DINOV2_B14, (_DINOV2,), convert.dinov2_params),
     "inception": PublishedNetwork(FID_INCEPTION, (_INCEPTION,), convert.inception_params),
 }
-
-
-def weights_folder() -> str:
-    """Returns the folder of weights: `$EQJAX_WEIGHTS`, or ~/.cache/eqjax."""
-    return os.path.expanduser(os.environ.get(_VARIABLE) or os.path.join("~", ".cache", "eqjax"))
 
 
 def load(name: str, folder: str | os.PathLike[str] | None = None, dtype: DTypeLike | None = None) -> tuple[Any, Params]:
@@ -291,7 +286,7 @@ def _expected_shapes(name: str, file: PublishedFile) -> dict[str, tuple[int, ...
 def _missing(name: str, file: PublishedFile, path: str) -> str:
     return (
         f"the frozen network {name!r} needs {file.name}, and there is no file {path} (the folder can be set with "
-        f"the environment variable {_VARIABLE}).\n{_instructions(name, file, path)}"
+        f"the environment variable EQJAX_WEIGHTS).\n{_instructions(name, file, path)}"
     )
 
 

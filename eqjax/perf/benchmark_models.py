@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
-from eqjax import config_files, pretrained
+from eqjax import config_files, loading, pretrained
 from eqjax.generator import Generator
 from eqjax.model import Model
 from eqjax.published import GENERATOR_SIZES
@@ -34,7 +34,7 @@ def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer,
         if "generator" not in fields:
             raise ValueError(f"--config={config} holds no generator; give a generator's config.")
         if fields.tokenizer_weights:
-            tokenizer = pretrained.load(pretrained.resolve_path(fields.tokenizer_weights)).modules["tokenizer"]
+            tokenizer = pretrained.load(loading.resolve_path(fields.tokenizer_weights)).modules["tokenizer"]
         else:
             tokenizer = Tokenizer()
         generator = pretrained.build_module("generator", dict(fields.generator))
@@ -95,7 +95,7 @@ def make_model(config: str, dtype: DTypeLike = "float32") -> Model:
       FileNotFoundError: there are no such weights.
     """
     if names_weights(config):
-        model: Any = pretrained.load_pretrained(config)
+        model: Any = loading.load_pretrained(config)
         modules = {name: model.require(name).clone(dtype=jnp.dtype(dtype)) for name in ("tokenizer", "generator")}
         return model.replace(**modules)
     tokenizer, generator = build_modules(config, dtype)

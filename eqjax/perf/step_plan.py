@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from eqjax import pretrained, sharding
+from eqjax import loading, pretrained, sharding
 from eqjax.generator import LOGICAL_AXES
 from eqjax.latent_cache.encode import encoder_params
 from eqjax.perf import flops
@@ -119,7 +119,7 @@ def encoder_bytes(config: Config) -> int:
     if config.data.source == "latents":
         return 0
     try:
-        params = pretrained.load(pretrained.resolve_path(config.tokenizer_weights or "")).params["tokenizer"]
+        params = pretrained.load(loading.resolve_path(config.tokenizer_weights or "")).params["tokenizer"]
     except FileNotFoundError:
         params = pretrained.abstract_params(Tokenizer())
     return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoder_params(params)))

@@ -153,7 +153,7 @@ def prefill_columns(
 def sample_chunks(
     made: Sampler,
     state: SamplerState,
-    source: Shaped[AnyArray, "..."],
+    source: Any,
     columns: ColumnInputs,
     first: int,
     place: Callable[[np.ndarray], Any] = lambda rows: rows,

@@ -91,7 +91,7 @@ class SamplingOptions:
 
     def solver_table(self) -> flow.SolverTable:
         """Returns the flow solver as a table, one row per evaluation of the velocity."""
-        return flow.solver_table(self.solver, self.num_flow_steps, self.time_grid)
+        return flow.solver_table(self.solver, int(self.num_flow_steps), self.time_grid)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as JSON values, {name: value}; `SamplingOptions(**values)` gives them back."""

@@ -126,7 +126,7 @@ def outpaint(
     _check_scales(sampling_options.guidance_scale, max(left, right))
 
     def extend(image: Float[np.ndarray, "H W 3"], columns: int, seeds: np.ndarray) -> Float[np.ndarray, "B H w 3"]:
-        """Returns the reconstructed image and its continuation to the right by columns."""
+        """Returns the reconstructed image and its continuation to the right by columns; call in `with_precision`."""
         prefix = jnp.repeat(model.encode(image[None]), len(seeds), axis=0)
         given = prefix.shape[1]
         # The first class begins with the image.
@@ -147,8 +147,9 @@ def outpaint(
         return np.asarray(decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale))
 
     # The left side is sampled in the mirror.
-    to_left = extend(floats[:, ::-1], left, row_seeds + 1)[:, :, ::-1] if left else None
-    to_right = extend(floats, right, row_seeds) if right else None
+    with model.with_precision():
+        to_left = extend(floats[:, ::-1], left, row_seeds + 1)[:, :, ::-1] if left else None
+        to_right = extend(floats, right, row_seeds) if right else None
     joined = _join(floats, to_left, to_right, len(row_seeds), tokenizer.column_width, keep_pixels)
     out = np.asarray(pixels.to_uint8(joined))
     return out[0] if seeds is None else out

@@ -188,7 +188,8 @@ class Panorama:
         self._scales = options.leading_scales(max(1, tokenizer.resolution // tokenizer.column_width))
         inputs = sampler.SamplerInputs.create(generator, model.generator_params, labels, options)
         first_classes = jax.tree.map(lambda a: a[0], self._schedule.at([0]))
-        self._sampler, self._state = chunks.begin(inputs, first_classes, num_columns=slots)
+        with model.with_precision():
+            self._sampler, self._state = chunks.begin(inputs, first_classes, num_columns=slots)
         self._keys = jax.vmap(jax.random.key)(np.asarray(options.row_seeds))
         self._decoder = StreamDecoder(
             tokenizer, model.tokenizer_params, model.latent_scale, options.strip_columns, self._batch_shape
@@ -212,7 +213,8 @@ class Panorama:
         if prefix is not None:
             check_prefix(model.require("generator"), len(made._keys), options.num_columns, prefix)
             if np.shape(prefix)[1]:
-                made._prefill(np.asarray(prefix, np.float32))
+                with model.with_precision():
+                    made._prefill(np.asarray(prefix, np.float32))
         return made
 
     def _prefill(self, latents: Float[np.ndarray, "B P D"]) -> None:
@@ -225,7 +227,7 @@ class Panorama:
         return self
 
     def __next__(self) -> UInt8[np.ndarray, "*B H w 3"]:
-        with self._lock:
+        with self._lock, self._model.with_precision():
             while not self._ready:
                 if self.options.num_columns is not None and self._sampled >= self.options.num_columns:
                     raise StopIteration

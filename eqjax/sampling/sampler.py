@@ -29,6 +29,7 @@ from eqjax.arguments import is_traced
 from eqjax.generator import Condition, Generator, KVCache, Modulations
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
+from eqjax.tokenizer import Tokenizer
 from eqjax.typing import AnyArray, Params, Scalar
 
 # Modulations held in memory at once. Larger chunks would be read back from slow memory without saving reads of weights.
@@ -126,16 +127,16 @@ class ColumnInputs(NamedTuple):
     next_classes: Blend
 
 
-def compute_params(generator: Generator, params: Params) -> Params:
-    """Casts parameters to the compute dtype once, so that modules do not cast them inside every loop.
+def compute_params(module: Generator | Tokenizer, params: Params) -> Params:
+    """Casts parameters to a module's compute dtype once, so that modules do not cast them inside every loop.
 
-    Parameters of norms and embeddings keep float32, in which they are used.
+    Parameters of norms and embeddings keep their dtype: they are used in float32.
     """
 
     def cast(path: tuple[Any, ...], leaf: AnyArray) -> AnyArray:
         names = [key.key for key in path]
         keep = names[-1] not in ("kernel", "bias") or "norm" in names[-2]
-        return leaf if keep else leaf.astype(generator.dtype)
+        return leaf if keep else leaf.astype(module.dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

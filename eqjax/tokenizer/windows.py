@@ -64,22 +64,28 @@ def compile_windows(tokenizer: Tokenizer, params: Params, batch_size: int, *, to
     """
     if tokenizer.halo_columns is None:
         return
-    key = (tokenizer, batch_size, to_uint8)
+    key = _key(tokenizer, batch_size, to_uint8)
+    precision = jax.config.jax_default_matmul_precision
+
+    def compile_window(size: int) -> None:
+        zeros = np.zeros((batch_size, size, tokenizer.embed_dim), np.float32)
+        with jax.default_matmul_precision(precision):  # Every thread has its own.
+            decode_window(tokenizer, params, zeros, np.int32(1), to_uint8)
+
     with _lock:
-        if key in _compiled:
-            return
-        executor = futures.ThreadPoolExecutor(thread_name_prefix="compile")
-        shapes = [(batch_size, size, tokenizer.embed_dim) for size in window_sizes(tokenizer)]
-        _compiled[key] = [
-            executor.submit(decode_window, tokenizer, params, np.zeros(shape, np.float32), np.int32(1), to_uint8)
-            for shape in shapes
-        ]
-        executor.shutdown(wait=False)
+        if key not in _compiled:
+            executor = futures.ThreadPoolExecutor(thread_name_prefix="compile")
+            _compiled[key] = [executor.submit(compile_window, size) for size in window_sizes(tokenizer)]
+            executor.shutdown(wait=False)
+
+
+def _key(tokenizer: Tokenizer, batch_size: int, to_uint8: bool) -> Hashable:
+    return tokenizer, batch_size, to_uint8, jax.config.jax_default_matmul_precision
 
 
 def _wait_for_windows(tokenizer: Tokenizer, batch_size: int, to_uint8: bool) -> None:
     """Waits for what `compile_windows` began; its errors are those of decoding, which follows."""
-    key = (tokenizer, batch_size, to_uint8)
+    key = _key(tokenizer, batch_size, to_uint8)
     with _lock:
         running = _compiled.get(key)
     if running:

@@ -21,6 +21,8 @@ from eqjax.io import atomic_write
 from eqjax.progress import format_duration
 from eqjax.typing import AnyArray, Config, Metrics, Scalar
 
+_SECONDS_BETWEEN_LINES = 30.0
+
 
 class MetricWriter:
     """Writes metrics and images of a run under its workdir; use it in a `with` statement.
@@ -136,7 +138,10 @@ def _start_wandb(workdir: str, project: str) -> Any:
 
 
 class Progress:
-    """Shows speed and time left on process 0: a bar on a terminal, log lines elsewhere."""
+    """Shows speed and time left on process 0: a bar on a terminal, log lines elsewhere.
+
+    Between the lines with metrics, which may be far apart, a line every half a minute says how far the run is.
+    """
 
     def __init__(self, first_step: int, total_steps: int, images_per_step: int) -> None:
         """Starts the clock.
@@ -148,6 +153,7 @@ class Progress:
         """
         self._total, self._images = total_steps, images_per_step
         self._last_step, self._last_time = first_step, time.monotonic()
+        self._last_line, self._shown_step = self._last_time, first_step
         show = jax.process_index() == 0 and sys.stderr.isatty()
         self._bar = tqdm.tqdm(total=total_steps, initial=first_step, unit="step") if show else None
 
@@ -155,16 +161,29 @@ class Progress:
         """Shows metrics of a step; returns the images per second since the last call."""
         now = time.monotonic()
         steps, seconds = step - self._last_step, max(now - self._last_time, 1e-9)
-        self._last_step, self._last_time = step, now
+        self._last_step, self._last_time, self._last_line = step, now, now
         images_per_second = steps * self._images / seconds
         text = " ".join(f"{name}={float(value):.4g}" for name, value in metrics.items() if np.ndim(value) == 0)
         if self._bar is not None:
-            self._bar.update(steps)
+            self._bar.update(step - self._shown_step)
+            self._shown_step = step
             self._bar.set_postfix_str(text)
         elif jax.process_index() == 0:
             left = format_duration((self._total - step) * seconds / max(steps, 1))
             logging.info("step %d/%d %s | %.1f images/s, %s left", step, self._total, text, images_per_second, left)
         return images_per_second
+
+    def tick(self, step: int) -> None:
+        """Shows a step between those whose metrics are shown."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(step - self._shown_step)
+            self._shown_step = step
+        elif now - self._last_line >= _SECONDS_BETWEEN_LINES and jax.process_index() == 0:
+            self._last_line = now
+            seconds = (now - self._last_time) / max(step - self._last_step, 1)
+            left = format_duration((self._total - step) * seconds)
+            logging.info("step %d/%d | %.1f images/s, %s left", step, self._total, self._images / seconds, left)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

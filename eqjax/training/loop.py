@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from eqjax import sharding
@@ -15,6 +16,7 @@ from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
 from eqjax.data import make_iterator
 from eqjax.io import remove_leftovers
 from eqjax.perf import chips, flops
+from eqjax.progress import announced
 from eqjax.training.compiled_step import abstract_state, compile_step, initial_state
 from eqjax.training.fault_tolerance import Preempted, StepWatch, StopSignal, WorkdirLock, not_finite
 from eqjax.training.logging import MetricWriter, Progress
@@ -22,9 +24,13 @@ from eqjax.training.profiler import Profiler
 from eqjax.training.trainer import Batch, State, Trainer
 from eqjax.typing import Config, Metrics
 
+_PATIENCE = 2.0  # Seconds after which work that is usually quick is announced.
+
 
 def train(config: Config, workdir: str, trainer: Trainer) -> State:
     """Trains for `total_steps` steps; resumes from the newest checkpoint of `workdir` if there is one.
+
+    A finished run is left as it is.
 
     Writes to `workdir`: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `images/`, `config.json`, and at the end
     `model.safetensors` with the EMA weights; `best.safetensors` and `profile/` if the configuration asks for them.
@@ -51,6 +57,8 @@ def train(config: Config, workdir: str, trainer: Trainer) -> State:
         state = run.restore_state()
         if state is None:
             state = run.initial_state()
+        elif run.is_finished(state):
+            return state
 
         # ── Steps ───────────────────────────────────────────────────────────────────────────────
         for step in run.remaining_steps(state):
@@ -86,7 +94,7 @@ class Run:
         sharding.check_batch(self._mesh, config.batch_size, config.accumulation_steps)
         process_index, process_count = sharding.batch_shard(self._mesh)
         self._config, self._workdir, self._trainer = config, workdir, trainer
-        self._is_compiled, self._seconds_at_peak = False, None
+        self._is_compiled, self._seconds_at_peak, self._compiled_works = False, None, frozenset[str]()
         with contextlib.ExitStack() as stack:
             # ── Checkpoints ─────────────────────────────────────────────────────────────────────
             stack.enter_context(WorkdirLock(workdir))
@@ -117,8 +125,7 @@ class Run:
             )
             if config.eval_every is not None:
                 trainer.evaluation_batches(self._mesh)
-            # ── Logs ────────────────────────────────────────────────────────────────────────────
-            self._writer = stack.enter_context(MetricWriter(workdir, config.wandb_project))
+            # ── Signals, profile ────────────────────────────────────────────────────────────────
             self._stop_signal = stack.enter_context(StopSignal())
             self._watch = StepWatch(config.max_consecutive_nonfinite)
             self._profiler = stack.enter_context(
@@ -130,7 +137,8 @@ class Run:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._stack.__exit__(*exception)
+        with announced("Closing the checkpoints", patience=_PATIENCE):
+            self._stack.__exit__(*exception)
 
     # ── State ───────────────────────────────────────────────────────────────────────────────────
 
@@ -142,7 +150,8 @@ class Run:
         """
         # Shapes alone: a state beside the restored one would take twice the memory.
         template = abstract_state(self._trainer.init_state, self._trainer.rules, self._mesh, self._root)
-        restored = self._checkpoints.restore(template)
+        with announced("Restoring a checkpoint", patience=_PATIENCE):
+            restored = self._checkpoints.restore(template)
         if restored is None:
             return None
         state, position = restored
@@ -162,13 +171,34 @@ class Run:
     def initial_state(self) -> State:
         """Returns the state of a fresh run."""
         trainer = self._trainer
-        return trainer.load_initial_weights(initial_state(trainer.init_state, trainer.rules, self._mesh, self._root))
+        with announced("Compiling and computing the initial state", patience=_PATIENCE):
+            state = initial_state(trainer.init_state, trainer.rules, self._mesh, self._root)
+            return jax.block_until_ready(trainer.load_initial_weights(state))
+
+    def is_finished(self, state: State) -> bool:
+        """Returns whether a restored state has all steps behind it and is exported, and logs so."""
+        step, path = int(state.step), os.path.join(self._workdir, "model.safetensors")
+        if step < self._config.total_steps:
+            return False
+        is_exported = self._trainer.is_exported(step, path)
+        if jax.process_count() > 1:  # One answer for all, as only some may see the file.
+            is_exported = bool(multihost_utils.broadcast_one_to_all(is_exported))
+        if is_exported:
+            logging.info(
+                "Nothing is left to do: %d of %d steps are done, and %s holds the weights. Raise total_steps to "
+                "train on, or give another workdir.",
+                step,
+                self._config.total_steps,
+                path,
+            )
+        return is_exported
 
     # ── Steps ───────────────────────────────────────────────────────────────────────────────────
 
     def remaining_steps(self, state: State) -> range:
-        """Writes the configuration, prepares the compiled step, and returns the numbers of the steps to do."""
-        # Not earlier: a rejected run does not overwrite the previous config.
+        """Opens the logs, prepares the compiled step, and returns the numbers of the steps to do."""
+        # Not earlier: a rejected run does not overwrite the previous config, and a finished one gets no empty log.
+        self._writer = self._stack.enter_context(MetricWriter(self._workdir, self._config.wandb_project))
         self._writer.config(self._config)
         step = jax.tree_util.Partial(self._trainer.step, self._trainer.frozen)
         self._compiled_step = compile_step(step, self._trainer.rules, self._mesh, state, self._root)
@@ -185,7 +215,7 @@ class Run:
         """Runs the compiled step; the first call compiles it, which counts as no training time."""
         if self._is_compiled:
             return self._compiled_step(state, batch)
-        with self._progress.paused():
+        with self._progress.paused(), announced("Compiling the training step"):
             self._is_compiled, self._seconds_at_peak = True, self._count_seconds_at_peak(state, batch)
             return self._compiled_step(state, batch)
 
@@ -244,6 +274,7 @@ class Run:
     def log_metrics(self, step: int, metrics: Metrics) -> None:
         """Writes the metrics of a step, and the speed since the last call."""
         if not self._is_due(step, self._config.log_every):
+            self._progress.tick(step)
             return
         values: dict[str, Any] = jax.device_get(metrics)
         values.pop("finite")
@@ -276,7 +307,9 @@ class Run:
 
     def _evaluate(self, step: int, state: State) -> dict[str, float]:
         """Measures, logs, and keeps the best weights; returns the scalar results."""
-        results, keep_best = self._trainer.evaluate(state), self._config.keep_best
+        keep_best = self._config.keep_best
+        with announced(f"Step {step}: {self._compiling_once('evaluating')}", patience=_PATIENCE):
+            results = self._trainer.evaluate(state)
         scalars = {name: float(value) for name, value in results.items() if np.ndim(value) == 0}
         logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in scalars.items()))
         self._writer.scalars(step, results)
@@ -285,6 +318,11 @@ class Run:
             logging.warning("keep_best=%r: step %d measured %s.", keep_best, step, sorted(scalars))
         return scalars
 
+    def _compiling_once(self, work: str) -> str:
+        """Returns the name of a work, which is said to be compiled the first time."""
+        known, self._compiled_works = work in self._compiled_works, self._compiled_works | {work}
+        return work if known else f"compiling, and {work}"
+
     def _save(self, step: int, state: State, results: dict[str, float] | None = None) -> None:
         """Saves state, data position, counts and results of a step, unless they are saved already."""
         counts = {
@@ -292,12 +330,14 @@ class Run:
             "consecutive_nonfinite": self._watch.consecutive_nonfinite,
             "tokenizer": self._trainer.tokenizer_fingerprint,
         }
-        self._checkpoints.save(step, state, {**self._data.get_state(), **counts}, results or None)
+        with announced(f"Step {step}: saving a checkpoint", patience=_PATIENCE):
+            self._checkpoints.save(step, state, {**self._data.get_state(), **counts}, results or None)
 
     def log_images(self, step: int, state: State, batch: Batch) -> None:
         """Writes the trainer's images."""
         if self._is_due(step, self._config.image_every):
-            with self._progress.paused():
+            what = f"Step {step}: {self._compiling_once('making images')}"
+            with self._progress.paused(), announced(what, patience=_PATIENCE):
                 for name, image in self._trainer.images(state, sharding.gather(batch)).items():
                     self._writer.image(step, name, image)
 
@@ -316,5 +356,6 @@ class Run:
     def export(self, state: State) -> None:
         """Writes the EMA weights."""
         path = os.path.join(self._workdir, "model.safetensors")
-        self._trainer.export(state, path)
+        with announced("Exporting the EMA weights", patience=_PATIENCE):
+            self._trainer.export(state, path)
         logging.info("Wrote %s", path)

@@ -77,6 +77,11 @@ class Trainer(abc.ABC):
     def export(self, state: State, path: str) -> None:
         """Writes the EMA weights to a file."""
 
+    def is_exported(self, step: int, path: str) -> bool:
+        """Returns whether `export` wrote a file after a number of steps, and the file is whole; by default False."""
+        del step, path
+        return False
+
     def find_nonfinite(self, state: State, batch: Batch, key: PRNGKey) -> str:
         """Names the first module or term that is not finite, given the state before the step, its batch and its key."""
         del state, batch, key

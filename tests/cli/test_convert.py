@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from eqjax import convert, pretrained
-from eqjax.cli import convert as convert_command
+from eqjax import convert, convert_files, pretrained
 from eqjax.convert import torch_archive
 from tests import published_checkpoints, reference_weights
 
@@ -31,11 +30,11 @@ def command(*arguments):
 @pytest.mark.parametrize("variant", ["ema", "raw"])
 def test_tokenizer_there_and_back(tmp_path, tokenizer_file, variant):
     there, back = tmp_path / "tokenizer.safetensors", tmp_path / "back.ckpt"
-    convert_command.from_torch(tokenizer_file, there, variant, latent_scale=0.25)
+    convert_files.from_torch(tokenizer_file, there, variant, latent_scale=0.25)
     weights = pretrained.load(there)
     assert weights.latent_scale == 0.25
     assert weights.modules["tokenizer"].square_downsamples == 1
-    convert_command.to_torch(there, back)
+    convert_files.to_torch(there, back)
     state = torch_archive.load(back)["state_dict"]
     assert set(state) == {name for name in published_checkpoints.lightning_shapes() if not name.startswith("loss.")}
     salt = "" if variant == "ema" else published_checkpoints.RAW
@@ -49,12 +48,12 @@ def test_tokenizer_there_and_back(tmp_path, tokenizer_file, variant):
 @pytest.mark.parametrize("variant", ["ema", "raw"])
 def test_generator_there_and_back(tmp_path, variant):
     there, back = tmp_path / "generator.safetensors", tmp_path / "back.ckpt"
-    convert_command.from_torch(
+    convert_files.from_torch(
         published_checkpoints.GENERATOR, there, variant, num_heads=4, window_size=6, max_rope_shift=2
     )
     module = pretrained.load(there).modules["generator"]
     assert (module.num_heads, module.window_size, module.max_rope_shift) == (4, 6, 2)
-    convert_command.to_torch(there, back)
+    convert_files.to_torch(there, back)
     checkpoint = torch_archive.load(back)
     for key in ("model", "model_ema"):
         assert len(checkpoint[key]) == 133
@@ -68,25 +67,25 @@ def test_generator_there_and_back(tmp_path, variant):
 def test_a_reference_state_dict_in_safetensors_is_read(tmp_path):
     state = dict(torch_archive.load(published_checkpoints.GENERATOR)["model_ema"])
     safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, tmp_path / "g.safetensors")
-    weights = convert_command.from_torch(tmp_path / "g.safetensors", tmp_path / "out.safetensors", num_heads=4)
+    weights = convert_files.from_torch(tmp_path / "g.safetensors", tmp_path / "out.safetensors", num_heads=4)
     np.testing.assert_array_equal(weights.params["generator"]["null_embedding"], state["fake_latent"])
     content = (tmp_path / "g.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(torch_archive.CheckpointFileError, match="cut.safetensors cannot be read"):
-        convert_command.from_torch(tmp_path / "cut.safetensors", tmp_path / "x.safetensors")
+        convert_files.from_torch(tmp_path / "cut.safetensors", tmp_path / "x.safetensors")
 
 
 def test_a_file_with_both_parts_needs_a_name(tmp_path, tokenizer_file):
-    tokenizer = convert_command.from_torch(tokenizer_file, tmp_path / "t.safetensors")
-    generator = convert_command.from_torch(published_checkpoints.GENERATOR, tmp_path / "g.safetensors", num_heads=4)
+    tokenizer = convert_files.from_torch(tokenizer_file, tmp_path / "t.safetensors")
+    generator = convert_files.from_torch(published_checkpoints.GENERATOR, tmp_path / "g.safetensors", num_heads=4)
     both = pretrained.Weights({**tokenizer.modules, **generator.modules}, {**tokenizer.params, **generator.params})
     pretrained.save(tmp_path / "both.safetensors", both)
     with pytest.raises(convert.ConversionError, match=r"\['generator', 'tokenizer'\]: name one with --part"):
-        convert_command.to_torch(tmp_path / "both.safetensors", tmp_path / "x.ckpt")
-    convert_command.to_torch(tmp_path / "both.safetensors", tmp_path / "x.ckpt", "generator")
+        convert_files.to_torch(tmp_path / "both.safetensors", tmp_path / "x.ckpt")
+    convert_files.to_torch(tmp_path / "both.safetensors", tmp_path / "x.ckpt", "generator")
     assert "model_ema" in torch_archive.load(tmp_path / "x.ckpt")
     with pytest.raises(convert.ConversionError, match="holds no generator"):
-        convert_command.to_torch(tmp_path / "t.safetensors", tmp_path / "y.ckpt", "generator")
+        convert_files.to_torch(tmp_path / "t.safetensors", tmp_path / "y.ckpt", "generator")
 
 
 def test_the_command_converts_and_summarizes(tmp_path):

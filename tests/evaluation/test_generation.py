@@ -207,5 +207,6 @@ def test_a_model_without_a_half_is_rejected_before_anything_is_written(model, tm
 
 def test_the_protocol_beside_the_images_holds_all_options_and_the_weights(whole, model):
     protocol = json.loads((pathlib.Path(whole.folder) / "protocol.json").read_text())
-    weights = protocol.pop("weights")
+    weights, dtype, precision = (protocol.pop(name) for name in ("weights", "dtype", "precision"))
     assert GenerationOptions(**protocol) == OPTIONS and weights == weights_id(model) and len(weights) == 16
+    assert (dtype, precision) == ("float32", "highest")

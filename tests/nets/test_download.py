@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import convert, nets
+from eqjax import addresses, convert, nets
 from eqjax.convert import torch_archive
 from eqjax.nets import download
 from tests import frozen_network_files, published_checkpoints
@@ -40,7 +40,7 @@ def test_a_network_is_loaded_from_its_files(name, tmp_path, monkeypatch):
 def test_the_folder_is_an_argument_a_variable_or_the_default(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("EQJAX_WEIGHTS", raising=False)
-    assert nets.weights_folder() == str(tmp_path / ".cache" / "eqjax")
+    assert addresses.weights_folder() == str(tmp_path / ".cache" / "eqjax")
     frozen_network_files.write("dino", tmp_path / "here")
     with pytest.raises(FileNotFoundError):
         nets.load("dino")

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import imagenet_generator, photos_generator, photos_tokenizer
-from eqjax import pretrained
+from eqjax import loading, pretrained
 from eqjax.perf import chips, hlo, step_plan
 
 
@@ -110,7 +110,7 @@ def test_more_chips_than_devices_are_refused():
 
 def test_the_frozen_encoder_counts_if_the_step_reads_images():
     config = photos_generator.get_config()
-    params = pretrained.load(pretrained.resolve_path("photos")).params["tokenizer"]
+    params = pretrained.load(loading.resolve_path("photos")).params["tokenizer"]
     encoder = sum(leaf.nbytes for name in ("encoder", "quant") for leaf in jax.tree.leaves(params[name]))
     assert 0 < step_plan.encoder_bytes(config) == encoder < sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 

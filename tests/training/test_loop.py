@@ -1,5 +1,9 @@
 """The training loop: what is checked first, what is kept, what is traced."""
 
+import logging as python_logging
+import time
+
+from absl import logging
 import numpy as np
 from PIL import Image
 import pytest
@@ -114,3 +118,76 @@ def test_a_run_removes_what_killed_ones_left_half_written(tmp_path):
         (tmp_path / name).write_text("half")
     train(tmp_path, toy_trainer.config(1))
     assert [name for name in ours + others if (tmp_path / name).exists()] == others
+
+
+class SlowTrainer(toy_trainer.ToyTrainer):
+    """Sleeps wherever a trainer of a large model takes its time."""
+
+    def __init__(self, config, seconds=0.0):
+        super().__init__(config)
+        self.seconds = seconds
+
+    def load_initial_weights(self, state):
+        time.sleep(self.seconds)
+        return state
+
+    def evaluate(self, state):
+        del state
+        time.sleep(self.seconds)
+        return {"score": 1.0}
+
+    def images(self, state, batch):
+        del state, batch
+        time.sleep(self.seconds)
+        return {}
+
+    def export(self, state, path):
+        del state
+        time.sleep(self.seconds)
+        open(path, "w").close()
+
+    def is_exported(self, step, path):
+        del path
+        return step == 2
+
+
+def test_every_silence_is_announced(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(loop, "_PATIENCE", 0.05)
+    logging.set_verbosity(logging.INFO)
+    caplog.set_level(python_logging.INFO, logger="absl")
+    config = toy_trainer.config(2, eval_every=1, image_every=2, checkpoint_every=2)
+    loop.train(config, str(tmp_path), SlowTrainer(config, seconds=0.4))
+    said = [record for record in caplog.records if record.pathname.endswith("eqjax/progress.py")]
+    begun = {record.getMessage().removesuffix(" …"): record for record in said if record.getMessage().endswith(" …")}
+    ended = {text: record for record in said for text, took, _ in [record.getMessage().partition(" took ")] if took}
+    slow = (
+        "Compiling and computing the initial state",
+        "Step 1: compiling, and evaluating",
+        "Step 2: evaluating",
+        "Step 2: compiling, and making images",
+        "Exporting the EMA weights",
+    )
+    for work in slow:
+        assert ended[work].created - begun[work].created > 0.2, work  # Said long before it ended.
+    assert "Compiling the training step" in begun and "Compiling the training step" in ended
+    assert begun.keys() == ended.keys()
+
+
+def test_a_finished_run_says_so_and_is_left_as_it_is(tmp_path, caplog):
+    caplog.set_level(python_logging.INFO, logger="absl")
+    config = toy_trainer.config(2)
+    loop.train(config, str(tmp_path), SlowTrainer(config))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    caplog.clear()
+    assert int(loop.train(config, str(tmp_path), SlowTrainer(config)).step) == 2
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    assert before == after and tmp_path / "model.safetensors" in before
+    said = [record.getMessage() for record in caplog.records if "Nothing is left to do" in record.getMessage()]
+    assert len(said) == 1 and "2 of 2 steps" in said[0] and "total_steps" in said[0]
+    longer = toy_trainer.config(3)
+    assert int(loop.train(longer, str(tmp_path), SlowTrainer(longer)).step) == 3
+    # A kill between the last step and the export leaves a model of an earlier step, or none: it is written again.
+    caplog.clear()
+    loop.train(longer, str(tmp_path), SlowTrainer(longer))
+    assert not [record for record in caplog.records if "Nothing is left" in record.getMessage()]
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns > before[tmp_path / "model.safetensors"]

@@ -7,12 +7,13 @@ from absl import logging
 import jax
 import numpy as np
 
-from eqjax import pixels, pretrained, sharding
+from eqjax import loading, pixels, pretrained, sharding
 from eqjax.data import EvalBatches, eval_batches, make_source
 from eqjax.generator import LOGICAL_AXES, column_weights
 from eqjax.latent_cache import check
 from eqjax.latent_cache.encode import LatentEncoder, encoder_params, latent_scale
 from eqjax.model import Model
+from eqjax.progress import announced
 from eqjax.published import LATENT_SCALE
 from eqjax.training import loop
 from eqjax.training.config import check_config, generator_config, resolve
@@ -43,7 +44,9 @@ def train_and_evaluate(config: Config, workdir: str) -> TrainState:
     """
     check_config(config, generator_config())
     config = resolve(config)
-    return loop.train(config, workdir, GeneratorTrainer(config, workdir))
+    with announced("Reading weights and opening the data", patience=2.0):
+        trainer = GeneratorTrainer(config, workdir)
+    return loop.train(config, workdir, trainer)
 
 
 class GeneratorTrainer(loop.Trainer):
@@ -147,12 +150,24 @@ class GeneratorTrainer(loop.Trainer):
             {"tokenizer": model.tokenizer_params, "generator": params},
             latent_scale=model.latent_scale,
             class_names=model.class_names,
-            notes=f"generator after {int(state.step)} steps; config: {config}\n{self._tokenizer_notes}",
+            notes=f"{_notes(int(state.step))} config: {config}\n{self._tokenizer_notes}",
         )
         pretrained.save(path, weights)
 
+    def is_exported(self, step: int, path: str) -> bool:
+        """Returns whether `export` wrote a file after a number of steps, and the file is whole."""
+        try:
+            return pretrained.load(path).notes.startswith(_notes(step))
+        except (FileNotFoundError, pretrained.WeightsError):
+            return False
+
     def _trained_model(self, state: TrainState) -> Model:
         return dataclasses.replace(self._model, generator_params=sharding.local(state.ema_params))
+
+
+def _notes(step: int) -> str:
+    """Returns the beginning of the notes in an exported file."""
+    return f"generator after {step} steps;"
 
 
 def load_model(config: Config) -> tuple[Model, str]:
@@ -201,7 +216,7 @@ def load_tokenizer(config: Config) -> pretrained.Weights:
     """
     if not config.tokenizer_weights:
         raise ValueError("set tokenizer_weights: a shipped model's name, a weights file, or a tokenizer run's workdir.")
-    path = pretrained.resolve_path(config.tokenizer_weights)
+    path = loading.resolve_path(config.tokenizer_weights)
     weights = pretrained.load(path)
     if "tokenizer" not in weights.modules:
         raise ValueError(f"{path} holds no tokenizer; give tokenizer_weights a file written by tokenizer training.")

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from eqjax import pixels, pretrained, sharding
+from eqjax import loading, pixels, pretrained, sharding
 from eqjax.data import EvalBatches, eval_batches, make_iterator, make_source
 from eqjax.differences import check_equal
 from eqjax.evaluation.image_metrics import psnr
+from eqjax.progress import announced
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop
 from eqjax.training.config import check_config, resolve, tokenizer_config
@@ -40,7 +41,9 @@ def train_and_evaluate(config: Config, workdir: str) -> TokenizerState:
     """
     check_config(config, tokenizer_config())
     config = resolve(config)
-    return loop.train(config, workdir, TokenizerTrainer(config))
+    with announced("Reading weights and opening the data", patience=2.0):
+        trainer = TokenizerTrainer(config)
+    return loop.train(config, workdir, trainer)
 
 
 class TokenizerTrainer(loop.Trainer):
@@ -141,9 +144,21 @@ class TokenizerTrainer(loop.Trainer):
             {"tokenizer": params},
             latent_scale=scale,
             class_names=tuple(make_source(config.data).class_names),
-            notes=f"tokenizer after {int(state.step)} steps; config: {config.to_json_best_effort()}",
+            notes=f"{_notes(int(state.step))} config: {config.to_json_best_effort()}",
         )
         pretrained.save(path, weights)
+
+    def is_exported(self, step: int, path: str) -> bool:
+        """Returns whether `export` wrote a file after a number of steps, and the file is whole."""
+        try:
+            return pretrained.load(path).notes.startswith(_notes(step))
+        except (FileNotFoundError, pretrained.WeightsError):
+            return False
+
+
+def _notes(step: int) -> str:
+    """Returns the beginning of the notes in an exported file."""
+    return f"tokenizer after {step} steps;"
 
 
 def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
@@ -167,7 +182,7 @@ def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
                 "of its stage 1, or to a weights file."
             )
         return tokenizer, None
-    path = pretrained.resolve_path(config.stage1_weights)
+    path = loading.resolve_path(config.stage1_weights)
     stage1 = pretrained.load(path)
     if "tokenizer" not in stage1.modules:
         raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")

@@ -1,0 +1,43 @@
+"""Flags of the model, the same in every command that loads one."""
+
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+if TYPE_CHECKING:
+    from eqjax.model import Model
+
+# As in eqjax.model, which is not imported here: it would import JAX, and --help should not wait for that.
+DTYPES = ["float32", "bfloat16", "float16"]
+PRECISIONS = ["highest", "tf32", "bfloat16"]
+WEIGHTS_HELP = "Weights: a model's name, files, workdirs, or hf://owner/name of the Hugging Face Hub."
+
+
+def define_model_flags(values: flags.FlagValues) -> None:
+    """Defines --weights, --dtype and --precision.
+
+    Args:
+      values: the flags to add to.
+    """
+    flags.DEFINE_list("weights", ["photos"], WEIGHTS_HELP, flag_values=values)
+    flags.DEFINE_enum("dtype", None, DTYPES, "Type to compute in; by default that of the weights' configuration.",
+                      flag_values=values)  # fmt: skip
+    flags.DEFINE_enum("precision", "highest", PRECISIONS,
+                      "Products of float32 numbers: highest (float32), tf32 or bfloat16 (fastest); equal on CPUs.",
+                      flag_values=values)  # fmt: skip
+
+
+def load_model(args: flags.FlagValues) -> "Model":
+    """Returns the model of --weights, --dtype and --precision.
+
+    Args:
+      args: parsed flags, with those of `define_model_flags`.
+
+    Raises:
+      FileNotFoundError: there are no such weights.
+      ValueError: a file cannot be read, or files do not fit together.
+      OSError: weights cannot be fetched from the Hub.
+    """
+    import eqjax
+
+    return eqjax.load_pretrained(*args.weights, dtype=args.dtype, precision=args.precision)
