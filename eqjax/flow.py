@@ -238,4 +238,7 @@ def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns
         return scales
     if schedule == "constant":
         return xp.full(num_columns, scales, xp.float32)
-    return 1 + (scales - 1) * xp.arange(1, num_columns + 1, dtype=xp.float32) / num_columns
+    inverse = np.float32(1) / np.float32(
+        num_columns
+    )  # XLA divides by a constant like this, and NumPy must round alike.
+    return 1 + (scales - 1) * xp.arange(1, num_columns + 1, dtype=xp.float32) * inverse

@@ -215,7 +215,7 @@ def put_where(array: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Arr
         that they can be combined with arrays on others.
     """
     if where is None or where.device_set == jnp.zeros(()).devices():
-        return jnp.asarray(array)
+        return jax.device_put(array)
     return put(array, where)
 
 

@@ -54,13 +54,13 @@ class SamplingOptions:
       True
     """
 
-    guidance_scale: Scalar | Sequence[Scalar] = 1.0
-    guidance_schedule: str = "linear"
-    num_flow_steps: Scalar = 100
-    solver: str = "euler"
-    time_grid: flow.TimeGrid = "uniform"
-    temperature: Scalar = 1.0
-    max_position: Scalar | None = None
+    guidance_scale: Any = 1.0
+    guidance_schedule: Any = "linear"
+    num_flow_steps: Any = 100
+    solver: Any = "euler"
+    time_grid: Any = "uniform"
+    temperature: Any = 1.0
+    max_position: Any = None
 
     def __new__(cls, **keywords: Any) -> "SamplingOptions":
         """Refuses unknown options; the message of `__init__` would not name the nearest one."""
@@ -91,7 +91,7 @@ class SamplingOptions:
 
     def solver_table(self) -> flow.SolverTable:
         """Returns the flow solver as a table, one row per evaluation of the velocity."""
-        return flow.solver_table(self.solver, int(self.num_flow_steps), self.time_grid)
+        return flow.solver_table(self.solver, self.num_flow_steps, self.time_grid)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as JSON values, {name: value}; `SamplingOptions(**values)` gives them back."""

@@ -51,11 +51,11 @@ class PanoramaOptions(SamplingOptions):
 
     labels: tuple[int, ...]
     class_columns: tuple[int | None, ...] = (None,)
-    seed: int = 0
-    seeds: tuple[int, ...] | None = None
-    num_columns: int | None = None
-    transition: int = 0
-    strip_columns: int = 16
+    seed: Any = 0
+    seeds: Any = None
+    num_columns: Any = None
+    transition: Any = 0
+    strip_columns: Any = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -114,7 +114,8 @@ def decode_window(
                 kwargs = {**kwargs, "width": args[0].shape[-2] * count // size}
             elif isinstance(context.module, nn.GroupNorm):
                 columns = args[0].shape[-2]
-                kwargs = {**kwargs, "mask": (jnp.arange(columns) < columns * count // size)[None, None, :, None]}
+                mask = (jnp.arange(columns) < columns * count // size)[:, None]
+                kwargs = {**kwargs, "mask": jnp.broadcast_to(jax.lax.broadcast_to_rank(mask, 4), args[0].shape)}
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(end_image):

@@ -87,23 +87,26 @@ def test_scales_and_solver_are_those_of_flow():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"guidance_scale": -1}, "guidance_scale=-1.0 must be ≥ 0"),
-        ({"guidance_scale": [1, -1]}, r"guidance_scale=\(1.0, -1.0\) must be ≥ 0"),
-        ({"guidance_scale": float("nan")}, "guidance_scale=nan must be ≥ 0"),
-        ({"guidance_scale": np.ones((2, 2))}, r"guidance_scale has shape \(2, 2\); expected a number, or a sequence"),
-        ({"guidance_schedule": "cosine"}, "guidance_schedule='cosine' is not one of"),
-        ({"num_flow_steps": 0}, "num_flow_steps=0 must be ≥ 1"),
-        ({"num_flow_steps": 2.5}, "num_flow_steps=2.5 must be an integer"),
-        ({"solver": "rk4"}, "solver='rk4' is not one of"),
-        ({"time_grid": "log"}, "time_grid='log' is not one of"),
+        ({"guidance_scale": -1}, "guidance_scale=-1 must be a finite number ≥ 0"),
+        ({"guidance_scale": [1, -1]}, r"guidance_scale\[1\]=-1 must be a finite number ≥ 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan must be a finite number ≥ 0"),
+        (
+            {"guidance_scale": np.ones((2, 2))},
+            r"guidance_scale=<float64 array of shape \(2, 2\)> must be a finite number ≥ 0 or a sequence",
+        ),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule='cosine' must be one of"),
+        ({"num_flow_steps": 0}, "num_flow_steps=0 must be an integer ≥ 1"),
+        ({"num_flow_steps": 2.5}, "num_flow_steps=2.5 must be an integer ≥ 1"),
+        ({"solver": "rk4"}, "solver='rk4' must be one of"),
+        ({"time_grid": "log"}, "time_grid='log' must be one of"),
         ({"time_grid": [1, 0]}, r"or 101 times \(num_flow_steps \+ 1\) that fall from 1 to 0"),
-        ({"temperature": -0.5}, "temperature=-0.5 must be ≥ 0"),
-        ({"max_position": -1}, "max_position=-1 must be ≥ 0"),
-        ({"max_position": 1.5}, "max_position=1.5 must be an integer"),
+        ({"temperature": -0.5}, "temperature=-0.5 must be a finite number ≥ 0"),
+        ({"max_position": -1}, "max_position=-1 must be an integer ≥ 0"),
+        ({"max_position": 1.5}, "max_position=1.5 must be an integer ≥ 0"),
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name(change: dict[str, Any], message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         SamplingOptions(**change)
 
 
