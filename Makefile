@@ -1,8 +1,9 @@
 # Everything here is made on first use and kept. Variables: `make demo EXTRA=cuda12`, `make test PYTEST_ARGS="-k rope"`.
 
-# Python 3.11 or newer; the oldest tested versions need 3.11 or 3.12.
+# Python 3.11 or newer. The oldest tested versions need 3.11 or 3.12; the newest JAX may need a newer one.
 PYTHON ?= python3
 PYTHON_OLDEST ?= $(PYTHON)
+PYTHON_NEWEST ?= $(PYTHON)
 # cuda12, cuda13 or tpu: which JAX to install. Without it JAX runs on the CPU.
 EXTRA ?=
 PYTEST_ARGS ?=
@@ -10,6 +11,7 @@ PYTEST_ARGS ?=
 PYTEST = -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
+VENV_NEWEST ?= .venv-newest
 OUTPUT ?= outputs/train_demo
 
 # Stamps: an environment is installed into again when its requirements or EXTRA change.
@@ -18,9 +20,10 @@ INSTALLED_DEV = $(INSTALLED)-dev
 INSTALLED_OLDEST = $(VENV_OLDEST)/installed
 COMMA := ,
 
-.PHONY: help demo train-demo test test-slow test-oldest lint clean
+.PHONY: help demo train-demo test test-slow test-oldest test-newest notebooks docs dist lint clean
 
 help:  ## Lists the targets.
+	@echo "make TARGET [EXTRA=cuda12|cuda13|tpu] [PYTHON=python3.12] [PYTEST_ARGS=…]"
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: $(INSTALLED)  ## Samples images and a panorama with the weights in this repository.
@@ -41,19 +44,37 @@ test-slow: $(INSTALLED_DEV)  ## Runs the tests that take minutes: all meshes, ki
 test-oldest: $(INSTALLED_OLDEST)  ## Runs the tests with the oldest supported versions (tests/oldest.txt).
 	$(VENV_OLDEST)/bin/python $(PYTEST) $(PYTEST_ARGS)
 
+test-newest:  ## Runs the tests with the newest releases of everything; PYTHON_NEWEST chooses the Python.
+	@echo "Installing the newest releases into $(VENV_NEWEST)."
+	$(PYTHON_NEWEST) -m venv $(VENV_NEWEST)
+	$(VENV_NEWEST)/bin/python -m pip install --quiet --no-compile --upgrade --upgrade-strategy eager --editable '.[dev]'
+	$(VENV_NEWEST)/bin/python $(PYTEST) $(PYTEST_ARGS)
+
+notebooks: $(INSTALLED_DEV)  ## Builds the notebooks in colabs/ from their sources.
+	$(VENV)/bin/python -m colabs.build
+
+dist: $(INSTALLED_DEV)  ## Builds a wheel and an archive of the sources in dist/.
+	rm -rf build dist
+	$(VENV)/bin/python -m build --outdir dist .
+
 lint: $(INSTALLED_DEV)  ## Checks code, formatting and types.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
+docs: $(INSTALLED_DEV)  ## Builds the documentation into .cache/docs/html; warnings are errors.
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -d .cache/docs/doctrees .docs .cache/docs/html
+	@echo "Open .cache/docs/html/index.html"
+
 clean:  ## Removes the environments, caches and outputs/.
-	rm -rf $(VENV) $(VENV_OLDEST) .cache outputs build dist eqjax.egg-info
+	rm -rf .docs/generated .docs/tutorials/notebooks
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) .cache outputs build dist eqjax.egg-info
 
 # pip need not compile what is never imported: Python does it at the first import.
 $(INSTALLED): requirements.txt pyproject.toml setup.py
 	@echo "Installing into $(VENV); this takes a minute or two, once."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.$(addsuffix ],$(addprefix [,$(EXTRA)))'
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[photos$(addprefix $(COMMA),$(EXTRA))]'
 	touch $@
 
 $(INSTALLED_DEV): requirements.txt pyproject.toml setup.py

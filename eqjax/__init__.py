@@ -1,11 +1,19 @@
 """eqjax: equivariant image modeling in JAX. A column tokenizer and a windowed causal generator."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError(
+        "eqjax runs on Linux and macOS; parts of it, and the package array_record, do not exist for Windows. On "
+        "Windows, install it in WSL 2 (Windows Subsystem for Linux), where it also finds NVIDIA GPUs."
+    )
 
 if TYPE_CHECKING:
     from eqjax import convert, pixels
     from eqjax.generator import Generator
+    from eqjax.image_output import save_animation, save_image
     from eqjax.loading import load_pretrained
     from eqjax.model import Model
     from eqjax.sampling.latents import sample_latents
@@ -25,6 +33,8 @@ __all__ = [
     "panorama",
     "pixels",
     "sample_latents",
+    "save_animation",
+    "save_image",
 ]
 
 # Imported at first use: importing JAX takes seconds, and the command line answers --help without it.
@@ -36,6 +46,8 @@ _MODULES = {
     "outpaint": "eqjax.sampling.outpainting",
     "panorama": "eqjax.sampling.panorama",
     "sample_latents": "eqjax.sampling.latents",
+    "save_animation": "eqjax.image_output",
+    "save_image": "eqjax.image_output",
 }
 
 

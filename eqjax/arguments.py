@@ -21,6 +21,7 @@ import math
 import numbers
 import operator
 import os
+import re
 import sys
 from typing import Any
 
@@ -28,6 +29,8 @@ import numpy as np
 
 # Positions, sizes and counts are 32-bit integers in JAX.
 MAX_INTEGER = 2**31 - 1
+
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 # Characters of a value in a message: a list of a thousand class names has more, a name from a hostile file millions.
 _MAX_LENGTH = 200
@@ -200,7 +203,9 @@ class Integer(Rule):
             found = operator.index(value)
         except TypeError:
             raise self.error(TypeError, name, value) from None
-        if found < (-MAX_INTEGER if self.least is None else self.least) or found > self.most:
+        if abs(found) > MAX_INTEGER and self.most == MAX_INTEGER:
+            raise ValueError(f"{name}={show(found)} must be {self.words}, at most {MAX_INTEGER}.")
+        if (self.least is not None and found < self.least) or found > self.most:
             raise self.error(ValueError, name, found)
         return found
 
@@ -210,7 +215,7 @@ class Integer(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Number(Rule):
-    """A finite number of any kind, integers and numpy's included; no bool.
+    """A finite number of any kind, integers and numpy's included, but no bool; returned as a float.
 
     Example:
       >>> Number(least=0, below=1).check("dropout_rate", float("nan"))
@@ -239,7 +244,7 @@ class Number(Rule):
         below = found <= self.most if self.most is not None else self.below is None or found < self.below
         if not (math.isfinite(found) and above and below):
             raise self.error(ValueError, name, value)
-        return value if isinstance(value, int | float) else found
+        return found
 
     def _words(self) -> str:
         return f"a finite number{_range(('≥', self.least), ('>', self.above), ('≤', self.most), ('<', self.below))}"
@@ -266,19 +271,28 @@ class Boolean(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Rule):
-    """A string, which is not empty unless `may_be_empty`."""
+    """A string.
+
+    Attributes:
+      may_be_empty: whether it may be empty; without `pattern`.
+      pattern: regular expression that the whole string must match.
+      form: the pattern in words.
+    """
 
     may_be_empty: bool = False
+    pattern: str | None = None
+    form: str = ""
 
     def _check(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
             raise self.error(TypeError, name, value)
-        if not value and not self.may_be_empty:
+        fits = bool(value) or self.may_be_empty if self.pattern is None else re.fullmatch(self.pattern, value)
+        if not fits:
             raise self.error(ValueError, name, value)
         return str(value)
 
     def _words(self) -> str:
-        return "a string" if self.may_be_empty else "a string that is not empty"
+        return self.form or ("a string" if self.may_be_empty else "a string that is not empty")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -324,6 +338,24 @@ class Choice(Rule):
         return f"one of {', '.join(map(repr, self.choices))}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FloatDtype(Rule):
+    """A floating-point dtype of computation, by its name or as an object of numpy or JAX; returned as it is."""
+
+    def _check(self, name: str, value: Any) -> Any:
+        # None is numpy's name for float64.
+        try:
+            found = value if isinstance(value, str) or value is None else np.dtype(value).name
+        except TypeError:
+            found = None
+        if found not in _FLOATS:
+            raise self.error(TypeError if found is None else ValueError, name, value)
+        return value
+
+    def _words(self) -> str:
+        return f"a floating-point dtype: {', '.join(map(repr, _FLOATS))}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Items(Rule):
     """A list, a tuple or a one-dimensional array, every item of which obeys a rule; returned as a tuple.
@@ -360,7 +392,7 @@ class Either(Rule):
     Example:
       >>> rule = Either((Number(least=0), Items(Number(least=0), least=1)))
       >>> rule.check("guidance_scale", [1, 2.5])
-      (1, 2.5)
+      (1.0, 2.5)
     """
 
     rules: tuple[Rule, ...]

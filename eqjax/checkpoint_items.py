@@ -117,7 +117,7 @@ def check(folder: str | os.PathLike[str]) -> None:
 
 def with_checksum(metrics: Mapping[str, float]) -> dict[str, float] | None:
     """Returns the metrics of a step with a checksum, as `put_damaged_metrics_aside` expects them; None without any."""
-    return {**metrics, "checksum": checksums.of_arrays({}, dict(metrics))} if metrics else None
+    return checksums.sign(metrics) if metrics else None
 
 
 def put_damaged_metrics_aside(directory: str | os.PathLike[str], name: str) -> None:
@@ -130,9 +130,9 @@ def put_damaged_metrics_aside(directory: str | os.PathLike[str], name: str) -> N
     folder = glob.escape(os.path.abspath(directory))
     for path in sorted(glob.glob(os.path.join(folder, "[0-9]*", "metrics", "metrics"))):
         try:
-            metrics = read_json(path)
-            saved = metrics.pop("checksum", None)
-            intact = saved in (None, checksums.of_arrays({}, metrics)) and np.isfinite(metrics.get(name, 0))
+            saved = read_json(path)
+            metrics, intact = checksums.verify(saved)
+            intact = (intact or "checksum" not in saved) and np.isfinite(metrics.get(name, 0))
         except (OSError, ValueError, TypeError, AttributeError):
             intact = False
         if not intact:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from eqjax import checkpoint_items, sharding
+from eqjax import checkpoint_items, checksums, sharding
 from eqjax.differences import differences
 from eqjax.io import read_json, write_json
 from eqjax.typing import Metrics, Scalar, Tree
@@ -254,13 +254,17 @@ class BestWeights:
           best: "name:min" or "name:max"; None or "": no weights are kept.
 
         Raises:
-          ValueError: `best` is not of this form.
+          ValueError: `best` is not of this form, or best.json is damaged.
         """
         self._workdir, self._path = workdir, os.path.join(workdir, "best.json")
         self._metric, self._sign = _parse_best(best) if best else (None, 1)
         self.best: dict[str, Any] | None = None
         if self._metric is not None and os.path.isfile(self._path):
-            kept = read_json(self._path)
+            kept, intact = checksums.verify(_read_object(self._path))
+            if not intact:
+                raise ValueError(
+                    f"{self._path} is damaged, as its checksum differs: delete it, and the comparison starts again."
+                )
             # Values of another metric cannot be compared: the comparison starts again from here.
             self.best = kept if self._metric in kept else None
 
@@ -287,8 +291,13 @@ class BestWeights:
         self.best = {"step": int(step), name: float(value)}
         export(os.path.join(self._workdir, "best.safetensors"))
         if jax.process_index() == 0:
-            write_json(self._path, self.best)
+            write_json(self._path, checksums.sign(self.best))
         return True
+
+
+def _read_object(path: str) -> dict[str, Any]:
+    values = read_json(path)
+    return values if isinstance(values, dict) else {}
 
 
 def _everywhere(truth: bool) -> bool:

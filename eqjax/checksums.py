@@ -74,6 +74,25 @@ def of_arrays(arrays: Mapping[str, np.ndarray], fields: Any = None) -> int:
     return value
 
 
+def sign(values: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+    """Returns JSON values with a checksum of them, and of arrays that belong to them, under "checksum".
+
+    Example:
+      >>> verify(sign({"count": 3}))
+      ({'count': 3}, True)
+      >>> verify({**sign({"count": 3}), "count": 4})
+      ({'count': 4}, False)
+    """
+    checked = json.loads(json.dumps(values))
+    return {**checked, "checksum": of_arrays(arrays or {}, checked)}
+
+
+def verify(values: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> tuple[dict[str, Any], bool]:
+    """Returns the values that `sign` received, and whether values and arrays are still those."""
+    rest = {name: value for name, value in values.items() if name != "checksum"}
+    return rest, values.get("checksum") == of_arrays(arrays or {}, rest)
+
+
 def of_files(folder: str, names: Sequence[str]) -> dict[str, Any]:
     """Returns {name: {"size": bytes, "checksums": one per chunk}} of files of a folder."""
     sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in names}
@@ -86,7 +105,7 @@ def of_files(folder: str, names: Sequence[str]) -> dict[str, Any]:
 
 def write(folder: str | os.PathLike[str], files: Mapping[str, Any]) -> None:
     """Writes the checksums of a folder's files, from `of_files`, into the folder."""
-    write_json(os.path.join(folder, FILE_NAME), {"files": files, "checksum": of_arrays({}, files)})
+    write_json(os.path.join(folder, FILE_NAME), sign({"files": files}))
 
 
 def check(folder: str | os.PathLike[str], index: int = 0, count: int = 1) -> None:
@@ -103,10 +122,9 @@ def check(folder: str | os.PathLike[str], index: int = 0, count: int = 1) -> Non
     """
     folder = os.fspath(folder)
     try:
-        saved = read_json(os.path.join(folder, FILE_NAME))
+        saved, intact = verify(read_json(os.path.join(folder, FILE_NAME)))
         files: dict[str, Any] = saved["files"]
-        intact = saved["checksum"] == of_arrays({}, files)
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         intact, files = False, {}
     if not intact:
         raise ChecksumError(f"{os.path.join(folder, FILE_NAME)} is damaged.")

@@ -36,25 +36,31 @@ def read_torch(
       ConversionError: names or shapes of its arrays do not fit, or there is not one class name for every class.
     """
     source = os.fspath(source)
-    kind, state_dict, arguments = convert.pick_weights(convert.read_reference(source), source, variant)
-    names = None if class_names is None else tuple(class_names)
-    if kind == "tokenizer":
-        module = pretrained.build_module(kind, convert.infer_tokenizer_config(state_dict), source)
-        pretrained.check_depth(kind, module, source)
-        params = convert.tokenizer_params(state_dict, module)
-        latent_scale = published.LATENT_SCALE if latent_scale is None else latent_scale
-        if names is not None:
-            raise convert.ConversionError(f"{source} is a tokenizer, which has no classes: give names to a generator.")
-    else:
-        fields = convert.infer_generator_config(state_dict, arguments, **generator_fields)
-        module = pretrained.build_module(kind, fields, source)
-        pretrained.check_depth(kind, module, source)
-        if names is not None and len(names) != module.num_classes:
-            raise convert.ConversionError(
-                f"{len(names)} class names for the {module.num_classes} classes of {source}: give one for each, in the "
-                "order of the labels."
-            )
-        params = convert.generator_params(state_dict, module)
+    checkpoint = convert.read_reference(source)
+    try:
+        kind, state_dict, arguments = convert.pick_weights(checkpoint, source, variant)
+        names = None if class_names is None else tuple(class_names)
+        if kind == "tokenizer":
+            module = pretrained.build_module(kind, convert.infer_tokenizer_config(state_dict), source)
+            pretrained.check_depth(kind, module, source)
+            params = convert.tokenizer_params(state_dict, module)
+            latent_scale = published.LATENT_SCALE if latent_scale is None else latent_scale
+            if names is not None:
+                raise convert.ConversionError(
+                    f"{source} is a tokenizer, which has no classes: give names to a generator."
+                )
+        else:
+            fields = convert.infer_generator_config(state_dict, arguments, **generator_fields)
+            module = pretrained.build_module(kind, fields, source)
+            pretrained.check_depth(kind, module, source)
+            if names is not None and len(names) != module.num_classes:
+                raise convert.ConversionError(
+                    f"{len(names)} class names for the {module.num_classes} classes of {source}: give one for each, in "
+                    "the order of the labels."
+                )
+            params = convert.generator_params(state_dict, module)
+    except convert.ConversionError as error:
+        raise error if source in str(error) else convert.ConversionError(f"{source}: {error}") from error
     notes = f"{'EMA' if variant == 'ema' else 'raw'} weights of a PyTorch file"
     return pretrained.Weights({kind: module}, {kind: params}, latent_scale, names, notes)
 

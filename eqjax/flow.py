@@ -29,12 +29,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from eqjax.arguments import is_tracing
+from eqjax.arguments import is_tracing, show
+from eqjax.module_fields import SAMPLING
 from eqjax.typing import AnyArray, Scalar, Tree
-
-SCHEDULES = ("linear", "constant")
-SOLVERS = ("euler", "heun", "adams_bashforth")
-TIME_GRIDS = ("uniform", "shifted", "cosine")
 
 # A grid by its name, or its times.
 TimeGrid: TypeAlias = str | Sequence[Scalar] | np.ndarray
@@ -98,14 +95,14 @@ def time_points(num_steps: int, time_grid: TimeGrid = "uniform") -> Float[np.nda
       >>> time_points(2, "shifted").tolist()
       [1.0, 0.75, 0.0]
     """
-    if num_steps < 1:
-        raise ValueError(f"num_flow_steps={num_steps} must be ≥ 1.")
+    num_steps = SAMPLING["num_flow_steps"].rule.check("num_flow_steps", num_steps)
+    time_grid = SAMPLING["time_grid"].rule.check("time_grid", time_grid)
     if not isinstance(time_grid, str):
         times = np.asarray(time_grid, np.float64)
         if times.shape != (num_steps + 1,) or times[0] != 1 or times[-1] != 0 or not (np.diff(times) < 0).all():
             raise ValueError(
-                f"time_grid must be one of {TIME_GRIDS}, or {num_steps + 1} times (num_flow_steps + 1) that fall "
-                f"from 1 to 0, not {times.tolist() if times.size < 20 else times.shape}."
+                f"time_grid={show(time_grid)} must have {num_steps + 1} times (num_flow_steps + 1) that fall from 1 "
+                "to 0."
             )
         return times
     uniform = np.arange(num_steps, -1, -1) / num_steps
@@ -113,11 +110,9 @@ def time_points(num_steps: int, time_grid: TimeGrid = "uniform") -> Float[np.nda
         return uniform
     if time_grid == "shifted":
         return _SHIFT * uniform / (1 + (_SHIFT - 1) * uniform)
-    if time_grid == "cosine":
-        times = np.sin(0.5 * np.pi * uniform) ** 2
-        times[0] = 1.0
-        return times
-    raise ValueError(f"time_grid={time_grid!r} is not one of {TIME_GRIDS}, nor an array of times.")
+    times = np.sin(0.5 * np.pi * uniform) ** 2  # cosine
+    times[0] = 1.0
+    return times
 
 
 def solver_table(solver: str, num_steps: int, time_grid: TimeGrid = "uniform") -> SolverTable:
@@ -135,8 +130,7 @@ def solver_table(solver: str, num_steps: int, time_grid: TimeGrid = "uniform") -
       >>> solver_table("heun", 1).times.tolist()
       [1.0, 0.0]
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
+    SAMPLING["solver"].rule.check("solver", solver)
     points = time_points(num_steps, time_grid)
     times, h = points[:-1], np.diff(points)
     previous_weight, completes_step = np.zeros(num_steps), np.ones(num_steps)
@@ -227,8 +221,7 @@ def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns
       >>> guidance_scales(5.0, "linear", 4).tolist()
       [2.0, 3.0, 4.0, 5.0]
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"guidance_schedule={schedule!r} is not one of {SCHEDULES}.")
+    SAMPLING["guidance_schedule"].rule.check("guidance_schedule", schedule)
     # JAX would compile programs for every number of columns.
     xp = jnp if is_tracing(scale) else np
     scales = xp.asarray(scale, xp.float32)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 import tempfile
 import time
 from typing import Any
@@ -17,6 +18,8 @@ from absl import logging
 _LEFTOVER_SECONDS = 3600.0
 # Configurations and protocols are nested up to 5 deep.
 MAX_JSON_DEPTH = 64
+# Class names of a large data set have 0.3 MB, the checksums of a checkpoint of a terabyte 1 MB.
+MAX_JSON_BYTES = 2**26
 
 
 @contextlib.contextmanager
@@ -157,12 +160,39 @@ def parse_json(text: str) -> Any:
     raise ValueError(too_deep)
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Returns the content of a JSON file.
+def read_text(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> str:
+    """Returns the content of a text file in UTF-8.
+
+    Args:
+      path: file name.
+      max_bytes: largest file to read.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is not JSON.
+      ValueError: the path is of no regular file (a pipe, say), or the file is larger, or no text. The message names it.
     """
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    # Opening a pipe would wait for somebody who writes to it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{os.fspath(path)} is no regular file.")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{os.fspath(path)} has more than {max_bytes} bytes; no such file does.")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)} is no text in UTF-8 ({error}).") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Returns the content of a JSON file of at most 64 MiB, nested at most 64 deep.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the path is of no regular file, or the file is larger, deeper, or not JSON. The message names it.
+    """
+    text = read_text(path)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is not JSON ({error}): damaged, or of another kind.") from error

@@ -1,15 +1,12 @@
-"""Conversion of images between uint8 and [-1, 1], grids of images, and PNG files."""
+"""Conversion of images between uint8 and [-1, 1], and grids of images."""
 
 import math
-import os
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped, UInt8
 import numpy as np
-from PIL import Image
 
-from eqjax.io import atomic_write
 from eqjax.typing import AnyArray
 
 
@@ -61,9 +58,3 @@ def grid(images: UInt8[AnyArray, "N H W 3"], columns: int | None = None, gap: in
         y, x = i // columns * (h + gap), i % columns * (w + gap)
         out[y : y + h, x : x + w] = image
     return out[: out.shape[0] - gap, : out.shape[1] - gap]
-
-
-def save_png(path: str | os.PathLike[str], image: UInt8[AnyArray, "H W 3"]) -> None:
-    """Writes an image to a PNG file, whole or not at all."""
-    with atomic_write(path) as temporary:
-        Image.fromarray(np.asarray(image)).save(temporary, format="PNG")

@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import types
-import typing
 from typing import Any
 
 from flax import traverse_util
@@ -18,8 +16,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from eqjax import checksums
-from eqjax.arguments import shorten
+from eqjax import checksums, config_fields, module_fields
+from eqjax.arguments import Items, Number, Rule, Text, check_names, shorten, show
+from eqjax.config_fields import Table
 from eqjax.differences import check_equal
 from eqjax.generator import Generator
 from eqjax.io import atomic_write, parse_json
@@ -27,18 +26,20 @@ from eqjax.tokenizer import SemanticConfig, Tokenizer
 from eqjax.typing import Params, Tree
 
 _MODULES: dict[str, Any] = {"tokenizer": Tokenizer, "generator": Generator}
+_TABLES: dict[str, Table] = {"tokenizer": module_fields.TOKENIZER, "generator": module_fields.GENERATOR}
 _FORMAT = "eqjax-1"
-_HEADER_FIELDS = ("format", "latent_scale", "class_names", "notes", *_MODULES)
+# Entries of a file's configuration besides its format and its modules.
+_ENTRIES: dict[str, Rule] = {
+    "latent_scale": Number(above=0, optional=True),
+    "class_names": Items(Text(), optional=True),
+    "notes": Text(may_be_empty=True),
+}
 # Types of tensors, as safetensors calls them; `load` converts them to float32.
 _TENSOR_TYPES = ("F64", "F32", "F16", "BF16")
 # Bounds of what a file may ask for. Length of the header: the published tokenizer's has 50 kB.
 MAX_HEADER_BYTES = 2**20
 # Blocks that are traced one by one, at up to 10 ms each: the published tokenizer has 31.
 MAX_BLOCKS = 128
-# Items of a list in the configuration: a tokenizer with more levels would need images of 2**32 rows.
-MAX_LIST_LENGTH = 32
-# Positions, windows and counts are 32-bit integers in JAX.
-MAX_INTEGER = 2**31 - 1
 
 
 class WeightsError(ValueError):
@@ -126,8 +127,12 @@ def load(path: str | os.PathLike[str]) -> Weights:
     config, shapes = _read_header(path)
     modules = {name: build_module(name, config[name], path) for name in _MODULES if name in config}
     _check_names(path, shapes, modules)
-    latent_scale, class_names = _latent_scale(path, config), _class_names(path, config, modules)
-    notes = _checked(config.get("notes", ""), str, path, "notes")
+    try:
+        entries = {name: rule.check(name, config[name]) for name, rule in _ENTRIES.items() if name in config}
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+    class_names = entries.get("class_names") or None
+    _check_class_names(path, class_names, modules)
     for name, module in modules.items():
         check_equal(
             {key.removeprefix(f"{name}/"): shape for key, shape in shapes.items() if key.startswith(f"{name}/")},
@@ -138,7 +143,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
             error=WeightsError,
         )
     params = traverse_util.unflatten_dict(_read_tensors(path), sep="/")
-    return Weights(modules, params, latent_scale, class_names, notes)
+    return Weights(modules, params, entries.get("latent_scale"), class_names, entries.get("notes", ""))
 
 
 def _read_header(path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -159,11 +164,7 @@ def _read_header(path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
             f"(found {shorten(repr(found))}); files are written by eqjax.pretrained.save, the training commands, and "
             "eqjax convert."
         )
-    if unknown := sorted(set(config) - set(_HEADER_FIELDS)):
-        raise WeightsError(
-            f"{path} has a configuration with entries {shorten(str(unknown))} that eqjax does not know; known: "
-            f"{list(_HEADER_FIELDS)}."
-        )
+    check_names(f"{path}: the configuration's entry", config, ("format", *_ENTRIES, *_MODULES), WeightsError)
     if not set(config) & set(_MODULES):
         raise WeightsError(f"{path} configures neither a tokenizer nor a generator.")
     if wrong := sorted(name for name, kind in types.items() if kind not in _TENSOR_TYPES):
@@ -216,25 +217,13 @@ def _check_names(path: str, names: Iterable[str], modules: Mapping[str, Any]) ->
             )
 
 
-def _latent_scale(path: str, config: Mapping[str, Any]) -> float | None:
-    scale = _checked(config.get("latent_scale"), float | None, path, "latent_scale")
-    if scale is not None and scale <= 0:
-        raise WeightsError(f"{path}: latent_scale is {scale}; expected a positive number, or null.")
-    return scale
-
-
-def _class_names(path: str, config: Mapping[str, Any], modules: Mapping[str, Any]) -> tuple[str, ...] | None:
-    names = config.get("class_names")
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise WeightsError(f"{path}: class_names is {shorten(repr(names))}; expected a list of strings, or null.")
-    if "generator" in modules and len(names) > modules["generator"].num_classes:
+def _check_class_names(path: str, names: tuple[str, ...] | None, modules: Mapping[str, Any]) -> None:
+    """Checks that a generator has as many classes as the file has names, or more."""
+    if names is not None and "generator" in modules and len(names) > modules["generator"].num_classes:
         raise WeightsError(
             f"{path}: class_names has {len(names)} names for the {modules['generator'].num_classes} classes of the "
             "generator."
         )
-    return tuple(names) or None
 
 
 def _declared_shapes(path: str, name: str, module: Any) -> dict[str, tuple[int, ...]]:
@@ -342,90 +331,19 @@ def build_module(name: str, fields: Any, where: str = "the configuration") -> An
       >>> build_module("generator", {"width": 64, "num_heads": 2}).head_dim
       32
     """
-    cls = _MODULES[name]
-    values = _checked_fields(cls, fields, where, name)
-    semantic = values.get("semantic")
-    if semantic is not None and not isinstance(semantic, SemanticConfig):
-        values["semantic"] = _build_semantic(semantic, where, f"{name}.semantic")
-    if "dtype" in values:
-        values["dtype"] = _float_dtype(values["dtype"], where, f"{name}.dtype")
+    if not isinstance(fields, Mapping):
+        raise WeightsError(f"{where}: {name}={show(fields)} must be its fields by name.")
     try:
-        return cls(**values)
-    except (ValueError, TypeError, ArithmeticError) as error:
+        check_names(f"field of the {name}", fields, tuple(_TABLES[name]))
+        values = config_fields.checked(fields, _TABLES[name], f"{name}.")
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{where}: {error}") from error
+    try:
+        module = _MODULES[name](**values)
+        module.dtype = jnp.dtype(module.dtype)
+    except (ValueError, ArithmeticError) as error:  # The fields contradict each other.
         raise WeightsError(f"{where}: {name}: {error}") from error
-
-
-def _build_semantic(fields: Any, where: str, name: str) -> SemanticConfig:
-    if not isinstance(fields, Mapping):
-        raise WeightsError(
-            f"{where}: {name} is {shorten(repr(fields))}; expected the fields of a semantic head, or null."
-        )
-    values = _checked_fields(SemanticConfig, fields, where, name)
-    if missing := [field.name for field in dataclasses.fields(SemanticConfig) if field.name not in values]:
-        raise WeightsError(f"{where}: {name} lacks {missing}.")
-    for key, value in values.items():
-        least = 0 if key == "downsamples" else 1
-        if min(value if isinstance(value, tuple) else (value,), default=-1) < least:
-            raise WeightsError(f"{where}: {name}.{key} is {value}; expected at least {least}.")
-    return SemanticConfig(**values)
-
-
-def _checked_fields(cls: Any, fields: Any, where: str, name: str) -> dict[str, Any]:
-    """Checks names and types of a dataclass's fields against its annotations; lists become tuples."""
-    if not isinstance(fields, Mapping):
-        raise WeightsError(f"{where}: {name} is {shorten(repr(fields))}; expected its fields by name.")
-    known = {field.name for field in dataclasses.fields(cls)} - {"parent", "name"}
-    if unknown := sorted(set(map(str, fields)) - known):
-        raise WeightsError(
-            f"{where} has {name} fields {shorten(str(unknown))} that eqjax does not know; known: {sorted(known)}."
-        )
-    hints = typing.get_type_hints(cls)
-    # The types of these two are checked where they are built.
-    values = {
-        key: value if key in ("dtype", "semantic") else _checked(value, hints[key], where, f"{name}.{key}")
-        for key, value in fields.items()
-    }
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _float_dtype(value: Any, where: str, name: str) -> np.dtype:
-    try:
-        dtype = jnp.dtype("bool" if value is None else value)  # None is numpy's name for float64.
-    except (TypeError, ValueError):
-        dtype = np.dtype("bool")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise WeightsError(f"{where}: {name} is {shorten(repr(value))}; expected a floating-point type like 'float32'.")
-    return dtype
-
-
-def _checked(value: Any, hint: Any, where: str, name: str) -> Any:
-    """Returns a value from outside if it is of the type that an annotation says."""
-    if not _is_of(value, hint):
-        raise WeightsError(f"{where}: {name} is {shorten(repr(value))}; expected {_in_words(hint)}.")
-    return value
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_is_of(value, argument) for argument in arguments)
-    if arguments:  # A sequence.
-        fits = isinstance(value, (list, tuple)) and len(value) <= MAX_LIST_LENGTH
-        return fits and all(_is_of(item, arguments[0]) for item in value)
-    if hint in (int, float):
-        kinds = (int, np.integer) if hint is int else (int, float, np.integer, np.floating)
-        return isinstance(value, kinds) and not isinstance(value, bool) and bool(abs(value) <= MAX_INTEGER)
-    return isinstance(value, hint)
-
-
-def _in_words(hint: Any) -> str:
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(map(_in_words, arguments))
-    if arguments:
-        return f"a list of at most {MAX_LIST_LENGTH} integers"
-    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
-    return f"{words[hint]} up to {MAX_INTEGER}" if hint in (int, float) else words[hint]
+    return module
 
 
 def abstract_params(module: Any) -> Params:

@@ -27,6 +27,7 @@ from PIL import Image
 from eqjax import Generator, Model, flow, load_pretrained, panorama, pixels
 from eqjax.cli import runner
 from eqjax.data import photos
+from eqjax.image_output import save_image
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.latents import sample_latents
@@ -75,7 +76,7 @@ def solvers(model: Model) -> None:
     shown = (("euler", 100), ("euler", 16), ("heun", 16), ("adams_bashforth", 16), ("adams_bashforth", 1000))
     images = [model.decode(sample(3.0, solver, "uniform", n)) for solver, n in shown]
     grid = pixels.grid(np.stack(images, 1).reshape(-1, *images[0].shape[1:]), columns=len(images))
-    pixels.save_png(os.path.join(_OUTPUT.value, "solvers.png"), grid)
+    save_image(os.path.join(_OUTPUT.value, "solvers.png"), grid)
 
 
 def positions(model: Model) -> None:
@@ -95,7 +96,7 @@ def positions(model: Model) -> None:
             part = latents[:, a:b]
             rows.append([name, f"{a} … {b - 1}", float(part.mean()), float(part.var()), float(losses[a:b].mean())])
         path = os.path.join(_OUTPUT.value, f"positions_{'published' if limit is None else 'bounded'}.png")
-        pixels.save_png(path, pixels.grid(model.decode(latents[:, -64:]), columns=1))
+        save_image(path, pixels.grid(model.decode(latents[:, -64:]), columns=1))
     print_table(["positions", "columns", "mean", "variance", "loss"], rows)
 
 

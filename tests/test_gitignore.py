@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-TEXTS = [*ROOT.glob("*.md"), *(path for name in ("configs", "eqjax", "launch") for path in (ROOT / name).rglob("*.*"))]
+FOLDERS = (".docs", ".github", "configs", "eqjax", "launch")
+TEXTS = [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.*"))]
 WRITTEN = re.compile(r"""(?:--(?:output|workdir|state)[= ]|save\(["'])([\w/-]*[./][\w./-]*\w)""")
 
 

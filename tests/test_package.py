@@ -18,18 +18,23 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "eqjax").rglob("*.py"))
 PROGRAMS = sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 
-# Requirements with another import name, and requirements whose photographs are read without importing them.
-IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax"}
-NOT_IMPORTED = {"scikit-image", "scikit-learn"}
-# Packages of extras, imported only when a user asks for them.
-OPTIONAL = {"matplotlib", "wandb"}
+# Requirements with another import name, and one whose photographs are read without importing it.
+IMPORT_NAMES = {"Pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax", "scikit-learn": "sklearn"}
+NOT_IMPORTED = {"scikit-image"}
+# Extras that are not of packages which eqjax imports: hardware, development.
+OTHER_EXTRAS = {"cuda12", "cuda13", "tpu", "docs", "dev"}
 MODELS = {"eqjax.tokenizer", "eqjax.generator", "eqjax.nets", "eqjax.sampling", "eqjax.loading", "eqjax.pretrained"}
 
 
 def imports(path):
     """Returns the full names of all modules and objects that a file imports, at any place."""
+    return imports_of(ast.walk(ast.parse(path.read_text(encoding="utf-8"))), path)
+
+
+def imports_of(nodes, path=""):
+    """Returns the full names that import statements among the nodes import."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -65,10 +70,16 @@ def module_imports():
 
 
 def parse(text):
-    """Returns {name: specifier} of requirement lines, without extras and comments."""
-    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    """Returns {name: specifier} of requirement lines, without extras, markers and comments."""
+    lines = (re.split("[#;]", line)[0].strip() for line in text.splitlines())
     matches = (re.fullmatch(r"([\w-]+)(.+)", line) for line in lines if line)
     return {match[1]: match[2] for match in matches if match}
+
+
+def optional(project):
+    """Returns {name: specifier} of the packages that extras add for users."""
+    extras = project["project"]["optional-dependencies"]
+    return parse("\n".join(line for name in extras.keys() - OTHER_EXTRAS for line in extras[name]))
 
 
 def requirements():
@@ -120,16 +131,47 @@ def test_parts_of_the_library_are_independent():
     assert {name for name, used in graph.items() if "eqjax.cli" in used} == {"eqjax.__main__"}
 
 
-def test_requirements_are_the_imported_packages():
+def test_requirements_and_extras_are_the_imported_packages(project):
     names = {name.split(".")[0] for path in [*LIBRARY, *PROGRAMS] for name in imports(path)}
-    third_party = names - set(sys.stdlib_module_names) - {"eqjax", "configs", "launch"} - OPTIONAL
-    assert third_party == {IMPORT_NAMES.get(name, name) for name in requirements().keys() - NOT_IMPORTED}
+    third_party = names - set(sys.stdlib_module_names) - {"eqjax", "configs", "launch"}
+    declared = (requirements().keys() | optional(project).keys()) - NOT_IMPORTED
+    assert third_party == {IMPORT_NAMES.get(name, name) for name in declared}
+    assert not requirements().keys() & optional(project).keys()
 
 
-def test_every_range_has_both_ends_and_the_oldest_is_tested():
+def test_packages_of_extras_are_imported_only_where_they_are_used(project):
+    """At a module's top level they would be needed by everybody who imports it."""
+    packages = {IMPORT_NAMES.get(name, name) for name in optional(project)}
+    found = {}
+    for path in LIBRARY:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        found[str(path)] = {name.split(".")[0] for name in imports_of(top)} & packages
+    assert not {path: names for path, names in found.items() if names}
+
+
+def test_every_lower_bound_is_tested(project):
     oldest = parse((ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8"))
-    ranges = {name: re.fullmatch(r">=([\d.]+),<[\d.]+", bounds) for name, bounds in requirements().items()}
-    assert {name: match and f"=={match[1]}" for name, match in ranges.items()} == oldest
+    bounds = {name: re.match(r">=([\d.]+)", text) for name, text in (requirements() | optional(project)).items()}
+    tested = bounds.keys() - {"wandb"}  # Its tests replace it.
+    assert {name: match and f"=={match[1]}" for name, match in bounds.items() if name in tested} == oldest
+
+
+def test_upper_bounds_have_a_reason():
+    """pip would take away a newer JAX that a user has installed."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    bounded = [line for line in lines if "<" in line.split("#")[0]]
+    assert bounded and not [line for line in bounded if "  # " not in line]
+    assert {re.split("[>=<]", line)[0] for line in bounded} == {"grain", "orbax-checkpoint"}
+
+
+def test_windows_is_refused_with_a_sentence():
+    code = "import sys; sys.platform = 'win32'; import eqjax"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: eqjax runs on Linux and macOS;")
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert 'array_record>=0.8.1; sys_platform != "win32"' in lines  # Else pip would stop before the sentence.
 
 
 def test_version_and_requirements_have_one_place_each(project):

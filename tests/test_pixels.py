@@ -1,7 +1,6 @@
 """Conversion of images, grids and PNG files."""
 
 import numpy as np
-from PIL import Image
 import pytest
 
 from eqjax import pixels
@@ -30,9 +29,3 @@ def test_a_grid_places_images_row_by_row_on_white(columns, shape):
         y, x = i // columns * 5, i % columns * 7
         expected[y : y + 4, x : x + 6] = i
     np.testing.assert_array_equal(out, expected)
-
-
-def test_a_png_holds_the_same_pixels(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    pixels.save_png(tmp_path / "new" / "a.png", image)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), image)

@@ -176,7 +176,7 @@ def test_a_flipped_bit_anywhere_is_refused(tmp_path, path):
         flipped = bytearray(content)
         flipped[place] ^= 1 << rng.integers(8)
         damaged.write_bytes(flipped)
-        message = f"{damaged} is damaged: " if place >= header else f"{damaged} "
+        message = f"{damaged} is damaged: " if place >= header else str(damaged)
         with pytest.raises(pretrained.WeightsError, match=re.escape(message)):
             pretrained.load(damaged)
 
@@ -218,7 +218,7 @@ def test_arrays_of_the_wrong_names_are_listed(tmp_path, weights):
 def test_unknown_fields_of_the_configuration_are_refused(tmp_path):
     config = {"format": "eqjax-1", "generator": {"widht": 3}}
     safetensors.numpy.save_file({"x": np.zeros(3)}, tmp_path / "v", metadata={"eqjax": json.dumps(config)})
-    with pytest.raises(pretrained.WeightsError, match=r"generator fields \['widht'\].*known: .*'width'"):
+    with pytest.raises(pretrained.WeightsError, match="field of the generator 'widht'; did you mean 'width'"):
         pretrained.load(tmp_path / "v")
 
 
@@ -251,47 +251,47 @@ def rewrite(source, target, change):
 @pytest.mark.parametrize(
     ("part", "field", "value", "message"),
     [
-        ("tokenizer", "posterior_std", float("nan"), "tokenizer.posterior_std is nan; expected a number"),
-        ("tokenizer", "posterior_std", float("inf"), "tokenizer.posterior_std is inf"),
-        ("tokenizer", "posterior_std", -1, "tokenizer: posterior_std=-1 must be ≥ 0"),
-        ("tokenizer", "posterior_std", True, "tokenizer.posterior_std is True"),
-        ("tokenizer", "channels", "8", "tokenizer.channels is '8'; expected an integer"),
-        ("tokenizer", "channels", 8.0, r"tokenizer.channels is 8\.0; expected an integer"),
-        ("tokenizer", "channels", 2**31, "tokenizer.channels is 2147483648; expected an integer up to 2147483647"),
-        ("tokenizer", "channels", None, "tokenizer.channels is None"),
-        ("tokenizer", "channel_multipliers", [1] * 33, "channel_multipliers is .* a list of at most 32 integers"),
-        ("tokenizer", "channel_multipliers", [1, "x" * 10**5], "tokenizer.channel_multipliers is .* a list of"),
-        ("tokenizer", "channel_multipliers", 3, "tokenizer.channel_multipliers is 3; expected a list of"),
+        ("tokenizer", "posterior_std", float("nan"), "tokenizer.posterior_std=nan must be a finite number ≥ 0"),
+        ("tokenizer", "posterior_std", float("inf"), "posterior_std=inf must be a finite number"),
+        ("tokenizer", "posterior_std", -1, "posterior_std=-1 must be a finite number ≥ 0"),
+        ("tokenizer", "posterior_std", True, "posterior_std=True must be"),
+        ("tokenizer", "channels", "8", "tokenizer.channels='8' must be an integer ≥ 1"),
+        ("tokenizer", "channels", 8.0, r"channels=8\.0 must be an integer"),
+        ("tokenizer", "channels", 2**31, "channels=2147483648 must be an integer ≥ 1, at most 2147483647"),
+        ("tokenizer", "channels", None, "channels=None must be an integer"),
+        ("tokenizer", "channel_multipliers", [1] * 33, "channel_multipliers=.* must be a sequence .1 to 32, "),
+        ("tokenizer", "channel_multipliers", [1, "x" * 10**5], "channel_multipliers.1.='xxx.* must be an integer"),
+        ("tokenizer", "channel_multipliers", 3, "channel_multipliers=3 must be a sequence"),
         ("tokenizer", "num_res_blocks", 10**9, "num_res_blocks .* make 4000000003 blocks; at most 128 are built"),
-        ("tokenizer", "attention_window", "all", "tokenizer.attention_window is 'all'; expected an integer .* or null"),
-        ("tokenizer", "dtype", None, "tokenizer.dtype is None; expected a floating-point type"),
-        ("tokenizer", "dtype", "int32", "tokenizer.dtype is 'int32'; expected a floating-point type"),
-        ("tokenizer", "dtype", "float31", "tokenizer.dtype is 'float31'; expected a floating-point type"),
-        ("tokenizer", "norm", [], r"tokenizer.norm is \[\]; expected a string"),
-        ("tokenizer", "semantic", 3, "tokenizer.semantic is 3; expected the fields of a semantic head"),
-        ("tokenizer", "semantic", {}, r"tokenizer.semantic lacks \['channels', "),
+        ("tokenizer", "attention_window", "all", "attention_window='all' must be an integer ≥ 0, or None"),
+        ("tokenizer", "dtype", None, "dtype=None must be a floating-point dtype"),
+        ("tokenizer", "dtype", "int32", "dtype='int32' must be a floating-point dtype"),
+        ("tokenizer", "dtype", "float31", "dtype='float31' must be a floating-point dtype"),
+        ("tokenizer", "norm", [], r"norm=\[\] must be one of \'group\'"),
+        ("tokenizer", "semantic", 3, "semantic=3 must be a dict with the fields channels, "),
+        ("tokenizer", "semantic", {}, "tokenizer.semantic lacks tokenizer.semantic.channels: Base width"),
         ("semantic", "num_res_blocks", 10**9, "num_res_blocks .* make 1000000006 blocks; at most 128 are built"),
-        ("semantic", "channels", 0, "tokenizer.semantic.channels is 0; expected at least 1"),
-        ("semantic", "channels", "8", "tokenizer.semantic.channels is '8'; expected an integer"),
-        ("semantic", "channel_multipliers", [], r"tokenizer.semantic.channel_multipliers is \(\); expected at least 1"),
+        ("semantic", "channels", 0, "semantic.channels=0 must be an integer ≥ 1"),
+        ("semantic", "channels", "8", "semantic.channels='8' must be an integer"),
+        ("semantic", "channel_multipliers", [], r"semantic.channel_multipliers=\[\] must be a sequence .1 to 32"),
         ("semantic", "out_channels", 2**31 - 1, "tokenizer arrays in .* do not fit|cannot be built"),
-        ("semantic", "widht", 1, r"tokenizer.semantic fields \['widht'\] that eqjax does not know"),
+        ("semantic", "widht", 1, "tokenizer.semantic has no field tokenizer.semantic.widht"),
         ("generator", "flow_depth", 10**6, "flow_depth of the generator make 1000000 blocks; at most 128"),
         ("generator", "depth", 10**9, "generator arrays in .* do not fit"),
         ("generator", "num_classes", 2**31 - 1, "the generator of its configuration cannot be built"),
-        ("generator", "remat", 3, "generator.remat is 3; expected true or false or a string"),
-        ("generator", "remat", "x", "generator: remat"),
-        ("generator", "dropout_rate", None, "generator.dropout_rate is None; expected a number"),
-        ("generator", "num_heads", 0, "generator: num_heads=0 must be ≥ 1"),
-        (None, "generator", [1], r"generator is \[1\]; expected its fields by name"),
-        (None, "latent_scale", "1", "latent_scale is '1'; expected a number .* or null"),
-        (None, "latent_scale", float("nan"), "latent_scale is nan"),
-        (None, "latent_scale", 0, "latent_scale is 0; expected a positive number"),
-        (None, "class_names", "cat", "class_names is 'cat'; expected a list of strings"),
-        (None, "class_names", ["cat", 1], r"class_names is \['cat', 1\]"),
+        ("generator", "remat", 3, "generator.remat=3 must be one of 'none'"),
+        ("generator", "remat", "x", "generator.remat='x' must be one of"),
+        ("generator", "dropout_rate", None, "dropout_rate=None must be a finite number"),
+        ("generator", "num_heads", 0, "generator.num_heads=0 must be an integer ≥ 1"),
+        (None, "generator", [1], r"generator=\[1\] must be its fields by name"),
+        (None, "latent_scale", "1", "latent_scale='1' must be a finite number > 0, or None"),
+        (None, "latent_scale", float("nan"), "latent_scale=nan must be"),
+        (None, "latent_scale", 0, "latent_scale=0 must be a finite number > 0"),
+        (None, "class_names", "cat", "class_names='cat' must be a sequence"),
+        (None, "class_names", ["cat", 1], r"class_names\[1\]=1 must be a string"),
         (None, "class_names", ["x" * 10**5] * 4, "class_names has 4 names for the 3 classes"),
-        (None, "notes", None, "notes is None; expected a string"),
-        (None, "author", "x", r"entries \['author'\] that eqjax does not know; known: .*'notes'"),
+        (None, "notes", None, "notes=None must be a string"),
+        (None, "author", "x", "configuration's entry 'author'. Known: .*notes"),
     ],
 )  # fmt: skip
 def test_wrong_fields_are_refused_with_file_and_field(tmp_path, path, part, field, value, message):

@@ -8,11 +8,10 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from eqjax import pretrained, sharding
+from eqjax import config_fields, pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
+from eqjax.training import fields, loop, optim
 from eqjax.training import generator as generator_training
-from eqjax.training import loop, optim
-from eqjax.training.config import optimizer_config
 
 
 def test_sizes_of_mesh_axes_are_parsed_from_text():
@@ -41,7 +40,7 @@ def test_rules_place_parameters_and_moments():
     mesh = sharding.make_mesh(shape="fsdp:2,tensor:2")
     generator = Generator(width=64, depth=2, num_heads=4, latent_dim=8, num_classes=3, flow_width=32, flow_depth=2)
     params = pretrained.abstract_params(generator)
-    optimizer, _ = optim.make_optimizer(optimizer_config(), 10)
+    optimizer, _ = optim.make_optimizer(config_fields.make(fields.OPTIMIZER), 10)
     tree = {"params": params, "opt_state": jax.eval_shape(optimizer.init, params)}
     specs = {
         sharding.path_name(path): sharding_.spec

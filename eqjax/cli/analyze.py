@@ -11,7 +11,7 @@ With --compare four kinds of small models are trained on the built-in photograph
 as published and strictly equivariant, generators with a window and with full causal attention. An interrupted
 comparison resumes when the command is run again: trained tokenizers and the results of each seed are under --output.
 
-Both write plots (PNG), their data (CSV) and results.json. Plots need matplotlib: pip install -e '.[analysis]'
+Both write plots (PNG), their data (CSV) and results.json. Plots need matplotlib: pip install 'eqjax[analysis]'
 """
 
 import os

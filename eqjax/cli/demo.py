@@ -53,13 +53,13 @@ def run(args: flags.FlagValues) -> None:
     num_columns = -(-args.width // width)
     panoramas = np.asarray(model.sample(labels, num_columns=num_columns, seed=args.seed, **options))
     for name, panorama in zip(names, panoramas, strict=True):
-        eqjax.pixels.save_png(os.path.join(args.output, f"panorama_{name}.png"), panorama)
+        eqjax.save_image(os.path.join(args.output, f"panorama_{name}.png"), panorama)
     beginnings = eqjax.pixels.grid(panoramas[:, :, : 1024 // width * width], columns=1)
-    eqjax.pixels.save_png(os.path.join(args.output, "panoramas.png"), beginnings)
+    eqjax.save_image(os.path.join(args.output, "panoramas.png"), beginnings)
 
     num_columns = 2 * tokenizer.resolution // width
     images = model.sample(np.repeat(labels, args.num_seeds), num_columns=num_columns, seed=args.seed + 1, **options)
-    eqjax.pixels.save_png(os.path.join(args.output, "grid.png"), eqjax.pixels.grid(images, columns=args.num_seeds))
+    eqjax.save_image(os.path.join(args.output, "grid.png"), eqjax.pixels.grid(images, columns=args.num_seeds))
     logging.info(
         "%d panoramas of %d × %d pixels and a grid of %d images (%s): %s, in %.0f s on %s.",
         len(names),

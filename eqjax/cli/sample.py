@@ -1,13 +1,16 @@
 r"""Samples images and panoramas, and outpaints images.
 
     eqjax sample --classes=flower,tissue --num_columns=32 --seeds=0,1,2 --output=outputs/grid.png
-    eqjax sample --classes=flower:60,tissue:60,galaxies --transition=8 --num_columns=180 --gif
+    eqjax sample --classes=flower:60,tissue:60,galaxies --transition=8 --num_columns=180 --animation=outputs/way.webp
     eqjax sample --image=cat.jpg --resize --classes=cat --left=32 --right=32 --output=outputs/longer.png
 
 Classes with numbers of columns (`name:columns`, the last may stay open) follow one another in a panorama, which is
 sampled and decoded strip by strip in constant memory. It is as long as its classes unless --num_columns is given.
 Several seeds give several panoramas, one below another, and several continuations of an image. In outpainting, the
 columns of classes and the values of --guidance_scale are counted from the image outwards, on both sides.
+
+The extension of --output names the format: .png, .jpg or .webp. --animation writes a window that moves along the
+image, as .webp, .gif or .mp4 (a tenth of the size; pip install 'eqjax[video]').
 
 With --state a panorama has no end: the command writes whole strips up to --num_columns and saves its state, and the
 same command writes the next ones. Images are numbered by their first column: `sample-000000.png`,
@@ -23,15 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 import numpy as np
-from PIL import Image
 import tqdm
 
 import eqjax
 from eqjax import image_files
 from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.runner import flag_group
+from eqjax.cli.sample_files import check_files, write_files
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, parse_numbers, sampling_options
-from eqjax.io import atomic_write
 
 if TYPE_CHECKING:
     from eqjax.sampling.panorama import PanoramaOptions
@@ -67,10 +69,12 @@ def define_flags(values: flags.FlagValues) -> None:
             values, guidance_help="Classifier-free guidance scale, 1 for none; or one per column, with commas."
         )
     with flag_group(values, "Output"):
-        flags.DEFINE_string("output", os.path.join("outputs", "sample.png"), "PNG file; numbered with --state.",
+        flags.DEFINE_string("output", os.path.join("outputs", "sample.png"),
+                            "Image file (.png, .jpg, .webp); numbered with --state.", flag_values=values)  # fmt: skip
+        flags.DEFINE_string("animation", None, "File (.webp, .gif, .mp4) of a window that moves along the image.",
                             flag_values=values)  # fmt: skip
-        flags.DEFINE_bool("gif", False, "Also write a GIF that pans along the image.", flag_values=values)
-        flags.DEFINE_integer("gif_pixels", 4, "Pixels by which the GIF moves per frame.", 1, flag_values=values)
+        flags.DEFINE_integer("pixels_per_frame", 4, "Pixels by which the window moves from frame to frame.", 1,
+                             flag_values=values)  # fmt: skip
 
 
 def run(args: flags.FlagValues) -> None:
@@ -84,19 +88,9 @@ def run(args: flags.FlagValues) -> None:
     if given is None and (args.panorama or args.state or _are_segments(pairs)):
         write_panorama(model, pairs, seeds, args)
     elif given is not None:
-        write(args, args.output, sample_outpainted(model, given, pairs, seeds, args), model)
+        write_files(args, sample_outpainted(model, given, pairs, seeds, args), model)
     else:
-        write(args, args.output, sample_images(model, [label for label, _ in pairs], seeds, args), model)
-
-
-def write(args: flags.FlagValues, path: str, image: np.ndarray, model: "eqjax.Model") -> None:
-    """Writes an image, and the GIF beside it."""
-    eqjax.pixels.save_png(path, image)
-    logging.info("Wrote %s: %d × %d pixels.", path, image.shape[1], image.shape[0])
-    if args.gif:
-        path = os.path.splitext(path)[0] + ".gif"
-        write_gif(path, image, 4 * model.require("tokenizer").resolution, args.gif_pixels)
-        logging.info("Wrote %s.", path)
+        write_files(args, sample_images(model, [label for label, _ in pairs], seeds, args), model)
 
 
 # ── Flags ─────────────────────────────────────────────────────────────────────────────────────
@@ -134,8 +128,7 @@ def check_flags(args: flags.FlagValues, pairs: Sequence[ClassColumns]) -> None:
     """
     if not pairs and not (args.state and os.path.exists(args.state)):
         raise ValueError("--classes is missing: names or numbers with commas, or name:columns for one after another.")
-    if os.path.isdir(args.output):
-        raise ValueError(f"--output={args.output} is a folder; give the name of a PNG file.")
+    check_files(args)
     if args.image:
         wrong = [name for name in ("num_columns", "panorama", "state") if args[name].value]
         advice = "an image is continued by --left and --right columns, all at once"
@@ -201,6 +194,7 @@ def sample_images(
 ) -> np.ndarray:
     """Returns a grid of images, a row per class and a column per seed."""
     options, num_columns = sampling_options(args), args.num_columns or _NUM_COLUMNS
+    check_files(args, width=len(seeds) * num_columns * model.require("tokenizer").column_width)
     with progress(num_columns) as report:
         images = model.sample(
             [label for label in labels for _ in seeds],
@@ -222,6 +216,9 @@ def sample_outpainted(
     """Returns continuations of an image, one below another: one per class and seed."""
     if _are_segments(pairs):
         check_reach(pairs, max(args.left, args.right), f"--left={args.left} --right={args.right}")
+    tokenizer = model.require("tokenizer")
+    width = round(image.shape[1] * tokenizer.resolution / image.shape[0]) if args.resize else image.shape[1]
+    check_files(args, width=width + (args.left + args.right) * tokenizer.column_width)
     labels = [list(pairs)] if _are_segments(pairs) else [label for label, _ in pairs]
     options = dict(sampling_options(args).to_dict(), transition=args.transition, seeds=seeds)
     with progress(len(labels) * (args.left + args.right)) as report:
@@ -239,11 +236,9 @@ def write_panorama(
 ) -> None:
     """Writes a panorama, or its next part, and saves its state."""
     strips, num_columns = open_panorama(model, pairs, seeds, args)
-    path = args.output
-    if args.state:
-        stem, suffix = os.path.splitext(path)
-        path = f"{stem}-{strips.emitted:06d}{suffix}"
-    write(args, path, sample_strips(strips, num_columns), model)
+    check_files(args, width=num_columns * model.require("tokenizer").column_width)
+    first_column = strips.emitted if args.state else None
+    write_files(args, sample_strips(strips, num_columns), model, first_column)
     if args.state:
         # Saved last, so that a failed image write does not advance the state.
         strips.save(args.state)
@@ -318,25 +313,3 @@ def sample_strips(strips: Any, num_columns: int) -> np.ndarray:
             f"this panorama ends after {begin} columns, which are all sampled: begin another one, with another --state."
         )
     return eqjax.pixels.grid(np.concatenate(parts, axis=2), columns=1)
-
-
-# ── Files ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def write_gif(path: str | os.PathLike[str], image: np.ndarray, window: int, step: int) -> None:
-    """Writes an animation of a window that moves along an image, 25 frames per second.
-
-    Frames are made and written one at a time, so memory does not grow with the width of the image.
-
-    Args:
-      path: the file.
-      image: uint8 [H, W, 3].
-      window: width of a frame, pixels.
-      step: pixels by which the window moves per frame.
-    """
-    window = min(window, image.shape[1])
-    frames = (
-        Image.fromarray(image[:, x : x + window]).quantize(128) for x in range(0, image.shape[1] - window + 1, step)
-    )
-    with atomic_write(path) as temporary:
-        next(frames).save(temporary, "GIF", save_all=True, append_images=frames, duration=40, loop=0, optimize=False)

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from eqjax.arguments import shorten
 from eqjax.convert.rules import ConversionError, Shape
 from eqjax.published import GENERATOR_SIZES
 from eqjax.typing import StateDict
@@ -31,11 +32,11 @@ def infer_tokenizer_config(state_dict: StateDict) -> dict[str, Any]:
       ConversionError: the state_dict is not a tokenizer's.
     """
     shape = functools.partial(_shape, state_dict, "a tokenizer")
-    channels = shape("encoder.conv_in.weight")[0]
+    channels = shape("encoder.conv_in.weight", 4)[0]
     levels = _count(state_dict, r"encoder\.down\.(\d+)\.")
-    widths = [shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
-    z_channels = shape("encoder.conv_out.weight")[0]
-    embed_dim, column_channels, _ = shape("quant_layer.weight")
+    widths = [shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
+    z_channels = shape("encoder.conv_out.weight", 4)[0]
+    embed_dim, column_channels, _ = shape("quant_layer.weight", 3)
     resolution = column_channels // z_channels * 2 ** (levels - 1)
     attends = [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in state_dict]
     return dict(
@@ -77,9 +78,9 @@ def infer_generator_config(
       ConversionError: the state_dict is not a generator's, or has no published size and `num_heads` is None.
     """
     shape = functools.partial(_shape, state_dict, "a generator")
-    num_classes, width = shape("class_emb.weight")
+    num_classes, width = shape("class_emb.weight", 2)
     depth = _count(state_dict, r"encoder_blocks\.(\d+)\.")
-    flow_width, latent_dim = shape("diffloss.net.input_proj.weight")
+    flow_width, latent_dim = shape("diffloss.net.input_proj.weight", 2)
     if num_heads is None:
         num_heads = _PUBLISHED_HEADS.get((width, depth, flow_width))
     if num_heads is None:
@@ -93,7 +94,7 @@ def infer_generator_config(
         num_heads=num_heads,
         latent_dim=latent_dim,
         num_classes=num_classes,
-        num_cond_tokens=shape("encoder_pos_embed_learned")[1],
+        num_cond_tokens=shape("encoder_pos_embed_learned", 3)[1],
         window_size=_window_size(window_size, arguments or {}),
         max_rope_shift=max_rope_shift,
         flow_width=flow_width,
@@ -111,9 +112,9 @@ def _window_size(given: int | None, arguments: Mapping[str, Any]) -> int | None:
     return before + 1 if before else None
 
 
-def _square_downsamples(shape: Callable[[str], Shape], levels: int) -> int:
+def _square_downsamples(shape: Callable[[str, int], Shape], levels: int) -> int:
     """Counts downsamplings that halve columns too: their convolutions keep a quarter of the channels, others half."""
-    shapes = [shape(f"encoder.down.{i}.downsample.conv.conv.weight") for i in range(levels - 1)]
+    shapes = [shape(f"encoder.down.{i}.downsample.conv.conv.weight", 4) for i in range(levels - 1)]
     ratios = [inputs / outputs for outputs, inputs, *_ in shapes]
     if ratios != sorted(ratios, reverse=True) or not set(ratios) <= {2, 4}:
         raise ConversionError(
@@ -128,7 +129,7 @@ def _infer_semantic_config(state_dict: StateDict) -> dict[str, Any] | None:
     if not levels:
         return None
     names = [f"semantic_decoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
-    shapes = [_shape(state_dict, "a tokenizer", name) for name in names]
+    shapes = [_shape(state_dict, "a tokenizer", name, 4) for name in names]
     widths = [shapes[0][1], *(outputs for outputs, *_ in shapes)]
     channels = math.gcd(*widths)
     return dict(
@@ -140,10 +141,17 @@ def _infer_semantic_config(state_dict: StateDict) -> dict[str, Any] | None:
     )
 
 
-def _shape(state_dict: StateDict, what: str, name: str) -> Shape:
+def _shape(state_dict: StateDict, what: str, name: str, num_axes: int) -> Shape:
+    """Returns the shape of an array, which must have so many axes, none of them empty."""
     if name not in state_dict:
         raise ConversionError(f"this is not the state_dict of {what}: it has no {name}.")
-    return tuple(state_dict[name].shape)
+    shape = tuple(state_dict[name].shape)
+    if len(shape) != num_axes or 0 in shape:
+        raise ConversionError(
+            f"this is not the state_dict of {what}: {name} has shape {shorten(str(shape))}; expected {num_axes} axes "
+            "of at least 1."
+        )
+    return shape
 
 
 def _count(state_dict: StateDict, pattern: str) -> int:

@@ -18,16 +18,19 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from eqjax.arguments import shorten
 from eqjax.typing import AnyArray, Params, StateDict
 
 # A row of a table: Flax module (a pattern), reference module (with the pattern's groups; a * counts stacked
 # layers), kind of layer.
 Row = tuple[str, str, str]
 Shape = tuple[int, ...]
+# Lines of a list in a message: all names of a published model, not the millions of a hostile file.
+_MAX_LISTED = 1000
 
 
 class ConversionError(ValueError):
-    """Names or shapes do not match; one message lists everything that differs."""
+    """Names or shapes do not match; one message lists what differs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +208,11 @@ def export_arrays(params: Params, rules: Sequence[Rule]) -> dict[str, Any]:
 
 
 def listing(title: str, items: Sequence[str]) -> str:
-    """Formats lines of a message that name all of the items, below their count; empty without items."""
-    return f"\n{title} ({len(items)}):\n  " + "\n  ".join(items) if items else ""
+    """Formats lines of a message that name the items (the first thousand), below their count; empty without items."""
+    if not items:
+        return ""
+    more = [f"… and {len(items) - _MAX_LISTED} more"] if len(items) > _MAX_LISTED else []
+    return f"\n{title} ({len(items)}):\n  " + "\n  ".join([*map(shorten, items[:_MAX_LISTED]), *more])
 
 
 def reference_shapes(rules: Sequence[Rule]) -> dict[str, Shape]:

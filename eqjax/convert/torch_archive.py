@@ -4,6 +4,7 @@ A file of torch.save is a pickle that names tensors, and the raw bytes of their 
 entries of a zip archive, before PyTorch 1.6 one after another ("legacy").
 """
 
+import collections
 from collections.abc import Iterator
 import contextlib
 import functools
@@ -12,10 +13,12 @@ import os
 import struct
 from typing import Any, BinaryIO
 import zipfile
+import zlib
 
 from jaxtyping import UInt8
 import numpy as np
 
+from eqjax import zip_files
 from eqjax.arguments import shorten
 from eqjax.convert.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe
 from eqjax.convert.torch_unpickle import MAX_PICKLE_BYTES, unpickle
@@ -28,9 +31,6 @@ _ZIP_START = b"PK\x03\x04"
 # torch.save does not compress, and weights hardly can be: an archive that expands more than this is a bomb. The
 # same for storages that several tensors share: raw and EMA weights may be the same, which makes two of each.
 MAX_EXPANSION = 16
-# zip's own method. Python's readers of the others (bzip2, LZMA) give out all of a block, however much that is.
-_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_ENCRYPTED = 0x1  # Bit of a zip entry's flags.
 _BIG_ENDIAN = "was written on a big-endian machine; load and save it again on a little-endian one."
 
 
@@ -154,13 +154,13 @@ def _kind_of(head: bytes) -> str:
 
 
 def _load_zip(path: str, mapped: mmap.mmap) -> Any:
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise CheckpointFileError(
-            f"{path} begins as a PyTorch file and has no directory at its end: truncated. {AGAIN}"
-        ) from error
-    with archive:
+    with contextlib.ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zip_files.open_zip(path))
+        except zipfile.BadZipFile as error:
+            raise CheckpointFileError(
+                f"{path} begins as a PyTorch file, but its directory cannot be read ({error}): truncated. {AGAIN}"
+            ) from error
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -190,20 +190,13 @@ def _load_zip(path: str, mapped: mmap.mmap) -> Any:
 
 def _check_entries(path: str, entries: list[zipfile.ZipInfo], size: int) -> None:
     """Checks all entries of an archive before any is read."""
-    names = set()
     for info in entries:
-        reason = None
-        if info.flag_bits & _ENCRYPTED:
-            reason = "is encrypted; decrypt the archive first"
-        elif info.compress_type not in _COMPRESSION:
-            reason = f"is compressed by method {info.compress_type}; only deflated entries are read"
-        elif info.filename in names:
-            reason = "occurs twice"
-        elif info.filename.startswith("/") or ".." in info.filename.split("/"):
-            reason = "leads out of the archive"
-        if reason:
+        if reason := zip_files.refusal(info):
             raise CheckpointFileError(f"{path}: entry {shorten(info.filename)!r} {reason}; refused.")
-        names.add(info.filename)
+    names = [info.filename for info in entries]
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in collections.Counter(names).items() if count > 1)
+        raise CheckpointFileError(f"{path}: entry {shorten(twice)!r} occurs twice; refused.")
     packed = sum(info.file_size for info in entries if info.compress_type != zipfile.ZIP_STORED)
     if packed > MAX_EXPANSION * size:
         raise CheckpointFileError(f"{path} would expand from {size} to {packed} bytes, as no checkpoint does; refused.")
@@ -223,7 +216,13 @@ def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, mapped: mmap.mma
         raise CheckpointFileError(
             f"{archive.filename} ends within its entry {shorten(info.filename)}: damaged. {AGAIN}"
         )
-    return np.frombuffer(mapped, np.uint8, info.file_size, start)
+    content = np.frombuffer(mapped, np.uint8, info.file_size, start)
+    # PyTorch writes 0 where it was asked not to compute the checksum.
+    if info.CRC and zlib.crc32(content.data) != info.CRC:
+        raise CheckpointFileError(
+            f"{archive.filename}: entry {shorten(info.filename)} is damaged, as its checksum (CRC-32) differs. {AGAIN}"
+        )
+    return content
 
 
 def _load_legacy(path: str, mapped: mmap.mmap) -> Any:

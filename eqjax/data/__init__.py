@@ -1,4 +1,4 @@
-"""Reads images from photographs, class folders, TFDS or latent caches in deterministic, resumable batches."""
+"""Reads images from photographs, folders, archives, TFDS or latent caches in deterministic, resumable batches."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from eqjax.data.folder import FolderSource
     from eqjax.data.photos import PHOTOS, PhotoGrid, PhotoSource
     from eqjax.data.tfds import TfdsSource
+    from eqjax.data.webdataset import WebDatasetSource
     from eqjax.latent_cache.format import CacheError, LatentSource
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PhotoGrid",
     "PhotoSource",
     "TfdsSource",
+    "WebDatasetSource",
     "check_config",
     "default_config",
     "eval_batches",
@@ -40,6 +42,7 @@ _MODULES = {
     "PhotoGrid": "eqjax.data.photos",
     "PhotoSource": "eqjax.data.photos",
     "TfdsSource": "eqjax.data.tfds",
+    "WebDatasetSource": "eqjax.data.webdataset",
     "check_config": "eqjax.data.config",
     "default_config": "eqjax.data.config",
     "eval_batches": "eqjax.data.batches",

@@ -1,63 +1,100 @@
 """The `data` section of a configuration: its fields, their defaults and their validation."""
 
-import ml_collections
-from ml_collections import config_dict
+from collections.abc import Iterator
 
+from eqjax import config_fields
+from eqjax.arguments import Boolean, Choice, Either, Integer, Items, Number, Text
+from eqjax.config_fields import Field, Table
 from eqjax.image_files import MAX_PIXELS
 from eqjax.typing import Config
 
-SOURCES = ("photos", "folder", "tfds", "latents")
+SOURCES = ("photos", "folder", "webdataset", "tfds", "latents")
 
 _ROOTS = {
     "folder": "the folder that contains root/class_name/image.jpg",
+    "webdataset": "a folder of .tar files, or a pattern such as train-{000..146}.tar",
     "tfds": "the folder of a prepared data set, such as tensorflow_datasets/imagenet2012",
     "latents": "a folder written by eqjax cache-latents",
+}
+
+_TEXT = Text(optional=True, may_be_empty=True)
+_FRACTION = Number(above=0, most=1)
+# Numbers name class folders too.
+_NAMES = Items(Either((Text(), Integer())), least=1, optional=True, none_means="all")
+
+# Fields of one source are grouped; other sources ignore them.
+FIELDS: Table = {
+    "source": Field(
+        "photos",
+        Choice(SOURCES),
+        "Built-in photographs; root/class_name/image.jpg; tar files (WebDataset, or eqjax convert-data's output); a "
+        "prepared TFDS data set; or eqjax cache-latents' output.",
+    ),
+    "classes": Field(
+        None, _NAMES, "Class names in the order of their labels; None: all (of the photographs: photo_classes)."
+    ),
+    "height": Field(64, Integer(least=1), "Height of the crops, pixels."),
+    "width": Field(64, Integer(least=1), "Width of the crops, pixels."),
+    "flip": Field(True, Boolean(), "Mirror training images left to right with probability one half."),
+    "num_threads": Field(
+        4, Integer(least=0), "Reading threads per process (per worker if there are workers); 0 reads on demand."
+    ),
+    "num_workers": Field(
+        0, Integer(least=0), "Worker processes per process, which take seconds to start; for folders and many cores."
+    ),
+    # All but photographs.
+    "root": Field(None, _TEXT, "Folder of the training data; not for photographs."),
+    "eval_root": Field(None, _TEXT, "Folder of the evaluation data; None evaluates on root."),
+    # Folder, webdataset and TFDS.
+    "class_file": Field(None, _TEXT, "Text file with one class (synset) per line, instead of classes."),
+    "draft": Field(
+        True, Boolean(), "Let the decoder halve large JPEGs in training; evaluation always decodes in full."
+    ),
+    "resize": Field(
+        64,
+        Integer(least=1),
+        "The shorter side is resized to this before the crop, pixels; at least the shorter side of the crop.",
+    ),
+    "max_corrupt_fraction": Field(
+        0.01,
+        Number(least=0, below=1),
+        "Largest tolerated fraction of corrupt images; one corrupt image is tolerated unless it is 0.",
+    ),
+    "max_pixels": Field(
+        MAX_PIXELS,
+        Integer(least=1),
+        "Largest number of pixels of an image (width × height); larger ones are not decoded and count as corrupt.",
+    ),
+    # Webdataset.
+    "label": Field(
+        "cls", Text(), "Webdataset: extension of the file with a sample's class, or a field of a JSON file, json.NAME."
+    ),
+    # TFDS.
+    "split": Field("train", Text(), "TFDS: split for training."),
+    "eval_split": Field("validation", Text(), "TFDS: split for evaluation."),
+    # Photos.
+    "photo_classes": Field(None, _NAMES, "Photographs to use if classes is None; None takes all."),
+    "holdout_fraction": Field(
+        0.2, Number(least=0, most=0.5), "Fraction of each photograph's width, at its right, kept for evaluation."
+    ),
+    "min_scale": Field(
+        0.25, _FRACTION, "Photographs: smallest crop region, as a fraction of the largest that fits in the image."
+    ),
+    "max_scale": Field(1.0, _FRACTION, "Photographs: largest crop region, as such a fraction."),
 }
 
 
 def default_config() -> Config:
     """Returns the default data configuration: the built-in photographs in 64 × 64 crops.
 
-    Fields of one source are grouped below; other sources ignore them.
+    `FIELDS` says what each field means and may be.
 
     Example:
       >>> config = default_config()
       >>> config.update(source="folder", root="images/train", eval_root="images/validation")
       >>> config.height, config.width, config.resize = 256, 256, 256
     """
-    config = ml_collections.ConfigDict()
-    # "photos" (built in, no download), "folder" (root/class_name/image.jpg), "tfds" (prepared by TensorFlow Datasets)
-    # or "latents" (written by eqjax cache-latents).
-    config.source = "photos"
-    # Class names in the order of their labels; see `class_names`. None takes all (photos: photo_classes).
-    config.classes = config_dict.placeholder(tuple)
-    config.height = 64  # Height of the crops in pixels.
-    config.width = 64  # Width of the crops in pixels.
-    config.flip = True  # Mirror training images left to right with probability one half.
-    config.num_threads = 4  # Reading threads per process (per worker if there are workers); 0 reads on demand.
-    # Worker processes per process. Each takes seconds to start; useful for folders on machines with many cores.
-    config.num_workers = 0
-    # Folder, TFDS and latents.
-    config.root = config_dict.placeholder(str)  # Folder of the training data.
-    config.eval_root = config_dict.placeholder(str)  # Folder of the evaluation data; None evaluates on `root`.
-    # Folder and TFDS.
-    config.class_file = config_dict.placeholder(str)  # Text file with one class (synset) per line, for `classes`.
-    config.draft = True  # Let the decoder halve large JPEGs in training; evaluation always decodes in full.
-    # The shorter side is resized to this many pixels before the crop; at least the shorter side of the crop.
-    config.resize = 64
-    # Largest tolerated fraction of corrupt images, in [0, 1); one corrupt image is tolerated unless it is 0.
-    config.max_corrupt_fraction = 0.01
-    # Largest number of pixels of an image (width × height); larger ones are not decoded and count as corrupt.
-    config.max_pixels = MAX_PIXELS
-    # TFDS.
-    config.split = "train"  # Split for training.
-    config.eval_split = "validation"  # Split for evaluation.
-    # Photos.
-    config.photo_classes = config_dict.placeholder(tuple)  # Photographs to use if `classes` is None; None takes all.
-    config.holdout_fraction = 0.2  # Fraction of each image's width, in [0, 0.5], at its right, kept for evaluation.
-    config.min_scale = 0.25  # Smallest crop region, as a fraction in (0, 1] of the largest that fits in the image.
-    config.max_scale = 1.0  # Largest crop region, as such a fraction.
-    return config
+    return config_fields.make(FIELDS)
 
 
 def class_names(config: Config) -> tuple[str, ...] | None:
@@ -85,41 +122,27 @@ def check_config(config: Config) -> None:
     """Checks the fields of a data configuration.
 
     Raises:
-      ValueError: a field is unknown, missing or out of range.
+      ValueError: fields are unknown, missing, out of range or contradictory; the message names all of them.
     """
-    if config.source not in SOURCES:
-        raise ValueError(f"source={config.source!r} is unknown; choose one of {', '.join(map(repr, SOURCES))}.")
-    for name, least in (("height", 1), ("width", 1), ("num_workers", 0), ("num_threads", 0)):
-        if config[name] < least:
-            raise ValueError(f"{name}={config[name]} must be at least {least}.")
+    name = "a data configuration"
+    config_fields.check(config, FIELDS, name, "data.")
+    config_fields.refuse(list(contradictions(config)), name)
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """Yields a sentence about every pair of fields that do not fit each other; each is in its own range."""
     if config.source == "photos":
-        _check_photos(config)
+        if config.min_scale > config.max_scale:
+            yield f"data.min_scale={config.min_scale} must be at most data.max_scale={config.max_scale}."
         return
     if not config.root:
-        raise ValueError(f"root={config.root!r}: source={config.source!r} needs root, {_ROOTS[config.source]}.")
-    if config.source != "latents":
-        _check_files(config)
-
-
-def _check_files(config: Config) -> None:
+        yield f"data.root={config.root!r}: data.source={config.source!r} needs data.root, {_ROOTS[config.source]}."
+    if config.source == "latents":
+        return
     if config.classes is not None and config.class_file:
-        raise ValueError(f"Set classes={config.classes} or class_file={config.class_file!r}, not both.")
-    if config.resize < min(config.height, config.width):
-        raise ValueError(
-            f"resize={config.resize} must be at least {min(config.height, config.width)}, the shorter side of the "
-            f"{config.height} × {config.width} crop."
+        yield f"set data.classes={config.classes} or data.class_file={config.class_file!r}, not both."
+    if config.resize < (side := min(config.height, config.width)):
+        yield (
+            f"data.resize={config.resize} must be at least {side}, the shorter side of the {config.height} × "
+            f"{config.width} crop."
         )
-    if not 0 <= config.max_corrupt_fraction < 1:
-        raise ValueError(f"max_corrupt_fraction={config.max_corrupt_fraction} must be in [0, 1).")
-    if config.max_pixels < 1:
-        raise ValueError(f"max_pixels={config.max_pixels} must be at least 1.")
-
-
-def _check_photos(config: Config) -> None:
-    if not 0 < config.min_scale <= config.max_scale <= 1:
-        raise ValueError(
-            f"min_scale={config.min_scale} and max_scale={config.max_scale} must satisfy "
-            "0 < min_scale <= max_scale <= 1."
-        )
-    if not 0 <= config.holdout_fraction <= 0.5:
-        raise ValueError(f"holdout_fraction={config.holdout_fraction} must be in [0, 0.5].")

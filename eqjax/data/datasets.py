@@ -10,7 +10,7 @@ from absl import logging
 import grain
 import numpy as np
 
-from eqjax.data import folder, photos, tfds, transforms
+from eqjax.data import folder, photos, tfds, transforms, webdataset
 from eqjax.data.config import check_config, class_names
 from eqjax.data.image_source import ImageSource
 from eqjax.latent_cache.format import LatentSource, RandomVariant
@@ -59,6 +59,8 @@ def make_source(config: Config, train: bool = True) -> Source:
     )
     if config.source == "tfds":
         return tfds.TfdsSource(root, config.split if train else config.eval_split, **options)
+    if config.source == "webdataset":
+        return webdataset.WebDatasetSource(root, config.label, **options)
     return folder.FolderSource(root, **options)
 
 

@@ -4,17 +4,21 @@ Class folders are in the root, `root/class_name/image.jpg`, or in its folder `da
 the layout of code for latent diffusion (ILSVRC2012_train/data/n01440764/…).
 """
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 import os
 
 from absl import logging
 import numpy as np
 
+from eqjax.arguments import shorten
 from eqjax.data import image_source
 from eqjax.data.transforms import ResizeShorterSide
 from eqjax.image_files import MAX_PIXELS
+from eqjax.io import read_text
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
+_MAX_CLASS_FILE_BYTES = 2**24  # The list of the 21 841 classes of ImageNet with all their words has 0.7 MB.
 _LAYOUTS = "expected root/class_name/image.jpg, or root/data/class_name/image.jpg"
 
 
@@ -27,11 +31,11 @@ def read_class_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
       FileNotFoundError: there is no such file.
       ValueError: the file names no class, or one class twice.
     """
-    with open(path, encoding="utf-8") as file:
-        names = [line.split()[0] for line in file if line.strip() and not line.startswith("#")]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    lines = read_text(path, _MAX_CLASS_FILE_BYTES).splitlines()
+    names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if not names or repeated:
-        found = f"these names are repeated: {', '.join(repeated)}" if repeated else "it names none"
+        found = f"these names are repeated: {shorten(', '.join(sorted(repeated)))}" if repeated else "it names none"
         raise ValueError(f"class_file={os.fspath(path)!r} must name each class once, one per line; {found}.")
     return tuple(names)
 

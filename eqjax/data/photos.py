@@ -16,7 +16,7 @@ from typing import SupportsIndex
 from jaxtyping import UInt8
 import numpy as np
 
-from eqjax import image_files
+from eqjax import extras, image_files
 from eqjax.data import transforms
 from eqjax.typing import Record
 
@@ -200,11 +200,7 @@ class PhotoGrid:
 
 def _package_folder(package: str) -> str:
     """Returns the folder of an installed package without importing it."""
+    extras.require(package, "the built-in photographs come with scikit-image and scikit-learn")
     spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "The built-in photographs come with scikit-image and scikit-learn, "
-            f"and {_PIP_NAMES[package]} is not installed. "
-            "Install both: pip install scikit-image scikit-learn"
-        )
+    assert spec is not None and spec.submodule_search_locations
     return spec.submodule_search_locations[0]

@@ -13,6 +13,7 @@ import os
 import re
 from typing import Any
 
+from eqjax import extras
 from eqjax.data import image_source
 from eqjax.data.transforms import ResizeShorterSide
 from eqjax.image_files import MAX_PIXELS
@@ -133,8 +134,10 @@ def _open_builder(folder: str, split: str) -> tuple[Any, Any]:
     """Returns the module tensorflow_datasets and the builder of a prepared data set.
 
     Raises:
+      ModuleNotFoundError: tensorflow_datasets is not installed.
       ValueError: the format has no random access, or there is no split of that name.
     """
+    extras.require("tensorflow_datasets", "source='tfds' reads data sets of TensorFlow Datasets")
     import tensorflow_datasets as tfds  # Imported here because it takes a second and only this source needs it.
 
     builder = tfds.builder_from_directory(folder)

@@ -6,21 +6,29 @@ Letters: N images, H height, W width.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import math
 import os
 from typing import IO
 import zipfile
+import zlib
 
 from jaxtyping import Int, UInt8
 import ml_collections
 import numpy as np
 
-from eqjax import data, image_files
+from eqjax import data, image_files, npz
+from eqjax.arguments import shorten
 from eqjax.data.folder import EXTENSIONS
-from eqjax.evaluation.statistics import NPZ_ERRORS, StatisticsError
+from eqjax.evaluation.statistics import StatisticsError
 from eqjax.io import atomic_write
 from eqjax.typing import AnyArray
 
 _BATCH_SIZE = 64
+# Bytes of a batch, which has fewer images if they are large.
+_BATCH_BYTES = 2**28
+# Bounds of an npz: a million images of 512 × 512 pixels; deflate shortens zeros by up to 1030, drawings by about 100.
+_MAX_BYTES = 2**40
+_MAX_EXPANSION = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,56 +104,54 @@ def from_npz(path: str | os.PathLike[str]) -> ImageSet:
     """Returns the images of an npz, its arr_0 or only array; they are read batch by batch.
 
     Raises:
-      StatisticsError: the file is truncated or damaged, or has no array [N ≥ 1, H, W, 3].
+      StatisticsError: the file is truncated or damaged, has no array [N ≥ 1, H, W, 3], or one that would expand as no
+        images do, or of images with more than `image_files.MAX_PIXELS` pixels.
     """
-    with _open_images(path) as (_, shape, dtype):
-        pass
+    path = os.fspath(path)
+    with _open_images(path) as (_, entry):
+        count, *image_shape = entry.shape
 
     def batches() -> Iterator[np.ndarray]:
-        image_bytes = int(np.prod(shape[1:])) * dtype.itemsize
-        with _open_images(path) as (member, _, _):
-            for start in range(0, shape[0], _BATCH_SIZE):
-                count = min(_BATCH_SIZE, shape[0] - start)
+        image_bytes = math.prod(image_shape) * entry.dtype.itemsize
+        batch_size = max(1, min(_BATCH_SIZE, _BATCH_BYTES // image_bytes))
+        with _open_images(path) as (member, _):
+            for start in range(0, count, batch_size):
+                stop = min(start + batch_size, count)
                 try:
-                    content = member.read(count * image_bytes)
-                except NPZ_ERRORS as error:
+                    content = member.read((stop - start) * image_bytes)
+                except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                     raise StatisticsError(
-                        f"{path} is damaged: images {start} … {start + count - 1} cannot be read ({error})."
+                        f"{path} is damaged: images {start} … {stop - 1} cannot be read ({shorten(str(error))})."
                     ) from error
-                if len(content) < count * image_bytes:
+                if len(content) < (stop - start) * image_bytes:
                     raise StatisticsError(
                         f"{path} is truncated: it ends inside image {start + len(content) // image_bytes}."
                     )
-                yield np.frombuffer(content, dtype).reshape(count, *shape[1:])
+                yield np.frombuffer(content, entry.dtype).reshape(stop - start, *image_shape)
 
-    return ImageSet(shape[0], os.path.abspath(path), batches)
+    return ImageSet(count, os.path.abspath(path), batches)
 
 
 @contextlib.contextmanager
-def _open_images(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """Opens the image array inside an npz: the file at its first image, the array's shape and its dtype."""
-    with contextlib.ExitStack() as stack:
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(path))
-        except NPZ_ERRORS as error:
-            raise StatisticsError(f"{path} cannot be read as npz ({error}): truncated, or no npz.") from error
-        names = archive.namelist()
-        name = "arr_0.npy" if "arr_0.npy" in names or len(names) != 1 else names[0]
-        if name not in names:
-            arrays = [name.removesuffix(".npy") for name in names]
-            raise StatisticsError(f"{path} holds the arrays {arrays}; images are expected in arr_0.")
-        try:
-            member = stack.enter_context(archive.open(name))
-            version = np.lib.format.read_magic(member)
-            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
-            shape, fortran, dtype = read(member)
-        except NPZ_ERRORS as error:
-            raise StatisticsError(f"{name} in {path} is damaged, or not a numpy array ({error}).") from error
-        if dtype.hasobject or fortran or len(shape) != 4 or shape[3] != 3:
-            raise StatisticsError(f"{name} in {path} is {dtype} {shape}; images are uint8 [N, H, W, 3], in C order.")
-        if not np.prod(shape):
-            raise StatisticsError(f"{name} in {path} is empty, {shape}: there are no images.")
-        yield member, shape, dtype
+def _open_images(path: str) -> Iterator[tuple[IO[bytes], npz.Entry]]:
+    """Opens the image array inside an npz: the file at its first image, and what its header declares."""
+    # Images are read part by part: only their expansion is bounded, as that of black ones may be.
+    with npz.open_npz(
+        path, {"arr_0": ""}, max_bytes=_MAX_BYTES, max_expansion=_MAX_EXPANSION, error=StatisticsError
+    ) as file:
+        if not file.entries:
+            raise StatisticsError(f"{path} holds the arrays {shorten(str(file.names))}; images are expected in arr_0.")
+        ((name, entry),) = file.entries.items()
+        shape = entry.shape
+        found = f"{shorten(name)} in {path} is {shorten(str(entry.dtype))} {shorten(str(shape))}"
+        if entry.dtype.kind not in "fu" or entry.is_fortran or len(shape) != 4 or shape[3] != 3:
+            raise StatisticsError(f"{found}; images are uint8 [N, H, W, 3], in C order.")
+        if not math.prod(shape):
+            raise StatisticsError(f"{found}: empty, there are no images.")
+        if shape[1] * shape[2] > image_files.MAX_PIXELS:
+            raise StatisticsError(f"{found}: more than {image_files.MAX_PIXELS} pixels per image; refused.")
+        with file.stream(name) as member:
+            yield member, entry
 
 
 def from_data(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import csv
-import importlib.util
 import io
 import os
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Num, Shaped
 import numpy as np
 
+from eqjax import extras
 from eqjax.io import atomic_write
 from eqjax.typing import AnyArray
 
@@ -87,8 +87,7 @@ def check_installed() -> None:
     Raises:
       ModuleNotFoundError: matplotlib is missing; the message gives the command that installs it.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("plots need matplotlib: pip install -e '.[analysis]'")
+    extras.require("matplotlib", "plots need matplotlib")
 
 
 def _make_figure(num_panels: int) -> "tuple[Figure, list[Axes]]":

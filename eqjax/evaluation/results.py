@@ -68,7 +68,9 @@ def load(folder: str | os.PathLike[str]) -> list[Result]:
         if all(isinstance(result["metrics"], dict) and isinstance(result["protocol"], dict) for result in results):
             return results
         error = "no list of metrics with protocols"
-    except (ValueError, TypeError, KeyError) as found:
+    except ValueError as found:
+        error = str(found)
+    except (TypeError, KeyError) as found:
         error = repr(found)
     raise ValueError(f"{path} was not written by `eqjax evaluate`, or was changed ({error}): give another --output.")
 

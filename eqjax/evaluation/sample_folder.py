@@ -17,10 +17,10 @@ import jax
 from jaxtyping import Int32, UInt8
 import numpy as np
 
-from eqjax import pixels
 from eqjax.differences import check_equal
 from eqjax.evaluation.feature_metrics import SHUFFLE_SEED
 from eqjax.evaluation.image_sets import write_npz
+from eqjax.image_output import save_image
 from eqjax.io import atomic_write, read_json, remove_leftovers, write_json
 
 
@@ -128,7 +128,7 @@ class SampleFolder:
             for image in images:
                 path = os.path.join(self.folder, "png", f"{index:08d}_{self.labels[index]:04d}.png")
                 if not os.path.exists(path):
-                    pixels.save_png(path, image)
+                    save_image(path, image)
                 index += 1
 
     def write_npz(self) -> str:

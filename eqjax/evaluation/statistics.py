@@ -14,36 +14,23 @@ Letters: N images, D pooled features, S spatial features.
 
 from collections.abc import Mapping
 import dataclasses
-import json
-import math
 import os
-import struct
 from typing import Any
-import zipfile
-import zlib
 
 from jaxtyping import Float
 import numpy as np
 
+from eqjax import npz
 from eqjax.arguments import shorten
 from eqjax.differences import check_equal
 from eqjax.evaluation import feature_metrics, fid
-from eqjax.io import atomic_write, parse_json
 
 _FORMAT = "eqjax-statistics-1"
 # Entries of a protocol that must agree for two sets of statistics to be comparable.
 _COMPARED = ("network", "resize", "rounding", "image_size")
-# Bounds of what a file may ask for. All arrays together: 50 000 images with 2048 features take 0.9 GB.
+# Bound of what a file may ask for: 50 000 images with 2048 features take 0.9 GB.
 MAX_BYTES = 2**33
-# Moments hardly can be compressed, features with many zeros by a few times; below the floor nobody minds.
-MAX_EXPANSION = 64
-EXPANSION_FLOOR = 2**24
-# Text in JSON, stored with 4 bytes per character: network, resizing, number of images and the like.
-MAX_PROTOCOL_BYTES = 2**20
 _DIMENSIONS = {"mu": 1, "sigma": 2, "mu_s": 1, "sigma_s": 2, "features": 2, "protocol": 0}
-_ENCRYPTED = 0x1  # Bit of a zip entry's flags.
-# What reading raises for an npz that is truncated, damaged, or of another format.
-NPZ_ERRORS = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class StatisticsError(ValueError):
@@ -77,13 +64,12 @@ class Statistics:
 def save(path: str | os.PathLike[str], statistics: Statistics) -> None:
     """Writes statistics as an npz that other tools read too (mu, sigma, mu_s, sigma_s)."""
     header = {"format": _FORMAT, "count": statistics.count, "protocol": statistics.protocol}
-    arrays: dict[str, Any] = {"mu": statistics.mean, "sigma": statistics.covariance, "protocol": json.dumps(header)}
+    arrays = {"mu": statistics.mean, "sigma": statistics.covariance}
     if statistics.spatial_mean is not None and statistics.spatial_covariance is not None:
         arrays |= {"mu_s": statistics.spatial_mean, "sigma_s": statistics.spatial_covariance}
     if statistics.features is not None:
         arrays["features"] = statistics.features
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+    npz.write(path, arrays, "protocol", header)
 
 
 def load(path: str | os.PathLike[str]) -> Statistics:
@@ -91,8 +77,9 @@ def load(path: str | os.PathLike[str]) -> Statistics:
 
     Raises:
       FileNotFoundError: there is no such file.
-      StatisticsError: the file is truncated or damaged, lacks arrays, holds arrays that do not fit each other or
-        values that are not finite, or would take unbounded memory. Sizes are checked before arrays are read.
+      StatisticsError: the file is truncated or damaged (of eqjax's kind, a checksum covers all arrays), lacks arrays,
+        holds arrays that do not fit each other or values that are not finite, or would take unbounded memory. Sizes
+        are checked before arrays are read.
 
     Example:
       >>> save("/tmp/statistics.npz", Statistics(np.zeros(2), np.eye(2), count=100))
@@ -102,22 +89,11 @@ def load(path: str | os.PathLike[str]) -> Statistics:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no statistics file at {path}; `eqjax make-statistics` computes one from images.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [shorten(name.removesuffix(".npy")) for name in archive.namelist()]
-            entries = _checked_entries(path, archive)
-            arrays = {name: _read_array(archive, info) for name, info in entries.items()}
-    except StatisticsError:
-        raise
-    except zipfile.BadZipFile as error:
-        hint = " It holds a single array (.npy)." if _begins_as_npy(path) else ""
-        raise StatisticsError(
-            f"{path} cannot be read as npz ({shorten(str(error))}): truncated, damaged, or of another kind.{hint}"
-        ) from error
-    except (*NPZ_ERRORS, AttributeError, struct.error) as error:
-        raise StatisticsError(
-            f"{path} cannot be read as npz ({shorten(str(error))}): truncated, damaged, or of another kind."
-        ) from error
+    kinds = {name: npz.TEXT if name == "protocol" else npz.NUMBERS for name in _DIMENSIONS}
+    with npz.open_npz(path, kinds, max_bytes=MAX_BYTES, error=StatisticsError) as file:
+        names = file.names
+        _check_shapes(path, {name: entry.shape for name, entry in file.entries.items()})
+        arrays = {name: file.read(name) for name in file.entries}
     if "mu" not in arrays or "sigma" not in arrays:
         hint = " It holds images: compute statistics with `eqjax make-statistics`." if "arr_0" in names else ""
         raise StatisticsError(
@@ -125,7 +101,8 @@ def load(path: str | os.PathLike[str]) -> Statistics:
         )
     if ("mu_s" in arrays) != ("sigma_s" in arrays):
         raise StatisticsError(f"{path} holds one of mu_s and sigma_s and not the other; found {shorten(str(names))}.")
-    header = _header(path, arrays.pop("protocol", None))
+    text = arrays.pop("protocol", None)
+    header = {} if text is None else _header(path, text, arrays)
     _check_finite(path, arrays)
     arrays = {name: a if name == "features" else a.astype(np.float64) for name, a in arrays.items()}
     return Statistics(
@@ -139,87 +116,32 @@ def load(path: str | os.PathLike[str]) -> Statistics:
     )
 
 
-def _checked_entries(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Returns the entries to read, after a check of what each declares: a small file may stand for any memory."""
-    entries: dict[str, zipfile.ZipInfo] = {}
-    for info in archive.infolist():
-        name = info.filename.removesuffix(".npy")
-        if name not in _DIMENSIONS or not info.filename.endswith(".npy"):
-            continue
-        reason = None
-        if name in entries:
-            reason = "occurs twice"
-        elif info.flag_bits & _ENCRYPTED:
-            reason = "is encrypted"
-        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            reason = f"is compressed by method {info.compress_type}; numpy stores or deflates"
-        elif name == "protocol" and info.file_size > MAX_PROTOCOL_BYTES:
-            reason = f"has {info.file_size} bytes; at most {MAX_PROTOCOL_BYTES} are read"
-        if reason:
-            raise StatisticsError(f"{path}: {name} {reason}.")
-        entries[name] = info
-    total, size = sum(info.file_size for info in entries.values()), os.path.getsize(path)
-    if total > min(MAX_BYTES, max(MAX_EXPANSION * size, EXPANSION_FLOOR)):
-        raise StatisticsError(
-            f"{path} of {size} bytes declares arrays of {total} bytes: more than {MAX_EXPANSION} times its size, or "
-            f"than {MAX_BYTES}, as no statistics have; refused."
-        )
-    shapes = {name: _declared_shape(path, archive, name, info) for name, info in entries.items()}
-    _check_shapes(path, shapes)
-    return entries
-
-
-def _declared_shape(path: str, archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> tuple[int, ...]:
-    """Returns the shape in the header of an entry, which must agree with the entry's size."""
-    with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError(f"{name} holds Python objects")  # A pickle: never read.
-        if dtype.kind not in ("U" if name == "protocol" else "fiu"):
-            raise StatisticsError(
-                f"{path}: {name} is {shorten(str(dtype))}; {'text' if name == 'protocol' else 'numbers'} expected."
-            )
-        if len(shape) != _DIMENSIONS[name] or min(shape, default=0) < 0:
-            raise StatisticsError(f"{path}: {name} has shape {shorten(str(shape))}; expected {_DIMENSIONS[name]} axes.")
-        if math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
-            raise StatisticsError(
-                f"{path}: {name} {shorten(str(shape))} of {dtype} does not have the {info.file_size} bytes that the "
-                "file declares: damaged."
-            )
-    return shape
-
-
-def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    with archive.open(info) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _begins_as_npy(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(6) == b"\x93NUMPY"
-
-
-def _header(path: str, text: np.ndarray | None) -> dict[str, Any]:
-    if text is None:
-        return {}
+def _header(path: str, text: np.ndarray, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns count and protocol from inside a file, compared with the checksum."""
     try:
-        header = parse_json(str(text))
+        header, intact = npz.signed_values(text, arrays)
     except ValueError as error:
         raise StatisticsError(f"the protocol inside {path} is not JSON ({error}).") from error
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        found = header.get("format") if isinstance(header, dict) else header
+    if header.get("format") != _FORMAT:
+        found = header.get("format")
         raise StatisticsError(f"{path} was written in format {shorten(repr(found))}; this version reads {_FORMAT!r}.")
     count, protocol = header.get("count"), header.get("protocol", {})
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
         raise StatisticsError(f"{path}: count is {shorten(repr(count))}; expected a number of images.")
     if not isinstance(protocol, dict):
         raise StatisticsError(f"{path}: protocol is {shorten(repr(protocol))}; expected its entries by name.")
+    if not intact:
+        raise StatisticsError(
+            f"{path} is damaged: its arrays or its protocol are not those that were written, as their checksum "
+            "differs. Copy it again, or recompute it with `eqjax make-statistics`."
+        )
     return header
 
 
 def _check_shapes(path: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        if len(shape) != _DIMENSIONS[name]:
+            raise StatisticsError(f"{path}: {name} has shape {shorten(str(shape))}; expected {_DIMENSIONS[name]} axes.")
     for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
         if mean not in shapes or covariance not in shapes:
             continue

@@ -18,9 +18,11 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from eqjax import flow, sharding
+from eqjax.config_fields import checked
 from eqjax.generator.flow_head import FlowHead, Modulations
-from eqjax.generator.layers import KVCache, layer_norm, normalize, remat_policy, stacked_blocks, window_mask, xavier
+from eqjax.generator.layers import KVCache, layer_norm, normalize, stacked_blocks, window_mask, xavier
 from eqjax.generator.rope import rope_angles
+from eqjax.module_fields import GENERATOR
 from eqjax.typing import AnyArray, PRNGKey, Scalar
 
 _normal = nn.initializers.normal(0.02)
@@ -94,6 +96,10 @@ class Generator(nn.Module):
         the results of products with parameters (attention is recomputed). False and True mean "none" and "full".
       dtype: compute dtype; parameters, norms, softmax, RoPE and the flow's state are float32.
 
+    Raises:
+      TypeError: a field is of another type.
+      ValueError: a field is out of range, or fields contradict each other.
+
     Example:
       >>> generator = Generator(width=32, depth=2, num_heads=4, latent_dim=8, num_classes=10)
       >>> params = generator.init_params(jax.random.key(0))
@@ -119,24 +125,14 @@ class Generator(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
+        for name, value in checked(vars(self), GENERATOR).items():
+            setattr(self, name, value)
         super().__post_init__()
-        for name in ("width", "depth", "num_heads", "latent_dim", "num_classes", "num_cond_tokens", "max_rope_shift",
-                     "flow_width", "flow_depth", "flow_batch_mult"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be ≥ 1.")
-        if not (0 <= self.dropout_rate < 1 and 0 <= self.label_dropout_rate <= 1):
-            raise ValueError(
-                f"dropout_rate={self.dropout_rate} must be in [0, 1), and "
-                f"label_dropout_rate={self.label_dropout_rate} in [0, 1]."
-            )
         if self.width % (2 * self.num_heads):
             raise ValueError(
                 f"width={self.width} must be a multiple of 2 · num_heads={2 * self.num_heads}: "
                 "heads have an even number of channels, for the rotation of pairs."
             )
-        if self.window_size is not None and self.window_size < 1:
-            raise ValueError(f"window_size={self.window_size} must be ≥ 1 (the own column), or None for all.")
-        remat_policy(self.remat)
 
     def setup(self) -> None:
         self.class_embedding = self.param("class_embedding", _normal, (self.num_classes, self.width))

@@ -7,10 +7,13 @@
 
 Image i has `num_variants` = crops × flips consecutive records (crop 0, crop 0 mirrored, crop 1, …). A record is the
 label (int32, little-endian) followed by the posterior's mean [L, D]; its noise is drawn at every training step.
+
+ArrayRecord keeps a 64-bit hash of every record and compares it at every reading; JSON files hold a checksum.
 """
 
 import dataclasses
 import json
+import math
 import operator
 import os
 import threading
@@ -21,7 +24,9 @@ from jaxtyping import Float
 import ml_dtypes
 import numpy as np
 
-from eqjax.io import read_json
+from eqjax import checksums
+from eqjax.arguments import shorten
+from eqjax.io import read_json, write_json
 from eqjax.typing import Record
 
 FORMAT = "eqjax-latents-1"
@@ -102,26 +107,66 @@ class CacheSpec:
         missing = [name for name in names if name not in values]
         if values.get("format") != FORMAT or missing:
             raise CacheError(
-                f"{path} has format {values.get('format')!r} and lacks {missing}; expected {FORMAT!r} with all fields. "
-                "Make the cache again in another folder."
+                f"{path} has format {shorten(repr(values.get('format')))} and lacks {missing}; expected {FORMAT!r} "
+                "with all fields. Make the cache again in another folder."
             )
+        for name in names:
+            if not _is_valid(name, values[name]):
+                raise CacheError(
+                    f"{path}: {name} is {shorten(repr(values[name]))}, which no cache has. Make the cache again in "
+                    "another folder."
+                )
         fields = {name: values[name] for name in names}
         return cls(**{**fields, "class_names": tuple(fields["class_names"]), "shape": tuple(fields["shape"])})
 
 
+def _is_valid(name: str, value: Any) -> bool:
+    """Returns whether a field of a specification has a value of the right type, and in its range."""
+    match name:
+        case "encoder_fields":
+            return isinstance(value, dict)
+        case "data":
+            return isinstance(value, dict) and all(_is_count(value.get(side)) for side in ("height", "width"))
+        case "class_names":
+            return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        case "shape":
+            return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
+        case "num_images" | "num_crops" | "shard_size":
+            return _is_count(value)
+        case "dtype":
+            return isinstance(value, str) and value in DTYPES
+        case "flips":
+            return isinstance(value, bool)
+        case "seed":
+            return isinstance(value, int)
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**40
+
+
 def read_cache_json(path: str) -> dict[str, Any]:
-    """Returns the JSON object in a file of a cache.
+    """Returns the JSON object in a file of a cache, compared with its checksum.
 
     Raises:
-      CacheError: the file holds no JSON object.
+      CacheError: the file holds no JSON object, or another one than was written.
     """
     try:
         values = read_json(path)
-    except json.JSONDecodeError as error:
-        raise CacheError(f"{path} is damaged ({error}). Delete it. {_REPEAT}") from error
+    except ValueError as error:
+        raise CacheError(f"{error} Delete it. {_REPEAT}") from error
     if not isinstance(values, dict):
         raise CacheError(f"{path} holds {type(values).__name__}, expected an object. Delete it. {_REPEAT}")
+    values, intact = checksums.verify(values)
+    if not intact:
+        raise CacheError(f"{path} is damaged, as its checksum differs. Delete it. {_REPEAT}")
     return values
+
+
+def write_cache_json(path: str, values: dict[str, Any]) -> None:
+    """Writes a JSON object with a checksum, for `read_cache_json`."""
+    write_json(path, checksums.sign(values))
 
 
 def encode_record(latents: Float[np.ndarray, "L D"], label: int) -> bytes:
@@ -154,12 +199,17 @@ def load_manifest(root: str) -> tuple[CacheSpec, dict[str, Any]]:
             f"{root!r} has no manifest.json: it is not a complete cache of latents (complete shards: {done}). {_REPEAT}"
         )
     manifest = read_cache_json(path)
-    spec = CacheSpec.from_dict(manifest, path)
+    spec, shards, scale = CacheSpec.from_dict(manifest, path), manifest.get("shards"), manifest.get("latent_scale")
+    if not isinstance(shards, dict) or not isinstance(scale, float) or not 0 < scale < math.inf:
+        raise CacheError(f"{path} lists no shards, or no latent_scale. Delete it. {_REPEAT}")
     for shard in range(spec.num_shards):
         name = spec.shard_name(shard)
         shard_path = os.path.join(root, f"{name}.array_record")
         found = os.path.getsize(shard_path) if os.path.isfile(shard_path) else None
-        expected = manifest["shards"][name]["bytes"]
+        listed = shards.get(name)
+        expected = listed.get("bytes") if isinstance(listed, dict) else None
+        if expected is None:
+            raise CacheError(f"{path} does not list the shard {name}. Delete it. {_REPEAT}")
         if found != expected:
             state = "is missing" if found is None else f"has {found} bytes"
             raise CacheError(

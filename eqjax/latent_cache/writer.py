@@ -14,8 +14,8 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 import numpy as np
 
 from eqjax.differences import check_equal
-from eqjax.io import atomic_write, remove_leftovers, write_json
-from eqjax.latent_cache.format import CacheError, CacheSpec, encode_record, read_cache_json
+from eqjax.io import atomic_write, remove_leftovers
+from eqjax.latent_cache.format import CacheError, CacheSpec, encode_record, read_cache_json, write_cache_json
 
 _NOT_COMPARED = ("num_threads", "num_workers", "flip")  # Fields of the data configuration that no record depends on.
 _FILES = r"spec\.json|manifest\.json|latents-\d+-of-\d+\.(?:array_record|json)"  # Names of a cache's files.
@@ -43,7 +43,7 @@ class CacheWriter:
         os.makedirs(self.root, exist_ok=True)
         remove_leftovers(self.root, _FILES)
         if not os.path.exists(path):
-            write_json(path, self.spec.to_dict())
+            write_cache_json(path, self.spec.to_dict())
             return
         found, expected = read_cache_json(path), self.spec.to_dict()
         for side in (found, expected):
@@ -62,7 +62,7 @@ class CacheWriter:
         path, statistics = self._shard_path(shard), self._statistics_path(shard)
         if not os.path.isfile(path) or not os.path.isfile(statistics):
             return False
-        return os.path.getsize(path) == read_cache_json(statistics)["bytes"]
+        return os.path.getsize(path) == read_cache_json(statistics).get("bytes")
 
     def write_shard(self, shard: int, records: Iterable[tuple[np.ndarray, int]]) -> None:
         """Writes a shard and then its statistics.
@@ -98,7 +98,7 @@ class CacheWriter:
                 raise
             return
         statistics = {"records": count, "bytes": os.path.getsize(path), "mean_square": sum_of_squares / count}
-        write_json(self._statistics_path(shard), statistics)
+        write_cache_json(self._statistics_path(shard), statistics)
 
     def write_manifest(self, noise_mean_square: float) -> bool:
         """Writes the manifest if all shards are complete, and removes temporary files of killed processes.
@@ -125,7 +125,7 @@ class CacheWriter:
         mean_square = sum(shard["records"] * shard["mean_square"] for shard in shards.values()) / num_records
         latent_scale = (mean_square + noise_mean_square) ** -0.5
         manifest = {"num_records": num_records, "latent_scale": latent_scale, "shards": shards}
-        write_json(os.path.join(self.root, "manifest.json"), {**spec.to_dict(), **manifest})
+        write_cache_json(os.path.join(self.root, "manifest.json"), {**spec.to_dict(), **manifest})
         for name in os.listdir(self.root):
             if ".array_record." in name and name.endswith(".tmp"):
                 with contextlib.suppress(FileNotFoundError):

@@ -8,7 +8,9 @@ from jaxtyping import Float
 import numpy as np
 
 from eqjax import flow
-from eqjax.arguments import Choice, Either, Integer, Items, Number, Rule, check_names, is_traced
+from eqjax.arguments import check_names, is_traced
+from eqjax.config_fields import checked
+from eqjax.module_fields import SAMPLING
 from eqjax.typing import AnyArray, Scalar
 
 
@@ -44,7 +46,7 @@ class SamplingOptions:
 
     Raises:
       ValueError: an option is out of its range.
-      TypeError: an option is of another type, or unknown.
+      TypeError: an option is unknown, or of another type.
 
     Example:
       >>> options = SamplingOptions(guidance_scale=2.0, num_flow_steps=25)
@@ -68,9 +70,8 @@ class SamplingOptions:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name, rule in _RULES.items():
-            value = rule.check(name, getattr(self, name))
-            object.__setattr__(self, name, _to_floats(value) if name in _FLOATS else value)
+        for name, value in checked(vars(self), SAMPLING).items():
+            object.__setattr__(self, name, value)
         self.solver_table()
 
     @property
@@ -91,31 +92,10 @@ class SamplingOptions:
 
     def solver_table(self) -> flow.SolverTable:
         """Returns the flow solver as a table, one row per evaluation of the velocity."""
-        return flow.solver_table(self.solver, self.num_flow_steps, self.time_grid)
+        num_steps: Any = self.num_flow_steps
+        return flow.solver_table(self.solver, num_steps, self.time_grid)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as JSON values, {name: value}; `SamplingOptions(**values)` gives them back."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-# Times are float32: with more steps the first ones would fall together.
-_MAX_STEPS = 2**24
-_SCALE = Number(least=0)
-_RULES: dict[str, Rule] = {
-    "guidance_scale": Either((_SCALE, Items(_SCALE, least=1)), traceable=True),
-    "guidance_schedule": Choice(flow.SCHEDULES),
-    "num_flow_steps": Integer(least=1, most=_MAX_STEPS),
-    "solver": Choice(flow.SOLVERS),
-    "time_grid": Either((Choice(flow.TIME_GRIDS), Items(Number(least=0, most=1), least=2))),
-    "temperature": Number(least=0, traceable=True),
-    "max_position": Integer(least=0, optional=True, none_means="positions as published", traceable=True),
-}
-_FLOATS = ("guidance_scale", "time_grid", "temperature")
-
-
-def _to_floats(value: Any) -> Any:
-    """Converts a number, or a tuple of numbers; anything else is returned as it is."""
-    if isinstance(value, tuple):
-        return tuple(map(float, value))
-    return float(value) if isinstance(value, int | float) else value

@@ -7,28 +7,26 @@ import json
 import os
 import threading
 from typing import Any, Unpack
-import zipfile
-import zlib
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from eqjax.arguments import Instance, Integer
+from eqjax import npz
+from eqjax.arguments import Instance, Integer, shorten
 from eqjax.differences import check_equal
 from eqjax.fingerprint import fingerprint
 from eqjax.io import atomic_write
 from eqjax.model import Model
 from eqjax.pretrained import module_to_dict
-from eqjax.sampling import chunks, memory, sampler
+from eqjax.sampling import chunks, memory, panorama_state, sampler
 from eqjax.sampling.checks import NUM_COLUMNS, SEED, SEEDS, as_seeds, check_labels, check_prefix
 from eqjax.sampling.class_schedule import TRANSITION, ClassSchedule, parse_classes
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
-from eqjax.sampling.streaming import StreamDecoder, check_array
+from eqjax.sampling.streaming import StreamDecoder
 from eqjax.typing import AnyArray
 
-_FORMAT = "eqjax-panorama-1"
 _STRIP_COLUMNS = Integer(least=1, most=2**16)
 
 
@@ -271,13 +269,13 @@ class Panorama:
             empty = np.zeros((*self._batch_shape, self._model.require("tokenizer").resolution, 0, 3), np.uint8)
             arrays["ready"] = np.concatenate([empty, *self._ready], axis=-2)
             about = {
-                "format": _FORMAT,
+                "format": panorama_state.FORMAT,
                 "options": self.options.to_dict(),
                 "sampled": self._sampled,
                 "next_column": int(self._state.column),
                 "model": self._identity,
             }
-            return {**arrays, "about": np.array(json.dumps(about))}
+            return {**arrays, "about": npz.signed(arrays, about)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `state` to a file (.npz) atomically; `panorama(model, state=path)` resumes from it."""
@@ -297,53 +295,64 @@ class Panorama:
           FileNotFoundError: there is no such file.
           ValueError: it is not a saved panorama, or belongs to another model.
         """
-        is_file = isinstance(state, str | os.PathLike)
-        source, arrays = (os.fspath(state), _read(state)) if is_file else ("this state", state)
-        try:
-            about = json.loads(str(arrays["about"]))
-            if about["format"] != _FORMAT:
-                raise KeyError("format")
-            identity = _identity(model)
-            check_equal(
-                about["model"],
-                identity,
-                f"{source} belongs to another model; load that one, or begin another panorama:",
-                found_name="saved",
-                expected_name="this model",
-            )
-            made = cls(model, PanoramaOptions(**{name: _to_tuple(value) for name, value in about["options"].items()}))
-            made._identity = identity
-            made._restore(arrays, about)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{source} is not a saved panorama of format {_FORMAT!r} ({error}).") from error
+        with panorama_state.open_state(state, _STATE_ARRAYS) as saved:
+            try:
+                about = saved.about
+                identity = _identity(model)
+                check_equal(
+                    about["model"],
+                    identity,
+                    f"{saved.source} belongs to another model; load that one, or begin another panorama:",
+                    found_name="saved",
+                    expected_name="this model",
+                )
+                options = {name: _to_tuple(value) for name, value in about["options"].items()}
+                made = cls(model, PanoramaOptions(**options))
+                made._identity = identity
+                made._restore(saved)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{saved.source} is not a saved panorama of format {panorama_state.FORMAT!r} "
+                    f"({shorten(str(error))})."
+                ) from error
         return made
 
-    def _restore(self, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-        """Resumes from a state.
+    def _restore(self, saved: panorama_state.SavedState) -> None:
+        """Takes over the state between columns.
 
         Raises:
-          KeyError: an array is missing.
-          TypeError: an array has another shape or dtype.
+          ValueError: numbers or shapes contradict each other or the model.
         """
-        start, ready = self._state, arrays["ready"]
-        empty = (start.context, start.cache.keys, start.cache.values)
-        for name, like in zip(_SAMPLER_ARRAYS, empty, strict=True):
-            check_array(name, arrays[name], like.shape, np.float32)
-        check_array("ready", ready, (*self._batch_shape, self._decoder.height, None, 3), np.uint8)
-        context, keys, values = (jnp.asarray(arrays[name], start.context.dtype) for name in _SAMPLER_ARRAYS)
-        column, self._sampled = (_COLUMN.check(name, about[name]) for name in ("next_column", "sampled"))
-        self._state = sampler.SamplerState(jnp.int32(column), context, sampler.KVCache(keys, values))
+        generator, num_columns = self._model.require("generator"), self.options.num_columns
+        sampled, next_column = (_COLUMN.check(name, saved.about[name]) for name in ("sampled", "next_column"))
+        if sampled != next_column or (num_columns is not None and sampled > num_columns):
+            raise ValueError(
+                f"{saved.source} is not a saved panorama: {sampled} columns are sampled, and the next one is "
+                f"{next_column}."
+            )
+        first = self._state
+        leaves = dict(zip(_SAMPLER_ARRAYS, (first.context, first.cache.keys, first.cache.values), strict=True))
+        expected: dict[str, Any] = {name: ("f", [(n, n) for n in leaf.shape]) for name, leaf in leaves.items()}
+        expected |= {f"decoder_{name}": value for name, value in self._decoder.expected_state(sampled).items()}
+        batch, tokenizer = [(n, n) for n in self._batch_shape], self._model.require("tokenizer")
+        widths = (0, sampled * tokenizer.column_width)
+        expected["ready"] = ("u", [*batch, (tokenizer.resolution,) * 2, widths, (3, 3)])
+        arrays = saved.arrays(expected)
+        context, keys, values = (jnp.asarray(arrays[name], generator.dtype) for name in _SAMPLER_ARRAYS)
+        self._state = sampler.SamplerState(jnp.int32(next_column), context, sampler.KVCache(keys, values))
+        self._sampled, ready = sampled, arrays["ready"]
         self._ready = [ready] if ready.size else []
-        self._decoder.restore({name: arrays[f"decoder_{name}"] for name in StreamDecoder.STATE})
+        self._decoder.restore({name: arrays[f"decoder_{name}"] for name in StreamDecoder.STATE}, saved.source)
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         return _identity(self._model)
 
 
-# Arrays of a `SamplerState` in a saved state.
+# Arrays of a `SamplerState` in a saved state, and all arrays of one.
 _SAMPLER_ARRAYS = ("context", "cache_keys", "cache_values")
 _COLUMN = Integer(least=0)
+_STATE_ARRAYS = (*_SAMPLER_ARRAYS, "ready", *(f"decoder_{name}" for name in StreamDecoder.STATE))
 
 
 def _identity(model: Model) -> dict[str, Any]:
@@ -360,14 +369,3 @@ def _identity(model: Model) -> dict[str, Any]:
 
 def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no saved panorama at {os.fspath(path)}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        # RuntimeError: an archive that is encrypted, or compressed in another way.
-        raise ValueError(f"{os.fspath(path)} cannot be read as a saved panorama ({error}).") from error

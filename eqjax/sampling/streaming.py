@@ -13,7 +13,6 @@ Letters: B images, n columns, D latent size, H height, w width of a strip.
 
 from collections.abc import Mapping
 import functools
-from typing import Any
 
 from jaxtyping import Float, Shaped
 import numpy as np
@@ -57,7 +56,7 @@ class StreamDecoder:
         """
         self._decode_window = functools.partial(decode_window, tokenizer, params, to_uint8=False)
         self._scale, self._width, self._strip = latent_scale, tokenizer.column_width, strip_columns
-        self._halo, self._batch_shape, self.height = tokenizer.halo_columns, batch_shape, tokenizer.resolution
+        self._height, self._halo = tokenizer.resolution, tokenizer.halo_columns
         if self._halo is None:
             self.window = max(2, tokenizer.resolution // tokenizer.column_width)  # Training images are square.
             self._strip = self.window - self.window // 2
@@ -126,36 +125,36 @@ class StreamDecoder:
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns everything that later strips depend on."""
-        tail = np.zeros((0, 0, 3), np.float32) if self.tail is None else self.tail
+        tail = np.zeros((*self.held.shape[:-2], 0, 0, 3), np.float32) if self.tail is None else self.tail
         received, emitted = np.asarray(self.received), np.asarray(self.emitted)
         return {"received": received, "emitted": emitted, "held": self.held, "tail": tail}
 
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Resumes from a `state`.
+    def expected_state(self, received: int) -> dict[str, tuple[str, list[tuple[int, int]]]]:
+        """Returns kind of dtype, and least and largest length of each axis, of the arrays of `state`.
+
+        Args:
+          received: columns received.
+        """
+        batch = [(n, n) for n in self.held.shape[:-2]]
+        held = [*batch, (0, min(received, self.window)), (self.held.shape[-1],) * 2]
+        tail = [*batch, (0, self._height), (0, self.window * self._width), (3, 3)]
+        return {"received": ("i", []), "emitted": ("i", []), "held": ("f", held), "tail": ("f", tail)}
+
+    def restore(self, state: Mapping[str, np.ndarray], source: str) -> None:
+        """Resumes from a `state`, whose arrays have the shapes of `expected_state`.
+
+        Args:
+          state: the arrays.
+          source: name of their origin for messages.
 
         Raises:
-          KeyError: an array is missing.
-          TypeError: an array has another shape or dtype, or the arrays contradict each other.
+          ValueError: numbers and arrays contradict each other.
         """
-        received, emitted, held, tail = (state[name] for name in self.STATE)
-        for name, array in (("received", received), ("emitted", emitted)):
-            check_array(name, array, (), np.int64)
-        check_array("held", held, (*self._batch_shape, None, self.held.shape[-1]), np.float32)
-        if tail.size:
-            check_array("tail", tail, (*self._batch_shape, self.height, None, 3), np.float32)
-        if not 0 <= emitted <= received or held.shape[-2] > received:
-            raise TypeError(f"{received} columns received, {held.shape[-2]} of them held, {emitted} emitted")
-        self.received, self.emitted = int(received), int(emitted)
-        self.held, self.tail = held, tail if tail.size else None
-
-
-def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: Any) -> None:
-    """Checks an array of a saved state; None in `shape` is any size.
-
-    Raises:
-      TypeError: the array has another shape or dtype.
-    """
-    array = np.asarray(array)
-    same = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
-    if not same or array.dtype != dtype:
-        raise TypeError(f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
+        self.received, self.emitted = int(state["received"]), int(state["emitted"])
+        self.held, self.tail = state["held"], state["tail"] if state["tail"].size else None
+        oldest, needed = self.received - self.held.shape[-2], min(self._first_of_window(), self.received - self.window)
+        if not 0 <= self.emitted <= self.received or oldest > max(needed, 0):
+            raise ValueError(
+                f"{source} is not a saved panorama: {self.emitted} of {self.received} columns are decoded, and the "
+                f"last {self.held.shape[-2]} are kept."
+            )

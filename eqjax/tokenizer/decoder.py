@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from eqjax.config_fields import checked
+from eqjax.module_fields import SEMANTIC
 from eqjax.tokenizer.encoder import from_columns, mid
 from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, Up, depth_to_space, normalize
 from eqjax.tokenizer.levels import LevelStack
@@ -97,6 +99,10 @@ class SemanticConfig:
       num_res_blocks: ResBlocks per level.
       out_channels: channels of the predicted features (768 for DINOv2 ViT-B/14).
       downsamples: number of levels that halve rows and columns.
+
+    Raises:
+      TypeError: a field is of another type.
+      ValueError: a field is out of range.
     """
 
     channels: int
@@ -104,6 +110,10 @@ class SemanticConfig:
     num_res_blocks: int
     out_channels: int
     downsamples: int
+
+    def __post_init__(self) -> None:
+        for name, value in checked(vars(self), SEMANTIC).items():
+            object.__setattr__(self, name, value)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
+from eqjax.config_fields import checked
+from eqjax.module_fields import TOKENIZER
 from eqjax.tokenizer.decoder import Decoder, SemanticConfig, SemanticHead
 from eqjax.tokenizer.encoder import Encoder
-from eqjax.tokenizer.layers import NORMS, Conv
+from eqjax.tokenizer.layers import Conv
 from eqjax.tokenizer.levels import LevelStack
 from eqjax.tokenizer.posterior import Posterior
 from eqjax.typing import AnyArray, Params, PRNGKey
@@ -66,6 +68,7 @@ class Tokenizer(nn.Module):
       dtype: compute dtype; parameters, norms' statistics and softmax are float32.
 
     Raises:
+      TypeError: a field is of another type.
       ValueError: a field is out of range, or fields contradict each other.
 
     Example:
@@ -100,34 +103,15 @@ class Tokenizer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        # Modules are static arguments of jitted functions, so fields that come from JSON or a
-        # config (lists, mappings) are made hashable.
-        self.channel_multipliers = tuple(self.channel_multipliers)
-        self.attention_resolutions = tuple(self.attention_resolutions)
-        if isinstance(self.semantic, Mapping):
-            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.semantic.items()}
-            self.semantic = SemanticConfig(**fields)
+        # Modules are static arguments of jitted functions, so fields that come from JSON or a config (lists, mappings)
+        # are made hashable.
+        values = dict(vars(self))
+        if isinstance(self.semantic, SemanticConfig):
+            del values["semantic"]  # It has checked itself.
+        for name, value in checked(values, TOKENIZER).items():
+            setattr(self, name, SemanticConfig(**value) if name == "semantic" and value is not None else value)
         super().__post_init__()
-        self._check_ranges()
         self._check_levels()
-
-    @nn.nowrap
-    def _check_ranges(self) -> None:
-        """Checks every field on its own."""
-        if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r} is not one of {NORMS}.")
-        for name in ("channels", "num_res_blocks", "resolution", "z_channels", "embed_dim", "patch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be ≥ 1.")
-        for name in ("square_downsamples", "posterior_std"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be ≥ 0.")
-        if self.refine_channels is not None and self.refine_channels < 1:
-            raise ValueError(f"refine_channels={self.refine_channels} must be ≥ 1 or None.")
-        if self.attention_window is not None and self.attention_window < 0:
-            raise ValueError(f"attention_window={self.attention_window} must be ≥ 0 or None.")
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(f"channel_multipliers={self.channel_multipliers} must be one or more numbers ≥ 1.")
 
     @nn.nowrap
     def _check_levels(self) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 import tqdm
 
-from eqjax import pixels
+from eqjax import extras
+from eqjax.image_output import save_image
 from eqjax.io import atomic_write
 from eqjax.progress import format_duration
 from eqjax.typing import AnyArray, Config, Metrics, Scalar
@@ -95,7 +96,7 @@ class MetricWriter:
         if self._file is None:
             return
         image = np.asarray(image)
-        pixels.save_png(os.path.join(self._workdir, "images", f"{name}_{int(step):07d}.png"), image)
+        save_image(os.path.join(self._workdir, "images", f"{name}_{int(step):07d}.png"), image)
         self._board.add_image(name, image, int(step), dataformats="HWC")
         if self._wandb is not None:
             import wandb  # pyright: ignore[reportMissingImports] - optional
@@ -119,13 +120,9 @@ class MetricWriter:
 
 def _start_wandb(workdir: str, project: str) -> Any:
     """Returns the W&B run whose id is in the workdir, or a new one whose id is written there."""
-    try:
-        import wandb  # pyright: ignore[reportMissingImports] - optional
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"wandb_project={project!r} needs the package wandb: pip install wandb, or set it to None; "
-            "metrics.jsonl and TensorBoard are written in any case."
-        ) from error
+    extras.require("wandb", f"wandb_project={project!r} needs the package wandb (metrics.jsonl is written without)")
+    import wandb  # pyright: ignore[reportMissingImports] - optional
+
     path, run_id = os.path.join(workdir, "wandb_run.txt"), None
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:

@@ -36,7 +36,7 @@ def train(config: Config, workdir: str, trainer: Trainer) -> State:
     `model.safetensors` with the EMA weights; `best.safetensors` and `profile/` if the configuration asks for them.
 
     Args:
-      config: a resolved configuration with the fields of `config.run_config`, and `data`.
+      config: a resolved configuration with the fields of `fields.RUN`, and `data`.
       workdir: folder of the run; created if it does not exist.
       trainer: the trainer.
 
@@ -85,7 +85,7 @@ class Run:
         """Opens devices, files and data, in the order in which they may reject the run.
 
         Args:
-          config: a resolved configuration with the fields of `config.run_config`, and `data`.
+          config: a resolved configuration with the fields of `fields.RUN`, and `data`.
           workdir: folder of the run; created if it does not exist.
           trainer: the trainer.
         """

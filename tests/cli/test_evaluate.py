@@ -137,7 +137,7 @@ def test_analysis_needs_matplotlib_and_a_tokenizer(files, tmp_path, monkeypatch)
         analyze.run(parse(analyze, f"--weights={files}/generator.safetensors"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for options in (["--weights=absent"], ["--compare", f"--output={tmp_path}"]):
-        with pytest.raises(ModuleNotFoundError, match=r"pip install -e '.\[analysis\]'"):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'eqjax\[analysis\]'"):
             analyze.run(parse(analyze, *options))
     assert os.listdir(tmp_path) == []
 

@@ -1,7 +1,7 @@
-"""The sampling command: images, panoramas, outpainting, GIFs, and its errors."""
+"""The sampling command: images, panoramas, outpainting, animations, and its errors."""
 
+import logging
 from typing import Any
-import weakref
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -78,37 +78,46 @@ def test_grid_of_classes_and_seeds(command):
     np.testing.assert_array_equal(out, command(classes="cat,2", seeds="0,5", num_columns=4))
 
 
-def test_panorama_with_classes_and_gif(command, tmp_path):
-    out = command(classes="cat:20,dog", transition=4, num_columns=50, gif=True, gif_pixels=6)
+def test_panorama_with_classes_and_animation(command, tmp_path):
+    path = tmp_path / "pan" / "out.gif"
+    out = command(classes="cat:20,dog", transition=4, num_columns=50, animation=path, pixels_per_frame=6)
     assert out.shape == (16, 100, 3)
-    with Image.open(tmp_path / "out.gif") as gif:
+    with Image.open(path) as gif:
         assert (gif.size, len(list(ImageSequence.Iterator(gif)))) == ((64, 16), (100 - 64) // 6 + 1)
 
 
-def test_gif_pans_along_and_holds_few_frames(tmp_path, monkeypatch):
-    image = np.zeros((16, 90, 3), np.uint8)
-    image[:, :, 0] = 2 * np.arange(90)
-    image[8:, :, 1] = 200
-    frames, made, most = [], Image.fromarray, []
+def test_the_extension_of_the_output_names_its_format(command, tmp_path):
+    command(classes="cat", num_columns=4, output=tmp_path / "a.JPG", written="a.JPG")
+    with Image.open(tmp_path / "a.JPG") as image:
+        assert image.format == "JPEG"
 
-    def counted(*args):
-        frame = made(*args)
-        frames.append(weakref.ref(frame))
-        most.append(sum(ref() is not None for ref in frames))
-        return frame
 
-    monkeypatch.setattr(sample.Image, "fromarray", counted)
-    sample.write_gif(tmp_path / "a.gif", image, 64, 5)
-    assert len(most) == 6 and max(most) <= 2
-    with Image.open(tmp_path / "a.gif") as gif:
-        assert (gif.info["loop"], gif.info["duration"]) == (0, 40)
-        assert len(list(ImageSequence.Iterator(gif))) == 6
-        for i in range(6):
-            gif.seek(i)
-            frame = np.asarray(gif.convert("RGB")).astype(int)
-            assert np.abs(frame - image[:, 5 * i : 5 * i + 64]).max() <= 4  # 128 colors.
-    with Image.open(tmp_path / "a.gif") as gif:
-        assert gif.mode == "P"
+def test_a_folder_is_no_output(command, tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):
+        command(classes="cat", output=tmp_path)
+
+
+def test_a_narrow_image_is_announced_as_a_still(command, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        command(classes="cat", num_columns=4, animation=tmp_path / "a.webp")
+    assert "a.webp is a still: the image is 8 pixels wide, and a frame 64." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(output="a.tif"), r"a\.tif: an image's extension is one of .png, .jpg, .jpeg, .webp; found '.tif'"),
+        (dict(output="a.mp4"), r"found '.mp4' \(.mp4 files are for --animation"),
+        (dict(animation="a.png"), r"an animation's extension is one of .gif, .webp, .mp4; found '.png' .*--output"),
+        (dict(animation="a"), "found 'none'"),
+        (dict(output="a.webp", num_columns=9000), "a.webp: .webp files hold at most 16383 pixels .* use .png"),
+        (dict(output="a.webp", panorama=True, num_columns=9000), "at most 16383 pixels"),
+    ],
+)
+def test_files_are_checked_before_anything_is_sampled(command, monkeypatch, options, message):
+    monkeypatch.setattr(sample, "progress", None)  # What samples calls it first.
+    with pytest.raises(ValueError, match=message):
+        command(**{"classes": "cat", **options})
 
 
 def test_a_saved_panorama_is_resumed(command, tmp_path):
@@ -198,7 +207,6 @@ def test_an_image_is_outpainted(command, tmp_path):
             "--state cannot be used here: an image is continued by",
         ),
         (dict(classes="cat", image="a.png", panorama=True, num_columns=3), "--num_columns, --panorama cannot be used"),
-        (dict(classes="cat", output="."), "--output=. is a folder"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(command, options, message):

@@ -13,7 +13,7 @@ import pytest
 
 from eqjax.convert import torch_archive
 from eqjax.convert.torch_archive import CheckpointFileError, Inert
-from tests import published_checkpoints, reference_weights
+from tests import bit_flips, published_checkpoints, reference_weights
 
 
 def code(value):
@@ -314,3 +314,47 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
             torch_archive.save(path, {"w": bad})
     assert os.listdir(tmp_path) == ["a.ckpt"]
     np.testing.assert_array_equal(torch_archive.load(path)["w"], FOUR)
+
+
+def test_a_flipped_bit_of_a_tensor_is_found_by_the_checksum_of_its_entry(tmp_path):
+    values = np.random.default_rng(0).normal(size=4).astype(np.float32)
+    path = write_zip(tmp_path / "a.pt", mapping(w=tensor()), [values])
+    content = bytearray(path.read_bytes())
+    content[content.index(values.tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointFileError, match=r"a\.pt: entry archive/data/0 is damaged, as its checksum"):
+        torch_archive.load(path)
+
+
+def test_entries_whose_checksum_was_not_computed_are_read(tmp_path):
+    path = write_zip(tmp_path / "a.pt", mapping(w=tensor()), [FOUR])
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            content = content.replace(struct.pack("<I", info.CRC), bytes(4))
+    path.write_bytes(content)
+    np.testing.assert_array_equal(torch_archive.load(path)["w"], FOUR)
+
+
+def test_flipped_bits_are_found_or_change_nothing(tmp_path):
+    values = np.random.default_rng(0).normal(size=40).astype(np.float32)
+    path = write_zip(tmp_path / "a.pt", mapping(w=tensor((40,), numel=40), n=code(3)), [values])
+    found = 0
+    for place, bit in bit_flips.flipped(path, 300):
+        try:
+            out = torch_archive.load(path)
+        except CheckpointFileError:
+            found += 1
+            continue
+        np.testing.assert_array_equal(out["w"], values, err_msg=f"bit {bit} of byte {place}")
+        assert out["n"] == 3 and len(out) == 2
+    assert 150 < found < 300
+
+
+def test_a_directory_of_millions_of_entries_is_not_read(tmp_path):
+    path = write_zip(tmp_path / "a.pt", mapping(w=tensor()), [FOUR])
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(1100):
+            archive.writestr(f"{number:04000d}", b"")
+    with pytest.raises(CheckpointFileError, match=r"a\.pt .*its directory has \d+ bytes; at most 4194304 are read"):
+        torch_archive.load(path)

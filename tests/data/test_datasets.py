@@ -41,7 +41,7 @@ def test_eval_root_is_read_for_evaluation_only(folder_config, tmp_path_factory):
 
 def test_invalid_configuration_is_refused(config):
     config.height = 0
-    with pytest.raises(ValueError, match="height=0 must be at least 1"):
+    with pytest.raises(ValueError, match="data.height=0 must be an integer ≥ 1"):
         make_source(config)
 
 

@@ -90,9 +90,7 @@ def test_bad_argument_is_named(arguments, message):
 
 def test_missing_package_names_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(
-        ModuleNotFoundError, match="scikit-learn is not installed.*pip install scikit-image scikit-learn"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn is missing; .*: pip install 'eqjax\[photos\]'"):
         photos.load_photo.__wrapped__("flower")
 
 

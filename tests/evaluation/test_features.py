@@ -11,6 +11,7 @@ from eqjax import data
 from eqjax.evaluation import Extractor, compare, image_sets
 from eqjax.evaluation.features import stored_images
 from eqjax.evaluation.statistics import StatisticsError
+from tests import hostile_files
 from tests.evaluation import tiny_models
 
 
@@ -132,8 +133,36 @@ def test_an_npz_with_fewer_images_than_its_header_promises_is_rejected(tmp_path,
     np.save(whole, images)
     with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
         archive.writestr("arr_0.npy", whole.getvalue()[:-1])
-    with pytest.raises(StatisticsError, match="s.npz is truncated: it ends inside image 29"):
+    with pytest.raises(StatisticsError, match=r"s.npz: arr_0 \(30, 16, 16, 3\) of uint8 does not have the 23167 bytes"):
         list(image_sets.from_npz(tmp_path / "s.npz").batches())
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "message"),
+    [
+        ((2**15, 512, 512, 3), 0, "does not have the"),
+        ((4000, 64, 64, 3), 4000 * 64 * 64 * 3, "more than 256 times its size"),
+        ((1, 40_000, 20_000, 3), 0, "does not have the"),
+        ((2**62, 2**62, 4, 3), 0, "does not have the"),
+        ((-1, 4, 4, 3), 48, r"has shape \(-1, 4, 4, 3\)"),
+    ],
+)
+def test_an_npz_that_would_expand_without_bound_is_refused(tmp_path, shape, size, message):
+    with zipfile.ZipFile(tmp_path / "s.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", hostile_files.npy("|u1", shape, bytes(size)))
+    with pytest.raises(StatisticsError, match=rf"s\.npz.*{message}"):
+        image_sets.from_npz(tmp_path / "s.npz")
+
+
+def test_large_images_come_in_smaller_batches(tmp_path, images, monkeypatch):
+    np.savez(tmp_path / "s.npz", images)
+    monkeypatch.setattr(image_sets, "_BATCH_BYTES", 8 * 16 * 16 * 3)
+    found = list(image_sets.from_npz(tmp_path / "s.npz").batches())
+    assert [len(batch) for batch in found] == [8, 8, 8, 6]
+    np.testing.assert_array_equal(np.concatenate(found), images)
+    monkeypatch.setattr(image_sets.image_files, "MAX_PIXELS", 200)
+    with pytest.raises(StatisticsError, match="more than 200 pixels per image"):
+        image_sets.from_npz(tmp_path / "s.npz")
 
 
 def test_an_npz_without_images_is_rejected(tmp_path):
@@ -141,16 +170,16 @@ def test_an_npz_without_images_is_rejected(tmp_path):
     with pytest.raises(StatisticsError, match=r"holds the arrays \['mu', 'sigma'\]; images are expected in arr_0"):
         image_sets.from_path(tmp_path / "two.npz")
     np.savez(tmp_path / "flat.npz", np.zeros((3, 4)))
-    with pytest.raises(StatisticsError, match=r"arr_0.npy in .* is float64 \(3, 4\); images are uint8"):
+    with pytest.raises(StatisticsError, match=r"arr_0 in .* is float64 \(3, 4\); images are uint8"):
         image_sets.from_path(tmp_path / "flat.npz")
     np.savez(tmp_path / "objects.npz", np.array([object()]))
-    with pytest.raises(StatisticsError, match="is object"):
+    with pytest.raises(StatisticsError, match="objects.npz cannot be read as npz .arr_0 holds Python objects"):
         image_sets.from_path(tmp_path / "objects.npz")
     (tmp_path / "text.npz").write_text("no zip")
     with pytest.raises(StatisticsError, match="text.npz cannot be read as npz"):
         image_sets.from_path(tmp_path / "text.npz")
     np.savez(tmp_path / "none.npz", np.zeros((0, 4, 4, 3), np.uint8))
-    with pytest.raises(StatisticsError, match=r"arr_0.npy in .*none.npz is empty, \(0, 4, 4, 3\)"):
+    with pytest.raises(StatisticsError, match=r"arr_0 in .*none.npz is uint8 \(0, 4, 4, 3\): empty"):
         image_sets.from_path(tmp_path / "none.npz")
     nan = np.full((2, 4, 4, 3), np.nan, np.float32)
     np.savez(tmp_path / "nan.npz", nan)

@@ -8,9 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from eqjax import npz
 from eqjax.evaluation import statistics
 from eqjax.evaluation.statistics import Statistics, StatisticsError
-from tests import hostile_files
+from tests import bit_flips, hostile_files
 
 PROTOCOL = {"network": "tiny", "resize": "none", "rounding": "8 bit", "image_size": [4, 4]}
 STORED = {"features": "of 5 images, uniformly"}
@@ -122,6 +123,39 @@ def test_a_damaged_byte_is_found(tmp_path, save):
         statistics.load(tmp_path / "s.npz")
 
 
+def test_flipped_bits_are_found_or_change_nothing(tmp_path, stats):
+    path, refused = tmp_path / "s.npz", 0
+    statistics.save(path, stats)
+    for place, bit in bit_flips.flipped(path, 300):
+        try:
+            loaded = statistics.load(path)
+        except StatisticsError:
+            refused += 1
+            continue
+        for field in dataclasses.fields(stats):
+            name = f"{field.name} after bit {bit} of byte {place}"
+            np.testing.assert_array_equal(getattr(loaded, field.name), getattr(stats, field.name), err_msg=name)
+    assert 150 < refused < 300  # Dates and the like may change.
+
+
+@pytest.mark.parametrize("change", [{"features": None}, {"mu": np.ones(3)}, {"count": 8}, {"protocol": {}}])
+def test_exchanged_parts_of_intact_archives_are_found(tmp_path, stats, change):
+    statistics.save(tmp_path / "s.npz", stats)
+    with np.load(tmp_path / "s.npz") as file:
+        arrays = dict(file)
+    header = json.loads(str(arrays["protocol"]))
+    for name, value in change.items():
+        if name in header:
+            header[name] = value
+        elif value is None:
+            del arrays[name]
+        else:
+            arrays[name] = value
+    np.savez(tmp_path / "s.npz", **{**arrays, "protocol": json.dumps(header)})
+    with pytest.raises(StatisticsError, match=r"s\.npz is damaged: .* checksum differs"):
+        statistics.load(tmp_path / "s.npz")
+
+
 def test_interrupted_writing_keeps_the_previous_file(tmp_path, stats, monkeypatch):
     statistics.save(tmp_path / "s.npz", stats)
 
@@ -187,7 +221,7 @@ def test_a_small_file_of_many_zeros_is_refused_before_it_is_unpacked(tmp_path, m
     content = {name: hostile_files.npy("<f8", a.shape, a.tobytes()) for name, a in content.items()}
     path = write_npz(tmp_path / "s.npz", **content)
     assert os.path.getsize(path) < 10**5
-    monkeypatch.setattr(statistics, "_read_array", None)
+    monkeypatch.setattr(npz.Npz, "read", None)
     with pytest.raises(StatisticsError, match=r"s\.npz of \d+ bytes declares arrays of 32\d+ bytes: .* refused"):
         statistics.load(path)
     write_npz(path, zipfile.ZIP_STORED, **content)

@@ -1,7 +1,6 @@
 """Checks of a cache against the tokenizer and the data of a run."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from eqjax import pretrained
 from eqjax.data import CacheError, LatentSource
 from eqjax.latent_cache import check
+from eqjax.latent_cache.format import read_cache_json, write_cache_json
 
 
 def test_cache_fits_a_tokenizer_with_another_decoder(caches, config, weights):
@@ -51,8 +51,8 @@ def test_another_image_size_is_refused(caches, config, weights):
 def test_evaluation_cache_is_checked_too(caches, copy, config, weights, name, value, message):
     source = LatentSource(caches / "train")
     check.check_caches(source, LatentSource(caches / "eval"), weights, config, "mine")
-    manifest = json.loads((caches / "train" / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, name: value}))
+    path = str(copy / "manifest.json")
+    write_cache_json(path, {**read_cache_json(path), name: value})
     with pytest.raises(CacheError, match=message.format(copy=copy)):
         check.check_caches(source, LatentSource(copy), weights, config, "mine")
 

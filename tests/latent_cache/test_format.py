@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from eqjax.data import CacheError, LatentSource, make_iterator
-from eqjax.latent_cache.format import CacheSpec, RandomVariant, decode_record, encode_record
+from eqjax.latent_cache.format import (
+    CacheSpec,
+    RandomVariant,
+    decode_record,
+    encode_record,
+    read_cache_json,
+    write_cache_json,
+)
+from tests import bit_flips
 from tests.latent_cache.tiny_cache import cache_config
 
 
@@ -16,7 +24,7 @@ def _spec():
     return CacheSpec(
         encoder_fingerprint="0" * 64,
         encoder_fields={"embed_dim": 2},
-        data={"source": "photos"},
+        data={"source": "photos", "height": 16, "width": 24},
         split="train",
         num_images=7,
         class_names=("ant", "bee"),
@@ -115,15 +123,58 @@ def test_missing_shard_is_named(copy):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "manifest.json is damaged .*eqjax cache-latents"),
+        ("{", "manifest.json is not JSON .* Delete it. Run the same eqjax cache-latents"),
         ("[]", "manifest.json holds list, expected an object"),
-        ('{"format": "x"}', "has format 'x' .*expected 'eqjax-latents-1'"),
+        ("[" * 9999, "manifest.json is not JSON .it is nested more than 64 deep"),
+        ('{"format": "x"}', "manifest.json is damaged, as its checksum differs. Delete it. Run the same"),
     ],
 )
 def test_damaged_manifest_is_named(copy, content, message):
     (copy / "manifest.json").write_text(content)
     with pytest.raises(CacheError, match=message):
         LatentSource(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("format", "x", "has format 'x' .*expected 'eqjax-latents-1'"),
+        ("num_images", 10**15, "num_images is 1000000000000000, which no cache has"),
+        ("num_images", 10**9, "does not list the shard latents-00000-of-12500000"),
+        ("shard_size", 0, "shard_size is 0"),
+        ("num_crops", True, "num_crops is True"),
+        ("shape", [6], r"shape is \[6\]"),
+        ("shape", [6, 9], "Record 0 of .* cannot be read"),
+        ("dtype", ["x"], r"dtype is \['x'\]"),
+        ("class_names", "abc", "class_names is 'abc'"),
+        ("data", {}, "data is {}"),
+        ("shards", [], "lists no shards, or no latent_scale"),
+        ("latent_scale", -1.0, "lists no shards, or no latent_scale"),
+    ],
+)
+def test_signed_manifests_of_other_types_or_numbers_are_refused_by_field(copy, name, value, message):
+    path = str(copy / "manifest.json")
+    write_cache_json(path, {**read_cache_json(path), name: value})
+    with pytest.raises(CacheError, match=message):
+        _ = LatentSource(copy)[0]
+
+
+def records(root):
+    source = LatentSource(root)
+    read = [source.read(i, v) for i in range(len(source)) for v in range(source.spec.num_variants)]
+    return source.spec, source.manifest, [(record["latents"].tobytes(), record["label"]) for record in read]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "latents-00001-of-00003.array_record"])
+def test_flipped_bits_of_a_cache_are_found_or_change_nothing(copy, name):
+    spec, manifest, expected = records(copy)
+    found = 0
+    for place, bit in bit_flips.flipped(copy / name, 60):
+        try:
+            assert records(copy) == (spec, manifest, expected), f"bit {bit} of byte {place} of {name}"
+        except CacheError:
+            found += 1
+    assert found > 20  # A shard has gaps between its blocks.
 
 
 def test_missing_folder_is_named(copy):

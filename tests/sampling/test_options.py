@@ -89,20 +89,20 @@ def test_scales_and_solver_are_those_of_flow():
     [
         ({"guidance_scale": -1}, "guidance_scale=-1 must be a finite number ≥ 0"),
         ({"guidance_scale": [1, -1]}, r"guidance_scale\[1\]=-1 must be a finite number ≥ 0"),
-        ({"guidance_scale": float("nan")}, "guidance_scale=nan must be a finite number ≥ 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan must be a finite number"),
         (
             {"guidance_scale": np.ones((2, 2))},
-            r"guidance_scale=<float64 array of shape \(2, 2\)> must be a finite number ≥ 0 or a sequence",
+            r"guidance_scale=<float64 array of shape \(2, 2\)> must be a finite",
         ),
         ({"guidance_schedule": "cosine"}, "guidance_schedule='cosine' must be one of"),
         ({"num_flow_steps": 0}, "num_flow_steps=0 must be an integer ≥ 1"),
-        ({"num_flow_steps": 2.5}, "num_flow_steps=2.5 must be an integer ≥ 1"),
+        ({"num_flow_steps": 2.5}, "num_flow_steps=2.5 must be an integer"),
         ({"solver": "rk4"}, "solver='rk4' must be one of"),
         ({"time_grid": "log"}, "time_grid='log' must be one of"),
-        ({"time_grid": [1, 0]}, r"or 101 times \(num_flow_steps \+ 1\) that fall from 1 to 0"),
+        ({"time_grid": [1, 0]}, r"must have 101 times \(num_flow_steps \+ 1\) that fall from 1 to 0"),
         ({"temperature": -0.5}, "temperature=-0.5 must be a finite number ≥ 0"),
         ({"max_position": -1}, "max_position=-1 must be an integer ≥ 0"),
-        ({"max_position": 1.5}, "max_position=1.5 must be an integer ≥ 0"),
+        ({"max_position": 1.5}, "max_position=1.5 must be an integer"),
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name(change: dict[str, Any], message):

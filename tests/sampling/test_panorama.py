@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from eqjax import panorama, sample_latents
+from eqjax import npz, panorama, sample_latents
 from eqjax.sampling import streaming
 from eqjax.sampling.panorama import PanoramaOptions
 from eqjax.tokenizer import tiling
+from tests import bit_flips
 from tests.sampling.small_models import local_model, published_model
 
 OPTIONS: dict[str, Any] = dict(guidance_scale=3.0, num_flow_steps=2, solver="adams_bashforth", max_position=7)
@@ -177,6 +178,53 @@ def test_a_state_of_another_model_or_another_file_is_refused(tmp_path):
             panorama(local_model(), state={**state, "about": np.array(text)})
     with pytest.raises(ValueError, match="this state is not a saved panorama"):
         panorama(local_model(), state={})
+
+
+def test_flipped_bits_of_a_state_are_found_or_change_nothing(tmp_path):
+    m, path, refused = local_model(), tmp_path / "state.npz", 0
+    strips = panorama(m, "cat", strip_columns=5, **OPTIONS)
+    next(strips)
+    strips.save(path)
+    state = strips.state()
+    for place, bit in bit_flips.flipped(path, 100):
+        try:
+            again = panorama(m, state=path).state()
+        except ValueError:
+            refused += 1
+            continue
+        for name, array in state.items():
+            np.testing.assert_array_equal(again[name], array, err_msg=f"{name} after bit {bit} of byte {place}")
+    assert 40 < refused < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("context", np.zeros((2, 3), "f4"), r"context has shape \(2, 3\) .*; expected 2 × 16"),
+        ("cache_keys", np.zeros(3, "i4"), "cache_keys has shape .* of kind 'i'; expected .* kind 'f'"),
+        ("decoder_held", np.zeros((500, 4), "f4"), "decoder_held has shape"),
+        ("ready", np.zeros((16, 2000, 3), "u1"), "ready has shape"),
+        ("decoder_emitted", np.array(77), "77 of .* columns are decoded"),
+        ("decoder_received", np.array(70), "of 70 columns are decoded, and the last"),
+        ("sampled", -1, "-1 columns are sampled"),
+        ("sampled", "3", "sampled"),
+        ("next_column", 2**40, "the next one is 1099511627776"),
+        ("options", {"labels": [0], "seed": "x"}, "seed"),
+        ("options", [], "is not a saved panorama"),
+        ("model", [], "is not a saved panorama"),
+    ],
+)
+def test_a_signed_state_of_other_shapes_or_numbers_is_refused_in_one_sentence(tmp_path, name, value, message):
+    strips = panorama(local_model(), "cat", strip_columns=5, **OPTIONS)
+    next(strips)
+    state = strips.state()
+    about, intact = npz.signed_values(state.pop("about"), state)
+    assert intact
+    (about if name in about else state)[name] = value
+    npz.write(tmp_path / "s.npz", state, "about", about)
+    with pytest.raises(ValueError, match=message) as caught:
+        panorama(local_model(), state=tmp_path / "s.npz")
+    assert len(str(caught.value)) < 1000
 
 
 def test_options_of_numpy_are_saved_as_python_values():

@@ -64,7 +64,9 @@ def test_every_line_is_json_and_vectors_become_curves(tmp_path):
 
 def test_wandb_is_needed_only_where_a_project_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ModuleNotFoundError, match="wandb_project='p' needs the package wandb: pip install wandb"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"wandb_project='p' needs the package wandb .*: pip install 'eqjax\[wandb\]'"
+    ):
         MetricWriter(tmp_path, "p")
     with MetricWriter(tmp_path) as writer:  # Nobody else needs it.
         writer.scalars(1, {"loss": 1.0})

@@ -9,21 +9,20 @@ import numpy as np
 import optax
 import pytest
 
-from eqjax import convert
-from eqjax.training import optim
-from eqjax.training.config import optimizer_config
+from eqjax import config_fields, convert
+from eqjax.training import fields, optim
 from eqjax.training.state import ema_update, stream
 from tests.golden_cases import GOLDEN, generator_case, relative_error, training_loss
 
 
-def make(**fields):
-    config = optimizer_config()
-    config.update(fields)
+def make(**values):
+    config = config_fields.make(fields.OPTIMIZER)
+    config.update(values)
     return config
 
 
 @pytest.mark.parametrize(
-    ("fields", "steps", "expected"),
+    ("values", "steps", "expected"),
     [
         (dict(learning_rate=2.0), [0, 7], [2, 2]),
         (dict(learning_rate=2.0, warmup_steps=100.0), [0, 50, 100, 900], [0, 1, 2, 2]),
@@ -37,15 +36,15 @@ def make(**fields):
         ),
     ],
 )
-def test_schedules_follow_closed_forms(fields, steps, expected):
-    schedule = optim.make_schedule(make(**{"learning_rate": 1.0, **fields}), 1000)
+def test_schedules_follow_closed_forms(values, steps, expected):
+    schedule = optim.make_schedule(make(**{"learning_rate": 1.0, **values}), 1000)
     for kind in (int, jnp.int32):  # Steps on the host, and steps of a state.
         found = [np.asarray(schedule(kind(step))) for step in steps]
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_unknown_schedules_are_refused():
-    with pytest.raises(ValueError, match="optimizer.schedule='linear' is not one of"):
+    with pytest.raises(ValueError, match="optimizer.schedule='linear' must be one of"):
         optim.make_schedule(make(schedule="linear"), 10)
 
 
@@ -88,16 +87,17 @@ def test_muon_orthogonalizes_kernels():
 
 
 @pytest.mark.parametrize(
-    ("fields", "numbers", "message"),
+    ("values", "numbers", "message"),
     [
-        (dict(name="sgd"), optim.muon_dimension_numbers, "optimizer.name='sgd' is neither"),
-        (dict(name="muon"), None, "optimizer.name='muon' is neither"),
-        (dict(grad_clip_norm=0.0), None, "optimizer.grad_clip_norm=0.0 must be above 0, or None"),
+        (dict(name="sgd"), optim.muon_dimension_numbers, "optimizer.name='sgd' must be one of 'adamw', 'muon'"),
+        (dict(name="muon"), None, "optimizer.name='muon' is for the tokenizer alone"),
+        (dict(learning_rate=-1e-4), None, "optimizer.learning_rate=-0.0001 must be a finite number ≥ 0"),
+        (dict(grad_clip_norm=0.0), None, "optimizer.grad_clip_norm=0.0 must be a finite number > 0, or None"),
     ],
 )
-def test_impossible_optimizers_are_refused(fields, numbers, message):
+def test_impossible_optimizers_are_refused(values, numbers, message):
     with pytest.raises(ValueError, match=message):
-        optim.make_optimizer(make(**fields), 10, numbers)
+        optim.make_optimizer(make(**values), 10, numbers)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eqjax import sharding
-from eqjax.training import loop, optim
-from eqjax.training.config import data_config, optimizer_config, run_config
+from eqjax import config_fields, sharding
+from eqjax.training import fields, loop, optim
 from eqjax.training.state import stream
 
 
@@ -33,14 +32,12 @@ class State:
     moments: Any
 
 
-def config(total_steps=6, **fields):
-    config = run_config()
+def config(total_steps=6, **values):
+    config = config_fields.make({**fields.RUN, "data": fields.DATA, "optimizer": fields.OPTIMIZER})
     config.trainer = "toy"
-    config.data = data_config()
     config.data.update(height=16, width=16, classes=("brick", "coffee"), num_threads=1)
-    config.optimizer = optimizer_config()
     config.update(batch_size=8, total_steps=total_steps, log_every=1, image_every=None, eval_every=None)
-    config.update({"checkpoint_every": 2, **fields})
+    config.update({"checkpoint_every": 2, **values})
     return config
 
 

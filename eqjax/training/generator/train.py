@@ -16,7 +16,7 @@ from eqjax.model import Model
 from eqjax.progress import announced
 from eqjax.published import LATENT_SCALE
 from eqjax.training import loop
-from eqjax.training.config import check_config, generator_config, resolve
+from eqjax.training.config import check_config, resolve
 from eqjax.training.generator import nan_report
 from eqjax.training.generator.sample_metrics import make_evaluator
 from eqjax.training.generator.step import Batch, GeneratorStep
@@ -42,7 +42,7 @@ def train_and_evaluate(config: Config, workdir: str) -> TrainState:
     Raises:
       ValueError: a field is unknown or out of range, or the tokenizer does not fit.
     """
-    check_config(config, generator_config())
+    check_config(config, "generator")
     config = resolve(config)
     with announced("Reading weights and opening the data", patience=2.0):
         trainer = GeneratorTrainer(config, workdir)

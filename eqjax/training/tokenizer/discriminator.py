@@ -14,11 +14,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from eqjax import nets
+from eqjax import config_fields, nets
 from eqjax.tokenizer.discriminator import FeatureDiscriminator, PatchDiscriminator
+from eqjax.training import fields
 from eqjax.typing import AnyArray, Config, Params, PRNGKey
-
-KINDS = ("dino", "patch")
 
 # {"params", "spectral"}: parameters, and the vectors of the spectral norm.
 Variables: TypeAlias = Mapping[str, Any]
@@ -126,18 +125,17 @@ def make_discriminator(config: Config, dtype: DTypeLike = jnp.float32) -> tuple[
     """Returns the discriminator of a configuration, and the parameters of its frozen network by name.
 
     Args:
-      config: fields of `config.discriminator_config`.
+      config: `fields.DISCRIMINATOR`.
       dtype: compute dtype.
 
     Raises:
-      ValueError: the kind is unknown.
+      ValueError: a field is unknown or out of range.
       FileNotFoundError: the file of the frozen network is missing.
     """
+    config_fields.check(config, fields.DISCRIMINATOR, "a discriminator's configuration", "discriminator.")
     if config.kind == "patch":
         return PatchGanDiscriminator(PatchDiscriminator(config.channels, config.num_layers, dtype)), {}
-    if config.kind == "dino":
-        network, params = nets.load("dino", dtype=dtype)
-        backbone: Any = network
-        heads = FeatureDiscriminator(backbone.width, len(backbone.intermediate_layers), dtype=dtype)
-        return DinoDiscriminator(backbone, heads), {"dino": params}
-    raise ValueError(f"discriminator.kind={config.kind!r} is not one of {KINDS}.")
+    network, params = nets.load("dino", dtype=dtype)
+    backbone: Any = network
+    heads = FeatureDiscriminator(backbone.width, len(backbone.intermediate_layers), dtype=dtype)
+    return DinoDiscriminator(backbone, heads), {"dino": params}

@@ -48,11 +48,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from eqjax import nets
+from eqjax import config_fields, nets
 from eqjax.evaluation.image_metrics import psnr
 from eqjax.tokenizer import Decoded, Tokenizer, losses
 from eqjax.tokenizer.augment import NUM_UNIFORMS, diff_augment
 from eqjax.tokenizer.posterior import posterior_noise
+from eqjax.training import fields
 from eqjax.training.state import stream
 from eqjax.training.tokenizer.discriminator import Discriminator, FrozenParams, Variables, make_discriminator
 from eqjax.typing import AnyArray, Config, Params, PRNGKey, Scalar
@@ -324,16 +325,13 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
       tokenizer: the module; frozen networks compute in its dtype.
 
     Raises:
-      ValueError: the kind of discriminator or loss is unknown, or there is a semantic term without a semantic head.
+      ValueError: a field of the objective or the discriminator is out of range, or there is a semantic
+        term without a semantic head.
       FileNotFoundError: the file of a frozen network is missing.
       eqjax.nets.FrozenWeightsError: the file of a frozen network is damaged or holds other arrays.
     """
     weights, dtype = config.objective, tokenizer.dtype
-    if weights.discriminator_loss not in losses.DISCRIMINATOR_LOSSES:
-        raise ValueError(
-            f"objective.discriminator_loss={weights.discriminator_loss!r} is not one of "
-            f"{tuple(losses.DISCRIMINATOR_LOSSES)}."
-        )
+    config_fields.check(weights, fields.OBJECTIVE, "an objective's configuration", "objective.")
     frozen: dict[str, Params] = {}
     functions: dict[str, Any] = {}
     if weights.perceptual_weight:

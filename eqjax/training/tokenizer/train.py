@@ -15,7 +15,7 @@ from eqjax.evaluation.image_metrics import psnr
 from eqjax.progress import announced
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop
-from eqjax.training.config import check_config, resolve, tokenizer_config
+from eqjax.training.config import check_config, resolve
 from eqjax.training.state import TokenizerState
 from eqjax.training.tokenizer import nan_report
 from eqjax.training.tokenizer.objective import Terms
@@ -39,7 +39,7 @@ def train_and_evaluate(config: Config, workdir: str) -> TokenizerState:
     Raises:
       ValueError: a field is unknown or out of range, or stage 1 does not fit.
     """
-    check_config(config, tokenizer_config())
+    check_config(config, "tokenizer")
     config = resolve(config)
     with announced("Reading weights and opening the data", patience=2.0):
         trainer = TokenizerTrainer(config)

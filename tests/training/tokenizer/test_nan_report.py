@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from configs import photos_tokenizer
+from eqjax import config_fields
 from eqjax.tokenizer import Tokenizer
-from eqjax.training import optim, tokenizer
-from eqjax.training.config import optimizer_config
+from eqjax.training import fields, optim, tokenizer
 from eqjax.training.forward_order import forward_order
 from eqjax.training.state import TokenizerState
 from eqjax.training.tokenizer import nan_report
@@ -48,7 +48,7 @@ def _first():
         discriminator=MeanOfSquares(),
         discriminator_loss=lambda real, fake: jnp.mean(jnp.sqrt(real)) + jnp.mean(fake),
     )
-    optimizer, schedule = optim.make_optimizer(optimizer_config(), 10)
+    optimizer, schedule = optim.make_optimizer(config_fields.make(fields.OPTIMIZER), 10)
     step = TokenizerStep(objective, optimizer, optimizer, schedule, ema_decay=lambda _: 0.9)
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)

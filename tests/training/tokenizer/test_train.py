@@ -208,9 +208,9 @@ def test_stage_2_needs_a_stage_1_of_the_same_architecture(stage1):
 @pytest.mark.parametrize(
     ("field", "value", "error", "message"),
     [
-        ("discriminator.kind", "oracle", ValueError, "kind='oracle' is not one of"),
+        ("discriminator.kind", "oracle", ValueError, "discriminator.kind='oracle' must be one of"),
         ("discriminator.num_layers", 5, ValueError, "num_layers=5 needs images of at least 64 × 64"),
-        ("objective.discriminator_loss", "wasserstein", ValueError, "'wasserstein' is not one of .*hinge"),
+        ("objective.discriminator_loss", "wasserstein", ValueError, "'wasserstein' must be one of .*hinge"),
         ("objective.semantic_weight", 5.0, ValueError, "needs a tokenizer with a semantic head"),
         ("objective.perceptual_weight", 1.0, FileNotFoundError, "(?s)vgg16.*fetch.weights"),
     ],
@@ -245,7 +245,8 @@ def test_stage_2_takes_the_converted_published_tokenizer(monkeypatch):
 
 def test_the_default_is_the_published_recipe():
     config = imagenet_tokenizer.get_config()
-    check_config(config, tokenizer.default_config())
+    config.data.root = "the user's"
+    check_config(config, "tokenizer")
     terms, both = config.objective, (config.optimizer, config.discriminator_optimizer)
     assert (terms.kl_weight, terms.perceptual_weight, terms.semantic_weight) == (0.01, 1.0, 5.0)
     assert (terms.semantic_start, terms.adversarial_start, terms.adversarial_weight) == (20001, 5001, 0.5)

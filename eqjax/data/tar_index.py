@@ -1,0 +1,134 @@
+"""Finds the files inside tar archives, so that each can be read alone, without unpacking the archive.
+
+Nothing is written to disk and no link is followed. The sizes in an archive are compared with that of the archive
+before anything is read, so that a damaged or hostile one costs no more than its own length.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import os
+import tarfile
+from typing import BinaryIO
+
+from absl import logging
+
+_BLOCK = tarfile.BLOCKSIZE
+_MAX_HEADER = 1 << 20  # Bytes of the names and attributes of one member.
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
+
+
+class TarError(ValueError):
+    """An archive that cannot be read; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A regular file inside an archive.
+
+    Attributes:
+      name: its path inside the archive.
+      offset: position of its first byte in the archive.
+      size: number of bytes.
+    """
+
+    name: str
+    offset: int
+    size: int
+
+
+def members(path: str) -> Iterator[Member]:
+    """Yields the regular files of an archive in their order; folders, links and devices are passed over.
+
+    Args:
+      path: an uncompressed tar archive (ustar, pax or GNU).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      TarError: the archive is compressed, damaged or truncated, or holds sparse files.
+    """
+    with open(path, "rb") as file:
+        total = os.fstat(file.fileno()).st_size
+        yield from _members(file, path, total)
+
+
+def _members(file: BinaryIO, path: str, total: int) -> Iterator[Member]:
+    position, name, size = 0, None, None
+    while header := _read(file, position, _BLOCK):
+        if not header.strip(b"\0"):
+            return
+        info = _parse(header, path, position, total)
+        begin = position + _BLOCK
+        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            if info.size > _MAX_HEADER:
+                raise TarError(f"{path}: a name or its attributes take {info.size} bytes at byte {position}.")
+            content = _read(file, begin, info.size)
+            if info.type == tarfile.GNUTYPE_LONGNAME:
+                name = _text(content.rstrip(b"\0"))
+            elif info.type != tarfile.XGLTYPE:
+                name, size = _pax(content, path, position, name)
+            position = begin + _padded(info.size)
+            continue
+        if size is not None and (info.isreg() or info.type not in tarfile.SUPPORTED_TYPES):
+            info.size = size  # Sizes from 8 GB on are in an attribute.
+            _check_end(info.size, path, position, total)
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            raise TarError(f"{path} holds a sparse file, {info.name!r}; pack it again without --sparse.")
+        if info.isreg():
+            yield Member(name or info.name, begin, info.size)
+        has_content = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
+        position = begin + (_padded(info.size) if has_content else 0)
+        name = size = None
+    logging.warning("%s ends without the mark of its end: it may have been cut.", path)
+
+
+def _parse(header: bytes, path: str, position: int, total: int) -> tarfile.TarInfo:
+    """Returns the content of a header, after checking that the member ends inside the archive."""
+    if position == 0:
+        for magic, kind in _COMPRESSED.items():
+            if header.startswith(magic):
+                raise TarError(
+                    f"{path} is compressed ({kind}), so that no file in it can be read alone: decompress it."
+                )
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError) as error:
+        raise TarError(f"{path} is no tar archive, or is damaged at byte {position} ({error}).") from error
+    _check_end(info.size, path, position, total)
+    return info
+
+
+def _check_end(size: int, path: str, position: int, total: int) -> None:
+    if size < 0 or position + _BLOCK + size > total:
+        raise TarError(
+            f"{path} is truncated or damaged: the file at byte {position} has {size} bytes, and the archive {total}."
+        )
+
+
+def _pax(content: bytes, path: str, position: int, name: str | None) -> tuple[str | None, int | None]:
+    """Returns the name and the size in extended attributes: records "LENGTH KEY=VALUE", each with a newline."""
+    size, begin = None, 0
+    while begin < len(content) and content[begin : begin + 1] != b"\0":
+        length, space, _ = content[begin : begin + 20].partition(b" ")
+        end = begin + int(length) if space and length.isdigit() else 0
+        key, _, value = content[begin + len(length) + 1 : max(end - 1, 0)].partition(b"=")
+        if not begin < end <= len(content) or (key == b"size" and not (value.isdigit() and len(value) < 20)):
+            raise TarError(f"{path} is damaged: the attributes at byte {position} cannot be read.")
+        if key == b"path":
+            name = _text(value)
+        elif key == b"size":
+            size = int(value)
+        begin = end
+    return name, size
+
+
+def _read(file: BinaryIO, position: int, size: int) -> bytes:
+    file.seek(position)
+    return file.read(size)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK

@@ -1,0 +1,112 @@
+"""Code blocks of the documentation, and what stands in for large models and folders when tests run them."""
+
+import pathlib
+import re
+import shlex
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+# Pages whose blocks are run. Those of other pages are quoted from elsewhere, or are no code.
+PAGES = [
+    "README.md",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / ".docs" / "how_to").glob("*.md")),
+    ".docs/index.md",
+    ".docs/tutorials/index.md",
+    ".github/CONTRIBUTING.md",
+    "colabs/README.md",
+]
+
+# Commands that no test runs: how they begin, and why.
+NOT_RUN = {
+    "make demo": "installs an environment; its commands are run by tests of eqjax demo",
+    "make test": "these are the tests",
+    "make lint": "CI runs it",
+    "make docs": "CI runs it",
+    "eqjax fetch-weights": "downloads from the publishers; tests of the command fetch from a mirror",
+    "pip install": "installs packages",
+    ".venv/bin/python -m pip": "installs packages",
+    "jupyter lab": "serves pages until it is stopped; another test runs the notebooks",
+    ".venv/bin/jupyter lab": "serves pages until it is stopped; another test runs the notebooks",
+    "python -m colabs.build": "writes into the repository; another test compares what it would write",
+}
+
+# What a test runs instead, from the first to the last.
+_SMALLER = [
+    # Training, plans and benchmarks: the variant `tiny` of the same configuration.
+    (r"--config=((?:imagenet|places|photos)_\w+)(?=\s|$)", r"--config=\1:tiny"),
+    (r"--config=((?:imagenet|places|photos)_\w+):(?!\S*\btiny\b)(\S+)", r"--config=\1:\2,tiny"),
+    (r"--config\.metrics\.every=\d+", "--config.metrics.every=1 --config.eval_every=1 --config.metrics.num_images=4"),
+    (r"--config\.batch_size=\d+", "--config.batch_size=8"),
+    (r"data:2,fsdp:4", "data:2,fsdp:2"),
+    (r"--config\.data\.resize=\d+", "--config.data.resize=16"),
+    (r"--data\.(height|width|resize)=\d+", r"--data.\1=16"),
+    (r"--num_images=\d+", "--num_images=4"),
+    (r"--num_flow_steps=\d+", "--num_flow_steps=2"),
+    (r"--num_columns=6250", "--num_columns=40"),
+    (r"VIRTUAL_imagenet256_labeled\.npz", "statistics.npz"),
+    # The published files: small ones in the same format, whose number of heads no table knows.
+    (r"--input=places_large\.ckpt", "--input=places_large.ckpt --num_heads=2"),
+    (r'"places-large"', '"stand_in.safetensors"'),
+    # Python.
+    (r"num_flow_steps=\d+", "num_flow_steps=2"),
+    (r"num_columns=128\b", "num_columns=4"),
+    (r"num_columns=144\b", "num_columns=6"),
+]
+# Calls that sample, up to their last parenthesis; a panorama that resumes has its options.
+_SAMPLES = r"((?:\.sample|outpaint|panorama)\((?![^()]*state=)(?:[^()]|\([^()]*\))+)\)"
+_APPENDED = {
+    "train-tokenizer": ["--config.total_steps=2"],
+    "train-generator": ["--config.total_steps=2"],
+    "cache-latents": [],
+}
+
+
+def blocks(page):
+    """Returns the code blocks of a page that are Python or shell: (language, text)."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(language, body) for language, body in found if language in ("python", "bash")]
+
+
+def commands(body):
+    """Returns the commands of a shell block: continued lines joined, comments left out."""
+    found, pending = [], ""
+    for line in body.replace("\\\n", " ").splitlines():
+        pending = f"{pending}\n{line}" if pending else line
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:  # A quotation is still open.
+            continue
+        if words:
+            found.append(pending)
+        pending = ""
+    assert not pending, f"a quotation has no end: {pending}"
+    return found
+
+
+def words(command):
+    """Returns ({variable: value}, [word, …]) of a command."""
+    parts = shlex.split(command, comments=True)
+    count = next((i for i, part in enumerate(parts) if not re.match(r"[A-Z_]+=", part)), len(parts))
+    return dict(part.split("=", 1) for part in parts[:count]), parts[count:]
+
+
+def smaller(text):
+    """Returns code or a command with small models and few steps."""
+    for pattern, replacement in _SMALLER:
+        text = re.sub(pattern, replacement, text)
+    return re.sub(
+        _SAMPLES, lambda found: found[0] if "num_flow_steps" in found[0] else f"{found[1]}, num_flow_steps=2)", text
+    )
+
+
+def smaller_command(command, root):
+    """Returns the words of a command with small models, and with a folder of images at `root`."""
+    variables, parts = words(smaller(command))
+    parts = [re.sub(r"/path/to/root|/data/\w+/\w+", str(root), part) for part in parts]
+    if parts[:1] == ["eqjax"]:
+        parts += _APPENDED.get(parts[1], [])
+        if parts[1] in ("sample", "demo") and not any("num_flow_steps" in part for part in parts):
+            parts += ["--num_flow_steps=2"]
+        if parts[1:3] == ["evaluate", "generation"]:
+            parts += ["--num_flow_steps=2", "--num_stored_features=4"]
+    return variables, parts
