@@ -22,7 +22,7 @@ from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.sampler import compute_params
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images, encode_images
-from eqjax.tokenizer.windows import compile_windows, decode_columns
+from eqjax.tokenizer.windows import compiling, decode_columns
 from eqjax.typing import AnyArray, Params, Scalar
 
 # A class, by its label or its name.
@@ -101,10 +101,11 @@ class Model:
     ) -> UInt8[jax.Array, "B H W 3"]:
         """Samples images.
 
-        The first call with a batch size compiles programs, which takes seconds; they serve all numbers of columns and
-        all values of the options, but not another `num_flow_steps`, `guidance_scale` = 1, or number of classes in a
-        schedule. Where the tokenizer sees whole images, as the published one does, the decoder is compiled again when
-        images first need more than 16, 32, 64 … columns.
+        The first call with a batch size compiles programs, which takes seconds. The sampler's serve all numbers of
+        columns and all values of the options, but not another `num_flow_steps`, `guidance_scale` = 1, or number of
+        classes in a schedule. The decoder has a program for images of up to 16 columns, one for up to 64 and one for
+        all wider ones, each compiled when it is first needed; where the tokenizer sees whole images, as the published
+        one does, one for up to 16, 32, 64, 128 … columns.
 
         Args:
           labels: classes [B] as integers or names, or one of them. Or classes along the columns of all images,
@@ -149,9 +150,11 @@ class Model:
             key = jax.vmap(jax.random.key)(np.asarray(rows_seeds))
         memory.check_latents(generator, rows.shape, num_columns, is_guided)
         memory.check_images(tokenizer, rows.shape[0], num_columns)
-        with self.with_precision():
-            if mesh is None and not is_tracing(self, rows, key, prefix):
-                compile_windows(tokenizer, self.tokenizer_params, rows.shape[0])  # While the latents are sampled.
+        window: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if mesh is None and not is_tracing(self, rows, key, prefix):  # With several devices threads can hang.
+            precision = PRECISIONS[check_precision(self.precision)]
+            window = compiling(tokenizer, self.tokenizer_params, rows.shape[0], num_columns, precision)
+        with self.with_precision(), window:
             latents = sample_latents(
                 generator,
                 self.generator_params,
@@ -191,7 +194,7 @@ class Model:
             if not is_tracing(params, latents):
                 return decode_columns(tokenizer, params, latents, scale=self.latent_scale, to_uint8=True)
             images = decode_images(tokenizer, params, jnp.asarray(latents) / self.latent_scale)
-        return pixels.to_uint8(images)
+        return jnp.asarray(pixels.to_uint8(images))
 
     def labels(self, labels: ClassLabel | AnyArray | Sequence[Any]) -> Int[jax.Array, "B"]:
         """Returns classes as integers.

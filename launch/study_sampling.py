@@ -28,6 +28,7 @@ from eqjax import Generator, Model, flow, load_pretrained, panorama, pixels
 from eqjax.cli import runner
 from eqjax.data import photos
 from eqjax.image_output import save_image
+from eqjax.module_fields import SOLVERS, TIME_GRIDS
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.latents import sample_latents
@@ -68,8 +69,8 @@ def solvers(model: Model) -> None:
     for guidance in (1.0, 3.0, 7.0):
         exact = sample(guidance, "adams_bashforth", "uniform", 1000)
         norm = jnp.linalg.norm(exact)
-        for solver in flow.SOLVERS:
-            for grid in flow.TIME_GRIDS:
+        for solver in SOLVERS:
+            for grid in TIME_GRIDS:
                 errors = [float(jnp.linalg.norm(sample(guidance, solver, grid, n) - exact) / norm) for n in counts]
                 rows.append([guidance, solver, grid, *errors])
     print_table(["guidance", "solver", "grid", *counts], rows)

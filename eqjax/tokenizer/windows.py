@@ -4,16 +4,18 @@ A program decodes a window, an array with room for a fixed number of columns, an
 data. Where the image ends inside of its window, all layers see the border that it would have alone: convolutions
 reflect there, attention and group norms leave out what is behind.
 
-- Tokenizers with a halo have three windows, and the first image compiles all of them, at the same time. Images that do
-  not fit the largest are decoded in tiles, as in `eqjax.tokenizer.tiling`; windows at the ends are moved inside.
+- Tokenizers with a halo have three windows, of 16 and 64 columns and one for tiles. Images that do not fit the largest
+  are decoded in tiles, as in `eqjax.tokenizer.tiling`; windows at the ends are moved inside.
 - Other tokenizers, such as the published one, see the whole image, which has to be in one window: of 16, 32, 64 …
-  columns. The first image of each of these sizes compiles its window.
+  columns.
+
+The first image that needs a window compiles it.
 
 Letters: B images, L columns, C columns that a window has room for, D latent size, H height, W width in pixels.
 """
 
-from collections.abc import Callable, Hashable
-from concurrent import futures
+from collections.abc import Callable, Hashable, Iterator
+import contextlib
 import functools
 import threading
 from typing import Any
@@ -32,9 +34,8 @@ from eqjax.typing import AnyArray, Params
 
 # Columns of the smallest window.
 _SMALLEST = 16
-# Batches whose windows are compiled, or being compiled: arguments of `compile_windows` to what runs.
-_compiled: dict[Hashable, list[futures.Future[Any]]] = {}
-_lock = threading.Lock()
+# Windows that `compiling` has compiled.
+_compiled: set[Hashable] = set()
 
 
 def window_sizes(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -51,46 +52,36 @@ def window_size(tokenizer: Tokenizer, columns: int) -> int:
     return next((size for size in sizes if columns <= size), sizes[-1])
 
 
-def compile_windows(tokenizer: Tokenizer, params: Params, batch_size: int, *, to_uint8: bool = True) -> None:
-    """Begins to compile all windows of a tokenizer with a halo, in threads; `decode_columns` waits for them.
+@contextlib.contextmanager
+def compiling(tokenizer: Tokenizer, params: Params, batch_size: int, columns: int, precision: str) -> Iterator[None]:
+    """Compiles the window of an image in a thread while the body of the `with` statement runs, once for each window.
 
-    Nothing is done for a batch size that it was called for before.
+    The body compiles and runs the sampler, on another core.
 
     Args:
       tokenizer: the module.
-      params: its parameters.
-      batch_size: number of images, on one device.
-      to_uint8: as in `decode_columns`.
+      params: its parameters, on one device.
+      batch_size: number of images.
+      columns: columns of the images, which will be decoded to uint8.
+      precision: JAX's name for the precision of products; every thread has its own.
     """
-    if tokenizer.halo_columns is None:
+    size = window_size(tokenizer, columns)
+    key = (tokenizer, batch_size, size, precision)
+    if key in _compiled:
+        yield
         return
-    key = _key(tokenizer, batch_size, to_uint8)
-    precision = jax.config.jax_default_matmul_precision
+    _compiled.add(key)
 
-    def compile_window(size: int) -> None:
+    def compile_window() -> None:
         zeros = np.zeros((batch_size, size, tokenizer.embed_dim), np.float32)
-        with jax.default_matmul_precision(precision):  # Every thread has its own.
-            decode_window(tokenizer, params, zeros, np.int32(1), to_uint8)
+        # Decoding will meet the same errors.
+        with contextlib.suppress(Exception), jax.default_matmul_precision(precision):
+            decode_window(tokenizer, params, zeros, np.int32(1), True)
 
-    with _lock:
-        if key not in _compiled:
-            executor = futures.ThreadPoolExecutor(thread_name_prefix="compile")
-            _compiled[key] = [executor.submit(compile_window, size) for size in window_sizes(tokenizer)]
-            executor.shutdown(wait=False)
-
-
-def _key(tokenizer: Tokenizer, batch_size: int, to_uint8: bool) -> Hashable:
-    return tokenizer, batch_size, to_uint8, jax.config.jax_default_matmul_precision
-
-
-def _wait_for_windows(tokenizer: Tokenizer, batch_size: int, to_uint8: bool) -> None:
-    """Waits for what `compile_windows` began; its errors are those of decoding, which follows."""
-    key = _key(tokenizer, batch_size, to_uint8)
-    with _lock:
-        running = _compiled.get(key)
-    if running:
-        futures.wait(running)
-        _compiled[key] = []  # Frees the results.
+    thread = threading.Thread(target=compile_window, name="compile")
+    thread.start()
+    yield
+    thread.join()
 
 
 @functools.partial(jax.jit, static_argnames=("tokenizer", "to_uint8"))
@@ -120,7 +111,8 @@ def decode_window(
 
     with nn.intercept_methods(end_image):
         decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
-    return pixels.to_uint8(decoded.images) if to_uint8 else decoded.images
+    images: Any = pixels.to_uint8(decoded.images) if to_uint8 else decoded.images
+    return images
 
 
 def decode_columns(
@@ -142,9 +134,6 @@ def decode_columns(
     where = latents.sharding if isinstance(latents, jax.Array) else None
     rows = np.asarray(sharding.gather(latents), np.float32) / np.float32(scale)
     columns, halo = rows.shape[1], tokenizer.halo_columns or 0
-    if where is None or len(where.device_set) == 1:  # Programs of several devices must not run side by side.
-        compile_windows(tokenizer, params, rows.shape[0], to_uint8=to_uint8)
-        _wait_for_windows(tokenizer, rows.shape[0], to_uint8)
     size = window_size(tokenizer, columns)
     if columns <= size:
         spans = [(0, 0, columns)]

@@ -12,6 +12,8 @@ from tests.compilations import count_compilations
 from tests.sampling.small_models import local_model, published_model
 
 OPTIONS: dict[str, Any] = dict(guidance_scale=2.0, num_flow_steps=2)
+# One width for each program of the decoder; the sampler's are those of the first.
+WINDOWS = [5, 60, 90]
 LENGTHS = [1, 2, 16, 17, 40, 65, 100]
 
 
@@ -22,7 +24,8 @@ def _prefix():
 
 def test_an_image_of_another_width_compiles_nothing():
     m = local_model()
-    m.sample(1, num_columns=5, **OPTIONS)
+    for n in WINDOWS:
+        m.sample(1, num_columns=n, **OPTIONS)
     with count_compilations() as compiled:
         for n in LENGTHS:
             assert m.sample(1, num_columns=n, **OPTIONS).shape == (1, 16, 2 * n, 3)
@@ -38,7 +41,8 @@ def test_a_prefix_and_classes_of_another_length_compile_nothing(prefix):
         classes = [("cat", given + 1), ("dog", None)]
         return m.sample(classes, num_columns=n, transition=given % 3, prefix=prefix[:, :given], **OPTIONS)
 
-    sample(6, 2)
+    for n in WINDOWS:
+        sample(n, 2)
     with count_compilations() as compiled:
         for n, given in ((7, 2), (40, 1), (40, 17), (41, 40), (40, 40)):
             assert sample(n, given).shape == (1, 16, 2 * n, 3)
@@ -75,21 +79,23 @@ def test_panoramas_of_another_length_compile_nothing(prefix):
 
 def test_continuations_of_another_length_compile_nothing():
     m, image = local_model(), np.zeros((16, 24, 3), np.uint8)
-    outpaint(m, image, "dog", left=2, right=2, **OPTIONS)
+    for n in WINDOWS:
+        outpaint(m, image, "dog", right=n, **OPTIONS)
     with count_compilations() as compiled:
         for left, right in ((0, 1), (5, 30), (60, 0)):
             assert outpaint(m, image, "dog", left=left, right=right, **OPTIONS).shape[1] == 24 + 2 * (left + right)
     assert not compiled
 
 
-def test_a_tokenizer_that_sees_whole_images_compiles_only_its_decoder():
-    m = published_model()
-    m.sample(1, num_columns=5, **OPTIONS)
+@pytest.mark.parametrize("make_model", [local_model, published_model])
+def test_a_width_beyond_a_window_compiles_only_the_decoder(make_model):
+    m = make_model()
+    m.sample([1, 2, 0], num_columns=5, **OPTIONS)
     with count_compilations() as compiled:
-        m.sample(1, num_columns=16, **OPTIONS)
+        m.sample([1, 2, 0], num_columns=16, **OPTIONS)
     assert not compiled
     with count_compilations() as compiled:
-        m.sample(1, num_columns=17, **OPTIONS)
+        m.sample([1, 2, 0], num_columns=17, **OPTIONS)
     assert [name for name in compiled if "decode_window" in name] == compiled and len(compiled) == 1
 
 

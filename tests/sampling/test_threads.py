@@ -18,7 +18,7 @@ def test_every_strip_of_a_panorama_goes_to_one_of_eight_threads():
 
     def take(_):
         taken = []
-        for strip in iter(lambda: next(strips, None), None):
+        for strip in strips:
             taken.append(strip)
             states.append(strips.state())
         return taken
