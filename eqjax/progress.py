@@ -79,7 +79,9 @@ class ProgressLogger:
         return time.monotonic() - self._start
 
     def update(self, count: int) -> None:
-        """Adds `count` to the items done, and logs if a line is due."""
+        """Adds `count` to the items done, and logs if a line is due; 0 only says that the work goes on."""
+        if not count:
+            return
         self._announcement.cancel()
         is_answer = self._announcement.was_made and self._done == self._first
         self._done += count

@@ -1,6 +1,25 @@
-"""Formats tables as Markdown."""
+"""Formats numbers with units, and tables as Markdown."""
 
 from collections.abc import Sequence
+
+_PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ", 1e-9: "n"}
+
+
+def with_unit(value: float, unit: str) -> str:
+    """Formats a number with three digits and the prefix that fits its size.
+
+    Args:
+      value: the number, in the unit.
+      unit: the unit without prefix, such as "s" or "B".
+
+    Example:
+      >>> with_unit(0.0000421, "s"), with_unit(2_578_000_000, "B"), with_unit(0, "s")
+      ('42.1 µs', '2.58 GB', '0 s')
+    """
+    rounded = float(f"{value:.3g}")
+    factor = next((factor for factor in _PREFIXES if abs(rounded) >= factor), min(_PREFIXES))
+    digits = f"{rounded / factor:#.3g}".rstrip(".")
+    return f"{digits if rounded else 0} {_PREFIXES[factor] if rounded else ''}{unit}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -14,11 +14,12 @@ import numpy as np
 import eqjax
 from eqjax import config_files
 from eqjax.cli.analyze_images import BATCH_SIZE, crops, encode, latent_batches, photo_config
-from eqjax.cli.analyze_model import tokenizer_measures, write_report
+from eqjax.cli.analyze_model import seam_measures, tokenizer_measures, write_report
 from eqjax.differences import check_equal
 from eqjax.evaluation import analysis, tasks
 from eqjax.evaluation.results import json_values
 from eqjax.io import read_json, write_json
+from eqjax.progress import announced
 from eqjax.training import tokenizer as tokenizer_training
 from eqjax.training.config import resolve
 
@@ -72,7 +73,7 @@ def compare(args: flags.FlagValues) -> None:
                 path = os.path.join(args.output, "results", name)
                 flag_values = dataclasses.asdict(options)
                 if not os.path.isfile(path):
-                    of_tokenizer = of_tokenizer or tokenizer_measures(model, photos, options.num_columns, 1000 + seed)
+                    of_tokenizer = of_tokenizer or _tokenizer_measures(model, photos, options, seed)
                     measures = of_tokenizer | _compare_generators(model, photos, window, options, seed)
                     write_json(path, json_values(measures | {"flags": flag_values}))
                 results[kind].append(analysis.read_measures(path, flag_values))
@@ -117,6 +118,14 @@ def train_tokenizer(options: ComparisonOptions, output: str, style: str, seed: i
     return workdir
 
 
+def _tokenizer_measures(
+    model: eqjax.Model, photos: ml_collections.ConfigDict, options: ComparisonOptions, seed: int
+) -> analysis.Measures:
+    sizes = {"num_columns": options.num_columns, "num_batches": options.num_batches}
+    seams = seam_measures(model, photos, None, **sizes, seed=3000 + seed)
+    return tokenizer_measures(model, photos, options.num_columns, 1000 + seed) | seams
+
+
 def _compare_generators(
     model: eqjax.Model,
     photos: ml_collections.ConfigDict,
@@ -151,6 +160,7 @@ def _compare_generators(
         seed=2000 + seed,
     )
     half = options.num_columns // 2
+    logging.info("Training two generators, %d steps each.", options.generator_steps)
     all_trained, left_trained = (
         tasks.train(
             generator,
@@ -164,7 +174,8 @@ def _compare_generators(
         )
         for columns in (None, range(half))
     )
-    measures = analysis.generator_measures(generator, all_trained, batches, options.window_size)
+    with announced("Compiling and measuring the losses and gradients of all columns"):
+        measures = analysis.generator_measures(generator, all_trained, batches, options.window_size)
     transferred = tasks.column_losses(generator, left_trained, batches, jax.random.key(0))
     measures["transfer_loss"] = transferred.mean.tolist()
     measures["transfer_loss_stderr"] = transferred.stderr.tolist()

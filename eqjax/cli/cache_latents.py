@@ -18,6 +18,7 @@ import signal
 from absl import flags, logging
 
 from eqjax.cli import processes, runner
+from eqjax.progress import announced
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -74,8 +75,9 @@ def run(args: flags.FlagValues) -> None:
     """Makes this process's shards of the cache."""
     import jax
 
-    from eqjax.latent_cache.build import build_cache
-    from eqjax.training import generator
+    with announced("Loading the libraries", patience=2.0):
+        from eqjax.latent_cache.build import build_cache
+        from eqjax.training import generator
 
     # The shell has not connected the processes, because JAX ends none of them before all are done.
     index, count = find_process(args)

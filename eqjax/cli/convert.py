@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 
 from eqjax.cli.runner import flag_group
+from eqjax.progress import announced
 
 if TYPE_CHECKING:
     from eqjax.pretrained import Weights
@@ -65,18 +66,21 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(args: flags.FlagValues) -> None:
     """Converts a file, and logs a summary of the result."""
-    from eqjax import convert_files
+    with announced("Loading the libraries", patience=2.0):
+        from eqjax import convert_files
 
     if args.to_torch:
         if args.class_file:
             raise ValueError("--class_file has no effect with --to_torch: PyTorch files hold no class names.")
-        weights = convert_files.to_torch(args.input, args.output, args.part)
+        with announced(f"Converting {args.input}", patience=2.0):
+            weights = convert_files.to_torch(args.input, args.output, args.part)
     else:
         names = convert_files.read_class_names(args.class_file) if args.class_file else None
         fields = dict(num_heads=args.num_heads, window_size=args.window_size, max_rope_shift=args.max_rope_shift)
-        weights = convert_files.from_torch(
-            args.input, args.output, args.variant, args.latent_scale, class_names=names, **fields
-        )
+        with announced(f"Converting {args.input}", patience=2.0):
+            weights = convert_files.from_torch(
+                args.input, args.output, args.variant, args.latent_scale, class_names=names, **fields
+            )
     _log_summary(weights, args.output)
 
 

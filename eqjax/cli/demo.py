@@ -16,6 +16,7 @@ import eqjax
 from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
+from eqjax.cli.sampling_progress import sampling_progress
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -51,14 +52,19 @@ def run(args: flags.FlagValues) -> None:
     width, labels = tokenizer.column_width, np.arange(len(names))
 
     num_columns = -(-args.width // width)
-    panoramas = np.asarray(model.sample(labels, num_columns=num_columns, seed=args.seed, **options))
+    with sampling_progress(num_columns, "columns of the panoramas") as report:
+        panoramas = np.asarray(
+            model.sample(labels, num_columns=num_columns, seed=args.seed, progress=report, **options)
+        )
     for name, panorama in zip(names, panoramas, strict=True):
         eqjax.save_image(os.path.join(args.output, f"panorama_{name}.png"), panorama)
     beginnings = eqjax.pixels.grid(panoramas[:, :, : 1024 // width * width], columns=1)
     eqjax.save_image(os.path.join(args.output, "panoramas.png"), beginnings)
 
     num_columns = 2 * tokenizer.resolution // width
-    images = model.sample(np.repeat(labels, args.num_seeds), num_columns=num_columns, seed=args.seed + 1, **options)
+    labels = np.repeat(labels, args.num_seeds)
+    with sampling_progress(num_columns, "columns of the grid") as report:
+        images = model.sample(labels, num_columns=num_columns, seed=args.seed + 1, progress=report, **options)
     eqjax.save_image(os.path.join(args.output, "grid.png"), eqjax.pixels.grid(images, columns=args.num_seeds))
     logging.info(
         "%d panoramas of %d × %d pixels and a grid of %d images (%s): %s, in %.0f s on %s.",

@@ -24,6 +24,7 @@ from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, sampling_options
 from eqjax.data import default_config
+from eqjax.progress import announced
 
 if TYPE_CHECKING:
     from eqjax.evaluation import Extractor
@@ -53,9 +54,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("num_columns", None, "Width in columns; by default that of square images.", 1,
                              flag_values=values)  # fmt: skip
         flags.DEFINE_integer("seed", 0, "Seed of all noise.", flag_values=values)
-        define_sampling_flags(
-            values, guidance_help="Classifier-free guidance scale, 1 for none; several are a sweep, with a row each."
-        )
+        define_sampling_flags(values, guidance_help="Classifier-free guidance scale, 1 for none; or several.")
     with flag_group(values, "Reconstruction"):
         config_flags.DEFINE_config_dict("data", default_config(), "Images to reconstruct: --data.source, --data.root …",
                                         flag_values=values)  # fmt: skip
@@ -85,7 +84,8 @@ def make_extractor(args: flags.FlagValues) -> "Extractor | None":
 
     if args.network == "none":
         return None
-    return Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
+    with announced("Loading Inception's weights", patience=2.0):
+        return Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
 
 
 def evaluate_generation(args: flags.FlagValues) -> None:
@@ -94,7 +94,8 @@ def evaluate_generation(args: flags.FlagValues) -> None:
     Raises:
       ValueError: flags without effect; options out of their range; another protocol under --output.
     """
-    from eqjax.evaluation import GenerationEvaluator, GenerationOptions, results, statistics
+    with announced("Loading the libraries", patience=2.0):
+        from eqjax.evaluation import GenerationEvaluator, GenerationOptions, results, statistics
 
     results.load(args.output)  # Rejects a folder of something else before hours of sampling.
     if given := config_flags.get_override_values(args["data"]):
@@ -132,7 +133,9 @@ def evaluate_generation(args: flags.FlagValues) -> None:
     ]
     rows: list[Result] = []
     for scale, evaluator in zip(scales, evaluators, strict=True):
-        rows.append(evaluator.evaluate(model, os.path.join(args.output, f"guidance_{scale:g}")))
+        folder = os.path.join(args.output, f"guidance_{scale:g}")
+        logging.info("Guidance scale %g: %d images in %s.", scale, args.num_images or _NUM_IMAGES, folder)
+        rows.append(evaluator.evaluate(model, folder))
         _save(args, rows)  # After every scale, in case a later one is interrupted.
 
 
@@ -142,13 +145,15 @@ def evaluate_images(args: flags.FlagValues) -> None:
     Raises:
       ValueError: the model has no tokenizer, or the images do not fit it.
     """
-    from eqjax.evaluation import evaluate_reconstruction, image_sets, networks, results, statistics
-    from eqjax.evaluation.protocol import device_entries, model_entries
+    with announced("Loading the libraries", patience=2.0):
+        from eqjax.evaluation import evaluate_reconstruction, image_sets, networks, results, statistics
+        from eqjax.evaluation.protocol import device_entries, model_entries
 
     results.load(args.output)
     model = load_model(args)
     model.require("tokenizer")
-    images = image_sets.from_data(args.data, args.num_images)
+    with announced("Reading the list of images", patience=2.0):
+        images = image_sets.from_data(args.data, args.num_images)
     extractor = make_extractor(args)
     metrics = evaluate_reconstruction(
         model,
@@ -169,4 +174,12 @@ def evaluate_images(args: flags.FlagValues) -> None:
 def _save(args: flags.FlagValues, rows: "list[Result]") -> None:
     from eqjax.evaluation import results
 
-    logging.info("%s:\n%s", os.path.abspath(args.output), results.save(args.output, rows))
+    table = results.save(args.output, rows)
+    if not any(row["metrics"] for row in rows):
+        logging.info(
+            "No metric was measured, as --network=none asks: the images are under %s (--png or --npz for other "
+            "programs). FID and others need --network=inception and a --reference.",
+            os.path.abspath(args.output),
+        )
+        return
+    logging.info("%s:\n%s", os.path.abspath(args.output), table)

@@ -16,6 +16,7 @@ from absl import flags, logging
 import tqdm
 
 from eqjax.cli.runner import flag_group
+from eqjax.progress import announced
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -68,7 +69,8 @@ def fetch_all(
         for file in network.files:
             url = f"{mirror.rstrip('/')}/{file.name}" if mirror else None
             try:
-                path, downloaded = _fetch(name, file, folder, url)
+                with announced(f"Fetching {file.name}", patience=2.0):
+                    path, downloaded = _fetch(name, file, folder, url)
                 size = os.path.getsize(path) / 1e6
                 logging.info(
                     "%s: %s (%.1f MB) %s.", name, path, size, "fetched" if downloaded else "is present and valid"

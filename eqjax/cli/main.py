@@ -55,4 +55,10 @@ def help_text() -> str:
     """Returns the list of commands."""
     lines = [f"  {name:<17} {command.summary}" for name, command in COMMANDS.items()]
     head = "eqjax: equivariant image modeling in JAX\n\nusage: eqjax COMMAND [--flag=value …]\n"
-    return "\n".join([head, *lines, "\nFlags of a command: eqjax COMMAND --help"])
+    return "\n".join(
+        [
+            head,
+            *lines,
+            "\nFlags of a command: eqjax COMMAND --help; with -v, every command prints the traces of libraries.",
+        ]
+    )

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from eqjax.cli.runner import flag_group
 from eqjax.data import default_config
 from eqjax.io import remove_leftovers
+from eqjax.progress import announced
 
 if TYPE_CHECKING:
     from eqjax.evaluation import ImageSet
@@ -70,14 +71,18 @@ def find_images(args: flags.FlagValues) -> "ImageSet":
 
 def run(args: flags.FlagValues) -> None:
     """Computes the statistics in one pass over the images and writes the file."""
-    from eqjax.evaluation import Extractor, fid, networks, statistics
+    with announced("Loading the libraries", patience=2.0):
+        from eqjax.evaluation import Extractor, fid, networks, statistics
 
     folder, name = os.path.split(args.output)
     remove_leftovers(folder or ".", re.escape(name))
-    images = find_images(args)
-    extractor = Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
+    with announced("Reading the list of images", patience=2.0):
+        images = find_images(args)
+    with announced("Loading Inception's weights", patience=2.0):
+        extractor = Extractor(networks.inception(args.nets_folder), per_device_batch_size=args.batch_size)
     features = extractor.collect(images.batches(), images.count, num_stored_features=args.num_stored_features)
-    statistics.save(args.output, features.statistics)
+    with announced(f"Writing {args.output}", patience=2.0):
+        statistics.save(args.output, features.statistics)
     fid.warn_if_few(images.count, len(features.statistics.mean), args.output)
     logging.info(
         "Statistics of %d images (%s) in %s, %.1f images per second; %s",

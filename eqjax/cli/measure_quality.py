@@ -29,9 +29,11 @@ from eqjax import data
 from eqjax.cli.analyze_images import model_images, photo_config
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
+from eqjax.progress import ProgressLogger, announced
 
 if TYPE_CHECKING:
     from eqjax.evaluation.quality import LabeledImages, Quality
+    from eqjax.model import Model
 
 _BATCH_SIZE = 32
 
@@ -60,8 +62,9 @@ def run(args: flags.FlagValues) -> None:
       ValueError: the model has no tokenizer or no generator; the data's classes or size do not fit it.
       ModuleNotFoundError: scikit-learn is missing.
     """
-    from eqjax.evaluation.quality import LabeledImages, QualityReference
-    from eqjax.evaluation.results import json_values
+    with announced("Loading the libraries", patience=2.0):
+        from eqjax.evaluation.quality import LabeledImages, QualityReference
+        from eqjax.evaluation.results import json_values
     from eqjax.io import atomic_write, write_json
 
     options = sampling_options(args).to_dict()
@@ -74,20 +77,24 @@ def run(args: flags.FlagValues) -> None:
     count = args.num_images * len(labels)
 
     config.update(height=height, width=width)
-    reference = QualityReference(_train_crops(config, args.num_images, 2 * args.seed), tokenizer.column_width)
-    real, held_out = _train_crops(config, args.num_images, 2 * args.seed + 1), _held_out(config, count)
-    rows = {"real": reference.measure(real), "held out": reference.measure(held_out)}
+    with announced("Measuring real images", patience=2.0):
+        reference = QualityReference(_train_crops(config, args.num_images, 2 * args.seed), tokenizer.column_width)
+        real, held_out = _train_crops(config, args.num_images, 2 * args.seed + 1), _held_out(config, count)
+        rows = {"real": reference.measure(real), "held out": reference.measure(held_out)}
     psnr: dict[str, float] = {}
     for name, originals in (("reconstructed", real), ("reconstructed, held out", held_out)):
-        images, psnr[name] = _reconstruct(model, originals.images)
-        rows[name] = reference.measure(LabeledImages(images, originals.labels), paired=originals)
+        with announced(f"Compiling, and measuring {name} images", patience=2.0):
+            images, psnr[name] = _reconstruct(model, originals.images)
+            rows[name] = reference.measure(LabeledImages(images, originals.labels), paired=originals)
     classes = np.repeat(np.arange(len(labels)), args.num_images)
-    samples = []
+    samples, progress = [], ProgressLogger("samples", count)
     for start in range(0, count, _BATCH_SIZE):
         seed = int(np.random.SeedSequence([args.seed, start]).generate_state(1)[0])
         batch = labels[classes[start : start + _BATCH_SIZE]]
         samples.append(np.asarray(model.sample(batch, num_columns=args.num_columns, seed=seed, **options)))
-    rows["samples"] = reference.measure(LabeledImages(np.concatenate(samples), classes))
+        progress.update(len(batch))
+    with announced("Measuring samples", patience=2.0):
+        rows["samples"] = reference.measure(LabeledImages(np.concatenate(samples), classes))
 
     names = data.make_source(config).class_names
     text = _table(rows, psnr)
@@ -137,7 +144,7 @@ def _held_out(config: Any, count: int) -> "LabeledImages":
     return found if not rare.any() else LabeledImages(images[~rare], labels[~rare])
 
 
-def _reconstruct(model: eqjax.Model, images: np.ndarray) -> tuple[np.ndarray, float]:
+def _reconstruct(model: "Model", images: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the reconstructions, uint8, and their mean PSNR."""
     from eqjax import pixels
     from eqjax.evaluation.image_metrics import psnr

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from eqjax.progress import announced
+
 if TYPE_CHECKING:
     from eqjax.model import Model
 
@@ -40,4 +42,5 @@ def load_model(args: flags.FlagValues) -> "Model":
     """
     import eqjax
 
-    return eqjax.load_pretrained(*args.weights, dtype=args.dtype, precision=args.precision)
+    with announced(f"Loading {','.join(args.weights)}", patience=2.0):
+        return eqjax.load_pretrained(*args.weights, dtype=args.dtype, precision=args.precision)

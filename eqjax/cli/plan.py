@@ -16,6 +16,7 @@ from absl import flags
 
 from eqjax.cli import runner
 from eqjax.io import write_json
+from eqjax.progress import announced
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -57,7 +58,8 @@ def run(args: flags.FlagValues) -> None:
     Raises:
       ValueError: an unknown chip; a configuration, mesh or batch size that does not fit.
     """
-    from eqjax.perf import chips, step_plan
+    with announced("Loading the libraries", patience=2.0):
+        from eqjax.perf import chips, step_plan
 
     for name in args.chips:
         chips.find_chip(name)  # An unknown name fails here, before minutes of compiling.
@@ -65,7 +67,8 @@ def run(args: flags.FlagValues) -> None:
     if args.mesh is not None:
         config.mesh = args.mesh
     use_virtual_devices(args.num_chips)
-    plan = step_plan.plan_step(config, args.num_chips, args.num_columns)
+    with announced(f"Compiling the training step for {args.num_chips} devices; minutes for a large model"):
+        plan = step_plan.plan_step(config, args.num_chips, args.num_columns)
     estimates = [step_plan.estimate(plan, name, args.encoder_gflop * 1e9) for name in args.chips]
     print(step_plan.format_plan(plan, estimates))
     if args.output:

@@ -18,15 +18,12 @@ same command writes the next ones. Images are numbered by their first column: `s
 state holds the options: their flags may be left out when it is resumed, and flags that are given must agree with it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Sequence
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 import numpy as np
-import tqdm
 
 import eqjax
 from eqjax import image_files
@@ -34,6 +31,7 @@ from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.runner import flag_group
 from eqjax.cli.sample_files import check_files, write_files
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, parse_numbers, sampling_options
+from eqjax.cli.sampling_progress import sampling_progress
 
 if TYPE_CHECKING:
     from eqjax.sampling.panorama import PanoramaOptions
@@ -182,20 +180,13 @@ def check_reach(pairs: Sequence[ClassColumns], num_columns: int, where: str) -> 
 # ── Sampling ──────────────────────────────────────────────────────────────────────────────────
 
 
-@contextlib.contextmanager
-def progress(num_columns: int) -> Iterator[Callable[[int], Any]]:
-    """Yields a function that takes numbers of new columns and moves a progress bar on a terminal."""
-    with tqdm.tqdm(total=num_columns, unit="column", disable=not sys.stderr.isatty()) as bar:
-        yield bar.update
-
-
 def sample_images(
     model: "eqjax.Model", labels: Sequence[str | int], seeds: Sequence[int], args: flags.FlagValues
 ) -> np.ndarray:
     """Returns a grid of images, a row per class and a column per seed."""
     options, num_columns = sampling_options(args), args.num_columns or _NUM_COLUMNS
     check_files(args, width=len(seeds) * num_columns * model.require("tokenizer").column_width)
-    with progress(num_columns) as report:
+    with sampling_progress(num_columns) as report:
         images = model.sample(
             [label for label in labels for _ in seeds],
             num_columns=num_columns,
@@ -221,7 +212,7 @@ def sample_outpainted(
     check_files(args, width=width + (args.left + args.right) * tokenizer.column_width)
     labels = [list(pairs)] if _are_segments(pairs) else [label for label, _ in pairs]
     options = dict(sampling_options(args).to_dict(), transition=args.transition, seeds=seeds)
-    with progress(len(labels) * (args.left + args.right)) as report:
+    with sampling_progress(len(labels) * (args.left + args.right)) as report:
         images = [
             eqjax.outpaint(
                 model, image, label, left=args.left, right=args.right, resize=args.resize, progress=report, **options
@@ -300,7 +291,7 @@ def sample_strips(strips: Any, num_columns: int) -> np.ndarray:
       ValueError: no column is left.
     """
     parts, begin = [], strips.emitted
-    with progress(num_columns) as report:
+    with sampling_progress(num_columns) as report:
         while strips.emitted < begin + num_columns:
             before = strips.emitted
             strip = next(strips, None)

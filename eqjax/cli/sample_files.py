@@ -7,6 +7,7 @@ from absl import flags, logging
 import numpy as np
 
 from eqjax import image_output
+from eqjax.progress import announced
 
 if TYPE_CHECKING:
     import eqjax
@@ -51,7 +52,8 @@ def write_files(
     if not args.animation:
         return
     path, frame_width = numbered(args.animation), 4 * model.require("tokenizer").resolution
-    size = image_output.save_animation(path, image, frame_width=frame_width, pixels_per_frame=args.pixels_per_frame)
+    with announced(f"Writing {path}", patience=2.0):
+        size = image_output.save_animation(path, image, frame_width=frame_width, pixels_per_frame=args.pixels_per_frame)
     if size.num_frames == 1:
         logging.warning(
             "%s is a still: the image is %d pixels wide, and a frame %d. More columns make it move.",

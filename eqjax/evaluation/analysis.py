@@ -10,18 +10,20 @@ import os
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped, UInt8
 import numpy as np
 
 from eqjax.evaluation import equivariance, plots, tasks
 from eqjax.evaluation.results import json_values
+from eqjax.evaluation.roughness import border_roughness
 from eqjax.generator import Generator
 from eqjax.io import atomic_write, read_json, write_json
 from eqjax.model import Model
 from eqjax.tables import markdown_table
 from eqjax.typing import AnyArray, Params
 
-MAX_SHIFT = 32
+MAX_SHIFT = 32  # Largest shift, pixels.
+MAX_CLASSES = 16  # Classes whose roughness is listed one by one.
 
 # Measures of one model and seed as JSON values, by name.
 Measures: TypeAlias = dict[str, Any]
@@ -51,6 +53,42 @@ def tokenizer_measures(model: Model, images: Shaped[AnyArray, "N H W 3"], width:
         "footprint": maps.sum(1).tolist(),
         "footprint_map": maps[len(maps) // 2].tolist(),
         "footprint_fraction": equivariance.footprint_fractions(maps, column),
+    }
+
+
+def roughness_measures(
+    images: Mapping[str, UInt8[AnyArray, "N H W 3"]],
+    labels: Int[AnyArray, "N"],
+    class_names: Sequence[str],
+    column_width: int,
+) -> Measures:
+    """Returns the roughness at column borders and middles as JSON values, of all images and of every class.
+
+    Args:
+      images: images by the name of the set, such as "real" and "reconstructed"; row i shows the same class in all.
+      labels: index of each row's class.
+      class_names: names of the classes; more than `MAX_CLASSES` are not listed one by one.
+      column_width: width of a column in pixels; below 3 there is nothing between borders and middles, and nothing
+        is returned.
+    """
+    if column_width < 3:
+        return {}
+    labels = np.asarray(labels)
+    groups = {"all": np.ones(len(labels), bool)}
+    if len(class_names) <= MAX_CLASSES:
+        groups |= {name: labels == label for label, name in enumerate(class_names) if (labels == label).any()}
+    found = {
+        name: {group: border_roughness(np.asarray(rows)[members], column_width) for group, members in groups.items()}
+        for name, rows in images.items()
+    }
+    return {
+        "roughness": {
+            name: {
+                group: {"border": one.border, "middle": one.middle, "profile": one.profile.tolist()}
+                for group, one in by_group.items()
+            }
+            for name, by_group in found.items()
+        }
     }
 
 
@@ -100,7 +138,7 @@ def read_measures(path: str | os.PathLike[str], flags: Mapping[str, Any]) -> Mea
 
 # Columns of the table, in order; errors under shifts always stand beside PSNR.
 _TABLE = {
-    "psnr": "PSNR, dB",
+    "psnr": "PSNR of training crops, dB",
     "shift_error_column": "shift by a column",
     "shift_error_half": "by half a column",
     "shift_error_unrelated": "unrelated images",
@@ -136,6 +174,9 @@ def write_report(output: str | os.PathLike[str], results: MeasuresByKind) -> str
     """
     write_json(os.path.join(output, "results.json"), json_values(dict(results)))
     table = make_table(results)
+    if all("roughness" in seeds[0] for seeds in results.values()):
+        table += "\n" + make_roughness_table(results)
+        _plot_roughness(output, results)
     with atomic_write(os.path.join(output, "table.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(table)
     _plot_shift_errors(output, results)
@@ -157,10 +198,39 @@ def make_table(results: MeasuresByKind) -> str:
     return markdown_table(["", *(_TABLE[name] for name in names)], cells) + "\n"
 
 
+def make_roughness_table(results: MeasuresByKind) -> str:
+    """Formats the roughness at borders and middles as a Markdown table: a row per class of one kind, or per kind."""
+    first = next(iter(results.values()))[0]["roughness"]
+    places = {"border": "at borders", "middle": "at middles"}
+    header = ["roughness", *(f"{text}, {name}" for text in places.values() for name in first)]
+
+    def row(name: str, kind: str, group: str) -> list[str]:
+        found = [measures["roughness"] for measures in results[kind]]
+        return [name] + [
+            _mean_and_deviation([_number(one[images][group][place]) for one in found], "roughness")
+            for place in places
+            for images in first
+        ]
+
+    kinds = list(results)
+    groups = first[next(iter(first))]
+    rows = [row(group, kinds[0], group) for group in groups] if len(kinds) == 1 else [row(k, k, "all") for k in kinds]
+    note = (
+        "Roughness: mean difference of the two pixels at a place, over that of all pixels that are neither at a border "
+        "nor at the middle of a column. 1: columns cannot be seen.\n"
+    )
+    return f"{markdown_table(header, rows)}\n\n{note}"
+
+
+def _number(value: float | None) -> float:
+    """Returns a number of a JSON file, in which NaN is null."""
+    return np.nan if value is None else value
+
+
 def _mean_and_deviation(values: Sequence[float], name: str) -> str:
     if not np.isfinite(values).all():
         return "–"
-    digits = 1 if name == "psnr" else 3
+    digits = {"psnr": 1, "roughness": 2}.get(name, 3)
     deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{deviation}"
 
@@ -179,21 +249,24 @@ def _over_seeds(seeds: Sequence[Measures], name: str) -> tuple[np.ndarray, np.nd
 
 
 def _plot_shift_errors(output: str | os.PathLike[str], results: MeasuresByKind) -> None:
-    series, table = {}, {}
+    series, table, unrelated = {}, {}, []
     for style, seeds in _tokenizer_styles(results).items():
+        unrelated += [measures["shift_error_unrelated"] for measures in seeds]
         errors, _ = _over_seeds(seeds, "shift_errors")  # [shifts, L]
         psnr = np.mean([measures["psnr"] for measures in seeds])
         inner = np.nanmean(errors[:, 1:-1], axis=1) if errors.shape[1] > 2 else np.nanmean(errors, axis=1)
         shifts = np.arange(1, len(errors) + 1)
-        series[f"{style} (PSNR {psnr:.1f} dB)"] = shifts, inner, None
+        series[f"{style} (PSNR of training crops {psnr:.1f} dB)"] = shifts, inner, None
         table |= {"shift": shifts} | {f"{style}, column {k}": errors[:, k] for k in range(errors.shape[1])}
     plots.write_csv(os.path.join(output, "shifts.csv"), table)
     plots.plot_lines(
         os.path.join(output, "shifts.png"),
         series,
-        title="Latents of shifted images",
-        x_label="shift, pixels",
-        y_label="error over the latents' RMS",
+        title="Latents of a shifted image against the shifted latents",
+        x_label="shift of the image, pixels",
+        y_label="RMS error / RMS of the latents",
+        x_step=_column_width(results),
+        reference=("latents of unrelated images", float(np.mean(unrelated))),
     )
 
 
@@ -207,10 +280,11 @@ def _plot_footprints(output: str | os.PathLike[str], results: MeasuresByKind) ->
     plots.plot_heatmaps(
         os.path.join(output, "footprints.png"),
         panels,
-        title="Fraction of the change, log10",
-        x_label="pixel",
+        title="Footprints: which pixels change when one column's latent is replaced",
+        scale_label="fraction of the change, log10",
+        x_label="pixel (lines: column borders)",
         y_label="column that is replaced",
-        limits=(float(min(map(np.min, panels.values()))), float(max(map(np.max, panels.values())))),
+        x_step=_column_width(results),
     )
 
 
@@ -229,9 +303,10 @@ def _plot_losses(output: str | os.PathLike[str], results: MeasuresByKind) -> Non
     plots.plot_lines(
         os.path.join(output, "losses.png"),
         series,
-        title="Loss per column",
-        x_label="column",
-        y_label="loss over the mean, all trained",
+        title="Flow loss of every column",
+        x_label="column, from the left",
+        y_label="loss / mean loss with all columns trained",
+        x_step=1,
     )
 
 
@@ -239,18 +314,44 @@ def _plot_cosines(output: str | os.PathLike[str], results: MeasuresByKind) -> No
     panels, table = {}, {}
     for kind, seeds in results.items():
         mean, error = _over_seeds(seeds, "cosines")
-        panels[kind] = mean
+        # A column's cosine with itself is 1 and says nothing.
+        panels[kind] = np.where(np.eye(len(mean), dtype=bool), np.nan, mean)
         first, second = np.triu_indices(len(mean), 1)
         table |= {"column": first, "other": second, kind: mean[first, second]}
         table |= {f"{kind}, error": error[first, second]}
     plots.write_csv(os.path.join(output, "cosines.csv"), table)
-    # The diagonal is 1 and would make all other values dark: the scale ends at the largest of the others.
-    largest = max(panel[~np.eye(len(panel), dtype=bool)].max(initial=0.0) for panel in panels.values())
     plots.plot_heatmaps(
         os.path.join(output, "cosines.png"),
         panels,
-        title="Cosine between gradients of columns",
-        x_label="column",
+        title="Cosine between the gradients of two columns' losses",
+        scale_label="cosine (red: they agree, blue: conflict)",
+        x_label="column, from the left",
         y_label="column",
-        limits=(0.0, max(float(largest), 0.01)),
+        diverging=True,
     )
+
+
+def _plot_roughness(output: str | os.PathLike[str], results: MeasuresByKind) -> None:
+    """Plots the roughness of all images at every place in a column."""
+    series, table, column_width = {}, {}, _column_width(results)
+    for kind, seeds in results.items():
+        for name in seeds[0]["roughness"]:
+            profiles = np.array([[_number(v) for v in one["roughness"][name]["all"]["profile"]] for one in seeds])
+            label = name if len(results) == 1 else f"{kind}, {name}"
+            error = profiles.std(0, ddof=1) if len(seeds) > 1 else None
+            series[label] = np.arange(profiles.shape[1]), profiles.mean(0), error
+            table |= {"place": np.arange(profiles.shape[1]), label: profiles.mean(0)}
+    plots.write_csv(os.path.join(output, "roughness.csv"), table)
+    plots.plot_lines(
+        os.path.join(output, "roughness.png"),
+        series,
+        title="Seams: difference of neighboring pixels by their place in a column",
+        x_label="place in the column, pixels from its left border (0: the border)",
+        y_label="difference / that elsewhere",
+        x_step=max(1, column_width // 8),
+        reference=("columns cannot be seen", 1.0),
+    )
+
+
+def _column_width(results: MeasuresByKind) -> int:
+    return next(iter(results.values()))[0]["column_width"]

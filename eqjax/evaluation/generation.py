@@ -27,7 +27,7 @@ from eqjax.evaluation.results import Result
 from eqjax.evaluation.sample_folder import SampleFolder
 from eqjax.evaluation.statistics import Statistics, check_comparable, compare
 from eqjax.model import Model
-from eqjax.progress import ProgressLogger
+from eqjax.progress import ProgressLogger, announced
 from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingOptions
 from eqjax.tokenizer.tiling import decode_images
@@ -113,6 +113,7 @@ def generate(
     samples.check_protocol({**options.to_dict(), **model_entries(model)})
     done = min(samples.num_available(), num_images)
     if done == num_images:
+        logging.info("%s holds all %d images already.", folder, num_images)
         return samples
     # Seed and guidance scale are arguments of the compiled program, so a sweep compiles once.
     params = model, jax.random.key_data(jax.random.key(options.seed)), np.asarray(options.guidance_scale, np.float32)
@@ -266,9 +267,11 @@ class GenerationEvaluator:
             per_device_batch_size=self._per_device_batch_size,
         )
         if self._write_png:
-            samples.write_png()
+            with announced("Writing the images as PNG", patience=2.0):
+                samples.write_png()
         if self._write_npz:
-            logging.info("Wrote %s", samples.write_npz())
+            with announced("Writing the images as npz", patience=2.0):
+                logging.info("Wrote %s", samples.write_npz())
         metrics: dict[str, float] = {}
         if self._extractor is not None:
             found = self._extractor.collect(
@@ -276,7 +279,8 @@ class GenerationEvaluator:
             )
             metrics = found.scores
             if self._reference is not None:
-                metrics = compare(self._reference, found.statistics) | metrics
+                with announced("Computing FID and the other metrics", patience=2.0):
+                    metrics = compare(self._reference, found.statistics) | metrics
         return {"metrics": metrics, "protocol": protocol}
 
     def evaluate_step(self, step: int, model: Model, *, workdir: str | os.PathLike[str]) -> dict[str, float]:

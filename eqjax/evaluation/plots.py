@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import csv
 import io
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Num, Shaped
 import numpy as np
@@ -16,6 +16,9 @@ from eqjax.typing import AnyArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_DPI = 110
+_MAX_NUMBERED = 10  # Heat maps of at most so many rows and columns show their numbers.
 
 
 def write_csv(path: str | os.PathLike[str], columns: Mapping[str, Shaped[AnyArray, "n"]]) -> None:
@@ -33,6 +36,8 @@ def plot_lines(
     title: str,
     x_label: str,
     y_label: str,
+    x_step: int | None = None,
+    reference: tuple[str, float] | None = None,
 ) -> None:
     """Plots lines with error bars.
 
@@ -42,13 +47,22 @@ def plot_lines(
       title: title of the plot.
       x_label: label of the x axis.
       y_label: label of the y axis.
+      x_step: distance of the ticks of the x axis, from 0; None: chosen by matplotlib.
+      reference: name and height of a dashed line to compare with.
     """
-    figure, axes = _make_figure(1)
+    figure, (axes,) = _make_figure(1)
     for name, (x, y, error) in series.items():
-        axes[0].errorbar(x, y, yerr=error, marker="o", markersize=3, linewidth=1.2, capsize=2, label=name)
-    axes[0].set(title=title, xlabel=x_label, ylabel=y_label)
-    axes[0].grid(alpha=0.3)
-    axes[0].legend(fontsize=7, frameon=False)
+        axes.errorbar(x, y, yerr=error, marker="o", markersize=3.5, linewidth=1.5, capsize=2.5, label=name)
+    if reference is not None:
+        axes.axhline(reference[1], color="0.4", linestyle="--", linewidth=1.2, label=reference[0])
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_title(title, loc="left", fontsize=11)
+    if x_step is not None:
+        axes.set_xticks(range(0, int(max(np.max(x) for x, _, _ in series.values())) + 1, x_step))
+    axes.grid(alpha=0.3)
+    # Outside, where it hides no line.
+    columns = len(series) + 1 if len(series) < 4 else 2
+    figure.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=columns)
     _save(figure, path)
 
 
@@ -57,28 +71,70 @@ def plot_heatmaps(
     panels: Mapping[str, Num[AnyArray, "rows columns"]],
     *,
     title: str,
+    scale_label: str,
     x_label: str = "",
     y_label: str = "",
     limits: tuple[float, float] | None = None,
+    diverging: bool = False,
+    x_step: int | None = None,
 ) -> None:
-    """Plots heat maps side by side.
+    """Plots heat maps, two side by side, with one color scale; small ones show their numbers. NaN is gray.
 
     Args:
       path: PNG file to write.
       panels: values by the panel's title.
       title: title of the plot.
+      scale_label: label of the color scale: what the numbers are, with their unit.
       x_label: label of the x axes.
       y_label: label of the y axes.
-      limits: lowest and highest value of the color scale; None: each panel's own.
+      limits: lowest and highest value of the color scale; None: those of all panels, and if diverging, symmetric.
+      diverging: whether the sign matters: 0 is white, positive values are red, negative ones blue.
+      x_step: distance of the ticks of the x axes, which vertical lines mark; None: a tick per column.
     """
-    figure, axes = _make_figure(len(panels))
-    low, high = limits or (None, None)
-    for axis, (name, values) in zip(axes, panels.items(), strict=True):
-        image = axis.imshow(np.asarray(values), vmin=low, vmax=high, cmap="viridis", aspect="auto")
-        axis.set(title=name, xlabel=x_label, ylabel=y_label)
-        figure.colorbar(image, ax=axis, shrink=0.8)
-    figure.suptitle(title)
+    figure, all_axes = _make_figure(len(panels))
+    low, high = limits or _limits(list(panels.values()), diverging)
+    image: Any = None
+    for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
+        values = np.asarray(values, np.float64)
+        axes.set_facecolor("0.85")
+        image = axes.imshow(values, vmin=low, vmax=high, cmap="RdBu_r" if diverging else "viridis", aspect="auto")
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_yticks(range(values.shape[0]))
+        axes.set_xticks(range(0, values.shape[1] + 1, x_step) if x_step else range(values.shape[1]))
+        if x_step:
+            axes.set_xlim(-0.5, values.shape[1] - 0.5)
+            for x in range(x_step, values.shape[1], x_step):
+                axes.axvline(x - 0.5, color="white", linewidth=0.6)
+        if max(values.shape) <= _MAX_NUMBERED:
+            _write_numbers(axes, values, (low, high), diverging)
+    figure.colorbar(image, ax=all_axes, label=scale_label, shrink=0.9)
+    figure.suptitle(title, fontsize=11)
     _save(figure, path)
+
+
+def _limits(panels: list[Any], diverging: bool) -> tuple[float, float]:
+    """Returns the range of all finite values; symmetric around 0 if their sign matters."""
+    values = np.concatenate([np.ravel(panel) for panel in panels])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return -1.0, 1.0
+    if diverging:
+        largest = max(float(np.abs(values).max()), 1e-6)
+        return -largest, largest
+    return float(values.min()), float(values.max())
+
+
+def _write_numbers(axes: "Axes", values: np.ndarray, limits: tuple[float, float], diverging: bool) -> None:
+    """Writes every finite value on its cell, in white on dark ones."""
+    middle, half = sum(limits) / 2, max((limits[1] - limits[0]) / 2, 1e-12)
+    digits = 2 if half >= 0.1 else 3
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            place = (value - middle) / half  # -1 … 1
+            color = "white" if (abs(place) > 0.65 if diverging else place < 0) else "black"
+            text = f"{value:.{digits}f}".replace("0.", ".", 1)
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
 
 
 def check_installed() -> None:
@@ -94,9 +150,11 @@ def _make_figure(num_panels: int) -> "tuple[Figure, list[Axes]]":
     check_installed()
     from matplotlib.figure import Figure
 
-    width = 1.5 + 3.5 * num_panels if num_panels > 1 else 5.5
-    figure = Figure(figsize=(width, 3.4), dpi=90, layout="constrained")
-    return figure, [figure.add_subplot(1, num_panels, i + 1) for i in range(num_panels)]
+    columns = min(num_panels, 2)
+    rows = -(-num_panels // columns)
+    size = (7.0, 4.2) if num_panels == 1 else (9.0, 1.0 + 3.6 * rows)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(num_panels)]
 
 
 def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:

@@ -19,7 +19,7 @@ from eqjax.evaluation.networks import PerceptualDistance
 from eqjax.evaluation.parallel import BatchedShardMap
 from eqjax.evaluation.statistics import Statistics, check_comparable, compare
 from eqjax.model import Model
-from eqjax.progress import ProgressLogger
+from eqjax.progress import ProgressLogger, announced
 from eqjax.tokenizer.tiling import decode_images, encode_images
 from eqjax.typing import Tree
 
@@ -86,7 +86,8 @@ def evaluate_reconstruction(
         size = next(iter(images.batches())).shape[1:3]
         check_comparable(reference, extractor.network.protocol_for(size), extractor.network.sizes(size))
         found = extractor.collect(reconstructions(), images.count, name="features of reconstructions")
-        result = {f"r{name}": value for name, value in compare(reference, found.statistics).items()}
+        with announced("Computing FID and the other metrics", patience=2.0):
+            result = {f"r{name}": value for name, value in compare(reference, found.statistics).items()}
     means = {name: np.concatenate([batch[name] for batch in scores]).mean(dtype=np.float64) for name in scores[0]}
     return result | {name: float(mean) for name, mean in means.items()}
 

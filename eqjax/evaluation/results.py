@@ -111,7 +111,7 @@ def table(results: Sequence[Result]) -> str:
         ]
         for r in results
     ]
-    text = markdown_table(differing + metrics, rows) if differing + metrics else "No metrics were requested."
+    text = markdown_table(differing + metrics, rows) if metrics else "No metric was measured: images alone."
     shared = {name: protocols[0].get(name) for name in names if name not in differing}
     common = [f"{name}: {value}" for name, value in shared.items() if value is not None]
     return f"{text}\n\nProtocol: {', '.join(common)}.\n"

@@ -6,8 +6,10 @@ Letters: N images, H height, W width, C channels.
 import dataclasses
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 import numpy as np
+
+from eqjax.typing import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +61,7 @@ def border_roughness(images: Any, column_width: int) -> BorderRoughness:
             f"roughness needs images [N, H, W, C] of at least two columns, {2 * column_width} pixels wide; these are "
             f"{list(images.shape)}."
         )
-    # Image by image, since a float64 copy of many takes memory.
-    differences = sum(np.abs(np.diff(image.astype(np.float64), axis=1)).mean((0, 2)) for image in images)
+    differences = neighbor_differences(images)
     places = np.arange(1, images.shape[2]) % column_width
     profile = np.bincount(places, differences, column_width) / np.bincount(places, minlength=column_width)
     middle = column_width // 2
@@ -68,3 +69,16 @@ def border_roughness(images: Any, column_width: int) -> BorderRoughness:
     with np.errstate(invalid="ignore", divide="ignore"):
         profile = np.where(elsewhere > 0, profile / elsewhere, np.nan)
     return BorderRoughness(float(profile[0]), float(profile[middle]), profile)
+
+
+def neighbor_differences(images: Shaped[AnyArray, "N H W C"]) -> Float[np.ndarray, "W-1"]:
+    """Returns the mean absolute difference of pixels x and x + 1, for every x.
+
+    Example:
+      >>> neighbor_differences(np.array([0, 3, 4], np.uint8)[None, None, :, None]).tolist()
+      [3.0, 1.0]
+    """
+    images = np.asarray(images)
+    # Image by image, since a float64 copy of many takes memory.
+    rows = (np.abs(np.diff(image.astype(np.float64), axis=1)).mean((0, 2)) for image in images)
+    return sum(rows, start=np.zeros(images.shape[2] - 1)) / len(images)

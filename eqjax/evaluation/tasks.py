@@ -25,6 +25,7 @@ import numpy as np
 import optax
 
 from eqjax.generator import Generator, column_weights
+from eqjax.progress import ProgressLogger
 from eqjax.typing import AnyArray, Params, PRNGKey
 
 # Scaled latents and labels of a batch.
@@ -178,9 +179,11 @@ def train(
     optimizer = _optimizer(steps, learning_rate)
     state = params, optimizer.init(params)
     latents, labels = jnp.asarray(latents), jnp.asarray(labels)
+    progress = ProgressLogger("training steps", steps)
     for step in range(steps):
         key = jax.random.fold_in(root, step)
         state = _train_step(generator, steps, learning_rate, batch_size, state, latents, labels, weights, key)
+        progress.update(1)
     return state[0]
 
 

@@ -23,6 +23,7 @@ from eqjax.latent_cache.encode import MeanEncoder, noise_mean_square
 from eqjax.latent_cache.format import DTYPES, CacheSpec
 from eqjax.latent_cache.writer import CacheWriter
 from eqjax.pretrained import Weights
+from eqjax.progress import ProgressLogger, announced
 from eqjax.typing import AnyArray, Config
 
 Records: TypeAlias = datasets.Source | grain.MapDataset
@@ -134,22 +135,25 @@ def build_cache(
             f"process_index={process_index} must be in [0, process_count={process_count}), and "
             f"batch_size={batch_size} must be at least 1."
         )
-    spec, records = make_spec(
-        config,
-        weights,
-        split=split,
-        num_crops=num_crops,
-        flips=flips,
-        dtype=dtype,
-        shard_size=shard_size,
-        seed=seed,
-    )
+    with announced("Reading the list of images", patience=2.0):
+        spec, records = make_spec(
+            config,
+            weights,
+            split=split,
+            num_crops=num_crops,
+            flips=flips,
+            dtype=dtype,
+            shard_size=shard_size,
+            seed=seed,
+        )
     writer = CacheWriter(os.fspath(output), spec)
     writer.open()
     missing = [shard for shard in range(spec.num_shards) if not writer.is_complete(shard)]
     mine = [shard for shard in missing if shard % process_count == process_index]
     counts = (len(missing), spec.num_shards, len(mine))
     logging.info("%s: %d of %d shards are missing; this process makes %d.", output, *counts)
+    if not missing:
+        logging.info("Nothing is left to do: all shards are complete.")
     # A call takes as many whole images as fit; an image with more variants than that takes several calls.
     images_per_call = max(1, batch_size // spec.num_variants)
     encoder = MeanEncoder(weights, DTYPES[dtype], min(batch_size, images_per_call * spec.num_variants))
@@ -157,7 +161,9 @@ def build_cache(
     with futures.ThreadPoolExecutor(max(1, config.num_threads)) as pool:
         for done, shard in enumerate(mine, start=1):
             if not writer.is_complete(shard):  # Another process may have made it in the meantime.
-                writer.write_shard(shard, _encode(spec.image_range(shard), read, encoder, images_per_call, pool))
+                images = spec.image_range(shard)
+                progress = ProgressLogger(f"images of shard {shard}", len(images))
+                writer.write_shard(shard, _encode(images, read, encoder, images_per_call, pool, progress))
             logging.info("Shard %d is complete; this process has %d more to make.", shard, len(mine) - done)
     noise = noise_mean_square(weights.modules["tokenizer"].posterior_std)
     while not writer.write_manifest(noise):
@@ -173,6 +179,7 @@ def _encode(
     encoder: Callable[[UInt8[np.ndarray, "N H W 3"]], Sequence[AnyArray]],
     images_per_call: int,
     pool: futures.Executor,
+    progress: ProgressLogger,
 ) -> Iterator[tuple[Float[np.ndarray, "L D"], int]]:
     """Yields (latents, label) of every variant of some images; the next images are read while the encoder works."""
     batches = [indices[i : i + images_per_call] for i in range(0, len(indices), images_per_call)]
@@ -184,6 +191,7 @@ def _encode(
         latents = np.concatenate([np.asarray(part) for part in encoding])
         for i, label in enumerate(np.repeat(labels, [len(variants) for variants in images])):
             yield latents[i], int(label)
+        progress.update(len(images))
 
 
 def _image_variants(spec: CacheSpec, records: Records, config: Config, index: int) -> Variants:

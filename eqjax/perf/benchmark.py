@@ -21,6 +21,7 @@ from eqjax.model import Model
 from eqjax.perf import flops
 from eqjax.perf.benchmark_models import build_modules, make_model, names_weights, random_params, read_config
 from eqjax.perf.sampling_cost import Cost, compiled_cost, sampling_cost
+from eqjax.progress import announced
 from eqjax.published import LATENT_SCALE
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
@@ -36,6 +37,7 @@ from eqjax.training.trainer import Rules, Step
 from eqjax.typing import Config, Params, Tree
 
 KINDS = ("sampling", "decoding", "training", "floor")
+_PATIENCE = 2.0  # Seconds after which work that may be quick is announced.
 _SAMPLING = SamplingOptions(guidance_scale=7.0)  # Any scale but 1 takes the same time.
 
 
@@ -113,7 +115,8 @@ def run_benchmark(kind: str, options: BenchmarkOptions) -> dict[str, Any]:
     elif kind == "floor":
         measured = list(floor(options))
     else:
-        model = make_model(options.config, options.dtype)
+        with announced(f"Making the model {options.config}", patience=_PATIENCE):
+            model = make_model(options.config, options.dtype)
         measured = list(measure_sampling(options, model)) if kind == "sampling" else []
         measured.append(measure_decoding(options, model))
     peak = None if kind == "floor" else matmul_peak(options.dtype)
@@ -165,15 +168,17 @@ def _format(value: object) -> str:
 
 def measure(function: Callable[..., Any], *args: Any, repeats: int = 3) -> Timing:
     """Compiles a function, calls it once, and times `repeats` further calls."""
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
+    name, start = function.__name__.replace("_", " "), time.perf_counter()
+    with announced(f"Compiling {name}", patience=_PATIENCE):
+        compiled = jax.jit(function).lower(*args).compile()
     compile_seconds = time.perf_counter() - start
-    jax.block_until_ready(compiled(*args))
     times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    with announced(f"Timing {repeats} calls of {name}, after a first one", patience=_PATIENCE):
         jax.block_until_ready(compiled(*args))
-        times.append(time.perf_counter() - start)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(*args))
+            times.append(time.perf_counter() - start)
     return Timing(statistics.median(times), compile_seconds, _temporary_bytes(compiled))
 
 
@@ -253,7 +258,8 @@ def measure_decoding(options: BenchmarkOptions, model: Model) -> Measurement:
     shape = (options.batch_size, options.num_columns, tokenizer.embed_dim)
     arguments = model.tokenizer_params, jax.random.normal(jax.random.key(0), shape)
     decode = _decode(tokenizer)
-    cost = compiled_cost(decode, *arguments)
+    with announced("Counting FLOPs of the decoder", patience=_PATIENCE):
+        cost = compiled_cost(decode, *arguments)
     return Measurement("decoder", cost.flops, cost.bytes, measure(decode, *arguments, repeats=options.repeats))
 
 
@@ -268,14 +274,16 @@ def _decode(tokenizer: Tokenizer) -> Callable[[Params, Float[Array, "B L D"]], F
 def floor(options: BenchmarkOptions) -> Iterator[Measurement]:
     """Counts FLOPs and bytes of all parts: by closed forms, and by the compiler for the decoder."""
     if names_weights(options.config):
-        model = make_model(options.config, options.dtype)
+        with announced(f"Making the model {options.config}", patience=_PATIENCE):
+            model = make_model(options.config, options.dtype)
         tokenizer, generator = model.require("tokenizer"), model.require("generator")
     else:
         tokenizer, generator = build_modules(options.config, options.dtype)
     for part, cost in _sampling_costs(generator, options).items():
         yield Measurement(part, cost.flops, cost.bytes, None)
     latents = jax.ShapeDtypeStruct((options.batch_size, options.num_columns, tokenizer.embed_dim), jnp.float32)
-    cost = compiled_cost(_decode(tokenizer), pretrained.abstract_params(tokenizer), latents)
+    with announced("Counting FLOPs of the decoder", patience=_PATIENCE):
+        cost = compiled_cost(_decode(tokenizer), pretrained.abstract_params(tokenizer), latents)
     yield Measurement("decoder", cost.flops, cost.bytes, None)
 
 
@@ -351,12 +359,14 @@ def _measure_step(
     run = loop.compile_step(step, rules, mesh, state, key)
 
     start = time.perf_counter()
-    compiled = run.lower(state, batch).compile()
+    with announced(f"Compiling the {part}"):
+        compiled = run.lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start
     times = []
-    for _ in range(repeats + 1):  # Every step donates its state. The first one is not counted.
-        start = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled(run.step, state, batch))
-        times.append(time.perf_counter() - start)
+    with announced(f"Timing {repeats} steps, after a first one", patience=_PATIENCE):
+        for _ in range(repeats + 1):  # Every step donates its state. The first one is not counted.
+            start = time.perf_counter()
+            state, _ = jax.block_until_ready(compiled(run.step, state, batch))
+            times.append(time.perf_counter() - start)
     timing = Timing(statistics.median(times[1:]), compile_seconds, _temporary_bytes(compiled))
     return Measurement(part, num_flops, None, timing)

@@ -17,7 +17,7 @@ from eqjax.latent_cache.encode import encoder_params
 from eqjax.perf import flops
 from eqjax.perf.chips import find_chip
 from eqjax.perf.hlo import Collective, collectives
-from eqjax.tables import markdown_table
+from eqjax.tables import markdown_table, with_unit
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop
 from eqjax.training.generator import GeneratorStep
@@ -218,16 +218,16 @@ def estimate(plan: StepPlan, chip_name: str, encoder_flops: float = 0.0) -> Esti
 
 def format_plan(plan: StepPlan, estimates: Sequence[Estimate]) -> str:
     """Formats a plan and its estimates as text with Markdown tables."""
-    memory = [(part, f"{size / 1e9:.3f}") for part, size in plan.memory.items()]
-    memory.append(("total", f"{sum(plan.memory.values()) / 1e9:.3f}"))
+    memory = [(part, with_unit(size, "B")) for part, size in plan.memory.items()]
+    memory.append(("total", with_unit(sum(plan.memory.values()), "B")))
     traffic = [
-        (item.kind, str(item.group_size), str(item.count), f"{item.bytes_sent / 1e9:.3f}") for item in plan.traffic
+        (item.kind, str(item.group_size), str(item.count), with_unit(item.bytes_sent, "B")) for item in plan.traffic
     ]
     times = [
         (
             item.chip,
             f"{100 * item.memory_fraction:.0f} %",
-            " … ".join(f"{1e3 * seconds:.1f}" for seconds in item.seconds),
+            " … ".join(with_unit(seconds, "s") for seconds in item.seconds),
             " … ".join(f"{100 * fraction:.0f}" for fraction in item.utilization) + " %",
             item.bound,
         )
@@ -237,9 +237,9 @@ def format_plan(plan: StepPlan, estimates: Sequence[Estimate]) -> str:
         f"{plan.model}: {plan.num_parameters / 1e6:.1f} M parameters, batch {plan.batch_size}, "
         f"{plan.num_chips} chips as {plan.mesh}",
         f"FLOPs of the model per step: {plan.flops:.4g}, per device {plan.flops / plan.num_chips:.4g}",
-        markdown_table(("memory per device", "GB"), memory),
-        markdown_table(("sent per device and step", "devices in a group", "calls", "GB"), traffic),
+        markdown_table(("on each device", "memory"), memory),
+        markdown_table(("sent per device and step", "devices in a group", "calls", "bytes"), traffic),
         "Time of a step, from all terms overlapped to none:",
-        markdown_table(("chip", "memory used", "step, ms", "utilization", "bound by"), times),
+        markdown_table(("chip", "memory used", "step", "utilization", "bound by"), times),
     ]
     return "\n\n".join(parts)

@@ -1,13 +1,14 @@
 """Keeps a run alive, or stops it in order: non-finite steps, preemption, a workdir that is in use."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import fcntl
 import multiprocessing
 from multiprocessing import resource_tracker
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any, NamedTuple, TextIO
@@ -17,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax.typing import Metrics, Tree
+from eqjax import memory
+from eqjax.typing import Config, Metrics, Tree
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: the state is saved
@@ -26,6 +28,47 @@ class Preempted(Exception):  # noqa: N818 - not an error: the state is saved
 
 class WorkdirInUseError(ValueError):
     """Another live run writes to the same workdir."""
+
+
+class PeerLostError(RuntimeError):
+    """Another process of the run has ended or cannot be reached."""
+
+
+# What JAX's errors say when a collective operation or the coordination service fails.
+_SIGNS_OF_LOSS = (
+    "Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service", "Connection reset", "Connection closed",
+    "Socket closed",
+)  # fmt: skip
+PEER_LOST = (
+    "Another process of this run has ended, or cannot be reached: see what it printed. Start all of them again with "
+    "the same command; the run resumes from its newest checkpoint."
+)
+
+
+@contextlib.contextmanager
+def explained_failures(config: Config) -> Iterator[None]:
+    """Turns what JAX raises for lost processes and for exhausted memory into one sentence.
+
+    Args:
+      config: the configuration of the run.
+
+    Raises:
+      OutOfMemoryError: memory of a device or of the host is exhausted.
+      PeerLostError: another process of the run is lost.
+    """
+    size = f"{config.data.height} × {config.data.width} pixels" if "data" in config else "its size"
+    request = f"batch_size={config.batch_size} of {size}, accumulation_steps={config.accumulation_steps}"
+    remedy = (
+        "raise accumulation_steps, which divides a batch into smaller ones with the same result, lower batch_size, or "
+        "take more devices"
+    )
+    try:
+        with memory.explained(request, remedy):
+            yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1 and any(sign in str(error) for sign in _SIGNS_OF_LOSS):
+            raise PeerLostError(PEER_LOST) from error
+        raise
 
 
 def skip_nonfinite_updates(step: Callable[..., tuple[Tree, Metrics]]) -> Callable[..., tuple[Tree, Metrics]]:
@@ -174,7 +217,7 @@ class StopSignal:
                     continue
                 self._interrupts += 1
                 if self._interrupts > 1:
-                    os.write(2, b"Interrupted again: ended without saving.\n")
+                    os.write(_terminal(), b"Interrupted again: ended without saving.\n")
                     for child in multiprocessing.active_children():
                         child.kill()
                     os._exit(128 + signal.SIGINT)  # As shells report it.
@@ -185,6 +228,14 @@ class StopSignal:
 
     def __exit__(self, *exception: object) -> None:
         self._undo.close()
+
+
+def _terminal() -> int:
+    """Returns the file descriptor of sys.stderr, which need not be 2."""
+    try:
+        return sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):
+        return 2
 
 
 class WorkdirLock:

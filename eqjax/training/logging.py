@@ -59,8 +59,7 @@ class MetricWriter:
             os.makedirs(self._workdir, exist_ok=True)
             if wandb_project:
                 self._wandb = _start_wandb(self._workdir, wandb_project)
-            self._file = open(os.path.join(self._workdir, "metrics.jsonl"), "a", encoding="utf-8")  # noqa: SIM115 - stays open
-            self._board = SummaryWriter(os.path.join(self._workdir, "tensorboard"), write_to_disk=True)
+            self._open()
 
     def scalars(self, step: Scalar, values: Metrics) -> None:
         """Writes metrics of a step and flushes them, so that a killed run loses no line.
@@ -73,6 +72,7 @@ class MetricWriter:
         curves = dict(_curves(values))
         line = {"step": int(step), "time": round(time.time(), 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in curves.items()}
+        self._reopen_if_removed()
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in curves.items():
@@ -80,6 +80,20 @@ class MetricWriter:
         self._board.flush()
         if self._wandb is not None:
             self._wandb.log(curves, step=int(step))
+
+    def _reopen_if_removed(self) -> None:
+        """Opens the files again if the workdir was removed: what is written to a removed file is lost."""
+        if self._file is None or os.fstat(self._file.fileno()).st_nlink:
+            return
+        logging.warning("%s was removed while the run writes to it: earlier metrics are lost.", self._workdir)
+        self._file.close()
+        self._board.close()
+        self._open()
+
+    def _open(self) -> None:
+        os.makedirs(self._workdir, exist_ok=True)
+        self._file = open(os.path.join(self._workdir, "metrics.jsonl"), "a", encoding="utf-8")  # noqa: SIM115 - stays open
+        self._board = SummaryWriter(os.path.join(self._workdir, "tensorboard"), write_to_disk=True)
 
     def config(self, config: Config) -> None:
         """Writes the configuration to `config.json`."""

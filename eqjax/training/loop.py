@@ -18,7 +18,15 @@ from eqjax.io import remove_leftovers
 from eqjax.perf import chips, flops
 from eqjax.progress import announced
 from eqjax.training.compiled_step import abstract_state, compile_step, initial_state
-from eqjax.training.fault_tolerance import Preempted, StepWatch, StopSignal, WorkdirLock, not_finite
+from eqjax.training.fault_tolerance import (
+    PeerLostError,
+    Preempted,
+    StepWatch,
+    StopSignal,
+    WorkdirLock,
+    explained_failures,
+    not_finite,
+)
 from eqjax.training.logging import MetricWriter, Progress
 from eqjax.training.profiler import Profiler
 from eqjax.training.trainer import Batch, State, Trainer
@@ -51,8 +59,10 @@ def train(config: Config, workdir: str, trainer: Trainer) -> State:
       FloatingPointError: too many updates in a row were not finite; the steps and the first offending module are
         named, the last good state is saved.
       OSError: a checkpoint could not be written; those before it are whole.
+      OutOfMemoryError: a batch does not fit into memory.
+      PeerLostError: another process of the run is lost.
     """
-    with Run(config, workdir, trainer) as run:
+    with Run(config, workdir, trainer) as run, explained_failures(config):
         # ── State: from the newest checkpoint, or fresh ─────────────────────────────────────────
         state = run.restore_state()
         if state is None:
@@ -137,6 +147,8 @@ class Run:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if isinstance(exception[1], PeerLostError):
+            return  # Nothing that waits for the other processes would return.
         with announced("Closing the checkpoints", patience=_PATIENCE):
             self._stack.__exit__(*exception)
 

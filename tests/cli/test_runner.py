@@ -1,5 +1,6 @@
 """The shell of the commands: fields of configurations by name, exit codes, messages."""
 
+import jax.numpy as jnp
 import pytest
 
 from configs import photos_tokenizer
@@ -86,7 +87,16 @@ def test_explained_errors_end_with_their_message_and_an_exit_code(error, code, c
     with pytest.raises(SystemExit) as ended, caplog.at_level("INFO", "absl"):
         runner.finish(fail, uses_jax=False)
     assert ended.value.code == code
-    assert [record.getMessage().startswith("what is wrong") for record in caplog.records] == [True]
+    messages = [record.getMessage() for record in caplog.records if record.name == "absl"]
+    assert [message.startswith("what is wrong") for message in messages] == [True]
+
+
+def test_memory_that_is_exhausted_ends_a_command_with_one_sentence(caplog):
+    with pytest.raises(SystemExit) as ended, caplog.at_level("INFO", "absl"):
+        runner.finish(lambda: jnp.zeros(2**44), uses_jax=False, request="--batch_size=9")
+    assert ended.value.code == 1
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "absl"]
+    assert message.startswith("out of memory of the device with --batch_size=9 (64 TiB were asked for at once): lower")
 
 
 def test_ctrl_c_ends_a_command_with_one_line(monkeypatch, capsys):

@@ -115,7 +115,7 @@ def test_a_narrow_image_is_announced_as_a_still(command, tmp_path, caplog):
     ],
 )
 def test_files_are_checked_before_anything_is_sampled(command, monkeypatch, options, message):
-    monkeypatch.setattr(sample, "progress", None)  # What samples calls it first.
+    monkeypatch.setattr(sample, "sampling_progress", None)  # What samples calls it first.
     with pytest.raises(ValueError, match=message):
         command(**{"classes": "cat", **options})
 
@@ -191,7 +191,7 @@ def test_an_image_is_outpainted(command, tmp_path):
         (dict(classes="cow"), r"classes \['cow'\] are not among"),
         (dict(classes="cat:3", num_columns=5), "covers columns 0 … 2, and the image has 5 columns"),
         (dict(classes="cat:3,dog:0"), "needs at least 1"),
-        (dict(classes="cat", num_flow_steps=0), "num_flow_steps=0 must be ≥ 1"),
+        (dict(classes="cat", num_flow_steps=0), "num_flow_steps=0 must be an integer ≥ 1"),
         ({}, "--classes is missing"),
         (dict(classes=""), "--classes is missing"),
         (dict(state="none.npz"), "--classes is missing"),

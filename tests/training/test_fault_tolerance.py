@@ -5,14 +5,19 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from eqjax import memory
 from eqjax.checkpoints import Checkpoints
 from eqjax.training import fault_tolerance, loop
+from eqjax.training.logging import MetricWriter
+from launch import local
 from tests import subprocesses
 from tests.training import toy_trainer
 from tests.training.toy_runs import equal, leaves, logged, saved_steps, train
@@ -66,12 +71,55 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
     # In a process of its own, as Orbax leaves threads of the failed save behind.
     options = json.dumps(dict(total_steps=4, largest_file=20_000))
     output = subprocesses.run("tests.training.toy_trainer", tmp_path, options, devices=4, code=1)
-    assert re.search(r"could not be written(.|\n)*Steps \[2\] are whole", output), output
+    message = rf"could not be written(.|\n)*Steps \[2\] are whole.*\nTraces are in {tmp_path}/debug.log\.$"
+    assert re.search(message, output.rstrip()) and "Traceback" not in output, output
+    assert "Traceback" in (tmp_path / "debug.log").read_text()
     config = toy_trainer.config(2)
     with Checkpoints(tmp_path / "checkpoints", config.to_dict()) as checkpoints:
         restored = checkpoints.restore(whole)
     assert restored is not None and equal(leaves(restored[0]), leaves(whole))
     assert int(train(tmp_path, toy_trainer.config(4)).step) == 4
+
+
+def test_a_process_that_loses_another_ends_with_one_sentence(tmp_path):
+    options = json.dumps(dict(total_steps=4000, delay=0.05, checkpoint_every=10))
+    names = dict(COORDINATOR_ADDRESS=f"localhost:{local.free_port()}", NUM_PROCESSES="2")
+    arguments = ("tests.training.toy_trainer", tmp_path, options)
+    processes = [subprocesses.start(*arguments, devices=2, PROCESS_ID=str(i), **names) for i in range(2)]
+    subprocesses.wait_for_step(tmp_path, 3, processes[0])
+    processes[0].kill()
+    output, _ = processes[1].communicate(timeout=120)
+    processes[0].communicate()
+    assert processes[1].returncode in (1, -signal.SIGABRT)  # Who notices first: Python or JAX's service.
+    expected = f"{fault_tolerance.PEER_LOST} Messages of the libraries are in {tmp_path}/debug-1.log."
+    assert output.count("Another process") == 1 and output.rstrip().endswith(expected), output
+    assert "Check failure" not in output and "Traceback" not in output
+    assert "Gloo" in (tmp_path / "debug-1.log").read_text()
+
+
+def test_a_batch_that_does_not_fit_into_memory_ends_in_one_sentence(tmp_path):
+    class LargeTrainer(toy_trainer.ToyTrainer):
+        def step(self, frozen, state, batch, key):
+            state, metrics = super().step(frozen, state, batch, key)
+            return state, {**metrics, "large": jax.random.normal(key, (2**43,))}
+
+    config = toy_trainer.config(1)
+    message = (
+        r"^out of memory of the device with batch_size=8 of 16 × 16 pixels, accumulation_steps=1 "
+        r"\(.* TiB were asked for at once\): raise accumulation_steps,"
+    )
+    with pytest.raises(memory.OutOfMemoryError, match=message):
+        loop.train(config, str(tmp_path), LargeTrainer(config))
+
+
+def test_metrics_of_a_workdir_that_was_removed_are_written_again(tmp_path, caplog):
+    with MetricWriter(tmp_path / "run") as writer:
+        writer.scalars(1, {"loss": 0.5})
+        shutil.rmtree(tmp_path / "run")
+        writer.scalars(2, {"loss": 0.25})
+        writer.scalars(3, {"loss": 0.125})
+    assert logged(tmp_path / "run") == [(2, 0.25), (3, 0.125)]
+    assert caplog.text.count("was removed while the run writes to it") == 1
 
 
 def test_a_workdir_of_a_live_run_is_refused(tmp_path):

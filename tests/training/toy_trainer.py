@@ -115,4 +115,4 @@ def main(workdir, options):
 if __name__ == "__main__":
     from eqjax.cli import runner
 
-    runner.finish(lambda: main(sys.argv[1], json.loads(sys.argv[2])))
+    runner.finish(lambda: main(sys.argv[1], json.loads(sys.argv[2])), workdir=sys.argv[1])
