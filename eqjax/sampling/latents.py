@@ -1,6 +1,6 @@
 """`sample_latents`: labels to latents of images of any number of columns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any, Unpack
@@ -18,22 +18,21 @@ from eqjax.sampling.checks import NUM_COLUMNS, as_labels, check_labels, check_no
 from eqjax.sampling.class_schedule import Blend, ClassSchedule, class_schedule
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.sampler import ColumnInputs, SamplerInputs
-from eqjax.typing import Params
 
 
 def sample_latents(
-    generator: Generator,
-    params: Params,
+    generator: Any,
+    params: Any,
     labels: Any,
     *,
     num_columns: Any,
-    class_columns: Sequence[Any] | None = None,
+    class_columns: Any = None,
     transition: Any = 0,
     noise: Any = None,
     key: Any = None,
     prefix: Any = None,
     mesh: Any = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Any = None,
     **options: Unpack[SamplingKeywords],
 ) -> Float[jax.Array, "B L D"]:
     """Samples latents of `num_columns` columns for every label.

@@ -59,7 +59,7 @@ def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np
 
 
 def outpaint(
-    model: Model,
+    model: Any,
     image: Any,
     label: Any,
     *,

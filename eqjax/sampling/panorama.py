@@ -25,7 +25,6 @@ from eqjax.sampling.checks import NUM_COLUMNS, SEED, SEEDS, as_seeds, check_labe
 from eqjax.sampling.class_schedule import TRANSITION, ClassSchedule, parse_classes
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.streaming import StreamDecoder
-from eqjax.typing import AnyArray
 
 _STRIP_COLUMNS = Integer(least=1, most=2**16)
 
@@ -89,7 +88,7 @@ class PanoramaOptions(SamplingOptions):
 
 
 def panorama(
-    model: Model,
+    model: Any,
     labels: Any = None,
     *,
     seed: Any = 0,
@@ -196,7 +195,7 @@ class Panorama:
         self._ready: list[UInt8[np.ndarray, "*B H w 3"]] = []
 
     @classmethod
-    def begin(cls, model: Model, options: PanoramaOptions, prefix: AnyArray | None = None) -> "Panorama":
+    def begin(cls, model: Model, options: PanoramaOptions, prefix: Any = None) -> "Panorama":
         """Returns a panorama before its first column.
 
         Args:

@@ -42,7 +42,7 @@ def test_a_batch_that_is_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "device_bytes", lambda: 80 * 10**9)
     memory.check_latents(Generator(), (1000,), 16, True)
     message = (
-        r"a batch of 100000 images \(200000 rows with guidance, 16 columns\) takes at least 1106 GB for conditions, KV "
+        r"a batch of 100000 images \(200000 rows with guidance, 16 columns\) takes at least 1.1 TB for conditions, KV "
         r"cache and modulations on a device, which has 80 GB: sample fewer images at a time\."
     )
     refused(memory.check_latents, MemoryError, message, Generator(), (100_000,), 16, True)
