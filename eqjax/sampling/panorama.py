@@ -350,7 +350,7 @@ class Panorama:
 
 # Arrays of a `SamplerState` in a saved state, and all arrays of one.
 _SAMPLER_ARRAYS = ("context", "cache_keys", "cache_values")
-_COLUMN = Integer(least=0)
+_COLUMN = Integer(least=-(2**63), most=2**63)  # Whether they fit is checked together.
 _STATE_ARRAYS = (*_SAMPLER_ARRAYS, "ready", *(f"decoder_{name}" for name in StreamDecoder.STATE))
 
 

@@ -11,23 +11,26 @@ from tests.sampling.small_models import local_model
 
 
 def sample(**options):
-    return local_model().sample(**{"labels": 0, "num_columns": 2, **options})
+    arguments: dict[str, Any] = {"labels": 0, "num_columns": 2, **options}
+    return local_model().sample(**arguments)
 
 
 def latents(**options):
     m = local_model()
-    options = {"labels": [0], "num_columns": 2, "key": jax.random.key(0), **options}
-    return sample_latents(**{"generator": m.require("generator"), "params": m.generator_params, **options})
+    given = {"generator": m.require("generator"), "params": m.generator_params, "labels": [0], "num_columns": 2}
+    arguments: dict[str, Any] = {**given, "key": jax.random.key(0), **options}
+    return sample_latents(**arguments)
 
 
 def strips(**options):
-    return panorama(**{"model": local_model(), "labels": 0, **options})
+    arguments: dict[str, Any] = {"model": local_model(), "labels": 0, **options}
+    return panorama(**arguments)
 
 
 def continued(**options):
-    return outpaint(
-        **{"model": local_model(), "image": np.zeros((16, 8, 3), np.uint8), "label": 0, "right": 1, **options}
-    )
+    image = np.zeros((16, 8, 3), np.uint8)
+    arguments: dict[str, Any] = {"model": local_model(), "image": image, "label": 0, "right": 1, **options}
+    return outpaint(**arguments)
 
 
 ALL = (sample, latents, strips, continued)

