@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
     # The wheel holds configs/ as eqjax/configs, where `--config=NAME` finds it; see eqjax/config_files.py.
-    packages=[*find_packages(include=["eqjax", "eqjax.*"]), "eqjax.configs"],
+    packages=[*find_packages(include=["eqjax", "eqjax.*"]), "eqjax.configs", "eqjax.weights"],
     package_dir={"eqjax.configs": "configs"},
-    package_data={"eqjax": ["py.typed", "weights/*"]},
+    package_data={"eqjax": ["py.typed"], "eqjax.weights": ["*"]},
 )

@@ -21,7 +21,7 @@ author = "The eqjax authors"
 project_copyright = "2026, The eqjax authors"
 version = release = eqjax.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "formulas", "sphinx_copybutton"]
 exclude_patterns = ["generated/configurations.md"]  # A page includes it.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 
@@ -45,6 +45,7 @@ python_maximum_signature_line_length = 100
 suppress_warnings = ["ref.python"]
 toc_object_entries_show_parents = "hide"
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"eqjax {release}"
 html_static_path = ["static"]

@@ -242,4 +242,19 @@ def configurations() -> dict[str, str]:
 
 def field_tables() -> dict[str, dict[str, tuple[Any, str, str]]]:
     """Returns {title: {field: (default, values in words, meaning)}} of every section of a configuration."""
-    return {}
+    from eqjax.config_fields import Field, flatten
+    from eqjax.training.config import TABLES
+
+    both = TABLES["tokenizer"].keys() & TABLES["generator"].keys()
+    tables: dict[str, dict[str, tuple[Any, str, str]]] = {"Both trainers": {}}
+    for trainer, table in TABLES.items():
+        for name, entry in table.items():
+            others = [other[name] for other in TABLES.values() if name in other]
+            shared = name in both and all(other == entry for other in others)
+            title = "Both trainers" if shared else f"{trainer.capitalize()} training"
+            if not isinstance(entry, Field):
+                title += f": {name}"
+            fields = {name: entry} if isinstance(entry, Field) else flatten(entry, f"{name}.")
+            section = tables.setdefault(title, {})
+            section |= {key: (field.default, field.rule.words, field.meaning) for key, field in fields.items()}
+    return tables

@@ -14,11 +14,9 @@
 # %% [markdown]
 # # Are all columns one task?
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/equivariance.ipynb)
-#
 # An image is easier to model if every part of the sequence is the same task. For that, the tokens should move with the
 # image, and the generator's columns should agree on the weights. This notebook measures both, on the model that comes
-# with eqjax and on crops of its photographs. No GPU is needed.
+# with eqjax and on crops of its photographs. A GPU is used if there is one; none is needed.
 #
 # The first cell installs eqjax if it is missing.
 
@@ -26,7 +24,7 @@
 import importlib.util
 
 if importlib.util.find_spec("eqjax") is None:
-    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/eqjax/eqjax")
+    raise ModuleNotFoundError("eqjax is missing: in your copy of its code, pip install '.[analysis,photos]'")
 
 # %% [markdown]
 # The model, and random crops of its eight photographs. The crops are wider than needed, so that they can be shifted.

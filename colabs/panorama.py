@@ -14,11 +14,9 @@
 # %% [markdown]
 # # Endless panoramas
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/panorama.ipynb)
-#
 # The generator attends to a few columns back, and no column is special to it, so an image never has to end. This
 # notebook samples endless strips, changes the class on the way, saves a panorama and resumes it, and outpaints a
-# photograph. No GPU is needed.
+# photograph. A GPU is used if there is one; none is needed.
 #
 # The first cell installs eqjax if it is missing.
 
@@ -26,7 +24,7 @@
 import importlib.util
 
 if importlib.util.find_spec("eqjax") is None:
-    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/eqjax/eqjax")
+    raise ModuleNotFoundError("eqjax is missing: in your copy of its code, pip install '.[analysis,photos]'")
 
 # %% [markdown]
 # The model, and sampling options that trade a little accuracy for speed.

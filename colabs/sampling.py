@@ -14,10 +14,8 @@
 # %% [markdown]
 # # Sampling
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/sampling.ipynb)
-#
 # This notebook samples images from the model that comes with eqjax. It covers classes, seeds, classifier-free guidance,
-# flow solvers, and images wider than those in training. No GPU is needed.
+# flow solvers, and images wider than those in training. A GPU is used if there is one; none is needed.
 #
 # The first cell installs eqjax if it is missing.
 
@@ -25,7 +23,7 @@
 import importlib.util
 
 if importlib.util.find_spec("eqjax") is None:
-    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/eqjax/eqjax")
+    raise ModuleNotFoundError("eqjax is missing: in your copy of its code, pip install '.[analysis,photos]'")
 
 # %% [markdown]
 # One object holds the tokenizer, the generator and their weights. The model knows eight classes, one photograph each.

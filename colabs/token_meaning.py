@@ -14,11 +14,9 @@
 # %% [markdown]
 # # What a token means
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/token_meaning.ipynb)
-#
 # The tokenizer turns an image into a row of tokens, one vector per column of 16 pixels. This notebook asks what one
 # token determines, and where. It replaces random tokens by those of a photograph, one by one, and then measures which
-# pixels a token changes. No GPU is needed.
+# pixels a token changes. A GPU is used if there is one; none is needed.
 #
 # The first cell installs eqjax if it is missing.
 
@@ -26,7 +24,7 @@
 import importlib.util
 
 if importlib.util.find_spec("eqjax") is None:
-    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/eqjax/eqjax")
+    raise ModuleNotFoundError("eqjax is missing: in your copy of its code, pip install '.[analysis,photos]'")
 
 # %% [markdown]
 # The model, and crops of four photographs. The tokenizer was trained on these photographs: this notebook is about where

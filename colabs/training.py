@@ -14,11 +14,9 @@
 # %% [markdown]
 # # Training at tiny size
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eqjax/eqjax/blob/main/colabs/training.ipynb)
-#
 # This notebook trains both models, the tokenizer and the generator, with the functions that also train at full size.
 # The models are so small that everything takes a minute on a CPU; do not expect images. You will see how to configure a
-# run, what it writes, and how to resume it. No GPU is needed.
+# run, what it writes, and how to resume it. A GPU is used if there is one; none is needed.
 #
 # The first cell installs eqjax if it is missing.
 
@@ -26,7 +24,7 @@
 import importlib.util
 
 if importlib.util.find_spec("eqjax") is None:
-    get_ipython().run_line_magic("pip", "install --quiet git+https://github.com/eqjax/eqjax")
+    raise ModuleNotFoundError("eqjax is missing: in your copy of its code, pip install '.[analysis,photos]'")
 
 # %% [markdown]
 # With models this small, most of the time goes into compiling. So we turn off the compiler's optimizations (do not do

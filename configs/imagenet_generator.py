@@ -62,6 +62,7 @@ def _set_recipe(config: Config) -> None:
         weight_decay=0.02,
         grad_clip_norm=3.0,
         ema_decay=0.9999,
+        ema_warmup=False,
     )
 
 
@@ -82,4 +83,4 @@ def _shrink(config: Config) -> None:
     config.update(batch_size=8, total_steps=20, total_epochs=None, eval_images=16)
     config.update(log_every=5, eval_every=20, image_every=20, checkpoint_every=10, keep_every=None)
     config.sampling.update(num_columns=4, num_flow_steps=4)
-    config.optimizer.update(lr_reference_batch_size=None, warmup_epochs=None, warmup_steps=5.0)
+    config.optimizer.update(lr_reference_batch_size=None, warmup_epochs=None, warmup_steps=5.0, ema_warmup=True)

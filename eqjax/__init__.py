@@ -13,6 +13,7 @@ if sys.platform == "win32":
 if TYPE_CHECKING:
     from eqjax import convert, pixels
     from eqjax.generator import Generator
+    from eqjax.hub.upload import push_to_hub
     from eqjax.image_output import save_animation, save_image
     from eqjax.loading import load_pretrained
     from eqjax.model import Model
@@ -32,6 +33,7 @@ __all__ = [
     "outpaint",
     "panorama",
     "pixels",
+    "push_to_hub",
     "sample_latents",
     "save_animation",
     "save_image",
@@ -45,6 +47,7 @@ _MODULES = {
     "load_pretrained": "eqjax.loading",
     "outpaint": "eqjax.sampling.outpainting",
     "panorama": "eqjax.sampling.panorama",
+    "push_to_hub": "eqjax.hub.upload",
     "sample_latents": "eqjax.sampling.latents",
     "save_animation": "eqjax.image_output",
     "save_image": "eqjax.image_output",

@@ -2,7 +2,6 @@
 
 import os
 import re
-import urllib.parse
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _VARIABLE = "EQJAX_WEIGHTS"
@@ -23,26 +22,25 @@ def local_path(path: str | os.PathLike[str], name: str) -> str:
     """Returns a path of a file system; an address such as gs://bucket/run would become a folder called "gs:".
 
     Args:
-      path: the path; file:///path is one too.
+      path: the path.
       name: what it is the path of, for messages.
 
     Raises:
-      ValueError: it is an address of something else.
+      ValueError: it is an address.
 
     Example:
-      >>> local_path("file:///data/run", "the workdir"), local_path("runs/generator", "the workdir")
-      ('/data/run', 'runs/generator')
+      >>> local_path("runs/generator", "the workdir")
+      'runs/generator'
     """
     path = os.fspath(path)
     found = scheme(path)
     if found is None:
         return path
     if found == "file":
-        return urllib.parse.unquote(urllib.parse.urlsplit(path).path)
-    raise ValueError(
-        f"{name} is {path}; expected a path of a file system, as {found}:// is not supported there. Mount the bucket "
-        "(as gcsfuse does), or work in a local folder and copy it."
-    )
+        advice = "Leave file:// out."
+    else:
+        advice = "Mount the bucket (as gcsfuse does), or use a local folder and copy it."
+    raise ValueError(f"{name} is {path}; expected a path of a file system, {found}:// is not supported there. {advice}")
 
 
 def weights_folder() -> str:

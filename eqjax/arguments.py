@@ -9,23 +9,29 @@ value as plain Python:
 A value of another kind is a TypeError, one out of range a ValueError. What `jax.jit` traces has no value yet: rules of
 numbers refuse it, unless they are told that it is `traceable`; an array's shape and dtype are checked all the same.
 
-The annotation of an argument that is checked here is loose (`Any`, say), or a type checker at run time speaks first.
+`check_arguments` does so for a whole function. Where a function calls `Rule.check` itself, the annotation of that
+argument is loose (`Any`, say), or a type checker at run time speaks first.
 Nothing here imports JAX, as the command line checks names before it has loaded it.
 """
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import difflib
+import functools
+import inspect
 import math
 import numbers
 import operator
 import os
 import re
 import sys
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Positions, sizes and counts are 32-bit integers in JAX.
 MAX_INTEGER = 2**31 - 1
@@ -108,6 +114,44 @@ def check_names(kind: str, given: Iterable[Any], known: Sequence[str], error: ty
     for name in given:
         if name not in known:
             raise error(f"unknown {kind} {show(name)}{did_you_mean(name, known)} Known: {', '.join(known)}.")
+
+
+def check_arguments(**rules: "Rule") -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Returns a decorator that checks the arguments of a function by rules before it is called.
+
+    The function gets the values as plain Python, see `Rule.check`; unknown keywords are named with the nearest known
+    one. As the checks come before annotations are compared at run time, these may be exact.
+
+    Args:
+      **rules: rules by the names of arguments.
+
+    Example:
+      >>> @check_arguments(columns=Integer(least=1))
+      ... def width(columns: int) -> int:
+      ...     return 16 * columns
+      >>> width("8")
+      Traceback (most recent call last):
+      TypeError: columns='8' must be an integer ≥ 1.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        known = list(signature.parameters)
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not takes_any:
+                check_names(f"argument of {function.__qualname__}()", kwargs, known)
+            bound: Any = signature.bind_partial(*args, **kwargs)
+            for name in rules.keys() & bound.arguments.keys():
+                bound.arguments[name] = rules[name].check(name, bound.arguments[name])
+            call: Callable[..., R] = function
+            return call(*bound.args, **bound.kwargs)
+
+        return checked
+
+    return decorate
 
 
 def is_traced(value: Any) -> bool:

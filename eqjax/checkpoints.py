@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from eqjax import checkpoint_items, checksums, sharding
 from eqjax.differences import differences
-from eqjax.io import read_json, write_json
+from eqjax.io import read_json_object, write_json
 from eqjax.typing import Metrics, Scalar, Tree
 
 
@@ -260,7 +260,7 @@ class BestWeights:
         self._metric, self._sign = _parse_best(best) if best else (None, 1)
         self.best: dict[str, Any] | None = None
         if self._metric is not None and os.path.isfile(self._path):
-            kept, intact = checksums.verify(_read_object(self._path))
+            kept, intact = checksums.verify(read_json_object(self._path))
             if not intact:
                 raise ValueError(
                     f"{self._path} is damaged, as its checksum differs: delete it, and the comparison starts again."
@@ -293,11 +293,6 @@ class BestWeights:
         if jax.process_index() == 0:
             write_json(self._path, checksums.sign(self.best))
         return True
-
-
-def _read_object(path: str) -> dict[str, Any]:
-    values = read_json(path)
-    return values if isinstance(values, dict) else {}
 
 
 def _everywhere(truth: bool) -> bool:

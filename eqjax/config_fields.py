@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import ml_collections
 from ml_collections import config_dict
 
-from eqjax.arguments import Items, Rule, Text, did_you_mean, show
+from eqjax.arguments import Instance, Items, Rule, Text, did_you_mean, show
 from eqjax.typing import Config
 
 
@@ -32,6 +32,10 @@ class Field:
 
 
 Table: TypeAlias = Mapping[str, "Field | Mapping[str, Any]"]
+
+
+# A configuration as an argument.
+CONFIG = Instance(ml_collections.ConfigDict, "a ConfigDict, such as eqjax.data.default_config() returns")
 
 
 def with_defaults(table: Table, **defaults: Any) -> dict[str, Any]:

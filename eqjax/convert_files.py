@@ -1,13 +1,14 @@
 """Converts published PyTorch files to weights files, and back; PyTorch is not needed."""
 
 from collections.abc import Iterable, Mapping
+import json
 import os
 from typing import Any, Literal
 
 from eqjax import convert, pretrained, published
 from eqjax.arguments import shorten
 from eqjax.convert import torch_archive
-from eqjax.io import parse_json
+from eqjax.io import parse_json, read_text
 
 # A thousand names of ImageNet, with all synonyms, have 30 kB.
 MAX_CLASS_FILE_BYTES = 2**22
@@ -134,14 +135,14 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no class names at {path}.")
-    if os.path.getsize(path) > MAX_CLASS_FILE_BYTES:
-        raise ValueError(f"{path} has {os.path.getsize(path)} bytes; names of classes have {MAX_CLASS_FILE_BYTES}.")
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
-        names = _names_of_json(parse_json(text), path) if path.endswith(".json") else text.rstrip().split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}).") from error
+    text = read_text(path, MAX_CLASS_FILE_BYTES).removeprefix("\ufeff")
+    if path.endswith(".json"):
+        try:
+            names = _names_of_json(parse_json(text), path)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON ({error}).") from error
+    else:
+        names = text.rstrip().split("\n")
     names = [" ".join(str(name).split()) for name in names]
     if "" in names:
         raise ValueError(f"{path} has no name for class {names.index('')}: give one per class.")

@@ -13,6 +13,8 @@ from typing import Any
 
 from absl import logging
 
+from eqjax.addresses import local_path
+
 # A temporary file may be a leftover if nothing was written to it for this long. Its lock alone would not do: some
 # network file systems show locks only to the machine that holds them.
 _LEFTOVER_SECONDS = 3600.0
@@ -36,11 +38,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     Yields:
       The temporary file's name, in the folder of `path`, so that renaming it never copies.
 
+    Raises:
+      ValueError: the path is an address such as gs://bucket/file.
+
     Example:
       >>> with atomic_write("out/notes.txt") as temporary, open(temporary, "w") as file:  # doctest: +SKIP
       ...     file.write("complete")
     """
-    path = os.fspath(path)
+    path = local_path(path, "a file to write")
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f"{os.path.basename(path)}.", suffix=".tmp")
@@ -196,3 +201,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return parse_json(text)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is not JSON ({error}): damaged, or of another kind.") from error
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the JSON object in a file, as `read_json` does.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file cannot be read as JSON, or holds something other than an object. The message names it.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{os.fspath(path)} holds {type(values).__name__}, expected an object of named values.")
+    return values

@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias, Unpack, overload
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from eqjax import pixels
-from eqjax.arguments import Choice, is_tracing
+from eqjax.arguments import Array, Choice, did_you_mean, is_tracing, shorten, show
 from eqjax.generator import Generator
 from eqjax.sampling import memory
 from eqjax.sampling.checks import NUM_COLUMNS, SEED, as_seeds
@@ -23,7 +23,7 @@ from eqjax.sampling.sampler import compute_params
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images, encode_images
 from eqjax.tokenizer.windows import compiling, decode_columns
-from eqjax.typing import AnyArray, Params, Scalar
+from eqjax.typing import Params, Scalar
 
 # A class, by its label or its name.
 ClassLabel: TypeAlias = str | Scalar
@@ -38,18 +38,24 @@ PRECISIONS = {"highest": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def as_floats(images: Shaped[AnyArray, "..."]) -> Float[jax.Array, "..."]:
+def as_floats(images: Any, name: str = "images") -> Float[jax.Array, "..."]:
     """Returns images of any shape, uint8 or floats in [-1, 1], as floats in [-1, 1].
 
+    Args:
+      images: the images; lists of numbers count as floats.
+      name: name of the argument, for messages.
+
     Raises:
-      ValueError: the images have another dtype.
+      TypeError: it is no array of numbers.
+      ValueError: they are integers other than uint8, or floats in another range.
     """
-    images = jnp.asarray(images)
-    if images.dtype == jnp.uint8:
+    images = Array(None, "number").check(name, images)
+    if images.dtype == np.uint8:
         return pixels.from_uint8(images)
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images are {images.dtype}; expected uint8, or floats in [-1, 1].")
-    return images
+        raise ValueError(f"{name} is {images.dtype}; expected uint8, or floats in [-1, 1].")
+    pixels.check_range(name, images)
+    return jnp.asarray(images)
 
 
 @flax.struct.dataclass
@@ -170,33 +176,38 @@ class Model:
             )
         return self.decode(latents)
 
-    def encode(self, images: Shaped[AnyArray, "..."]) -> Float[jax.Array, "B L D"]:
+    def encode(self, images: Any) -> Float[jax.Array, "B L D"]:
         """Returns the scaled latents of images, the posterior means without noise.
 
         Args:
-          images: [B, H, W, 3], uint8 or floats in [-1, 1].
+          images: [B, H, W, 3], uint8 or floats in [-1, 1], such as `eqjax.pixels.from_uint8` returns. Floats that look
+            like 0 … 1 are taken as they are, with a warning, see `eqjax.pixels.check_range`.
 
         Raises:
-          ValueError: the shape does not fit the tokenizer, or the images are integers other than uint8.
+          TypeError: it is no array of numbers.
+          ValueError: the shape does not fit the tokenizer, or the images are integers other than uint8, or floats in
+            another range, such as 0 … 255.
         """
         floats = as_floats(images)
         with self.with_precision():
             return encode_images(self.require("tokenizer"), self.tokenizer_params, floats) * self.latent_scale
 
-    def decode(self, latents: Float[AnyArray, "..."]) -> UInt8[jax.Array, "B H W 3"]:
+    def decode(self, latents: Any) -> UInt8[jax.Array, "B H W 3"]:
         """Returns the images of scaled latents [B, L, D].
 
         Raises:
+          TypeError: the latents are no floating-point array.
           ValueError: the latents have another shape.
         """
         tokenizer, params = self.require("tokenizer"), self.tokenizer_params
+        latents = Array(("batch", "columns", tokenizer.embed_dim)).check("latents", latents)
         with self.with_precision():
             if not is_tracing(params, latents):
                 return decode_columns(tokenizer, params, latents, scale=self.latent_scale, to_uint8=True)
             images = decode_images(tokenizer, params, jnp.asarray(latents) / self.latent_scale)
         return jnp.asarray(pixels.to_uint8(images))
 
-    def labels(self, labels: ClassLabel | AnyArray | Sequence[Any]) -> Int[jax.Array, "B"]:
+    def labels(self, labels: Any) -> Int[jax.Array, "B"]:
         """Returns classes as integers.
 
         Args:
@@ -205,14 +216,15 @@ class Model:
         Raises:
           ValueError: a name is not one of `class_names`, or the labels are neither names nor integers.
         """
-        given: Any = labels
-        rows = [given] if isinstance(given, str) or not np.ndim(given) else given
+        is_one = isinstance(labels, str) or not (isinstance(labels, list | tuple) or np.ndim(labels))
+        rows: Any = [labels] if is_one else labels
         if all(not isinstance(label, str) for label in rows):
             return _integers(rows)
         names = list(self.class_names or ())
         unknown = [label for label in rows if isinstance(label, str) and label not in names]
         if unknown:
-            raise ValueError(f"classes {unknown} are not among this model's: {names or 'it has no class names'}.")
+            known = shorten(str(names)) if names else "it has no class names; give integers"
+            raise ValueError(f"classes {unknown} are not among this model's: {known}{did_you_mean(unknown[0], names)}")
         return _integers([names.index(label) if isinstance(label, str) else label for label in rows])
 
     def with_precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -311,10 +323,10 @@ def _integers(labels: Any) -> Int[jax.Array, "..."]:
     """
     try:
         found = jnp.asarray(labels)
-    except TypeError:
+    except (TypeError, ValueError, OverflowError):
         found = None
     if found is None or not jnp.issubdtype(found.dtype, jnp.integer):
-        raise ValueError(f"labels must be class names or integers, not {labels!r}.")
+        raise ValueError(f"labels must be class names or integers, not {show(labels)}.")
     return found
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import struct
+import tokenize
 from typing import IO, Any
 import zipfile
 import zlib
@@ -36,8 +37,8 @@ _MAGIC = b"\x93NUMPY"
 NUMBERS, TEXT = "fiu", "U"
 # What reading raises for an npz that is truncated, damaged, or of another format.
 _ERRORS = (
-    OSError, ValueError, EOFError, NotImplementedError, RuntimeError, AttributeError, KeyError,
-    struct.error, zipfile.BadZipFile, zlib.error,
+    OSError, ValueError, EOFError, NotImplementedError, RuntimeError, AttributeError, KeyError, SyntaxError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

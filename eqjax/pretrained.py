@@ -27,7 +27,7 @@ from eqjax.typing import Params, Tree
 
 _MODULES: dict[str, Any] = {"tokenizer": Tokenizer, "generator": Generator}
 _TABLES: dict[str, Table] = {"tokenizer": module_fields.TOKENIZER, "generator": module_fields.GENERATOR}
-_FORMAT = "eqjax-1"
+FORMAT = "eqjax-1"
 # Entries of a file's configuration besides its format and its modules.
 _ENTRIES: dict[str, Rule] = {
     "latent_scale": Number(above=0, optional=True),
@@ -87,17 +87,21 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
         name: np.ascontiguousarray(np.asarray(array).astype(dtype))
         for name, array in traverse_util.flatten_dict(weights.params, sep="/").items()
     }
-    config = {
-        "format": _FORMAT,
+    text = json.dumps(config_of(weights))
+    metadata = {"eqjax": text, "checksum": str(checksums.of_arrays(tensors, text))}
+    with atomic_write(path) as temporary:
+        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
+
+
+def config_of(weights: Weights) -> dict[str, Any]:
+    """Returns everything in a weights file but the parameters, as JSON values."""
+    return {
+        "format": FORMAT,
         "latent_scale": weights.latent_scale,
         "class_names": weights.class_names,
         "notes": weights.notes,
         **{name: module_to_dict(module) for name, module in weights.modules.items()},
     }
-    text = json.dumps(config)
-    metadata = {"eqjax": text, "checksum": str(checksums.of_arrays(tensors, text))}
-    with atomic_write(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
@@ -158,9 +162,9 @@ def _read_header(path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
         shapes = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
         types = {name: tensor.get_dtype() for name, tensor in tensors.items()}
     found = config.get("format") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or found != _FORMAT:
+    if not isinstance(config, dict) or found != FORMAT:
         raise WeightsError(
-            f"{path} is a safetensors file without an eqjax configuration of format {_FORMAT!r} "
+            f"{path} is a safetensors file without an eqjax configuration of format {FORMAT!r} "
             f"(found {shorten(repr(found))}); files are written by eqjax.pretrained.save, the training commands, and "
             "eqjax convert."
         )

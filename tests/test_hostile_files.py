@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import hostile_files, subprocesses
+from tests import hostile_files, hostile_states, subprocesses
 
 
 @pytest.mark.parametrize(("name", "count"), [
@@ -20,3 +20,17 @@ def test_a_few_hundred_hostile_files_are_read_or_refused(tmp_path, name, count):
 def test_thousands_of_hostile_files_are_read_or_refused_within_a_gigabyte(tmp_path, seed):
     output = subprocesses.run("tests.hostile_files", seed, 1000, tmp_path, timeout=900)
     assert all(name in output for name in hostile_files.READERS)
+
+
+@pytest.mark.parametrize("kind", hostile_states.FORMATS, ids=lambda kind: kind.__name__)
+def test_hostile_files_beside_others_are_read_or_refused(tmp_path, kind):
+    count = hostile_states.COUNTS[kind]
+    outcomes = hostile_states.read_many(kind, tmp_path, 0, count)
+    assert outcomes["refused"] > count / 4 and outcomes.total() == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 3))
+def test_thousands_of_hostile_files_beside_others_are_read_or_refused_within_a_gigabyte(tmp_path, seed):
+    output = subprocesses.run("tests.hostile_states", seed, 400, tmp_path, timeout=1500)
+    assert all(kind.__name__ in output for kind in hostile_states.FORMATS)

@@ -18,7 +18,7 @@ from eqjax.cli.analyze_model import seam_measures, tokenizer_measures, write_rep
 from eqjax.differences import check_equal
 from eqjax.evaluation import analysis, tasks
 from eqjax.evaluation.results import json_values
-from eqjax.io import read_json, write_json
+from eqjax.io import read_json_object, write_json
 from eqjax.progress import announced
 from eqjax.training import tokenizer as tokenizer_training
 from eqjax.training.config import resolve
@@ -112,7 +112,7 @@ def train_tokenizer(options: ComparisonOptions, output: str, style: str, seed: i
     if os.path.isfile(path):
         expected = json.loads(resolve(config).to_json_best_effort())
         message = f"{workdir} holds a tokenizer of other flags; give another --output, or the same flags."
-        check_equal(read_json(path), expected, message, found_name="workdir", expected_name="now")
+        check_equal(read_json_object(path), expected, message, found_name="workdir", expected_name="now")
     if not os.path.isfile(os.path.join(workdir, "model.safetensors")):
         tokenizer_training.train_and_evaluate(config, workdir)
     return workdir

@@ -14,6 +14,12 @@ COMMANDS = {
         Command("demo", "samples images and panoramas with the shipped weights"),
         Command("sample", "samples images and panoramas, and outpaints images"),
         Command("convert", "converts published PyTorch weights to a weights file, and back", uses_jax=False),
+        Command(
+            "hub",
+            "fetches models from the Hugging Face Hub, and pushes them to it",
+            "download|upload|card MODEL … [owner/name]",
+            joins=False,
+        ),
         Command("convert_data", "converts Parquet files of images to archives for training", uses_jax=False),
         Command("fetch_weights", "fetches the frozen networks of losses and metrics", "[NETWORK …]", uses_jax=False),
         Command("train_tokenizer", "trains a column tokenizer"),

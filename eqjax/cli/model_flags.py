@@ -22,10 +22,10 @@ def define_model_flags(values: flags.FlagValues) -> None:
       values: the flags to add to.
     """
     flags.DEFINE_list("weights", ["photos"], WEIGHTS_HELP, flag_values=values)
-    flags.DEFINE_enum("dtype", None, DTYPES, "Type to compute in; by default that of the weights' configuration.",
+    flags.DEFINE_enum("dtype", None, DTYPES, "Type to compute in; the weights' own.",
                       flag_values=values)  # fmt: skip
     flags.DEFINE_enum("precision", "highest", PRECISIONS,
-                      "Products of float32 numbers: highest (float32), tf32 or bfloat16 (fastest); equal on CPUs.",
+                      "Of float32 products; highest is exact.",
                       flag_values=values)  # fmt: skip
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from eqjax.arguments import shorten
+from eqjax.arguments import Choice, PathName, check_arguments, shorten
 from eqjax.convert import torch_archive
-from eqjax.convert.rules import ConversionError, listing
+from eqjax.convert.rules import STATE_DICT, ConversionError, listing
 from eqjax.typing import StateDict
 
 # Networks of the training objective, and counters of the EMA.
@@ -27,6 +27,7 @@ _PARTS = ("encoder", "decoder", "semantic_decoder", "quant_layer", "post_quant_l
 Variant = Literal["ema", "raw"]
 
 
+@check_arguments(path=PathName())
 def read_reference(path: str | os.PathLike[str]) -> Any:
     """Reads a reference file: of torch.save, or (named *.safetensors) of safetensors.
 
@@ -53,6 +54,7 @@ def read_reference(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
+@check_arguments(where=PathName(), variant=Choice(("ema", "raw")))
 def pick_weights(
     checkpoint: Any, where: str | os.PathLike[str], variant: Variant = "ema"
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -99,6 +101,7 @@ def pick_weights(
     return "tokenizer", raw_tokenizer_state_dict(full), {}
 
 
+@check_arguments(kind=Choice(("tokenizer", "generator")), state_dict=STATE_DICT)
 def published_checkpoint(kind: str, state_dict: StateDict) -> dict[str, Any]:
     """Returns a file's contents in the published format, with the same weights as raw and as EMA weights.
 
@@ -111,6 +114,7 @@ def published_checkpoint(kind: str, state_dict: StateDict) -> dict[str, Any]:
     return {"state_dict": full_tokenizer_state_dict(state_dict)}
 
 
+@check_arguments(full_state_dict=STATE_DICT)
 def ema_tokenizer_state_dict(full_state_dict: StateDict) -> dict[str, Any]:
     """Returns the EMA weights of a full tokenizer file under the names of the raw ones.
 
@@ -152,11 +156,13 @@ def ema_tokenizer_state_dict(full_state_dict: StateDict) -> dict[str, Any]:
     return out
 
 
+@check_arguments(full_state_dict=STATE_DICT)
 def raw_tokenizer_state_dict(full_state_dict: StateDict) -> dict[str, Any]:
     """Returns the raw weights of a full tokenizer file: all but the EMA weights."""
     return {name: array for name, array in full_state_dict.items() if not name.startswith("ema_")}
 
 
+@check_arguments(state_dict=STATE_DICT)
 def full_tokenizer_state_dict(state_dict: StateDict) -> dict[str, Any]:
     """Returns a full file's state_dict with the same weights as raw and as EMA weights."""
     out = dict(state_dict)

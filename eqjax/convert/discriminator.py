@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from eqjax.convert.rules import ConversionError, Row, import_arrays, listing, make_rules
+from eqjax.arguments import Instance, check_arguments
+from eqjax.convert.rules import STATE_DICT, ConversionError, Row, import_arrays, listing, make_rules
 from eqjax.tokenizer.discriminator import FeatureDiscriminator
 from eqjax.typing import StateDict
 
@@ -19,6 +20,7 @@ _HEADS: tuple[Row, ...] = (
 )
 
 
+@check_arguments(state_dict=STATE_DICT, module=Instance(FeatureDiscriminator, "the FeatureDiscriminator to fill"))
 def discriminator_variables(state_dict: StateDict, module: FeatureDiscriminator) -> dict[str, Any]:
     """Converts the reference's discriminator heads to variables of a `FeatureDiscriminator`.
 

@@ -6,8 +6,8 @@ import math
 import re
 from typing import Any
 
-from eqjax.arguments import shorten
-from eqjax.convert.rules import ConversionError, Shape
+from eqjax.arguments import Instance, Integer, check_arguments, shorten
+from eqjax.convert.rules import STATE_DICT, ConversionError, Shape
 from eqjax.published import GENERATOR_SIZES
 from eqjax.typing import StateDict
 
@@ -16,6 +16,7 @@ _PUBLISHED_HEADS = {(f["width"], f["depth"], f["flow_width"]): f["num_heads"] fo
 _PUBLISHED_COND_LENGTH = 3
 
 
+@check_arguments(state_dict=STATE_DICT)
 def infer_tokenizer_config(state_dict: StateDict) -> dict[str, Any]:
     """Infers the fields of the `Tokenizer` that a reference state_dict belongs to.
 
@@ -52,6 +53,13 @@ def infer_tokenizer_config(state_dict: StateDict) -> dict[str, Any]:
     )
 
 
+@check_arguments(
+    state_dict=STATE_DICT,
+    arguments=Instance(Mapping, "a dict of training arguments", optional=True),
+    num_heads=Integer(least=1, optional=True),
+    window_size=Integer(least=0, optional=True),
+    max_rope_shift=Integer(least=1),
+)
 def infer_generator_config(
     state_dict: StateDict,
     arguments: Mapping[str, Any] | None = None,

@@ -4,9 +4,11 @@ import functools
 import re
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
-from eqjax.convert.rules import Row, Shape, import_arrays, make_rules, reference_shapes
+from eqjax.arguments import Choice, Instance, Text, check_arguments
+from eqjax.convert.rules import STATE_DICT, Row, Shape, import_arrays, make_rules, reference_shapes
 from eqjax.typing import StateDict
 
 # Rows as in eqjax.convert.state_dicts: Flax module (a pattern), reference module, kind of layer.
@@ -55,8 +57,12 @@ _NETWORKS = {
     "inception": (_INCEPTION, r"fc\.bias|.*\.num_batches_tracked"),
 }
 
+_NETWORK = Choice(tuple(_NETWORKS))
+_MODULE = Instance(nn.Module, "the Flax module of the network")
+
 
 # The modules are Any here: eqjax.nets imports this package, which reads its files.
+@check_arguments(state_dict=STATE_DICT, module=_MODULE)
 def lpips_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
     """Converts torchvision's VGG16 and the LPIPS linear layers, in one state_dict, to parameters of an `LPIPS`.
 
@@ -66,6 +72,7 @@ def lpips_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
     return _import("lpips", state_dict, module)
 
 
+@check_arguments(state_dict=STATE_DICT, module=_MODULE)
 def dino_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
     """Converts DINO's ViT to parameters of a `ViT` with intermediate layers.
 
@@ -80,6 +87,7 @@ def dino_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
     return params
 
 
+@check_arguments(state_dict=STATE_DICT, module=_MODULE)
 def dinov2_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
     """Converts DINOv2's ViT to parameters of a `ViT` without intermediate layers.
 
@@ -89,6 +97,7 @@ def dinov2_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
     return _import("dinov2", state_dict, module)
 
 
+@check_arguments(state_dict=STATE_DICT, module=_MODULE)
 def inception_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
     """Converts FID's Inception (`pt_inception-2015-12-05`) to parameters of an `Inception`.
 
@@ -98,6 +107,7 @@ def inception_params(state_dict: StateDict, module: Any) -> dict[str, Any]:
     return _import("inception", state_dict, module)
 
 
+@check_arguments(network=_NETWORK, module=_MODULE)
 def frozen_shapes(network: str, module: Any) -> dict[str, Shape]:
     """Returns {reference name: shape} of the arrays that a frozen network's files must hold.
 
@@ -108,6 +118,7 @@ def frozen_shapes(network: str, module: Any) -> dict[str, Shape]:
     return reference_shapes(make_rules(module, _NETWORKS[network][0]))
 
 
+@check_arguments(network=_NETWORK, name=Text())
 def unused_in_frozen(network: str, name: str) -> bool:
     """Returns whether a frozen network's files may hold an array of that name, which nothing uses."""
     return bool(re.fullmatch(_NETWORKS[network][1], name))

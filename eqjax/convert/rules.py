@@ -18,13 +18,16 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax.arguments import shorten
+from eqjax.arguments import Instance, Text, check_arguments, shorten
 from eqjax.typing import AnyArray, Params, StateDict
 
 # A row of a table: Flax module (a pattern), reference module (with the pattern's groups; a * counts stacked
 # layers), kind of layer.
 Row = tuple[str, str, str]
 Shape = tuple[int, ...]
+# Arguments of the conversions.
+STATE_DICT = Instance(Mapping, "a state_dict: names to arrays, as eqjax.convert.pick_weights returns it")
+PARAMS = Instance(Mapping, "a tree of parameters: nested dicts of arrays")
 # Lines of a list in a message: all names of a published model, not the millions of a hostile file.
 _MAX_LISTED = 1000
 
@@ -220,6 +223,7 @@ def reference_shapes(rules: Sequence[Rule]) -> dict[str, Shape]:
     return {name: rule.layout.reference_shape(rule.layer_shape) for rule in rules for name in rule.names}
 
 
+@check_arguments(source=STATE_DICT, expected=Instance(Mapping, "a dict of names to shapes"), what=Text())
 def check_shapes(source: StateDict, expected: Mapping[str, Shape], what: str) -> None:
     """Checks names and shapes of arrays.
 

@@ -4,11 +4,25 @@ from typing import Any
 
 import numpy as np
 
+from eqjax.arguments import Instance, check_arguments
 from eqjax.convert.checkpoint import BESIDE_WEIGHTS
-from eqjax.convert.rules import ConversionError, Row, Rule, Shape, export_arrays, import_arrays, make_rules
+from eqjax.convert.rules import (
+    PARAMS,
+    STATE_DICT,
+    ConversionError,
+    Row,
+    Rule,
+    Shape,
+    export_arrays,
+    import_arrays,
+    make_rules,
+)
 from eqjax.generator import Generator
 from eqjax.tokenizer import SemanticConfig, Tokenizer
 from eqjax.typing import Params, StateDict
+
+_A_TOKENIZER = Instance(Tokenizer, "an eqjax.Tokenizer")
+_A_GENERATOR = Instance(Generator, "an eqjax.Generator")
 
 
 def _inside(flax: str, reference: str, parts: tuple[Row, ...]) -> tuple[Row, ...]:
@@ -86,6 +100,7 @@ _GENERATOR: tuple[Row, ...] = (
 )
 
 
+@check_arguments(state_dict=STATE_DICT, tokenizer=_A_TOKENIZER)
 def tokenizer_params(state_dict: StateDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """Converts a reference state_dict to Flax parameters of a tokenizer.
 
@@ -117,6 +132,7 @@ def tokenizer_params(state_dict: StateDict, tokenizer: Tokenizer) -> dict[str, A
     return import_arrays(state_dict, _tokenizer_rules(tokenizer), is_unused)
 
 
+@check_arguments(params=PARAMS, tokenizer=_A_TOKENIZER)
 def tokenizer_state_dict(params: Params, tokenizer: Tokenizer) -> dict[str, Any]:
     """Converts Flax parameters of a tokenizer to a reference state_dict, the inverse of `tokenizer_params`.
 
@@ -151,6 +167,7 @@ def tokenizer_state_dict(params: Params, tokenizer: Tokenizer) -> dict[str, Any]
     return export_arrays(params, _tokenizer_rules(tokenizer)) | never_run
 
 
+@check_arguments(state_dict=STATE_DICT, generator=_A_GENERATOR)
 def generator_params(state_dict: StateDict, generator: Generator) -> dict[str, Any]:
     """Converts a reference state_dict to Flax parameters of a generator.
 
@@ -174,6 +191,7 @@ def generator_params(state_dict: StateDict, generator: Generator) -> dict[str, A
     return import_arrays(state_dict, make_rules(generator, _GENERATOR))
 
 
+@check_arguments(params=PARAMS, generator=_A_GENERATOR)
 def generator_state_dict(params: Params, generator: Generator) -> dict[str, Any]:
     """Converts Flax parameters of a generator to a reference state_dict, the inverse of `generator_params`.
 

@@ -16,6 +16,8 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
+from eqjax.arguments import Integer, check_arguments
+from eqjax.config_fields import CONFIG
 from eqjax.data import datasets
 from eqjax.typing import Config
 
@@ -115,6 +117,13 @@ class BatchIterator(Iterator[Batch]):
         self.close()
 
 
+@check_arguments(
+    config=CONFIG,
+    batch_size=Integer(least=1),
+    seed=Integer(least=0, most=2**32 - 1),
+    process_index=Integer(least=0, optional=True, none_means="asks JAX"),
+    process_count=Integer(least=1, optional=True, none_means="asks JAX"),
+)
 def make_iterator(
     config: Config,
     *,
@@ -142,8 +151,6 @@ def make_iterator(
       ...   next(batches)["image"].shape
       (8, 64, 64, 3)
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} must be in [0, 2**32).")
     shard = _process_shard(batch_size, process_index, process_count)
     source = datasets.make_source(config)
     return BatchIterator(
@@ -215,6 +222,13 @@ class EvalBatches:
         return (self[index] for index in range(len(self)))
 
 
+@check_arguments(
+    config=CONFIG,
+    batch_size=Integer(least=1),
+    num_images=Integer(least=1, optional=True, none_means="all"),
+    process_index=Integer(least=0, optional=True, none_means="asks JAX"),
+    process_count=Integer(least=1, optional=True, none_means="asks JAX"),
+)
 def eval_batches(
     config: Config,
     *,
@@ -241,8 +255,6 @@ def eval_batches(
       >>> len(data.eval_batches(data.default_config(), batch_size=16, num_images=40))
       3
     """
-    if num_images is not None and num_images < 1:
-        raise ValueError(f"num_images={num_images} must be at least 1, or None for all.")
     shard = _process_shard(batch_size, process_index, process_count)
     dataset = datasets.eval_dataset(config, datasets.make_source(config, train=False))
     count = len(dataset) if num_images is None else min(num_images, len(dataset))
@@ -262,11 +274,11 @@ def _process_shard(
         raise ValueError(f"Set both or neither of process_index={process_index} and process_count={process_count}.")
     if process_index is None or process_count is None:
         process_index, process_count = jax.process_index(), jax.process_count()
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} must be in [0, process_count={process_count}).")
-    if batch_size < 1 or batch_size % process_count:
+    if process_index >= process_count:
+        raise ValueError(f"process_index={process_index} must be below process_count={process_count}.")
+    if batch_size % process_count:
         raise ValueError(
-            f"The global batch_size={batch_size} must be a positive multiple of the number of processes, "
+            f"The global batch_size={batch_size} must be a multiple of the number of processes, "
             f"process_count={process_count}."
         )
     return grain.sharding.ShardOptions(shard_index=process_index, shard_count=process_count)

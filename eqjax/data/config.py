@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from eqjax import config_fields
-from eqjax.arguments import Boolean, Choice, Either, Integer, Items, Number, Text
-from eqjax.config_fields import Field, Table
+from eqjax.arguments import Boolean, Choice, Either, Integer, Items, Number, Text, check_arguments
+from eqjax.config_fields import CONFIG, Field, Table
 from eqjax.image_files import MAX_PIXELS
 from eqjax.typing import Config
 
@@ -118,6 +118,7 @@ def class_names(config: Config) -> tuple[str, ...] | None:
     return tuple(names[0].split(",")) if len(names) == 1 else names
 
 
+@check_arguments(config=CONFIG)
 def check_config(config: Config) -> None:
     """Checks the fields of a data configuration.
 

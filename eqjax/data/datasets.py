@@ -10,6 +10,8 @@ from absl import logging
 import grain
 import numpy as np
 
+from eqjax.arguments import Boolean, check_arguments
+from eqjax.config_fields import CONFIG
 from eqjax.data import folder, photos, tfds, transforms, webdataset
 from eqjax.data.config import check_config, class_names
 from eqjax.data.image_source import ImageSource
@@ -19,6 +21,7 @@ from eqjax.typing import Config, Record
 Source: TypeAlias = photos.PhotoSource | ImageSource | LatentSource
 
 
+@check_arguments(config=CONFIG, train=Boolean())
 def make_source(config: Config, train: bool = True) -> Source:
     """Returns the source of whole images that a configuration names.
 

@@ -11,6 +11,7 @@ import os
 from absl import logging
 import numpy as np
 
+from eqjax.addresses import local_path
 from eqjax.arguments import shorten
 from eqjax.data import image_source
 from eqjax.data.transforms import ResizeShorterSide
@@ -47,7 +48,7 @@ def find_class_root(root: str) -> str:
       FileNotFoundError: `root` is not a folder.
       ValueError: there are no class folders.
     """
-    if not os.path.isdir(root):
+    if not os.path.isdir(local_path(root, "root")):
         raise FileNotFoundError(f"root={root!r} is not a folder; {_LAYOUTS}.")
     found = _folders(root)
     if not found:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from eqjax import extras
+from eqjax.addresses import local_path
 from eqjax.data.webdataset import CLASS_NAMES
 from eqjax.io import parse_json, write_json
 
@@ -117,7 +118,7 @@ def convert(
         no images.
     """
     extras.require("pyarrow", "Parquet files")
-    paths = find_files(pattern)
+    paths, output = find_files(pattern), local_path(output, "--output")
     if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
         raise FileExistsError(f"--output={output} exists; name another folder, or remove it.")
     files = [_open(path) for path in paths]

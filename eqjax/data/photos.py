@@ -121,6 +121,7 @@ class PhotoSource:
           classes: names from PHOTOS in the order of their labels; None takes all, in the order of PHOTOS.
 
         Raises:
+          ModuleNotFoundError: a package that ships the photographs is not installed.
           ValueError: a name is unknown or repeated, `holdout_fraction` is out of range, or `train` is False and nothing
             is held out.
         """
@@ -142,6 +143,8 @@ class PhotoSource:
             )
         if epoch_length is not None and epoch_length < 1:
             raise ValueError(f"epoch_length={epoch_length} must be at least 1 record.")
+        for package in {PHOTOS[name].package for name in self.class_names}:
+            _package_folder(package)  # A missing package is told now, not after minutes of compiling.
         self.train = train
         self.holdout_fraction = holdout_fraction
         self._length = 100 * len(self.class_names) if epoch_length is None else epoch_length

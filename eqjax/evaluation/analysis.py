@@ -17,7 +17,7 @@ from eqjax.evaluation import equivariance, plots, tasks
 from eqjax.evaluation.results import json_values
 from eqjax.evaluation.roughness import border_roughness
 from eqjax.generator import Generator
-from eqjax.io import atomic_write, read_json, write_json
+from eqjax.io import atomic_write, read_json_object, write_json
 from eqjax.model import Model
 from eqjax.tables import markdown_table
 from eqjax.typing import AnyArray, Params
@@ -130,9 +130,9 @@ def read_measures(path: str | os.PathLike[str], flags: Mapping[str, Any]) -> Mea
     Raises:
       ValueError: they were computed under other flags.
     """
-    measures = read_json(path)
-    if measures["flags"] != flags:
-        raise ValueError(f"{path} was measured with {measures['flags']}, now {flags}: give another --output.")
+    measures = read_json_object(path)
+    if measures.get("flags") != flags:
+        raise ValueError(f"{path} was measured with {measures.get('flags')}, now {flags}: give another --output.")
     return measures
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from eqjax import sharding
+from eqjax.addresses import local_path
 from eqjax.evaluation import feature_metrics, fid
 from eqjax.evaluation.parallel import BatchedShardMap
 from eqjax.evaluation.statistics import Statistics
@@ -201,7 +202,7 @@ class _Pass:
 def _memory_mapped(shape: tuple[int, int], folder: str | os.PathLike[str] | None) -> Float[np.ndarray, "n D"]:
     """Returns a float32 array in a file without a name, which vanishes with the last reference to it."""
     if folder:
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(local_path(folder, "the folder of features"), exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         return np.memmap(file, np.float32, "w+", shape=shape)
 

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import jax
 
+from eqjax.addresses import local_path
 from eqjax.evaluation.protocol import DEVICE_ENTRIES
 from eqjax.io import atomic_write, read_json, write_json
 from eqjax.tables import markdown_table
@@ -60,7 +61,7 @@ def load(folder: str | os.PathLike[str]) -> list[Result]:
     Raises:
       ValueError: results.json has other contents, or cannot be read.
     """
-    path = os.path.join(folder, "results.json")
+    path = os.path.join(local_path(folder, "the folder of results"), "results.json")
     if not os.path.isfile(path):
         return []
     try:

@@ -1,9 +1,9 @@
 """A folder of generated images, written in shards, so that an interrupted run can be resumed.
 
-    folder/protocol.json                  everything that determines the images
-    folder/shards/00000000-00000063.npy   uint8 [n, H, W, 3], the first and last image in the name
-    folder/png/00000000_0000.png          on request: image, class
-    folder/samples.npz                    on request: ADM's format, shuffled, with labels
+    folder/protocol.json                           everything that determines the images
+    folder/shards/00000000-00000063-1a2b3c4d.npy   uint8 [n, H, W, 3]; in the name first and last image, checksum
+    folder/png/00000000_0000.png                   on request: image, class
+    folder/samples.npz                             on request: ADM's format, shuffled, with labels
 
 Letters: N images, H height, W width.
 """
@@ -11,17 +11,22 @@ Letters: N images, H height, W width.
 from collections.abc import Iterator, Mapping
 import os
 import re
+import tokenize
 from typing import Any
 
 import jax
 from jaxtyping import Int32, UInt8
 import numpy as np
 
+from eqjax import checksums
+from eqjax.addresses import local_path
 from eqjax.differences import check_equal
 from eqjax.evaluation.feature_metrics import SHUFFLE_SEED
 from eqjax.evaluation.image_sets import write_npz
 from eqjax.image_output import save_image
-from eqjax.io import atomic_write, read_json, remove_leftovers, write_json
+from eqjax.io import atomic_write, read_json_object, remove_leftovers, write_json
+
+_SHARD = r"(\d+)-(\d+)-([0-9a-f]{8})\.npy"  # First image, last image, checksum.
 
 
 def balanced_labels(num_images: int, num_classes: int) -> Int32[np.ndarray, "N"]:
@@ -49,7 +54,7 @@ class SampleFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str], count: int, num_classes: int) -> None:
-        self.folder, self.count = os.fspath(folder), count
+        self.folder, self.count = local_path(folder, "the folder of images"), count
         self.labels = balanced_labels(count, num_classes)
         self._shards = os.path.join(self.folder, "shards")
 
@@ -65,16 +70,17 @@ class SampleFolder:
         path = os.path.join(self.folder, "protocol.json")
         if os.path.isfile(path):
             message = f"{self.folder} holds images of another protocol; give another folder, or the same options."
-            check_equal(read_json(path), protocol, message, found_name="folder", expected_name="now")
+            check_equal(read_json_object(path), protocol, message, found_name="folder", expected_name="now")
         elif jax.process_index() == 0:
             write_json(path, protocol)
         if jax.process_index() == 0:
-            remove_leftovers(self._shards, r"\d+-\d+\.npy")
+            remove_leftovers(self._shards, _SHARD)
 
     def write(self, first: int, images: UInt8[np.ndarray, "n H W 3"]) -> None:
         """Writes images `first`, `first` + 1, … as one shard, on process 0; all processes wait for it."""
         if jax.process_index() == 0:
-            name = f"{first:08d}-{first + len(images) - 1:08d}.npy"
+            checksum = checksums.update(0, np.asarray(images))
+            name = f"{first:08d}-{first + len(images) - 1:08d}-{checksum:08x}.npy"
             with atomic_write(os.path.join(self._shards, name)) as temporary, open(temporary, "wb") as file:
                 np.save(file, images)
         if jax.process_count() > 1:
@@ -100,7 +106,7 @@ class SampleFolder:
         names = sorted(os.listdir(self._shards)) if os.path.isdir(self._shards) else []
         found, expected = [], 0
         for name in names:
-            match = re.fullmatch(r"(\d+)-(\d+)\.npy", name)
+            match = re.fullmatch(_SHARD, name)
             if not match:
                 continue  # A temporary file of a killed run.
             first, last = int(match[1]), int(match[2])
@@ -138,26 +144,31 @@ class SampleFolder:
             order = np.random.RandomState(SHUFFLE_SEED).permutation(self.count)
             ranges = self._ranges()
             starts = np.array([first for first, _, _ in ranges])
+            for _ in self.batches():
+                pass  # Compares all checksums; then images are read in another order, one by one.
 
             def read_image(position: int) -> UInt8[np.ndarray, "H W 3"]:
                 shard = np.searchsorted(starts, order[position], side="right") - 1
                 first, stop, file = ranges[shard]
-                return _read_shard(file, stop - first)[order[position] - first]
+                return _read_shard(file, stop - first, compares=False)[order[position] - first]
 
             write_npz(path, self.count, read_image, self.labels[order])
         return path
 
 
-def _read_shard(path: str, count: int) -> UInt8[np.ndarray, "n H W 3"]:
-    """Returns the memory-mapped images of a shard.
+def _read_shard(path: str, count: int, compares: bool = True) -> UInt8[np.ndarray, "n H W 3"]:
+    """Returns the memory-mapped images of a shard, compared with their checksum or not.
 
     Raises:
-      ValueError: the file cannot be read, or does not hold `count` images.
+      ValueError: the file cannot be read, or does not hold the `count` images that were written.
     """
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:  # Damaged headers do not parse.
         raise ValueError(f"{path} cannot be read ({error}); remove it and all later shards, and run again.") from error
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != count:
         raise ValueError(f"{path} holds {images.dtype} {images.shape}, expected {count} uint8 images; remove it.")
+    match = re.fullmatch(_SHARD, os.path.basename(path))
+    if match is None or (compares and checksums.update(0, images) != int(match[3], 16)):
+        raise ValueError(f"{path} is damaged, as its checksum differs; remove it and all later shards, and run again.")
     return images

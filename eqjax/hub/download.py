@@ -48,18 +48,18 @@ def fetch(repo: str, file: str, revision: str | None = None, *, max_bytes: int =
         damaged, or the file is not in the cache and there is no network.
     """
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
-        cached = _cached(repo, file, revision)
-        if cached is not None:
-            return cached
+        found = cached(repo, file, revision)
+        if found is not None:
+            return found
     where = f"hf://{repo}{'' if revision is None else f'@{revision}'}/{file}"
     try:
         about = _metadata(repo, file, revision)
     except Exception as error:  # Errors of huggingface_hub and of the library below it, which is not always the same.
-        cached = None if _is_refusal(error) else _cached(repo, file, revision)
-        if cached is None:
+        found = None if _is_refusal(error) else cached(repo, file, revision)
+        if found is None:
             raise explain(error, where, repo, revision, file) from error
-        logging.info("The Hub cannot be reached: %s is taken from the cache, %s.", where, cached)
-        return cached
+        logging.info("The Hub cannot be reached: %s is taken from the cache, %s.", where, found)
+        return found
     if about.size is not None and about.size > max_bytes:
         raise HubError(
             f"{where} has {about.size / 1e6:,.0f} MB; at most {max_bytes / 1e6:,.0f} MB are fetched for such a "
@@ -73,7 +73,7 @@ def fetch(repo: str, file: str, revision: str | None = None, *, max_bytes: int =
 def _download(repo: str, file: str, revision: str | None, where: str, about: Any) -> str:
     import huggingface_hub
 
-    before = _cached(repo, file, about.commit_hash)
+    before = cached(repo, file, about.commit_hash)
     if before is None:
         logging.info("Fetching %s, %s, into %s.", where, _megabytes(about.size), _cache_folder())
     try:
@@ -131,7 +131,7 @@ def explain(error: Exception, where: str, repo: str, revision: str | None = None
     """
     from huggingface_hub import errors
 
-    page = f"{_endpoint()}/{repo}"
+    page, reason = f"{_endpoint()}/{repo}", _first_line(error)
     sentences: list[tuple[type[Exception], Callable[[], str]]] = [
         (errors.GatedRepoError, lambda: f"{repo} is gated: accept its conditions at {page}, and {_LOGIN}."),
         (errors.RepositoryNotFoundError, lambda: f"the Hub has no model {repo}, or it is private: check the name; for "
@@ -142,24 +142,26 @@ def explain(error: Exception, where: str, repo: str, revision: str | None = None
         (errors.EntryNotFoundError, lambda: f"{repo} has no file {file} at revision {revision or 'main'}: its files "
             f"are listed at {page}/tree/{revision or 'main'}; give one as hf://{repo}/FILE."),
         (errors.OfflineModeIsEnabled, lambda: _no_network(error, where)),
-        (errors.HFValidationError, lambda: f"{where}: {shorten(str(error))}"),
-        (PermissionError, lambda: f"{where} cannot be written to the cache ({shorten(str(error))}): set HF_HOME to a "
-            "folder of yours."),
+        (errors.HFValidationError, lambda: f"{where}: {reason}"),
     ]  # fmt: skip
     for kind, sentence in sentences:
         if isinstance(error, kind):
             missing = kind is errors.EntryNotFoundError
             return MissingFileError(sentence()) if missing else HubError(sentence())
+    if isinstance(error, OSError) and error.filename is not None:  # Not of the network.
+        return HubError(
+            f"{where} cannot be written to the cache {_cache_folder()} ({reason}): set HF_HOME to a folder of yours."
+        )
     status = _status(error)
     if status in (401, 403):
         return HubError(f"{where}: the Hub refuses access ({status}): {_LOGIN} with the rights that this needs.")
     if status is not None:
-        return HubError(f"{where}: the Hub answers {shorten(str(error))}: try again later.")
+        return HubError(f"{where}: the Hub answers with an error ({reason}): try again later.")
     return HubError(_no_network(error, where))
 
 
 def _no_network(error: Exception, where: str) -> str:
-    reason = "HF_HUB_OFFLINE is set" if _is_offline() else shorten(f"{type(error).__name__}: {error}")
+    reason = "HF_HUB_OFFLINE is set" if _is_offline() else f"{type(error).__name__}: {_first_line(error)}"
     return (
         f"{where} is not in the cache {_cache_folder()} and cannot be fetched ({reason}). On a machine with a network "
         "run `eqjax hub download` with its address and copy the cache, or let HF_HOME be a folder that both share."
@@ -175,7 +177,7 @@ def _metadata(repo: str, file: str, revision: str | None) -> Any:
     return huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, file, revision=revision))
 
 
-def _cached(repo: str, file: str, revision: str | None) -> str | None:
+def cached(repo: str, file: str, revision: str | None) -> str | None:
     """Returns the path of a file in the cache, or None; asks nobody."""
     import huggingface_hub
 
@@ -215,6 +217,11 @@ def _cache_folder() -> str:
     from huggingface_hub import constants
 
     return constants.HF_HUB_CACHE
+
+
+def _first_line(error: Exception) -> str:
+    """Returns the beginning of a message; the Hub's have several lines."""
+    return shorten((str(error).splitlines() or [""])[0])
 
 
 def _megabytes(size: int | None) -> str:

@@ -25,6 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from eqjax import checksums
+from eqjax.addresses import local_path
 from eqjax.arguments import shorten
 from eqjax.io import read_json, write_json
 from eqjax.typing import Record
@@ -190,7 +191,7 @@ def load_manifest(root: str) -> tuple[CacheSpec, dict[str, Any]]:
       FileNotFoundError: `root` is not a folder, or has no manifest because the cache is incomplete.
       CacheError: a shard is missing or has another size.
     """
-    path = os.path.join(root, "manifest.json")
+    path = os.path.join(local_path(root, "root"), "manifest.json")
     if not os.path.isfile(path):
         if not os.path.isdir(root):
             raise FileNotFoundError(f"root={root!r} is not a folder; expected a cache written by eqjax cache-latents.")

@@ -13,6 +13,7 @@ from absl import logging
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # Compiled.
 import numpy as np
 
+from eqjax.addresses import local_path
 from eqjax.differences import check_equal
 from eqjax.io import atomic_write, remove_leftovers
 from eqjax.latent_cache.format import CacheError, CacheSpec, encode_record, read_cache_json, write_cache_json
@@ -39,7 +40,7 @@ class CacheWriter:
         Raises:
           CacheError: the folder holds a cache with another specification.
         """
-        path = os.path.join(self.root, "spec.json")
+        path = os.path.join(local_path(self.root, "the cache"), "spec.json")
         os.makedirs(self.root, exist_ok=True)
         remove_leftovers(self.root, _FILES)
         if not os.path.exists(path):

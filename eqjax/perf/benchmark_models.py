@@ -34,7 +34,7 @@ def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer,
         if "generator" not in fields:
             raise ValueError(f"--config={config} holds no generator; give a generator's config.")
         if fields.tokenizer_weights:
-            tokenizer = pretrained.load(loading.resolve_path(fields.tokenizer_weights)).modules["tokenizer"]
+            tokenizer = loading.load_weights(fields.tokenizer_weights).modules["tokenizer"]
         else:
             tokenizer = Tokenizer()
         generator = pretrained.build_module("generator", dict(fields.generator))

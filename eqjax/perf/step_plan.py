@@ -119,7 +119,7 @@ def encoder_bytes(config: Config) -> int:
     if config.data.source == "latents":
         return 0
     try:
-        params = pretrained.load(loading.resolve_path(config.tokenizer_weights or "")).params["tokenizer"]
+        params = loading.load_weights(config.tokenizer_weights or "").params["tokenizer"]
     except FileNotFoundError:
         params = pretrained.abstract_params(Tokenizer())
     return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoder_params(params)))

@@ -236,12 +236,7 @@ def _to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[n
             f"the image has shape {image.shape}; expected [height, width, 3]: convert it to RGB, as "
             'Image.open(path).convert("RGB") does.'
         )
-    floats = np.asarray(as_floats(image))
-    if not np.all(np.abs(floats) <= 1):
-        raise ValueError(
-            f"the image has {image.dtype} values from {image.min():g} to {image.max():g}; expected uint8, or floats "
-            "in [-1, 1]."
-        )
+    floats = np.asarray(as_floats(image, "image"))
     if resize:
         fitted = fit_image(image if image.dtype == np.uint8 else np.asarray(pixels.to_uint8(floats)), tokenizer)
         floats = np.asarray(as_floats(fitted))

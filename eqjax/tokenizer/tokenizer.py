@@ -227,9 +227,9 @@ class Tokenizer(nn.Module):
         Raises:
           ValueError: it is not [B, L ≥ 1, embed_dim].
         """
-        if len(shape) != 3 or shape[1] < 1 or shape[2] != self.embed_dim:
+        if len(shape) != 3 or not shape[0] or not shape[1] or shape[2] != self.embed_dim:
             raise ValueError(
-                f"latents have shape {tuple(shape)}; this tokenizer decodes [batch, columns ≥ 1, "
+                f"latents have shape {tuple(shape)}; this tokenizer decodes [batch ≥ 1, columns ≥ 1, "
                 f"embed_dim={self.embed_dim}]."
             )
 
@@ -242,8 +242,8 @@ class Tokenizer(nn.Module):
             nearest size that fits.
         """
         width = self.column_width
-        if len(shape) != 4 or shape[3] != 3:
-            raise ValueError(f"images have shape {tuple(shape)}; expected [batch, height, width, 3].")
+        if len(shape) != 4 or shape[3] != 3 or not shape[0]:
+            raise ValueError(f"images have shape {tuple(shape)}; expected [batch ≥ 1, height, width, 3].")
         if shape[1] != self.resolution:
             raise ValueError(
                 f"image height {shape[1]} does not fit this tokenizer, which encodes images "

@@ -5,15 +5,23 @@
 """
 
 from collections.abc import Iterator
+import math
+
+from absl import logging
 
 from eqjax import config_fields
-from eqjax.config_fields import Table
+from eqjax.arguments import Choice, check_arguments
+from eqjax.config_fields import CONFIG, Table
 from eqjax.data.config import contradictions
 from eqjax.training import fields
 from eqjax.typing import Config
 
 # The fields of each trainer's configuration.
 TABLES: dict[str, Table] = {"tokenizer": fields.TOKENIZER, "generator": fields.GENERATOR}
+
+
+# Weight of the random start in the exported EMA weights of which a run warns, and which it refuses.
+_NOTABLE_START, _LARGEST_START = 0.01, 0.1
 
 
 def tokenizer_config() -> Config:
@@ -29,6 +37,7 @@ def generator_config() -> Config:
 # ── Checks ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@check_arguments(config=CONFIG, trainer=Choice(tuple(TABLES)))
 def check_config(config: Config, trainer: str) -> None:
     """Checks that a configuration is a trainer's, with its fields, in their ranges, which fit each other.
 
@@ -58,6 +67,55 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.keep_best and config.eval_every is None:
         yield f"keep_best={config.keep_best!r} needs evaluations, but eval_every is None: set it."
     yield from contradictions(config.data)
+
+
+def check_length(config: Config) -> None:
+    """Checks that a run is long enough for its warm-up and its EMA.
+
+    Args:
+      config: a resolved configuration.
+
+    Raises:
+      ValueError: most of the EMA weights, which the run exports, would be their random start.
+    """
+    total, optimizer = config.total_steps, config.optimizer
+    if total and optimizer.warmup_steps > total:
+        logging.warning(
+            "The learning rate ends at %.2g of optimizer.learning_rate: optimizer.warmup_steps=%g is more than "
+            "total_steps=%d.", total / optimizer.warmup_steps, optimizer.warmup_steps, total,
+        )  # fmt: skip
+    start = ema_start_weight(optimizer, total)
+    if not total or config.get("stage1_weights") or start < _NOTABLE_START:
+        return
+    message = (
+        f"{100 * start:.3g} % of the EMA weights, which are exported, would be their random start: "
+        f"optimizer.ema_decay={optimizer.ema_decay} is long for total_steps={total}. Set optimizer.ema_warmup=True, "
+        f"or optimizer.ema_decay to at most {_NOTABLE_START ** (1 / total):.4g}, or train longer."
+    )
+    if start > _LARGEST_START:
+        raise ValueError(message)
+    logging.warning(message)
+
+
+def ema_start_weight(optimizer: Config, num_steps: int) -> float:
+    """Returns the weight that the parameters before the first step have in the EMA weights: the product of the decays.
+
+    Args:
+      optimizer: the fields of `fields.OPTIMIZER`.
+      num_steps: steps done.
+
+    Example:
+      >>> config = generator_config().optimizer
+      >>> config.update(ema_decay=0.995, ema_warmup=False)
+      >>> round(ema_start_weight(config, 150), 2)
+      0.47
+    """
+    decay, warmup = optimizer.ema_decay, 0
+    if optimizer.ema_warmup:  # For n steps (1 + n) / (10 + n) is below the decay.
+        warmup = min(num_steps, max(0, math.ceil((10 * decay - 1) / (1 - decay)) - 1))
+    # The product of (1 + n) / (10 + n) over the first n steps telescopes.
+    rising = math.factorial(10) / math.prod(warmup + k for k in range(2, 11))
+    return rising * decay ** (num_steps - warmup)
 
 
 # ── Epochs to steps ─────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,7 @@
 """The fields of both trainers' configurations: the default of each, the values it may have, and what it means.
 
-`TOKENIZER` and `GENERATOR` are the complete tables, with the published values. The fields of modules and of sampling
+`TOKENIZER` and `GENERATOR` are the complete tables, with the published values; but generators' EMA warms up, which the
+files of the published recipes turn off. The fields of modules and of sampling
 are in `eqjax.module_fields`, those of the data in `eqjax.data.config`.
 
 An optional field is None where it is off. A command line sets it with --config.NAME=None, or for text with
@@ -85,9 +86,9 @@ OPTIMIZER: Table = {
     ),
     "ema_decay": Field(0.9999, _DECAY, "Decay of the EMA weights per step."),
     "ema_warmup": Field(
-        False,
+        True,
         Boolean(),
-        "EMA decay min(ema_decay, (1 + n) / (10 + n)) at step n: it forgets the random start.",
+        "EMA decay min(ema_decay, (1 + n) / (10 + n)) at step n, which forgets the random start; not as published.",
     ),
 }
 
@@ -141,7 +142,6 @@ TOKENIZER: Table = {
         b1=0.5,
         b2=0.9,
         ema_decay=0.99,
-        ema_warmup=True,
     ),
     "discriminator_optimizer": with_defaults(OPTIMIZER, learning_rate=1.92e-4, b1=0.5, b2=0.9),
 }

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from eqjax import sharding
+from eqjax.addresses import local_path
 from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
 from eqjax.data import make_iterator
 from eqjax.io import remove_leftovers
@@ -99,6 +100,7 @@ class Run:
           workdir: folder of the run; created if it does not exist.
           trainer: the trainer.
         """
+        workdir = local_path(workdir, "the workdir")
         # ── Mesh ────────────────────────────────────────────────────────────────────────────────
         self._mesh, self._root = sharding.make_mesh(shape=config.mesh), jax.random.key(config.seed)
         sharding.check_batch(self._mesh, config.batch_size, config.accumulation_steps)

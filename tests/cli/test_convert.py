@@ -1,5 +1,6 @@
 """The conversion command: both published formats there and back, and its errors."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from eqjax import convert, convert_files, pretrained
+from eqjax import convert, convert_files, load_pretrained, pretrained
+from eqjax.cli import runner
+from eqjax.cli.main import COMMANDS
 from eqjax.convert import torch_archive
 from tests import published_checkpoints, reference_weights
 
@@ -111,3 +114,76 @@ def test_the_command_ends_with_one_clear_line(tmp_path):
     )
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["cut.ckpt"]
+
+
+# --- Names of classes --------------------------------------------------------------------------------
+
+NAMES = ("tench, Tinca tinca", "golden retriever", "c", "d", "e", "f", "g")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.txt", "\n".join(NAMES) + "\n"),
+        ("crlf.txt", "\ufeff" + "\r\n".join(f" {name}\t" for name in NAMES) + "\r\n\r\n"),
+        ("list.json", json.dumps(NAMES)),
+        ("labels.json", json.dumps({str(i): name for i, name in reversed(list(enumerate(NAMES)))})),
+    ],
+)
+def test_class_names_are_read_from_text_and_json(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert convert_files.read_class_names(tmp_path / name) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"crane\nb\ncrane\n", r"the name 'crane' for the classes 0 and 2: make both unique"),
+        ("a.txt", b"a\n\nc\n", "no name for class 1"),
+        ("a.txt", b"", "no name for class 0"),
+        ("a.txt", b"\xff\xfe", "no text in UTF-8"),
+        ("a.json", b'{"0": "a", "2": "b"}', "no name for class 1; expected the labels 0 … 1"),
+        ("a.json", b'["a", 3]', r"expected a list of names, or an object \{label: name\}"),
+        ("a.json", b"[]", "expected a list of names"),
+        ("a.json", b"3", "expected a list of names"),
+        ("a.json", b"{", "a.json is no JSON"),
+    ],
+)
+def test_other_class_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        convert_files.read_class_names(tmp_path / name)
+
+
+def test_a_class_file_that_is_missing_or_enormous_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"no class names at .*none\.txt"):
+        convert_files.read_class_names(tmp_path / "none.txt")
+    monkeypatch.setattr(convert_files, "MAX_CLASS_FILE_BYTES", 3)
+    (tmp_path / "a.txt").write_text("abcd")
+    with pytest.raises(ValueError, match="a.txt has more than 3 bytes"):
+        convert_files.read_class_names(tmp_path / "a.txt")
+
+
+def test_class_names_travel_with_converted_weights(tmp_path, tokenizer_file):
+    target = tmp_path / "g.safetensors"
+    source = published_checkpoints.GENERATOR
+    convert_files.from_torch(source, target, num_heads=4, class_names=NAMES)
+    assert load_pretrained(target).labels("golden retriever").tolist() == [1]
+    for names in (NAMES[:-1], (*NAMES, "h")):
+        message = f"{len(names)} class names for the 7 classes of"
+        with pytest.raises(convert.ConversionError, match=message):
+            convert_files.from_torch(source, target, num_heads=4, class_names=names)
+    with pytest.raises(convert.ConversionError, match="is a tokenizer, which has no classes"):
+        convert_files.from_torch(tokenizer_file, target, class_names=NAMES)
+
+
+def test_the_command_reads_a_class_file(tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    flags = [f"--input={published_checkpoints.GENERATOR}", f"--output={tmp_path / 'g.safetensors'}"]
+    flags += [f"--class_file={tmp_path / 'names.txt'}"]
+    args, _ = runner.parse(COMMANDS["convert"], [*flags, "--num_heads=4"])
+    COMMANDS["convert"].load().run(args)
+    assert pretrained.load(tmp_path / "g.safetensors").class_names == NAMES
+    args, _ = runner.parse(COMMANDS["convert"], [*flags, "--to_torch"])
+    with pytest.raises(ValueError, match="--class_file has no effect with --to_torch"):
+        COMMANDS["convert"].load().run(args)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 from unittest import mock
 
 import nbclient
@@ -14,6 +15,7 @@ from colabs import build
 ROOT = build.FOLDER.parent
 BADGE = "https://colab.research.google.com/github/{}/blob/{}/colabs/{}.ipynb"
 MOST_LINES = 25
+ADDRESS = "https://github.com/someone/else"
 
 every_notebook = pytest.mark.parametrize("name", build.NOTEBOOKS)
 
@@ -54,16 +56,23 @@ def test_the_kernel_is_python(name):
 
 
 @every_notebook
-def test_badge_and_first_cell_name_the_same_repository(name):
-    assert f"({BADGE.format(build.REPOSITORY, build.BRANCH, name)})" in read(name).cells[0].source
-    assert f'git+https://github.com/{build.REPOSITORY}"' in first_code(name)
-    assert build.with_addresses(source(name)) == source(name)
+def test_badge_and_first_cell_are_those_of_the_repository(name):
+    assert build.with_address(source(name), name, build.repository()) == source(name)
+    assert (build.repository() is None) == ("colab-badge" not in source(name))
 
 
-def test_another_repository_reaches_badge_and_first_cell(monkeypatch):
-    monkeypatch.setattr(build, "REPOSITORY", "someone/else")
-    text = build.with_addresses(source("sampling"))
-    assert text.count("someone/else") == 2 and "eqjax/eqjax" not in text
+@every_notebook
+def test_a_repository_reaches_badge_and_first_cell(name):
+    with_one = build.with_address(source(name), name, ADDRESS)
+    assert with_one.count("someone/else") == 2
+    assert f"({BADGE.format('someone/else', build.BRANCH, name)})" in build.notebook(with_one).cells[0].source
+    assert build.with_address(with_one, name, ADDRESS) == with_one
+    assert build.with_address(with_one, name, build.repository()) == source(name)
+
+
+def test_a_repository_of_another_host_has_no_badge():
+    text = build.with_address(source("sampling"), "sampling", "https://git.example.org/a/b")
+    assert "colab-badge" not in text and "git+https://git.example.org/a/b" in text
 
 
 @every_notebook
@@ -84,13 +93,32 @@ def test_first_cells_are_all_alike():
     assert len({first_code(name) for name in build.NOTEBOOKS}) == 1
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_the_first_cell_installs_eqjax_only_if_it_is_missing(monkeypatch, installed):
+@pytest.mark.parametrize(
+    ("installed", "has_gpu", "extras"),
+    [
+        (("eqjax", "jax"), True, None),
+        (("jax",), True, "analysis,photos"),  # As on Colab: its JAX stays.
+        ((), True, "analysis,photos,cuda12"),
+        ((), False, "analysis,photos"),
+    ],
+)
+def test_the_first_cell_installs_what_is_missing(monkeypatch, installed, has_gpu, extras):
     kernel = mock.Mock()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
-    exec(first_code("sampling"), {"get_ipython": lambda: kernel})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvidia-smi" if has_gpu else None)
+    text = build.notebook(build.with_address(source("sampling"), "sampling", ADDRESS))
+    exec(next(cell.source for cell in text.cells if cell.cell_type == "code"), {"get_ipython": lambda: kernel})
     calls = [call.args for call in kernel.run_line_magic.mock_calls]
-    assert calls == ([] if installed else [("pip", f"install --quiet git+https://github.com/{build.REPOSITORY}")])
+    assert calls == ([] if extras is None else [("pip", f"install --quiet 'eqjax[{extras}] @ git+{ADDRESS}'")])
+
+
+def test_without_a_repository_the_first_cell_says_what_to_do(monkeypatch):
+    text = build.with_address(source("sampling"), "sampling", None)
+    cell = next(cell.source for cell in build.notebook(text).cells if cell.cell_type == "code")
+    exec(cell, {})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r"in your copy of its code, pip install '\.\[analysis,photos\]'"):
+        exec(cell, {})
 
 
 @pytest.mark.slow

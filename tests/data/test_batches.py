@@ -142,16 +142,16 @@ def test_eval_images_are_spread_over_the_classes(config):
 
 
 def test_no_eval_images_are_refused(config):
-    with pytest.raises(ValueError, match="num_images=0 must be at least 1"):
+    with pytest.raises(ValueError, match="num_images=0 must be an integer ≥ 1"):
         eval_batches(config, batch_size=4, num_images=0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 5, "process": (0, 2)}, "batch_size=5 must be a positive multiple.*process_count=2"),
+        ({"batch_size": 5, "process": (0, 2)}, "batch_size=5 must be a multiple.*process_count=2"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"process": (2, 2)}, "process_index=2 must be in"),
+        ({"process": (2, 2)}, "process_index=2 must be below process_count=2"),
         ({"process": (0, None)}, "both or neither"),
         ({"seed": -1}, "seed=-1"),
     ],

@@ -92,6 +92,8 @@ def test_missing_package_names_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"scikit-learn is missing; .*: pip install 'eqjax\[photos\]'"):
         photos.load_photo.__wrapped__("flower")
+    with pytest.raises(ModuleNotFoundError, match=r"eqjax\[photos\]"):
+        photos.PhotoSource()
 
 
 def test_missing_image_is_named(monkeypatch):

@@ -99,6 +99,7 @@ HOSTILE = {
     "a huge attribute": header(kind=tarfile.XHDTYPE, size=b"%011o" % 512)
     + b"27 size=99999999999999999\n".ljust(512, b"\0")
     + header(),
+    "a wrong checksum": header().replace(b"a", b"b", 1),
     "a sparse file": header(kind=tarfile.GNUTYPE_SPARSE),
     "no header": b"x" * 512,
 }

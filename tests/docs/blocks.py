@@ -42,10 +42,10 @@ _SMALLER = [
     (r"--num_images=\d+", "--num_images=4"),
     (r"--num_flow_steps=\d+", "--num_flow_steps=2"),
     (r"--num_columns=6250", "--num_columns=40"),
-    (r"VIRTUAL_imagenet256_labeled\.npz", "statistics.npz"),
+    (r"VIRTUAL_imagenet256_labeled\.npz", "reference.npz"),
     # The published files: small ones in the same format, whose number of heads no table knows.
     (r"--input=places_large\.ckpt", "--input=places_large.ckpt --num_heads=2"),
-    (r'"places-large"', '"stand_in.safetensors"'),
+    (r"places-large|hf://owner/name(@main/best\.safetensors)?", "stand_in.safetensors"),
     # Python.
     (r"num_flow_steps=\d+", "num_flow_steps=2"),
     (r"num_columns=128\b", "num_columns=4"),
@@ -53,11 +53,6 @@ _SMALLER = [
 ]
 # Calls that sample, up to their last parenthesis; a panorama that resumes has its options.
 _SAMPLES = r"((?:\.sample|outpaint|panorama)\((?![^()]*state=)(?:[^()]|\([^()]*\))+)\)"
-_APPENDED = {
-    "train-tokenizer": ["--config.total_steps=2"],
-    "train-generator": ["--config.total_steps=2"],
-    "cache-latents": [],
-}
 
 
 def blocks(page):
@@ -102,9 +97,12 @@ def smaller(text):
 def smaller_command(command, root):
     """Returns the words of a command with small models, and with a folder of images at `root`."""
     variables, parts = words(smaller(command))
+    parts = [part.replace("/path/to/parquet", "parquet") for part in parts]
     parts = [re.sub(r"/path/to/root|/data/\w+/\w+", str(root), part) for part in parts]
     if parts[:1] == ["eqjax"]:
-        parts += _APPENDED.get(parts[1], [])
+        parts += ["--config.total_steps=2"] if parts[1] in ("train-tokenizer", "train-generator") else []
+        if "--config=photos_generator:tiny" in parts and not any("tokenizer_weights" in part for part in parts):
+            parts += ["--config.tokenizer_weights=photos_tiny.safetensors"]  # The shipped one does not fit.
         if parts[1] in ("sample", "demo") and not any("num_flow_steps" in part for part in parts):
             parts += ["--num_flow_steps=2"]
         if parts[1:3] == ["evaluate", "generation"]:

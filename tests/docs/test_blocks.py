@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from eqjax import Generator, Tokenizer, config_files, pretrained
-from eqjax.cli import convert, main, runner
-from eqjax.evaluation import networks
+from eqjax import Generator, Tokenizer, config_files, convert_files, pretrained
+from eqjax.cli import main, runner
+from eqjax.evaluation import Extractor, networks, statistics
 from tests import published_checkpoints
+from tests.data import test_parquet
 from tests.docs import blocks
 from tests.evaluation import tiny_models
 from tests.random_params import random_params
-from tests.training import sample_metrics_run
 
 every_page = pytest.mark.parametrize("page", blocks.PAGES)
 CLASSES = ("cat", "dog")
@@ -57,6 +57,7 @@ def test_blocks_that_do_not_run_are_listed(page):
 
 def test_every_reason_not_to_run_is_used():
     every_command = [command for page in blocks.PAGES for command in shell_commands(page)]
+    every_command += [body for page in blocks.PAGES for language, body in blocks.blocks(page) if language == "python"]
     for begin in blocks.NOT_RUN:
         assert any(command.strip().startswith(begin) for command in every_command), begin
 
@@ -75,11 +76,16 @@ def _folders(tmp_path_factory):
             Image.fromarray(rng.integers(0, 255, (32, 40, 3), np.uint8)).save(images / name / f"{i}.png")
     for name in ("runs/tokenizer/model", "runs/generator/model", "stand_in"):
         write_model(files / f"{name}.safetensors")
-    module = pretrained.build_module("tokenizer", dict(config_files.load("imagenet_tokenizer:tiny").tokenizer))
-    weights = pretrained.Weights({"tokenizer": module}, {"tokenizer": random_params(module)}, 1.0)
-    pretrained.save(files / "tokenizer.safetensors", weights)
-    sample_metrics_run.write_reference(files / "statistics.npz")
+    for name, config in (("tokenizer", "imagenet_tokenizer:tiny"), ("photos_tiny", "photos_tokenizer:tiny")):
+        module = pretrained.build_module("tokenizer", dict(config_files.load(config).tokenizer))
+        weights = pretrained.Weights({"tokenizer": module}, {"tokenizer": random_params(module)}, 1.0)
+        pretrained.save(files / f"{name}.safetensors", weights)
+    noise = iter([rng.integers(0, 256, (20, 32, 32, 3), np.uint8)])
+    reference = Extractor(tiny_models.network(), per_device_batch_size=8).collect(noise, 20).statistics
+    statistics.save(files / "reference.npz", reference)
     write_published(files)
+    os.mkdir(files / "parquet")
+    test_parquet.write(files / "parquet" / "train.parquet", [0, 1, 0, 1])
     return files, images
 
 
@@ -101,7 +107,7 @@ def write_published(folder):
     for name, part, module in (("tokenizer", "tokenizer", tokenizer), ("places_large", "generator", generator)):
         path = folder / f"{name}.published.safetensors"
         pretrained.save(path, pretrained.Weights({part: module}, {part: random_params(module)}))
-        convert.to_torch(path, folder / f"{name}.ckpt")
+        convert_files.to_torch(path, folder / f"{name}.ckpt")
         path.unlink()
 
 
@@ -175,7 +181,8 @@ def test_blocks_run_one_after_another(page, images, monkeypatch):
     names = {}
     for language, body in blocks.blocks(page):
         if language == "python":
-            run_python(body, names, images)
+            if reason_not_to_run(body) is None:
+                run_python(body, names, images)
             continue
         for command in blocks.commands(body):
             if reason_not_to_run(command) is None:

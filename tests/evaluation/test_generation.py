@@ -16,6 +16,7 @@ import pytest
 from eqjax import sharding
 from eqjax.evaluation import Extractor, GenerationOptions, SampleFolder, compare, feature_metrics, generate, image_sets
 from eqjax.evaluation.protocol import weights_id
+from tests import bit_flips
 from tests.evaluation import tiny_models
 
 OPTIONS = GenerationOptions(num_columns=4, guidance_scale=2.0, num_flow_steps=3, seed=7)
@@ -123,13 +124,32 @@ def test_png_and_npz(whole):
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     samples = SampleFolder(tmp_path, 4, 2)
     samples.write(0, np.zeros((2, 4, 4, 3), np.uint8))
-    leftover = tmp_path / "shards" / "00000002-00000003.npy.k3v_x9ab.tmp"
+    leftover = tmp_path / "shards" / "00000002-00000003-12345678.npy.k3v_x9ab.tmp"
     leftover.write_bytes(b"half")
     samples.check_protocol({})
     assert leftover.exists()  # As new as it is, another process may be writing it.
     os.utime(leftover, (0, 0))
     samples.check_protocol({})
-    assert os.listdir(tmp_path / "shards") == ["00000000-00000001.npy"] and samples.num_available() == 2
+    (name,) = os.listdir(tmp_path / "shards")
+    assert name.startswith("00000000-00000001-") and samples.num_available() == 2
+
+
+def test_flipped_bits_of_a_shard_are_found(tmp_path):
+    samples = SampleFolder(tmp_path, 2, 2)
+    samples.write(0, np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8))
+    (path,) = (tmp_path / "shards").iterdir()
+    (expected,), found = samples.batches(), 0
+    for place, bit in bit_flips.flipped(path, 100):
+        try:
+            (read,) = samples.batches()
+            np.testing.assert_array_equal(read, expected, err_msg=f"bit {bit} of byte {place}")
+        except ValueError:
+            found += 1
+    assert found > 50  # The header is padded with spaces.
+    list(bit_flips.flipped(path, 1))
+    path.rename(path.with_name("00000000-00000001-00000000.npy"))
+    with pytest.raises(ValueError, match=r"00000000.npy is damaged, as its checksum differs; remove it and all later"):
+        samples.write_npz()
 
 
 def test_an_npz_that_is_interrupted_does_not_appear(tmp_path):
@@ -170,7 +190,7 @@ def test_a_gap_between_shards_is_found(tmp_path):
     gap = SampleFolder(tmp_path, 4, 3)
     gap.write(0, np.zeros((2, 4, 4, 3), np.uint8))
     gap.write(3, np.zeros((1, 4, 4, 3), np.uint8))
-    with pytest.raises(ValueError, match="00000003-00000003.npy where image 2 should be next"):
+    with pytest.raises(ValueError, match="00000003-00000003-[0-9a-f]{8}.npy where image 2 should be next"):
         gap.num_available()
 
 

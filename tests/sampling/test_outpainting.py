@@ -63,9 +63,9 @@ def test_classes_and_guidance_are_counted_from_the_image_outwards(photograph, mo
     [
         (np.zeros((16, 24, 4), np.uint8), dict(resize=True), r"shape \(16, 24, 4\); expected .*: convert it to RGB"),
         (np.zeros((16, 24), np.uint8), {}, r"shape \(16, 24\); expected .*: convert it to RGB"),
-        (np.zeros((16, 24, 3), np.int64), {}, "images are int.*; expected uint8, or floats"),
-        (np.full((16, 24, 3), 255.0), {}, "float64 values from 255 to 255; expected uint8, or floats"),
-        (np.full((16, 24, 3), np.nan), {}, "float64 values from nan to nan"),
+        (np.zeros((16, 24, 3), np.int64), {}, "image is int.*; expected uint8, or floats"),
+        (np.full((16, 24, 3), 255.0), {}, "image has values from 255 to 255; expected floats in"),
+        (np.full((16, 24, 3), np.nan), {}, "image has values that are not finite"),
         (None, dict(guidance_scale=np.ones(2)), r"shape \(2,\); expected a number, or one for each .* \[3\]"),
         (None, dict(label=[("cat", 2)]), "covers columns 0 … 1, and the image has 3 columns"),
         (None, dict(label=["cat", "dog"]), r"a class schedule is a list of \(label, columns\)"),

@@ -23,8 +23,8 @@ def encode(shape):
         ((1, 20, 16, 3), "image height 20 .* 16 pixels high"),
         ((1, 16, 17, 3), "image width 17 is not a positive multiple of the column width 2; crop or resize to 16"),
         ((1, 16, 0, 3), "image width 0"),
-        ((16, 16, 3), r"images have shape \(16, 16, 3\); expected \[batch, height, width, 3\]"),
-        ((1, 16, 16, 1), "expected .batch, height, width, 3"),
+        ((16, 16, 3), r"images have shape \(16, 16, 3\); expected \[batch ≥ 1, height, width, 3\]"),
+        ((1, 16, 16, 1), "expected .batch ≥ 1, height, width, 3"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(shape, message):

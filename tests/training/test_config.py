@@ -3,11 +3,20 @@
 from absl import flags
 import jax
 from ml_collections import config_flags
+import numpy as np
 import pytest
 
-from eqjax import config_fields, module_fields, pretrained
+from eqjax import config_fields, config_files, module_fields, pretrained
 from eqjax.sampling.options import SamplingOptions
-from eqjax.training.config import check_config, generator_config, resolve, tokenizer_config
+from eqjax.training import optim
+from eqjax.training.config import (
+    check_config,
+    check_length,
+    ema_start_weight,
+    generator_config,
+    resolve,
+    tokenizer_config,
+)
 
 CONFIGS = {"tokenizer": tokenizer_config, "generator": generator_config}
 
@@ -137,3 +146,43 @@ def test_resolving_twice_changes_nothing():
     resolved = resolve(config)
     check_config(resolved, "generator")
     assert resolve(resolved).to_dict() == resolved.to_dict() != config.to_dict()
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99, 0.9999])
+def test_the_weight_of_the_random_start_is_the_product_of_the_decays(decay, warmup):
+    config = generator_config().optimizer
+    config.update(ema_decay=decay, ema_warmup=warmup)
+    for num_steps in (0, 1, 5, 40):
+        decays = [float(optim.ema_decay(config, step)) for step in range(1, num_steps + 1)]
+        assert ema_start_weight(config, num_steps) == pytest.approx(np.prod(decays), rel=1e-4)
+
+
+def test_runs_too_short_for_their_ema_are_refused_and_short_ones_warned(caplog):
+    config = generator_config()
+    config.optimizer.update(ema_decay=0.995, ema_warmup=False, warmup_steps=0.0)
+    config.total_steps = 150
+    message = (
+        r"47.1 % of the EMA.* optimizer.ema_decay=0.995 is long for total_steps=150\. Set optimizer.ema_warmup=True"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_length(config)
+    config.optimizer.ema_warmup = True
+    check_length(config)
+    assert not caplog.records
+    config.optimizer.update(ema_warmup=False, warmup_steps=1000.0)
+    config.total_steps = 800
+    check_length(config)
+    assert "1.81 % of the EMA weights" in caplog.text and "ends at 0.8 of optimizer.learning_rate" in caplog.text
+    config.total_steps = 0  # Exports the start on purpose.
+    check_length(config)
+
+
+def test_published_recipes_have_the_published_ema_and_others_a_warm_up():
+    expected = {"imagenet_generator": False, "places_generator": False, "imagenet_generator:tiny": True}
+    expected |= {"photos_generator": True, "photos_generator:tiny": True, "imagenet_tokenizer": True}
+    assert {name: config_files.load(name).optimizer.ema_warmup for name in expected} == expected
+    for name in config_files.names():
+        for variant in ("", ":tiny"):
+            config = config_files.load(name + variant)
+            assert ema_start_weight(config.optimizer, config.total_steps) < 1e-3 or config.total_epochs

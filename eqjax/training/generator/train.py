@@ -16,7 +16,7 @@ from eqjax.model import Model
 from eqjax.progress import announced
 from eqjax.published import LATENT_SCALE
 from eqjax.training import loop
-from eqjax.training.config import check_config, resolve
+from eqjax.training.config import check_config, check_length, resolve
 from eqjax.training.generator import nan_report
 from eqjax.training.generator.sample_metrics import make_evaluator
 from eqjax.training.generator.step import Batch, GeneratorStep
@@ -40,10 +40,11 @@ def train_and_evaluate(config: Config, workdir: str) -> TrainState:
       The final state.
 
     Raises:
-      ValueError: a field is unknown or out of range, or the tokenizer does not fit.
+      ValueError: a field is unknown or out of range, the run is too short for its EMA, or the tokenizer does not fit.
     """
     check_config(config, "generator")
     config = resolve(config)
+    check_length(config)
     with announced("Reading weights and opening the data", patience=2.0):
         trainer = GeneratorTrainer(config, workdir)
     return loop.train(config, workdir, trainer)
@@ -216,8 +217,8 @@ def load_tokenizer(config: Config) -> pretrained.Weights:
     """
     if not config.tokenizer_weights:
         raise ValueError("set tokenizer_weights: a shipped model's name, a weights file, or a tokenizer run's workdir.")
-    path = loading.resolve_path(config.tokenizer_weights)
-    weights = pretrained.load(path)
+    path = config.tokenizer_weights
+    weights = loading.load_weights(path)
     if "tokenizer" not in weights.modules:
         raise ValueError(f"{path} holds no tokenizer; give tokenizer_weights a file written by tokenizer training.")
     tokenizer = weights.modules["tokenizer"]

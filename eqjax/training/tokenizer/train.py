@@ -15,7 +15,7 @@ from eqjax.evaluation.image_metrics import psnr
 from eqjax.progress import announced
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop
-from eqjax.training.config import check_config, resolve
+from eqjax.training.config import check_config, check_length, resolve
 from eqjax.training.state import TokenizerState
 from eqjax.training.tokenizer import nan_report
 from eqjax.training.tokenizer.objective import Terms
@@ -37,10 +37,11 @@ def train_and_evaluate(config: Config, workdir: str) -> TokenizerState:
       The final state.
 
     Raises:
-      ValueError: a field is unknown or out of range, or stage 1 does not fit.
+      ValueError: a field is unknown or out of range, the run is too short for its EMA, or stage 1 does not fit.
     """
     check_config(config, "tokenizer")
     config = resolve(config)
+    check_length(config)
     with announced("Reading weights and opening the data", patience=2.0):
         trainer = TokenizerTrainer(config)
     return loop.train(config, workdir, trainer)
@@ -182,8 +183,8 @@ def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
                 "of its stage 1, or to a weights file."
             )
         return tokenizer, None
-    path = loading.resolve_path(config.stage1_weights)
-    stage1 = pretrained.load(path)
+    path = config.stage1_weights
+    stage1 = loading.load_weights(path)
     if "tokenizer" not in stage1.modules:
         raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
     found, expected = _architecture(stage1.modules["tokenizer"]), _architecture(tokenizer)
