@@ -154,7 +154,8 @@ class Model:
             if len(rows_seeds) != rows.shape[0]:
                 raise ValueError(f"{len(rows_seeds)} seeds for {rows.shape[0]} labels; give one seed per label.")
             key = jax.vmap(jax.random.key)(np.asarray(rows_seeds))
-        memory.check_latents(generator, rows.shape, num_columns, is_guided)
+        devices = memory.count_devices(rows, mesh)
+        memory.check_latents(generator, rows.shape, num_columns, is_guided, devices)
         memory.check_images(tokenizer, rows.shape[0], num_columns)
         window: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if mesh is None and not is_tracing(self, rows, key, prefix):  # With several devices threads can hang.

@@ -7,10 +7,12 @@ large: the activations of a batch are not counted.
 from collections.abc import Sequence
 import contextlib
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from eqjax.arguments import is_tracing
 from eqjax.generator import Generator
 from eqjax.tokenizer import Tokenizer
 
@@ -50,8 +52,17 @@ def device_bytes() -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
+def count_devices(labels: Any, mesh: Any) -> int | None:
+    """Returns among how many devices a batch is divided; None while JAX traces, when it is not known."""
+    if is_tracing(labels):
+        return None
+    if isinstance(mesh, jax.sharding.Mesh):
+        return mesh.size
+    return len(labels.sharding.device_set) if isinstance(labels, jax.Array) else 1
+
+
 def check_latents(
-    generator: Generator, label_shape: Sequence[int], num_columns: int, is_guided: bool, num_devices: int = 1
+    generator: Generator, label_shape: Sequence[int], num_columns: int, is_guided: bool, num_devices: int | None = 1
 ) -> None:
     """Checks that the latents of an image fit the host, and the state between two columns a device.
 
@@ -60,7 +71,7 @@ def check_latents(
       label_shape: [B] or [B, S].
       num_columns: columns of the images.
       is_guided: whether rows of the null class are computed too.
-      num_devices: devices among which the batch is divided.
+      num_devices: devices among which the batch is divided; None: unknown, and what they hold is not checked.
 
     Raises:
       MemoryError: something does not fit; the message names what it takes and what to lower.
@@ -74,6 +85,8 @@ def check_latents(
             f"machine has {format_bytes(host)}: lower num_columns or the number of images, or stream strips with "
             "eqjax.panorama, whose memory does not grow."
         )
+    if num_devices is None:
+        return
     segments = label_shape[1] if len(label_shape) == 2 else 1
     slots = num_columns if generator.window_size is None else min(generator.window_size, num_columns)
     per_row = 2 * generator.depth * generator.width * (generator.num_cond_tokens * segments + slots)
