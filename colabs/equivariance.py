@@ -125,7 +125,7 @@ print(f"one column, different batches: {np.diag(ceiling.mean).mean():.3f}")
 pairs = np.where(np.eye(len(columns), dtype=bool), np.nan, conflict.mean)
 panels = {"one batch": pairs, "two batches": ceiling.mean}
 texts = dict(title="Cosine between gradients", x_label="column", y_label="column")
-plots.plot_heatmaps("cosines.png", panels, limits=(0, max(np.nanmax(pairs), ceiling.mean.max())), **texts)
+plots.plot_heatmaps("cosines.png", panels, scale_label="cosine (blue: conflict)", diverging=True, **texts)
 show("cosines.png", scale=1)
 
 # %% [markdown]

@@ -111,7 +111,8 @@ from eqjax.evaluation import equivariance, plots
 
 maps = equivariance.footprints(model, photographs)  # Tokens, height, width.
 panel = {f"token {count // 2}": np.log10(maps[count // 2] + 1e-9)}
-plots.plot_heatmaps("footprint.png", panel, title="Footprint", x_label="pixel", y_label="pixel")
+texts = dict(scale_label="fraction of the change, log10", x_step=model.tokenizer.column_width, x_label="pixel")
+plots.plot_heatmaps("footprint.png", panel, title="Footprint", y_label="pixel", **texts)
 show("footprint.png", scale=1)
 
 # %% [markdown]
@@ -120,8 +121,8 @@ show("footprint.png", scale=1)
 # for the generator.
 
 # %%
-panel = {"fraction, log10": np.log10(maps.sum(1) + 1e-9)}
-plots.plot_heatmaps("footprints.png", panel, title="Footprints", x_label="pixel", y_label="token")
+panel = {"all tokens": np.log10(maps.sum(1) + 1e-9)}
+plots.plot_heatmaps("footprints.png", panel, title="Footprints", y_label="token", **texts)
 show("footprints.png", scale=1)
 
 # %% [markdown]

@@ -89,7 +89,8 @@ state = tokenizer.train_and_evaluate(config, str(runs / "tokenizer"))
 sorted(path.name for path in (runs / "tokenizer").iterdir())
 
 # %% [markdown]
-# `metrics.jsonl` has one line per report. The loss falls, but forty steps are not many.
+# `metrics.jsonl` has one line per report. Forty steps of so small a model show how to read a run, not that it learns:
+# the loss may rise before it falls.
 
 # %%
 import json
