@@ -50,7 +50,9 @@ def save(folder: str | os.PathLike[str], results: Sequence[Result]) -> str:
     text = table(kept + new)
     if jax.process_index() == 0:
         write_json(os.path.join(folder, "results.json"), kept + new)
-        with atomic_write(os.path.join(folder, "table.md")) as path, open(path, "w", encoding="utf-8") as file:
+        # Names of files need not be text in UTF-8.
+        options: Any = dict(encoding="utf-8", errors="backslashreplace")
+        with atomic_write(os.path.join(folder, "table.md")) as path, open(path, "w", **options) as file:
             file.write(text)
     return text
 

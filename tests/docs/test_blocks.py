@@ -14,7 +14,7 @@ import pytest
 from eqjax import Generator, Tokenizer, config_files, convert_files, pretrained
 from eqjax.cli import main, runner
 from eqjax.evaluation import Extractor, networks, statistics
-from tests import published_checkpoints
+from tests import published_checkpoints, subprocesses
 from tests.data import test_parquet
 from tests.docs import blocks
 from tests.evaluation import tiny_models
@@ -142,7 +142,7 @@ def run_command(command, root, monkeypatch):
         exec(compile(words[2], "block", "exec"), {})
     else:
         paths = [os.path.dirname(sys.executable), os.environ["PATH"]]
-        environment = {**os.environ, "PYTHONPATH": str(blocks.ROOT), "PATH": os.pathsep.join(paths)}
+        environment = {**subprocesses.environment(), "PYTHONPATH": str(blocks.ROOT), "PATH": os.pathsep.join(paths)}
         is_script = words[0].startswith("launch/")
         done = subprocess.run(
             ["bash", *words] if is_script else words,

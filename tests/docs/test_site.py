@@ -47,7 +47,7 @@ def test_every_module_is_in_one_part(pages):
 def test_every_command_has_a_page_with_its_flags(pages):
     made = pages.commands()
     for name, command in main.COMMANDS.items():
-        flags = re.findall(r"^  (--\S+)", runner.help_text(command), re.MULTILINE)
+        flags = re.findall(r"^  (--.+?)(?:  |$)", runner.help_text(command), re.MULTILINE)
         assert flags
         for flag in flags:
             assert f"| `{flag}`" in made[f"commands/{name}.md"]
