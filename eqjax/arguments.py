@@ -160,6 +160,15 @@ def is_traced(value: Any) -> bool:
     return jax is not None and isinstance(value, jax.core.Tracer)
 
 
+def is_tracing(*values: Any) -> bool:
+    """Returns whether JAX traces the function that runs now, or an array in a tree of `values`."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return False
+    # Inside of jax.jit new arrays are traced too, other transformations trace their arguments alone.
+    return any(map(is_traced, jax.tree.leaves((values, jax.numpy.zeros(())))))
+
+
 # ── Rules ───────────────────────────────────────────────────────────────────────────────────────
 
 
