@@ -8,7 +8,7 @@ r"""Repeats the measurements of eqjax/sampling/README.md, with the shipped weigh
 It is a script of the repository and no command of the package, as it uses the sampler's inner functions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import itertools
 import json
 import os
@@ -24,14 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from eqjax import Generator, Model, flow, load_pretrained, panorama, pixels
+from eqjax import Generator, Model, Tokenizer, flow, load_pretrained, panorama, pixels
 from eqjax.cli import runner
 from eqjax.data import photos
+from eqjax.evaluation import roughness
 from eqjax.image_output import save_image
+from eqjax.module_fields import SOLVERS, TIME_GRIDS
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
+from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingOptions
-from eqjax.sampling.sampler import sample_latents
 from eqjax.sampling.streaming import StreamDecoder
 from eqjax.tables import markdown_table
 from eqjax.tokenizer.tiling import decode_images
@@ -68,8 +70,8 @@ def solvers(model: Model) -> None:
     for guidance in (1.0, 3.0, 7.0):
         exact = sample(guidance, "adams_bashforth", "uniform", 1000)
         norm = jnp.linalg.norm(exact)
-        for solver in flow.SOLVERS:
-            for grid in flow.TIME_GRIDS:
+        for solver in SOLVERS:
+            for grid in TIME_GRIDS:
                 errors = [float(jnp.linalg.norm(sample(guidance, solver, grid, n) - exact) / norm) for n in counts]
                 rows.append([guidance, solver, grid, *errors])
     print_table(["guidance", "solver", "grid", *counts], rows)
@@ -125,31 +127,52 @@ def column_losses(
 
 
 def streaming(model: Model) -> None:
-    """Compares streaming with decoding the whole image: differences in gray levels, gradients at borders and elsewhere.
+    """Compares streaming with decoding the whole image, and looks for seams between strips, columns and inside columns.
 
-    The images are long samples of every class, or bands of photographs if the model is a tokenizer alone.
+    Differences are in gray levels. Roughness is the difference of the two pixels at a place over that of all pixels
+    that are neither at a border nor at the middle of a column, so 1 means that the place cannot be seen. The images are
+    bands of the built-in photographs, as they are and reconstructed, and long samples of every class if the model has a
+    generator.
     """
     tokenizer = model.require("tokenizer")
-    header = ["class", "mean difference", "max difference", "gradient at borders", "gradient elsewhere"]
-    rows = []
-    for name, row in (_bands if model.generator is None else _samples)(model):
-        scaled = row[None] / model.latent_scale
-        whole = decode_images(tokenizer, model.tokenizer_params, scaled, tile_columns=len(row))[0]
-        decoder = StreamDecoder(tokenizer, model.tokenizer_params, model.latent_scale, min(16, len(row) // 4))
-        strips = decoder.push(row, last=True)
-        image = np.concatenate(strips, axis=1).astype(np.float32)
-        borders = np.cumsum([strip.shape[1] for strip in strips])[:-1]
-        gradient = np.abs(np.diff(image, axis=1)).mean((0, 2))
-        # Borders of columns within a strip, for comparison.
-        inside = [x for x in range(tokenizer.column_width, image.shape[1], tokenizer.column_width) if x not in borders]
-        off = np.abs(image - (np.clip(np.asarray(whole), -1, 1) + 1) * 127.5)
-        # NaN if the image is one strip.
-        at, elsewhere = (
-            float(gradient[np.asarray(where, int) - 1].sum() / (len(where) or np.nan)) for where in (borders, inside)
-        )
-        rows.append([name, float(off.mean()), float(off.max()), at, elsewhere])
-    rows.append(["mean", *(float(np.mean(column)) for column in list(zip(*rows, strict=True))[1:])])
+    width = tokenizer.column_width
+    header = ["images", "class", "mean difference", "max difference", "strip borders", "column borders", "middles"]
+    rows: list[list[Any]] = []
+    for name, band in _bands(tokenizer):
+        rows.append(["real", name, "", "", *_roughness(band, width, ())])
+        latents = np.asarray(model.encode(band[None]))[0]
+        rows.append(["reconstructed", name, *_compare_streaming(model, latents)])
+    for name, latents in () if model.generator is None else _samples(model):
+        rows.append(["sampled", name, *_compare_streaming(model, latents)])
+    for kind in dict.fromkeys(row[0] for row in rows):
+        columns = list(zip(*(row[2:] for row in rows if row[0] == kind), strict=True))
+        rows.append([kind, "mean", *("" if "" in column else float(np.mean(column)) for column in columns)])
     print_table(header, rows)
+
+
+def _compare_streaming(model: Model, latents: np.ndarray) -> list[Any]:
+    """Returns mean and largest difference of a streamed image [L, D] from the whole one, and its roughness."""
+    tokenizer = model.require("tokenizer")
+    whole = decode_images(
+        tokenizer, model.tokenizer_params, latents[None] / model.latent_scale, tile_columns=len(latents)
+    )
+    decoder = StreamDecoder(tokenizer, model.tokenizer_params, model.latent_scale, min(16, len(latents) // 4))
+    strips = decoder.push(latents, last=True)
+    image = np.concatenate(strips, axis=1).astype(np.float32)
+    off = np.abs(image - (np.clip(np.asarray(whole[0]), -1, 1) + 1) * 127.5)
+    borders = np.cumsum([strip.shape[1] for strip in strips])[:-1]
+    return [float(off.mean()), float(off.max()), *_roughness(image, tokenizer.column_width, borders)]
+
+
+def _roughness(image: np.ndarray, width: int, borders: Sequence[int] | np.ndarray) -> list[Any]:
+    """Returns the roughness at borders of strips (if there are any), at other borders of columns, and at middles."""
+    differences = roughness.neighbor_differences(image[None])  # Entry x - 1 is the difference at x.
+    places = np.arange(1, image.shape[1])
+    at_strips = np.isin(places, borders)
+    at_columns, at_middles = (places % width == 0) & ~at_strips, places % width == width // 2
+    elsewhere = differences[(places % width != 0) & ~at_middles].mean()
+    found = [float(differences[where].mean() / elsewhere) for where in (at_columns, at_middles)]
+    return [float(differences[at_strips].mean() / elsewhere) if at_strips.any() else "", *found]
 
 
 def _samples(model: Model) -> Iterator[tuple[Any, np.ndarray]]:
@@ -163,15 +186,13 @@ def _samples(model: Model) -> Iterator[tuple[Any, np.ndarray]]:
     return zip(names, np.asarray(latents), strict=True)
 
 
-def _bands(model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, scaled latents [L, D]) of a band across the middle of every built-in photograph, at half size."""
-    tokenizer = model.require("tokenizer")
+def _bands(tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, uint8 [H, W, 3]) of a band across the middle of every built-in photograph, at half size."""
     height, width = tokenizer.resolution, tokenizer.column_width
     for name in photos.PHOTOS:
         image = Image.fromarray(photos.load_photo(name)).reduce(2)
         top = (image.height - height) // 2
-        band = np.asarray(image)[None, top : top + height, : image.width // width * width]
-        yield name, np.asarray(model.encode(band))[0]
+        yield name, np.asarray(image)[top : top + height, : image.width // width * width]
 
 
 def length() -> None:

@@ -120,6 +120,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = self._begin()
         if path is None:
             return
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/.+", path):
+            # Older versions ask whether large files have a store of their own.
+            self._send(200, {"id": found[1], "xetEnabled": False})
+            return
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.+)", path)
         if not found:
             self._send(404, {"error": "no such page"})

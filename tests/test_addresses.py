@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import pytest
 
 from eqjax import addresses, io, load_pretrained, loading, pretrained
-from eqjax.data import folder, webdataset
+from eqjax.data import folder, tfds, webdataset
 from eqjax.evaluation import SampleFolder, features, results
 from eqjax.evaluation.protocol import weights_id
 from eqjax.latent_cache import format as cache_format
@@ -47,10 +47,11 @@ def write(path):
         lambda path: features._memory_mapped((1, 1), path),
         lambda path: folder.find_class_root(path),
         lambda path: webdataset.find_shards(path),
+        lambda path: tfds.find_version(path),
         lambda path: cache_format.load_manifest(path),
         lambda path: writer.CacheWriter.open(cast(Any, types.SimpleNamespace(root=path))),
     ],
-    ids=["file", "workdir", "results", "samples", "features", "images", "archives", "cache", "new cache"],
+    ids=["file", "workdir", "results", "samples", "features", "images", "archives", "prepared", "cache", "new cache"],
 )
 def test_places_that_need_a_file_system_make_no_folder_of_an_address(use, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -32,6 +32,7 @@ from eqjax.cli.runner import flag_group
 from eqjax.cli.sample_files import check_files, write_files
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, parse_numbers, sampling_options
 from eqjax.cli.sampling_progress import sampling_progress
+from eqjax.progress import announced
 
 if TYPE_CHECKING:
     from eqjax.sampling.panorama import PanoramaOptions
@@ -226,7 +227,8 @@ def write_panorama(
     model: "eqjax.Model", pairs: Sequence[ClassColumns], seeds: Sequence[int], args: flags.FlagValues
 ) -> None:
     """Writes a panorama, or its next part, and saves its state."""
-    strips, num_columns = open_panorama(model, pairs, seeds, args)
+    with announced("Preparing the panorama", patience=2.0):
+        strips, num_columns = open_panorama(model, pairs, seeds, args)
     check_files(args, width=num_columns * model.require("tokenizer").column_width)
     first_column = strips.emitted if args.state else None
     write_files(args, sample_strips(strips, num_columns), model, first_column)

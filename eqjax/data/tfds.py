@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from eqjax import extras
+from eqjax.addresses import local_path
 from eqjax.data import image_source
 from eqjax.data.transforms import ResizeShorterSide
 from eqjax.image_files import MAX_PIXELS
@@ -27,8 +28,9 @@ def find_version(root: str) -> str:
 
     Raises:
       FileNotFoundError: there is no prepared data set.
+      ValueError: the root is an address such as gs://bucket/data.
     """
-    if os.path.isfile(os.path.join(root, _INFO)):
+    if os.path.isfile(os.path.join(local_path(root, "root"), _INFO)):
         return root
     names = os.listdir(root) if os.path.isdir(root) else []
     versions = [name for name in names if _VERSION.fullmatch(name) and os.path.isfile(os.path.join(root, name, _INFO))]

@@ -50,7 +50,9 @@ def save(folder: str | os.PathLike[str], results: Sequence[Result]) -> str:
     text = table(kept + new)
     if jax.process_index() == 0:
         write_json(os.path.join(folder, "results.json"), kept + new)
-        with atomic_write(os.path.join(folder, "table.md")) as path, open(path, "w", encoding="utf-8") as file:
+        # Names of files need not be text in UTF-8.
+        options: Any = dict(encoding="utf-8", errors="backslashreplace")
+        with atomic_write(os.path.join(folder, "table.md")) as path, open(path, "w", **options) as file:
             file.write(text)
     return text
 
@@ -66,7 +68,7 @@ def load(folder: str | os.PathLike[str]) -> list[Result]:
         return []
     try:
         results = read_json(path)
-        if all(isinstance(result["metrics"], dict) and isinstance(result["protocol"], dict) for result in results):
+        if all(_is_result(result["metrics"], result["protocol"]) for result in results):
             return results
         error = "no list of metrics with protocols"
     except ValueError as found:
@@ -74,6 +76,13 @@ def load(folder: str | os.PathLike[str]) -> list[Result]:
     except (TypeError, KeyError) as found:
         error = repr(found)
     raise ValueError(f"{path} was not written by `eqjax evaluate`, or was changed ({error}): give another --output.")
+
+
+def _is_result(metrics: Any, protocol: Any) -> bool:
+    """Returns whether two values from a file are the metrics, numbers or None, and the protocol of a row."""
+    if not isinstance(metrics, dict) or not isinstance(protocol, dict):
+        return False
+    return all(isinstance(metrics.get(name), int | float | None) for name in _METRICS)
 
 
 def _identity(result: Result) -> dict[str, Any]:

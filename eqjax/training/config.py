@@ -50,7 +50,7 @@ def check_config(config: Config, trainer: str) -> None:
         The message names all of them.
     """
     found = config.get("trainer")
-    if found in TABLES and found != trainer:
+    if found != trainer and isinstance(found, str) and found in TABLES:
         raise ValueError(
             f"this is a {found}'s configuration (trainer={found!r}), and this trains a {trainer}: use "
             f"eqjax train-{found}, or a configuration made from {trainer}_config()."

@@ -92,7 +92,9 @@ class MetricWriter:
 
     def _open(self) -> None:
         os.makedirs(self._workdir, exist_ok=True)
-        self._file = open(os.path.join(self._workdir, "metrics.jsonl"), "a", encoding="utf-8")  # noqa: SIM115 - stays open
+        # Opening a pipe would wait for somebody who reads it; like this it is an error.
+        path = os.path.join(self._workdir, "metrics.jsonl")
+        self._file = open(path, "a", encoding="utf-8", opener=_open_without_waiting)  # noqa: SIM115 - stays open
         self._board = SummaryWriter(os.path.join(self._workdir, "tensorboard"), write_to_disk=True)
 
     def config(self, config: Config) -> None:
@@ -130,6 +132,10 @@ class MetricWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK, 0o644)
 
 
 def _start_wandb(workdir: str, project: str) -> Any:
@@ -201,7 +207,8 @@ class Progress:
         """Stops the clock inside the block: for checkpoints, evaluation and images."""
         start = time.monotonic()
         yield
-        self._last_time += time.monotonic() - start
+        self._last_line = time.monotonic()
+        self._last_time += self._last_line - start
 
     def close(self) -> None:
         """Ends the bar."""

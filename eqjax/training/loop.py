@@ -231,7 +231,12 @@ class Run:
             return self._compiled_step(state, batch)
         with self._progress.paused(), announced("Compiling the training step"):
             self._is_compiled, self._seconds_at_peak = True, self._count_seconds_at_peak(state, batch)
-            return self._compiled_step(state, batch)
+            after = self._compiled_step(state, batch)
+        every, total = self._config.log_every, self._config.total_steps
+        lines = f"metrics every {every} steps" if every else "without metrics, as log_every is None"
+        if jax.process_index() == 0:
+            logging.info("Training up to step %d, %s …", total, lines)
+        return after
 
     def _count_seconds_at_peak(self, state: State, batch: Batch) -> float | None:
         """Returns the seconds of a step at the peak of the devices; None if the peak is unknown."""
@@ -325,7 +330,9 @@ class Run:
         with announced(f"Step {step}: {self._compiling_once('evaluating')}", patience=_PATIENCE):
             results = self._trainer.evaluate(state)
         scalars = {name: float(value) for name, value in results.items() if np.ndim(value) == 0}
-        logging.info("step %d: %s", step, " ".join(f"{name}={value:.4g}" for name, value in scalars.items()))
+        text = " ".join(f"{name}={value:.4g}" for name, value in scalars.items())
+        # The lines of steps are of training images and of the weights in training, so their numbers differ.
+        logging.info("step %d, EMA weights on held-out images: %s", step, text)
         self._writer.scalars(step, results)
         self._best.update(step, results, functools.partial(self._trainer.export, state))
         if keep_best and keep_best.partition(":")[0] not in scalars:

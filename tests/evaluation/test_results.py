@@ -35,3 +35,9 @@ def test_a_file_of_another_content_is_rejected(tmp_path):
     (tmp_path / "results.json").write_text('{"model": []}')
     with pytest.raises(ValueError, match="results.json was not written by `eqjax evaluate`"):
         results.save(tmp_path, [row(1.0)])
+
+
+def test_names_of_files_that_are_no_utf8_are_kept(tmp_path):
+    row: results.Result = {"metrics": {"fid": 1.0}, "protocol": {"source": "cl\udcffss"}}
+    results.save(tmp_path, [row])
+    assert results.load(tmp_path) == [row] and "cl\\udcffss" in (tmp_path / "table.md").read_text()

@@ -1,6 +1,7 @@
 """Logs: JSON lines, and Weights & Biases with a stand-in for its package."""
 
 import json
+import os
 import sys
 import types
 from typing import Any
@@ -70,3 +71,9 @@ def test_wandb_is_needed_only_where_a_project_is_named(tmp_path, monkeypatch):
         MetricWriter(tmp_path, "p")
     with MetricWriter(tmp_path) as writer:  # Nobody else needs it.
         writer.scalars(1, {"loss": 1.0})
+
+
+def test_a_pipe_in_place_of_the_metrics_is_an_error_and_no_wait(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="metrics.jsonl"):
+        MetricWriter(tmp_path)
