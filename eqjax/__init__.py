@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from eqjax.image_output import save_animation, save_image
     from eqjax.loading import load_pretrained
     from eqjax.model import Model
+    from eqjax.sampling.latents import sample_latents
     from eqjax.sampling.outpainting import outpaint
     from eqjax.sampling.panorama import panorama
-    from eqjax.sampling.sampler import sample_latents
     from eqjax.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -48,7 +48,7 @@ _MODULES = {
     "outpaint": "eqjax.sampling.outpainting",
     "panorama": "eqjax.sampling.panorama",
     "push_to_hub": "eqjax.hub.upload",
-    "sample_latents": "eqjax.sampling.sampler",
+    "sample_latents": "eqjax.sampling.latents",
     "save_animation": "eqjax.image_output",
     "save_image": "eqjax.image_output",
 }

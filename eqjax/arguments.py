@@ -144,7 +144,7 @@ def check_arguments(**rules: "Rule") -> Callable[[Callable[P, R]], Callable[P, R
             if not takes_any:
                 check_names(f"argument of {function.__qualname__}()", kwargs, known)
             bound: Any = signature.bind_partial(*args, **kwargs)
-            for name in rules.keys() & bound.arguments.keys():
+            for name in (name for name in rules if name in bound.arguments):
                 bound.arguments[name] = rules[name].check(name, bound.arguments[name])
             call: Callable[..., R] = function
             return call(*bound.args, **bound.kwargs)
@@ -158,6 +158,15 @@ def is_traced(value: Any) -> bool:
     """Returns whether `jax.jit` (or another transformation) traces a value, so that only its shape is known."""
     jax = sys.modules.get("jax")  # Without it nothing is traced.
     return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def is_tracing(*values: Any) -> bool:
+    """Returns whether JAX traces the function that runs now, or an array in a tree of `values`."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return False
+    # Inside of jax.jit new arrays are traced too, other transformations trace their arguments alone.
+    return any(map(is_traced, jax.tree.leaves((values, jax.numpy.zeros(())))))
 
 
 # ── Rules ───────────────────────────────────────────────────────────────────────────────────────

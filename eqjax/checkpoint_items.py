@@ -72,7 +72,8 @@ def _write_own_checksums(folder: str) -> None:
     """Writes the checksums of the array files that this process wrote, for `_write_checksums` of process 0."""
     own = f"ocdbt.process_{jax.process_index()}"
     names = [name for name in _file_names(folder) if name.startswith(own + os.sep)]
-    write_json(os.path.join(folder, f"{own}.{checksums.FILE_NAME}"), checksums.of_files(folder, names))
+    # The name must not begin like the folder's: Orbax 0.12.4 takes whatever does for one.
+    write_json(os.path.join(folder, f"of_{own}.{checksums.FILE_NAME}"), checksums.of_files(folder, names))
 
 
 def _write_checksums(folder: str) -> None:

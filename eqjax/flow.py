@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from eqjax.arguments import show
+from eqjax.arguments import is_tracing, show
 from eqjax.module_fields import SAMPLING
 from eqjax.typing import AnyArray, Scalar, Tree
 
@@ -205,8 +205,8 @@ def classifier_free_guidance(
     return unconditional + scale * (conditional - unconditional)
 
 
-def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns: int) -> Float[jax.Array, "L"]:
-    """Returns the guidance scale of every column, float32.
+def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns: int) -> Float[AnyArray, "L"]:
+    """Returns the guidance scale of every column, float32; on the host, unless JAX traces.
 
     Args:
       scale: g at the last column ("linear": 1 + (g − 1)(k + 1)/L at column k) or everywhere
@@ -222,11 +222,16 @@ def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns
       [2.0, 3.0, 4.0, 5.0]
     """
     SAMPLING["guidance_schedule"].rule.check("guidance_schedule", schedule)
-    scales = jnp.asarray(scale, jnp.float32)
+    # JAX would compile programs for every number of columns.
+    xp = jnp if is_tracing(scale) else np
+    scales = xp.asarray(scale, xp.float32)
     if scales.ndim:
         if scales.shape != (num_columns,):
             raise ValueError(f"guidance_scale has shape {scales.shape}; expected a number, or [{num_columns}].")
         return scales
     if schedule == "constant":
-        return jnp.full(num_columns, scales, jnp.float32)
-    return 1 + (scales - 1) * jnp.arange(1, num_columns + 1, dtype=jnp.float32) / num_columns
+        return xp.full(num_columns, scales, xp.float32)
+    inverse = np.float32(1) / np.float32(
+        num_columns
+    )  # XLA divides by a constant like this, and NumPy must round alike.
+    return 1 + (scales - 1) * xp.arange(1, num_columns + 1, dtype=xp.float32) * inverse

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from eqjax import extras
-from eqjax.arguments import Array, Integer
+from eqjax.arguments import Array, Integer, show
 from eqjax.io import atomic_write
 
 FRAMES_PER_SECOND = 25
@@ -181,6 +181,8 @@ def _extension(path: str | os.PathLike[str], what: str, known: Iterable[str], ot
 def _as_strips(strips: Any) -> Iterator[np.ndarray]:
     """Yields the checked pieces of an image, which may be in one piece."""
     rule = _IMAGE
+    if not isinstance(strips, Iterable):
+        raise TypeError(f"strips={show(strips)} must be an image, or its pieces from left to right.")
     for number, strip in enumerate([strips] if getattr(strips, "ndim", None) == 3 else strips):
         strip = np.asarray(rule.check(f"strips[{number}]", strip))
         rule = Array((strip.shape[0], "width", 3), "uint8")  # All have the height of the first.

@@ -1,6 +1,6 @@
 """A loaded model: labels to images, images to latents and back. It holds weights and calls pure functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 from typing import Any, Literal, TypeAlias, Unpack, overload
@@ -12,14 +12,18 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from eqjax import pixels
-from eqjax.arguments import Array, Choice, did_you_mean, shorten, show
+from eqjax.arguments import Array, Choice, did_you_mean, is_tracing, shorten, show
 from eqjax.generator import Generator
+from eqjax.sampling import memory
+from eqjax.sampling.checks import NUM_COLUMNS, SEED, as_seeds
 from eqjax.sampling.class_schedule import parse_classes
+from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
-from eqjax.sampling.sampler import compute_params, sample_latents
+from eqjax.sampling.sampler import compute_params
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images, encode_images
-from eqjax.typing import AnyArray, Params, Scalar
+from eqjax.tokenizer.windows import compiling, decode_columns
+from eqjax.typing import Params, Scalar
 
 # A class, by its label or its name.
 ClassLabel: TypeAlias = str | Scalar
@@ -90,18 +94,24 @@ class Model:
 
     def sample(
         self,
-        labels: ClassLabel | AnyArray | Sequence[ClassLabel | ClassColumns],
+        labels: Any,
         *,
-        num_columns: int,
-        seed: Scalar = 0,
-        seeds: Seeds | None = None,
-        transition: int = 0,
-        prefix: AnyArray | None = None,
-        mesh: jax.sharding.Mesh | None = None,
-        progress: Callable[[int], object] | None = None,
+        num_columns: Any,
+        seed: Any = 0,
+        seeds: Any = None,
+        transition: Any = 0,
+        prefix: Any = None,
+        mesh: Any = None,
+        progress: Any = None,
         **options: Unpack[SamplingKeywords],
     ) -> UInt8[jax.Array, "B H W 3"]:
         """Samples images.
+
+        The first call with a batch size compiles programs, which takes seconds. The sampler's serve all numbers of
+        columns and all values of the options, but not another `num_flow_steps`, `guidance_scale` = 1, or number of
+        classes in a schedule. The decoder has a program for images of up to 16 columns, one for up to 64 and one for
+        all wider ones, each compiled when it is first needed; where the tokenizer sees whole images, as the published
+        one does, one for up to 16, 32, 64, 128 … columns.
 
         Args:
           labels: classes [B] as integers or names, or one of them. Or classes along the columns of all images,
@@ -124,24 +134,34 @@ class Model:
         Raises:
           ValueError: an argument is out of its range or has another shape, a class name is unknown, or the model has no
             generator or no tokenizer.
-          TypeError: an argument is unknown.
+          TypeError: an argument is of another type, or unknown.
+          MemoryError: the images do not fit into memory; the message says what they take.
         """
-        SamplingOptions(**options)  # Raises errors before anything is computed.
-        generator, class_columns = self.require("generator"), None
+        # Raises errors before anything is computed.
+        is_guided = SamplingOptions(**options).is_guided
+        generator, tokenizer, class_columns = self.require("generator"), self.require("tokenizer"), None
+        num_columns = NUM_COLUMNS.check("num_columns", num_columns)
         if isinstance(labels, list | tuple) and labels and isinstance(labels[0], list | tuple):
             names, class_columns = parse_classes(labels)
             rows = self.labels(names)[None]  # [1, S]
         else:
             rows = self.labels(labels)
-        key = jax.random.key(seed)
+        key = jax.random.key(dataclasses.replace(SEED, traceable=True).check("seed", seed))
         if seeds is not None:
-            rows_seeds = np.atleast_1d(np.asarray(seeds))
+            rows_seeds = as_seeds(seeds)
             if rows.shape[0] == 1:
                 rows = jnp.repeat(rows, len(rows_seeds), axis=0)
             if len(rows_seeds) != rows.shape[0]:
                 raise ValueError(f"{len(rows_seeds)} seeds for {rows.shape[0]} labels; give one seed per label.")
-            key = jax.vmap(jax.random.key)(rows_seeds)
-        with self.with_precision():
+            key = jax.vmap(jax.random.key)(np.asarray(rows_seeds))
+        devices = memory.count_devices(rows, mesh)
+        memory.check_latents(generator, rows.shape, num_columns, is_guided, devices)
+        memory.check_images(tokenizer, rows.shape[0], num_columns)
+        window: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if mesh is None and not is_tracing(self, rows, key, prefix):  # With several devices threads can hang.
+            precision = PRECISIONS[check_precision(self.precision)]
+            window = compiling(tokenizer, self.tokenizer_params, rows.shape[0], num_columns, precision)
+        with self.with_precision(), window:
             latents = sample_latents(
                 generator,
                 self.generator_params,
@@ -180,11 +200,13 @@ class Model:
           TypeError: the latents are no floating-point array.
           ValueError: the latents have another shape.
         """
-        tokenizer = self.require("tokenizer")
+        tokenizer, params = self.require("tokenizer"), self.tokenizer_params
         latents = Array(("batch", "columns", tokenizer.embed_dim)).check("latents", latents)
         with self.with_precision():
-            images = decode_images(tokenizer, self.tokenizer_params, jnp.asarray(latents) / self.latent_scale)
-        return pixels.to_uint8(images)
+            if not is_tracing(params, latents):
+                return decode_columns(tokenizer, params, latents, scale=self.latent_scale, to_uint8=True)
+            images = decode_images(tokenizer, params, jnp.asarray(latents) / self.latent_scale)
+        return jnp.asarray(pixels.to_uint8(images))
 
     def labels(self, labels: Any) -> Int[jax.Array, "B"]:
         """Returns classes as integers.
@@ -249,12 +271,14 @@ class Model:
     def require(self, name: Literal["tokenizer"]) -> Tokenizer: ...
     @overload
     def require(self, name: Literal["generator"]) -> Generator: ...
-    def require(self, name: Literal["tokenizer", "generator"]) -> Tokenizer | Generator:
+    def require(self, name: Any) -> Tokenizer | Generator:
         """Returns the module "tokenizer" or "generator".
 
         Raises:
-          ValueError: the model was loaded without it.
+          TypeError: the name is no string.
+          ValueError: the model was loaded without it, or has no such module.
         """
+        name = Choice(("tokenizer", "generator")).check("name", name)
         module = self.tokenizer if name == "tokenizer" else self.generator
         if module is None:
             raise ValueError(f"this model was loaded without a {name}; give load_pretrained a file that has one too.")

@@ -87,7 +87,8 @@ SAMPLING: dict[str, Field] = {
     "guidance_schedule": Field(
         "linear", Choice(GUIDANCE_SCHEDULES), "Over the columns: the scale rises from 1, or is constant."
     ),
-    "num_flow_steps": Field(100, _COUNT, "Steps of the ODE solver per column."),
+    # Times are float32: with more steps the first ones would fall together.
+    "num_flow_steps": Field(100, Integer(least=1, most=2**24), "Steps of the ODE solver per column."),
     "solver": Field("euler", Choice(SOLVERS), "ODE solver; heun evaluates the flow head twice per step."),
     "time_grid": Field(
         "uniform",

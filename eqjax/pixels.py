@@ -29,15 +29,18 @@ def from_uint8(images: Shaped[AnyArray, "*shape"]) -> Float[jax.Array, "*shape"]
 
 
 @check_arguments(images=Array(None))
-def to_uint8(images: Shaped[AnyArray, "*shape"]) -> UInt8[jax.Array, "*shape"]:
+def to_uint8(images: Shaped[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
     """Converts images in [-1, 1] to uint8, rounded to the nearest; values outside are clipped.
 
+    Images on the host stay there.
+
     Example:
-      >>> to_uint8(np.array([-2.0, 0.5, 1.0]))
-      Array([  0, 191, 255], dtype=uint8)
+      >>> to_uint8(np.array([-2.0, 0.5, 1.0])).tolist()
+      [0, 191, 255]
     """
-    images = jnp.clip(jnp.asarray(images, jnp.float32), -1, 1)
-    return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
+    xp = np if isinstance(images, np.ndarray) else jnp
+    images = xp.clip(xp.asarray(images, xp.float32), -1, 1)
+    return xp.round((images + 1) * 127.5).astype(xp.uint8)
 
 
 @check_arguments(name=Text(), images=Array(None))

@@ -38,6 +38,8 @@ _ENTRIES: dict[str, Rule] = {
 _TENSOR_TYPES = ("F64", "F32", "F16", "BF16")
 # Bounds of what a file may ask for. Length of the header: the published tokenizer's has 50 kB.
 MAX_HEADER_BYTES = 2**20
+# Absolute value of a weight: trained ones stay below a thousand, those of a run that diverged do not.
+MAX_WEIGHT = 1e6
 # Blocks that are traced one by one, at up to 10 ms each: the published tokenizer has 31.
 MAX_BLOCKS = 128
 
@@ -73,6 +75,9 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
       weights: modules, parameters and the rest.
       dtype: storage dtype; `load` always returns float32.
 
+    Raises:
+      WeightsError: weights are not finite, or absurdly large; nothing is written.
+
     Example:
       >>> import os, tempfile
       >>> from eqjax import loading
@@ -87,6 +92,7 @@ def save(path: str | os.PathLike[str], weights: Weights, dtype: DTypeLike = np.f
         name: np.ascontiguousarray(np.asarray(array).astype(dtype))
         for name, array in traverse_util.flatten_dict(weights.params, sep="/").items()
     }
+    _check_values(os.fspath(path), tensors, "Nothing was written: the training that made them diverged, most likely.")
     text = json.dumps(config_of(weights))
     metadata = {"eqjax": text, "checksum": str(checksums.of_arrays(tensors, text))}
     with atomic_write(path) as temporary:
@@ -180,7 +186,7 @@ def _read_tensors(path: str) -> dict[str, np.ndarray]:
     """Returns the arrays of a weights file, float32, compared with its checksum if it has one.
 
     Raises:
-      WeightsError: arrays or configuration are not those that were written.
+      WeightsError: arrays or configuration are not those that were written, or no weights.
     """
     with _explained(path), safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
@@ -195,7 +201,23 @@ def _read_tensors(path: str) -> dict[str, np.ndarray]:
             f"{path} is damaged: its weights or its configuration are not those that were written, as their checksum "
             "differs. Copy, download or convert it again."
         )
+    _check_values(path, tensors, "A damaged file, or the model of a training run that diverged.")
     return {name: tensors.pop(name).astype(np.float32) for name in list(tensors)}
+
+
+def _check_values(path: str, tensors: Mapping[str, np.ndarray], remedy: str) -> None:
+    """Checks that weights are finite and of a size that weights can have.
+
+    Raises:
+      WeightsError: some are not; the message names the first array.
+    """
+    for name, array in tensors.items():
+        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+        if not (low >= -MAX_WEIGHT and high <= MAX_WEIGHT):  # Not a number is neither.
+            raise WeightsError(
+                f"{path}: {shorten(name)} has values from {low:.4g} to {high:.4g}; weights are finite, and at most "
+                f"{MAX_WEIGHT:g} in size. {remedy}"
+            )
 
 
 @contextlib.contextmanager

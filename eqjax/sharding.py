@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -203,6 +204,19 @@ def put(tree: Tree, shardings: Tree) -> Tree:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(place, tree, shardings)
+
+
+def put_where(array: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+    """Moves an array to where results of a computation are; no program is compiled for its shape.
+
+    Args:
+      array: the array, with the same values on every process.
+      where: the sharding of the results; None: the default device. Arrays on the default device stay uncommitted, so
+        that they can be combined with arrays on others.
+    """
+    if where is None or where.device_set == jnp.zeros(()).devices():
+        return jax.device_put(array)
+    return put(array, where)
 
 
 # ── Batches and results ─────────────────────────────────────────────────────────────────────────

@@ -32,8 +32,8 @@ from eqjax.image_output import save_image
 from eqjax.module_fields import SOLVERS, TIME_GRIDS
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
+from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingOptions
-from eqjax.sampling.sampler import sample_latents
 from eqjax.sampling.streaming import StreamDecoder
 from eqjax.tables import markdown_table
 from eqjax.tokenizer.tiling import decode_images

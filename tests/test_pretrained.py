@@ -343,3 +343,21 @@ def test_arrays_are_read_only_if_all_fit(tmp_path, path, monkeypatch):
     monkeypatch.setattr(pretrained, "_read_tensors", None)
     with pytest.raises(pretrained.WeightsError, match="do not fit"):
         pretrained.load(target)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
+def test_weights_that_are_none_are_neither_saved_nor_loaded(tmp_path, weights, value, monkeypatch):
+    params = jax.tree.map(np.array, weights.params["generator"])
+    params["null_embedding"][0, 3] = value
+    broken = pretrained.Weights({"generator": GENERATOR}, {"generator": params})
+    message = "w.safetensors: generator/null_embedding has values from "
+    with pytest.raises(pretrained.WeightsError, match=f"{message}.*Nothing was written"):
+        pretrained.save(tmp_path / "w.safetensors", broken)
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "MAX_WEIGHT", np.inf)
+        if np.isfinite(value):
+            pretrained.save(tmp_path / "w.safetensors", broken)
+    if np.isfinite(value):
+        with pytest.raises(pretrained.WeightsError, match=f"{message}.*damaged file, or"):
+            pretrained.load(tmp_path / "w.safetensors")

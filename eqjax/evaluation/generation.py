@@ -28,8 +28,8 @@ from eqjax.evaluation.sample_folder import SampleFolder
 from eqjax.evaluation.statistics import Statistics, check_comparable, compare
 from eqjax.model import Model
 from eqjax.progress import ProgressLogger, announced
+from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingOptions
-from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer.tiling import decode_images
 from eqjax.typing import Tree
 

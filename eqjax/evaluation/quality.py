@@ -8,6 +8,7 @@ import dataclasses
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
+from eqjax import extras
 from eqjax.evaluation.fid import frechet_distance
 from eqjax.evaluation.filter_bank import filter_features
 from eqjax.evaluation.roughness import border_roughness
@@ -102,6 +103,7 @@ class QualityReference:
           ModuleNotFoundError: scikit-learn is missing.
           ValueError: there are too few images or classes.
         """
+        extras.require("sklearn", "measuring quality needs scikit-learn")
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
         labels, counts = np.unique(reference.labels, return_counts=True)

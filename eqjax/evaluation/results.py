@@ -68,7 +68,7 @@ def load(folder: str | os.PathLike[str]) -> list[Result]:
         return []
     try:
         results = read_json(path)
-        if all(isinstance(result["metrics"], dict) and isinstance(result["protocol"], dict) for result in results):
+        if all(_is_result(result["metrics"], result["protocol"]) for result in results):
             return results
         error = "no list of metrics with protocols"
     except ValueError as found:
@@ -76,6 +76,13 @@ def load(folder: str | os.PathLike[str]) -> list[Result]:
     except (TypeError, KeyError) as found:
         error = repr(found)
     raise ValueError(f"{path} was not written by `eqjax evaluate`, or was changed ({error}): give another --output.")
+
+
+def _is_result(metrics: Any, protocol: Any) -> bool:
+    """Returns whether two values from a file are the metrics, numbers or None, and the protocol of a row."""
+    if not isinstance(metrics, dict) or not isinstance(protocol, dict):
+        return False
+    return all(isinstance(metrics.get(name), int | float | None) for name in _METRICS)
 
 
 def _identity(result: Result) -> dict[str, Any]:

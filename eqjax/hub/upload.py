@@ -15,6 +15,7 @@ import numpy as np
 
 from eqjax import loading, pixels, pretrained, published
 from eqjax.addresses import local_path
+from eqjax.arguments import Boolean, Either, Instance, PathName, Text, check_arguments
 from eqjax.evaluation import results
 from eqjax.evaluation.protocol import weights_id
 from eqjax.hub.address import WEIGHTS_FILE, check_repo
@@ -30,6 +31,17 @@ _NUM_CLASSES, _NUM_WIDTHS = 8, 4
 _SAMPLING = {"num_flow_steps": 25, "solver": "adams_bashforth", "guidance_scale": 2.0, "guidance_schedule": "constant"}
 
 
+@check_arguments(
+    source=Either((Instance(Model, "an eqjax.Model"), PathName())),
+    repo=Text(),
+    revision=Text(optional=True),
+    private=Boolean(),
+    message=Text(),
+    results_folder=PathName(optional=True),
+    samples=Either((Boolean(), PathName())),
+    license=Text(optional=True),
+    base_model=Text(optional=True),
+)
 def push_to_hub(
     source: Model | str | os.PathLike[str],
     repo: str,

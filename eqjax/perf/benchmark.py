@@ -25,6 +25,7 @@ from eqjax.progress import announced
 from eqjax.published import LATENT_SCALE
 from eqjax.sampling import sampler
 from eqjax.sampling.class_schedule import Blend
+from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingOptions
 from eqjax.tables import markdown_table
 from eqjax.tokenizer import Tokenizer
@@ -240,9 +241,7 @@ def measure_sampling(options: BenchmarkOptions, model: Model) -> Iterator[Measur
         return jax.lax.scan(column, context, latents)[0]
 
     def sample(params: Params, key: PRNGKeyArray) -> Float[Array, "B L D"]:
-        return sampler.sample_latents(
-            generator, params, labels, num_columns=num_columns, key=key, **options.sampling.to_dict()
-        )
+        return sample_latents(generator, params, labels, num_columns=num_columns, key=key, **options.sampling.to_dict())
 
     costs = _sampling_costs(generator, options)
     body, head = costs["condition"] + costs["transformer"], costs["flow head"]

@@ -17,8 +17,12 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from eqjax.sampling.checks import whole
+from eqjax.arguments import Integer, Items, show
 from eqjax.typing import AnyArray, Scalar
+
+TRANSITION = Integer(least=0)
+# The schedule itself refuses 0, and None but at the end.
+_COLUMNS = Integer(optional=True, none_means="to the end")
 
 
 class Blend(NamedTuple):
@@ -103,21 +107,20 @@ def parse_classes(classes: Any) -> tuple[list[Any], tuple[int | None, ...]]:
       The classes, and their columns.
 
     Raises:
-      ValueError: `classes` is not such a list, or its columns are not integers.
+      TypeError: columns are not integers.
+      ValueError: `classes` is not such a list.
 
     Example:
       >>> parse_classes([("cat", 8), ("dog", None)])
       (['cat', 'dog'], (8, None))
     """
     if not classes or not all(isinstance(item, tuple | list) and len(item) == 2 for item in classes):
-        raise ValueError(f"a class schedule is a list of (label, columns), not {classes!r}.")
-    columns = tuple(None if n is None else whole("columns of a class", n) for _, n in classes)
+        raise ValueError(f"a class schedule is a list of (label, columns), not {show(classes)}.")
+    columns = tuple(_COLUMNS.check(f"columns of class {show(label)}", n) for label, n in classes)
     return [label for label, _ in classes], columns
 
 
-def class_schedule(
-    labels: Int[AnyArray, "..."], class_columns: Sequence[int | None] | None, transition: int
-) -> ClassSchedule:
+def class_schedule(labels: Int[AnyArray, "..."], class_columns: Any, transition: Any) -> ClassSchedule:
     """Returns the `ClassSchedule` of labels [B], or [B, S] of S classes along the columns.
 
     Args:
@@ -126,13 +129,15 @@ def class_schedule(
       transition: columns of a soft transition.
 
     Raises:
+      TypeError: columns are not integers.
       ValueError: there is not one number of columns per class, or they make no valid schedule.
     """
     segments = labels.shape[1] if labels.ndim == 2 else 1
-    columns = (None,) * segments if class_columns is None and segments == 1 else tuple(class_columns or ())
-    if len(columns) != segments:
+    if class_columns is None and segments == 1:
+        class_columns = (None,)
+    columns = Items(_COLUMNS, optional=True).check("class_columns", class_columns)
+    if columns is None or len(columns) != segments:
         raise ValueError(
-            f"class_columns={columns or None} must give a number of columns for each of the {segments} classes of a "
-            "row."
+            f"class_columns={show(columns)} must give a number of columns for each of the {segments} classes of a row."
         )
-    return ClassSchedule(columns, transition)
+    return ClassSchedule(columns, TRANSITION.check("transition", transition))

@@ -4,16 +4,14 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any, TypedDict
 
-import jax
 from jaxtyping import Float
 import numpy as np
 
 from eqjax import flow
-from eqjax.arguments import check_names
+from eqjax.arguments import check_names, is_traced
 from eqjax.config_fields import checked
 from eqjax.module_fields import SAMPLING
-from eqjax.sampling.checks import is_concrete
-from eqjax.typing import Scalar
+from eqjax.typing import AnyArray, Scalar
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -58,13 +56,13 @@ class SamplingOptions:
       True
     """
 
-    guidance_scale: Scalar | Sequence[Scalar] = 1.0
-    guidance_schedule: str = "linear"
-    num_flow_steps: Scalar = 100
-    solver: str = "euler"
-    time_grid: flow.TimeGrid = "uniform"
-    temperature: Scalar = 1.0
-    max_position: Scalar | None = None
+    guidance_scale: Any = 1.0
+    guidance_schedule: Any = "linear"
+    num_flow_steps: Any = 100
+    solver: Any = "euler"
+    time_grid: Any = "uniform"
+    temperature: Any = 1.0
+    max_position: Any = None
 
     def __new__(cls, **keywords: Any) -> "SamplingOptions":
         """Refuses unknown options; the message of `__init__` would not name the nearest one."""
@@ -79,10 +77,10 @@ class SamplingOptions:
     @property
     def is_guided(self) -> bool:
         """Whether the null class is needed; True for a traced scale, which may have any value."""
-        return not is_concrete(self.guidance_scale) or bool(np.any(np.asarray(self.guidance_scale) != 1))
+        return is_traced(self.guidance_scale) or bool(np.any(np.asarray(self.guidance_scale) != 1))
 
-    def guidance_scales(self, num_columns: int) -> Float[jax.Array, "num_columns"]:
-        """Returns the guidance scale of every column.
+    def guidance_scales(self, num_columns: int) -> Float[AnyArray, "num_columns"]:
+        """Returns the guidance scale of every column; on the host, unless JAX traces.
 
         Args:
           num_columns: columns of the image, its prefix included.

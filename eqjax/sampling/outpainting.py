@@ -3,26 +3,27 @@
 Letters: B images, H height, W width of the given image, w width of one side, P prefix columns.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
 from eqjax import pixels
+from eqjax.arguments import Boolean, Instance, Integer
 from eqjax.image_files import MAX_PIXELS
-from eqjax.model import ClassLabel, Model, Seeds, as_floats
-from eqjax.sampling.checks import check_labels
-from eqjax.sampling.class_schedule import ClassSchedule, parse_classes
+from eqjax.model import Model, as_floats
+from eqjax.sampling import memory
+from eqjax.sampling.checks import SEED, as_seeds, check_labels
+from eqjax.sampling.class_schedule import TRANSITION, ClassSchedule, parse_classes
+from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
-from eqjax.sampling.sampler import sample_latents
 from eqjax.tokenizer import Tokenizer
-from eqjax.tokenizer.tiling import decode_images
-from eqjax.typing import AnyArray, Scalar
+from eqjax.tokenizer.windows import decode_columns
+from eqjax.typing import AnyArray
 
 
 def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np.ndarray, "h w 3"]:
@@ -58,19 +59,19 @@ def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np
 
 
 def outpaint(
-    model: Model,
-    image: Shaped[AnyArray, "..."],
-    label: ClassLabel | Sequence[Any],
+    model: Any,
+    image: Any,
+    label: Any,
     *,
-    right: int = 0,
-    left: int = 0,
-    resize: bool = False,
-    keep_pixels: bool = True,
-    seed: Scalar = 0,
-    seeds: Seeds | None = None,
-    transition: int = 0,
-    mesh: jax.sharding.Mesh | None = None,
-    progress: Callable[[int], object] | None = None,
+    right: Any = 0,
+    left: Any = 0,
+    resize: Any = False,
+    keep_pixels: Any = True,
+    seed: Any = 0,
+    seeds: Any = None,
+    transition: Any = 0,
+    mesh: Any = None,
+    progress: Any = None,
     **options: Unpack[SamplingKeywords],
 ) -> UInt8[np.ndarray, "*B H W 3"]:
     """Continues an image by columns on either side.
@@ -104,7 +105,8 @@ def outpaint(
     Raises:
       ValueError: the image has another height, a width that is not a multiple of the column width, or values out of
         range; no columns are added; or an argument is out of its range.
-      TypeError: an argument is unknown.
+      TypeError: an argument is of another type, or unknown.
+      MemoryError: the images do not fit into memory.
 
     Example:
       >>> import eqjax
@@ -113,21 +115,27 @@ def outpaint(
       >>> outpaint(model, image, "flower", right=4, num_flow_steps=2).shape
       (64, 192, 3)
     """
+    Instance(Model, "a model, as eqjax.load_pretrained returns it").check("model", model)
     tokenizer, generator = model.require("tokenizer"), model.require("generator")
-    if left < 0 or right < 0 or left + right == 0:
-        raise ValueError(f"left={left} and right={right} columns: neither may be negative, and one must be positive.")
+    left, right = (Integer(least=0).check(name, value) for name, value in (("left", left), ("right", right)))
+    resize, keep_pixels = Boolean().check("resize", resize), Boolean().check("keep_pixels", keep_pixels)
+    if left + right == 0:
+        raise ValueError("left=0 and right=0 columns: one must be positive.")
     sampling_options = SamplingOptions(**options)
     floats = _to_floats(np.asarray(image), tokenizer, resize)
     names, class_columns = parse_classes(label if isinstance(label, list | tuple) else [(label, None)])
+    transition = TRANSITION.check("transition", transition)
     ClassSchedule(class_columns, transition).check_length(max(left, right))
-    row_seeds = np.atleast_1d(np.asarray(seed if seeds is None else seeds))
+    row_seeds = np.asarray([SEED.check("seed", seed)] if seeds is None else as_seeds(seeds))
     labels = jnp.tile(model.labels(names), (len(row_seeds), 1))
     check_labels(generator, labels)
     _check_scales(sampling_options.guidance_scale, max(left, right))
+    added = floats.shape[1] // tokenizer.column_width + max(left, right)
+    memory.check_images(tokenizer, len(row_seeds), added)
 
     def extend(image: Float[np.ndarray, "H W 3"], columns: int, seeds: np.ndarray) -> Float[np.ndarray, "B H w 3"]:
         """Returns the reconstructed image and its continuation to the right by columns; call in `with_precision`."""
-        prefix = jnp.repeat(model.encode(image[None]), len(seeds), axis=0)
+        prefix = np.repeat(np.asarray(model.encode(image[None])), len(seeds), axis=0)
         given = prefix.shape[1]
         # The first class begins with the image.
         first, *rest = class_columns
@@ -144,7 +152,8 @@ def outpaint(
             progress=progress,
             **_pad_scales(sampling_options, given, columns).to_dict(),
         )
-        return np.asarray(decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale))
+        images = decode_columns(tokenizer, model.tokenizer_params, latents, scale=model.latent_scale, to_uint8=False)
+        return np.asarray(images)
 
     # The left side is sampled in the mirror.
     with model.with_precision():

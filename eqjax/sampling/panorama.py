@@ -1,10 +1,11 @@
 """Panoramas of any length: columns are sampled and decoded as they are needed, in constant memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import json
 import os
+import threading
 from typing import Any, Unpack
 
 import jax
@@ -13,20 +14,19 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from eqjax import npz
-from eqjax.arguments import shorten
+from eqjax.arguments import Instance, Integer, shorten
 from eqjax.differences import check_equal
 from eqjax.fingerprint import fingerprint
 from eqjax.io import atomic_write
-from eqjax.model import ClassLabel, Model, Seeds
+from eqjax.model import Model
 from eqjax.pretrained import module_to_dict
-from eqjax.sampling import panorama_state, sampler
-from eqjax.sampling.checks import check_labels, check_num_columns, check_prefix, whole
-from eqjax.sampling.class_schedule import Blend, ClassSchedule, parse_classes
+from eqjax.sampling import chunks, memory, panorama_state, sampler
+from eqjax.sampling.checks import NUM_COLUMNS, SEED, SEEDS, as_seeds, check_labels, check_prefix
+from eqjax.sampling.class_schedule import TRANSITION, ClassSchedule, parse_classes
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.streaming import StreamDecoder
-from eqjax.typing import AnyArray, Scalar
 
-_MAX_INT32 = 2**31 - 1
+_STRIP_COLUMNS = Integer(least=1, most=2**16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,20 +48,23 @@ class PanoramaOptions(SamplingOptions):
 
     labels: tuple[int, ...]
     class_columns: tuple[int | None, ...] = (None,)
-    seed: int = 0
-    seeds: tuple[int, ...] | None = None
-    num_columns: int | None = None
-    transition: int = 0
-    strip_columns: int = 16
+    seed: Any = 0
+    seeds: Any = None
+    num_columns: Any = None
+    transition: Any = 0
+    strip_columns: Any = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.strip_columns < 1:
-            raise ValueError(f"strip_columns={self.strip_columns} must be ≥ 1.")
-        if self.seeds == ():
-            raise ValueError("seeds=() must be at least one integer.")
-        if self.num_columns is not None:
-            check_num_columns(self.num_columns)
+        rules = {
+            "seed": SEED,
+            "seeds": dataclasses.replace(SEEDS, optional=True),
+            "num_columns": dataclasses.replace(NUM_COLUMNS, optional=True, none_means="without end"),
+            "transition": TRANSITION,
+            "strip_columns": _STRIP_COLUMNS,
+        }
+        for name, rule in rules.items():
+            object.__setattr__(self, name, rule.check(name, getattr(self, name)))
         self.class_schedule().check_length(self.num_columns)
 
     def class_schedule(self) -> ClassSchedule:
@@ -85,15 +88,15 @@ class PanoramaOptions(SamplingOptions):
 
 
 def panorama(
-    model: Model,
-    labels: ClassLabel | Sequence[Any] | None = None,
+    model: Any,
+    labels: Any = None,
     *,
-    seed: Scalar = 0,
-    seeds: Seeds | None = None,
-    num_columns: Scalar | None = None,
-    transition: Scalar = 0,
-    prefix: AnyArray | None = None,
-    strip_columns: Scalar = 16,
+    seed: Any = 0,
+    seeds: Any = None,
+    num_columns: Any = None,
+    transition: Any = 0,
+    prefix: Any = None,
+    strip_columns: Any = 16,
     state: str | os.PathLike[str] | Mapping[str, np.ndarray] | None = None,
     **options: Unpack[SamplingKeywords],
 ) -> "Panorama":
@@ -102,6 +105,8 @@ def panorama(
     With a tokenizer of limited reach (`Tokenizer.halo_columns` is not None) and with `num_columns`, the strips joined
     equal the image of `model.sample(labels, seeds=[seed], …)` with the same arguments, up to rounding. Other
     tokenizers decode overlapping windows of the training width, which fade linearly into each other.
+
+    Several threads may take strips from one panorama: every strip is returned once, in order.
 
     Args:
       model: a `Model` with tokenizer and generator.
@@ -126,7 +131,8 @@ def panorama(
     Raises:
       ValueError: an argument is out of its range, the state is another model's, or neither labels nor a state is given.
       FileNotFoundError: there is no file `state`.
-      TypeError: an argument is unknown.
+      TypeError: an argument is of another type, or unknown.
+      MemoryError: the panoramas are too many for the memory.
 
     Example:
       >>> import eqjax
@@ -135,6 +141,7 @@ def panorama(
       >>> next(strips).shape
       (64, 256, 3)
     """
+    Instance(Model, "a model, as eqjax.load_pretrained returns it").check("model", model)
     if state is not None:
         if labels is not None:
             raise ValueError("a saved panorama contains its classes and options: give either labels or state.")
@@ -146,11 +153,11 @@ def panorama(
     panorama_options = PanoramaOptions(
         labels=tuple(np.asarray(model.labels(names)).tolist()),
         class_columns=class_columns,
-        seed=whole("seed", seed),
-        seeds=None if seeds is None else tuple(whole("seed", n) for n in np.atleast_1d(np.asarray(seeds))),
-        num_columns=None if num_columns is None else whole("num_columns", num_columns),
-        transition=whole("transition", transition),
-        strip_columns=whole("strip_columns", strip_columns),
+        seed=seed,
+        seeds=None if seeds is None else as_seeds(seeds),
+        num_columns=num_columns,
+        transition=transition,
+        strip_columns=strip_columns,
         **options,
     )
     return Panorama.begin(model, panorama_options, prefix)
@@ -166,28 +173,29 @@ class Panorama:
     def __init__(self, model: Model, options: PanoramaOptions) -> None:
         """Prepares everything but the state between columns; use `begin` or `restore`."""
         generator, tokenizer = model.require("generator"), model.require("tokenizer")
-        if generator.window_size is None and options.num_columns is None:
-            raise ValueError("a generator without a window (window_size=None) sees all columns: give num_columns.")
+        slots = chunks.cache_columns(generator, options.num_columns)
         self.options, self._model = options, model
+        self._lock = threading.RLock()
         batch_size = len(options.row_seeds)
         self._batch_shape = () if options.seeds is None else (batch_size,)
         labels = jnp.tile(jnp.asarray(options.labels), (batch_size, 1))  # [B, S]
         check_labels(generator, labels)
+        memory.check_latents(generator, labels.shape, slots, options.is_guided)
         self._schedule = options.class_schedule()
         self._scales = options.leading_scales(max(1, tokenizer.resolution // tokenizer.column_width))
         inputs = sampler.SamplerInputs.create(generator, model.generator_params, labels, options)
+        first_classes = jax.tree.map(lambda a: a[0], self._schedule.at([0]))
         with model.with_precision():
-            self._sampler = _make_sampler(inputs)
+            self._sampler, self._state = chunks.begin(inputs, first_classes, num_columns=slots)
         self._keys = jax.vmap(jax.random.key)(np.asarray(options.row_seeds))
         self._decoder = StreamDecoder(
             tokenizer, model.tokenizer_params, model.latent_scale, options.strip_columns, self._batch_shape
         )
-        self._state: sampler.SamplerState
         self._sampled = 0  # Columns whose latents the decoder has.
         self._ready: list[UInt8[np.ndarray, "*B H w 3"]] = []
 
     @classmethod
-    def begin(cls, model: Model, options: PanoramaOptions, prefix: AnyArray | None = None) -> "Panorama":
+    def begin(cls, model: Model, options: PanoramaOptions, prefix: Any = None) -> "Panorama":
         """Returns a panorama before its first column.
 
         Args:
@@ -199,79 +207,74 @@ class Panorama:
           ValueError: the options do not fit the model, or the prefix has another shape.
         """
         made = cls(model, options)
-        made._state = made._first_state()
         if prefix is not None:
             check_prefix(model.require("generator"), len(made._keys), options.num_columns, prefix)
-            if prefix.shape[1]:
+            if np.shape(prefix)[1]:
                 with model.with_precision():
-                    made._prefill(jnp.moveaxis(jnp.asarray(prefix, jnp.float32), 1, 0))
+                    made._prefill(np.asarray(prefix, np.float32))
         return made
 
-    def _first_state(self) -> sampler.SamplerState:
-        """Returns the sampler's state before column 0."""
-        first_classes = jax.tree.map(lambda a: a[0], self._schedule.at([0]))
-        return _init_state(self._sampler, first_classes, self.options.num_columns or _MAX_INT32)
-
-    def _prefill(self, latents: Float[jax.Array, "P B D"]) -> None:
+    def _prefill(self, latents: Float[np.ndarray, "B P D"]) -> None:
         """Fills the KV cache with known columns, and decodes them."""
-        self._sampled = latents.shape[0]
-        next_classes = self._schedule.at(np.arange(1, self._sampled + 1))
-        self._state = _prefill(self._sampler, self._state, latents, next_classes)
+        self._sampled = latents.shape[1]
+        self._state = chunks.prefill_columns(self._sampler, self._state, latents, self._schedule)
         self._ready = self._decoder.push(self._to_rows(latents), last=self._sampled == self.options.num_columns)
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "*B H w 3"]]:
         return self
 
     def __next__(self) -> UInt8[np.ndarray, "*B H w 3"]:
-        while not self._ready:
-            if self.options.num_columns is not None and self._sampled >= self.options.num_columns:
-                raise StopIteration
-            with self._model.with_precision():
+        with self._lock, self._model.with_precision():
+            while not self._ready:
+                if self.options.num_columns is not None and self._sampled >= self.options.num_columns:
+                    raise StopIteration
                 latents = self._sample_strip()
                 self._ready = self._decoder.push(latents, last=self._sampled == self.options.num_columns)
-        return self._ready.pop(0)
+            return self._ready.pop(0)
 
     @property
     def emitted(self) -> int:
         """Columns returned so far."""
-        waiting = sum(strip.shape[-2] for strip in self._ready)
-        return self._decoder.emitted - waiting // self._model.require("tokenizer").column_width
+        with self._lock:
+            waiting = sum(strip.shape[-2] for strip in self._ready)
+            return self._decoder.emitted - waiting // self._model.require("tokenizer").column_width
 
-    def _to_rows(self, latents: Float[jax.Array, "n B D"]) -> Float[np.ndarray, "*B n D"]:
+    def _to_rows(self, latents: Float[np.ndarray, "B n D"]) -> Float[np.ndarray, "*B n D"]:
         """Returns latents as the decoder expects them: [n, D], or [B, n, D] with several seeds."""
-        return np.asarray(jnp.moveaxis(latents, 1, 0) if self._batch_shape else latents[:, 0])
+        return latents if self._batch_shape else latents[0]
 
     def _sample_strip(self) -> Float[np.ndarray, "*B n D"]:
         """Samples the latents of the next columns."""
-        indices = self._sampled + np.arange(self.options.strip_columns)
+        size, end = self.options.strip_columns, self.options.num_columns
+        count = size if end is None else min(size, end - self._sampled)
+        indices = self._sampled + np.arange(size)
         scales = self._scales[np.minimum(indices, len(self._scales) - 1)]
         columns = sampler.ColumnInputs(scales, self._schedule.at(indices + 1))
-        self._state, latents = sampler.sample_chunk(self._sampler, self._state, self._keys, columns)
-        # The last strip is sampled beyond the end, so that one program serves all strips.
-        remaining = len(indices) if self.options.num_columns is None else self.options.num_columns - self._sampled
-        rows = self._to_rows(latents[:remaining])
-        self._sampled += rows.shape[-2]
+        state, latents = chunks.sample_chunk(self._sampler, self._state, self._keys, columns, np.int32(count))
+        rows = self._to_rows(np.asarray(latents)[:, :count])
+        self._state, self._sampled = state, self._sampled + count
         return rows
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns everything that the rest of the image depends on besides the model; the arrays are small."""
-        arrays = {f"decoder_{name}": array for name, array in self._decoder.state().items()}
-        for name, leaf in (
-            ("context", self._state.context),
-            ("cache_keys", self._state.cache.keys),
-            ("cache_values", self._state.cache.values),
-        ):
-            arrays[name] = np.asarray(leaf.astype(jnp.float32))
-        empty = np.zeros((*self._batch_shape, self._model.require("tokenizer").resolution, 0, 3), np.uint8)
-        arrays["ready"] = np.concatenate([empty, *self._ready], axis=-2)
-        about = {
-            "format": panorama_state.FORMAT,
-            "options": self.options.to_dict(),
-            "sampled": self._sampled,
-            "next_column": int(self._state.column),
-            "model": self._identity,
-        }
-        return {**arrays, "about": npz.signed(arrays, about)}
+        with self._lock:
+            arrays = {f"decoder_{name}": array for name, array in self._decoder.state().items()}
+            for name, leaf in (
+                ("context", self._state.context),
+                ("cache_keys", self._state.cache.keys),
+                ("cache_values", self._state.cache.values),
+            ):
+                arrays[name] = np.asarray(leaf.astype(jnp.float32))
+            empty = np.zeros((*self._batch_shape, self._model.require("tokenizer").resolution, 0, 3), np.uint8)
+            arrays["ready"] = np.concatenate([empty, *self._ready], axis=-2)
+            about = {
+                "format": panorama_state.FORMAT,
+                "options": self.options.to_dict(),
+                "sampled": self._sampled,
+                "next_column": int(self._state.column),
+                "model": self._identity,
+            }
+            return {**arrays, "about": npz.signed(arrays, about)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `state` to a file (.npz) atomically; `panorama(model, state=path)` resumes from it."""
@@ -306,7 +309,7 @@ class Panorama:
                 made = cls(model, PanoramaOptions(**options))
                 made._identity = identity
                 made._restore(saved)
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise ValueError(
                     f"{saved.source} is not a saved panorama of format {panorama_state.FORMAT!r} "
                     f"({shorten(str(error))})."
@@ -320,16 +323,14 @@ class Panorama:
           ValueError: numbers or shapes contradict each other or the model.
         """
         generator, num_columns = self._model.require("generator"), self.options.num_columns
-        sampled, next_column = (whole(name, saved.about[name]) for name in ("sampled", "next_column"))
-        last = _MAX_INT32 if num_columns is None else num_columns
-        # The last strip is sampled beyond the end.
-        if not 0 <= sampled <= last or not sampled <= next_column <= sampled + self.options.strip_columns:
+        sampled, next_column = (_COLUMN.check(name, saved.about[name]) for name in ("sampled", "next_column"))
+        if sampled != next_column or (num_columns is not None and sampled > num_columns):
             raise ValueError(
                 f"{saved.source} is not a saved panorama: {sampled} columns are sampled, and the next one is "
                 f"{next_column}."
             )
-        template = jax.eval_shape(self._first_state)
-        leaves = dict(zip(_SAMPLER_ARRAYS, (template.context, template.cache.keys, template.cache.values), strict=True))
+        first = self._state
+        leaves = dict(zip(_SAMPLER_ARRAYS, (first.context, first.cache.keys, first.cache.values), strict=True))
         expected: dict[str, Any] = {name: ("f", [(n, n) for n in leaf.shape]) for name, leaf in leaves.items()}
         expected |= {f"decoder_{name}": value for name, value in self._decoder.expected_state(sampled).items()}
         batch, tokenizer = [(n, n) for n in self._batch_shape], self._model.require("tokenizer")
@@ -349,6 +350,7 @@ class Panorama:
 
 # Arrays of a `SamplerState` in a saved state, and all arrays of one.
 _SAMPLER_ARRAYS = ("context", "cache_keys", "cache_values")
+_COLUMN = Integer(least=-(2**63), most=2**63)  # Whether they fit is checked together.
 _STATE_ARRAYS = (*_SAMPLER_ARRAYS, "ready", *(f"decoder_{name}" for name in StreamDecoder.STATE))
 
 
@@ -366,12 +368,3 @@ def _identity(model: Model) -> dict[str, Any]:
 
 def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-_make_sampler = jax.jit(sampler.make_sampler)
-_prefill = jax.jit(sampler.prefill, donate_argnums=1)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _init_state(made: sampler.Sampler, first_classes: Blend, num_columns: int) -> sampler.SamplerState:
-    return sampler.init_state(made, first_classes, num_columns)

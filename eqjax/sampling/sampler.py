@@ -7,7 +7,8 @@ null class once for the whole batch), parameters in the compute dtype, and the f
 for all steps of a column in few large products. With guidance the batch is doubled, class first, null
 second; both halves share the state of the flow and its embedding.
 
-`sample_columns` is the loop of both `sample_latents` and panoramas.
+Everything here is pure and may be traced. `eqjax.sampling.chunks` runs it in programs of a fixed number of columns,
+`eqjax.sample_latents` also as one program for a function that is traced.
 
 Letters: B batch, R = B or 2B rows, L columns, P prefix columns, S segments of classes, D latent size,
 M evaluations of the flow head, E width.
@@ -15,9 +16,7 @@ M evaluations of the flow head, E width.
 Source: Equivariant Image Modeling, arXiv 2503.18948, sections 3.2 and 3.3.
 """
 
-from collections.abc import Callable, Sequence
-import dataclasses
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -25,18 +24,16 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, Shaped
 import numpy as np
 
-from eqjax import flow, sharding
+from eqjax import flow
+from eqjax.arguments import is_traced
 from eqjax.generator import Condition, Generator, KVCache, Modulations
-from eqjax.sampling.checks import check_labels, check_noise_source, check_num_columns, check_prefix
-from eqjax.sampling.class_schedule import Blend, class_schedule
-from eqjax.sampling.options import SamplingKeywords, SamplingOptions
+from eqjax.sampling.class_schedule import Blend
+from eqjax.sampling.options import SamplingOptions
 from eqjax.tokenizer import Tokenizer
 from eqjax.typing import AnyArray, Params, Scalar
 
 # Modulations held in memory at once. Larger chunks would be read back from slow memory without saving reads of weights.
 MODULATION_BYTES = 256 * 2**20
-# Columns between two progress reports, at most.
-CHUNK_COLUMNS = 16
 # Positions without a bound.
 _MAX_INT32 = 2**31 - 1
 
@@ -70,7 +67,8 @@ class SamplerInputs:
         cls, generator: Generator, params: Params, labels: Int[AnyArray, "B S"], options: SamplingOptions
     ) -> "SamplerInputs":
         """Returns the inputs of a sampling with options; guidance scales are given per column, see `ColumnInputs`."""
-        position = np.int32(_MAX_INT32) if options.max_position is None else options.max_position
+        position = _MAX_INT32 if options.max_position is None else options.max_position
+        position = position if is_traced(position) else np.int32(position)  # Not another program for another type.
         table = options.solver_table()
         return cls(generator, options.is_guided, params, labels, table, options.temperature, position)
 
@@ -316,163 +314,33 @@ def sample_columns(
     Returns:
       The state after the columns, and their latents.
     """
-    batch_size = state.context.shape[0] // (2 if sampler.is_guided else 1)
 
-    def sample_next(state: SamplerState, column: ColumnInputs) -> tuple[SamplerState, jax.Array]:
-        noise = column_noise(source, state.column, (batch_size, sampler.generator.latent_dim))
-        latent = sample_column(sampler, state.context, jnp.asarray(sampler.temperature * noise), column.guidance_scale)
-        return decode_step(sampler, state, latent, column.next_classes), latent
+    def step(state: SamplerState, column: ColumnInputs) -> tuple[SamplerState, jax.Array]:
+        return sample_next(sampler, state, source, state.column, column)
 
-    return jax.lax.scan(sample_next, state, columns)
+    return jax.lax.scan(step, state, columns)
 
 
-# `sample_columns`, jitted; the state is donated.
-sample_chunk = jax.jit(sample_columns, donate_argnums=1)
-
-
-def sample_latents(
-    generator: Generator,
-    params: Params,
-    labels: AnyArray | Sequence[int] | Sequence[Sequence[int]],
-    *,
-    num_columns: int,
-    class_columns: Sequence[int | None] | None = None,
-    transition: int = 0,
-    noise: AnyArray | None = None,
-    key: AnyArray | None = None,
-    prefix: AnyArray | None = None,
-    mesh: jax.sharding.Mesh | None = None,
-    progress: Callable[[int], object] | None = None,
-    **options: Unpack[SamplingKeywords],
-) -> Float[jax.Array, "B L D"]:
-    """Samples latents of `num_columns` columns for every label.
-
-    The function is jitted and may be called inside a jitted function, with concrete `num_columns`,
-    `num_flow_steps` and strings. It compiles once per combination of shapes, number of evaluations and
-    use of guidance; one program serves all solvers, guidance scales and other values.
+def sample_next(
+    sampler: Sampler,
+    state: SamplerState,
+    source: Shaped[jax.Array, "..."],
+    index: Int[AnyArray, ""] | int,
+    column: ColumnInputs,
+) -> tuple[SamplerState, Float[jax.Array, "B D"]]:
+    """Samples one column.
 
     Args:
-      generator: a `Generator`.
-      params: its parameters.
-      labels: integers [B] in 0 … num_classes (the last is the null class); or [B, S], one class
-        after another along the columns.
-      num_columns: L ≥ 1, prefix included.
-      class_columns: columns of each of the S classes; None for the last one: to the end.
-      transition: columns over which one class blends into the next, see `eqjax.sampling.class_schedule`.
-      noise: initial noise [B, L, D]; values at prefix columns are not used. Give either noise or key.
-      key: random key from which the noise of column k of row b is drawn, dependent on key, k and b alone. Or a
-        key per row, [B]: the noise then depends on the row's key and k alone.
-      prefix: latents [B, P, D], P ≤ L, with which the sample begins.
-      mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded.
-      progress: called with the number of columns sampled since its last call, at most 16. Columns are then
-        sampled in chunks, which is impossible inside a jitted function; latents differ by rounding at most.
-      **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0, or one per column, [L]),
-        guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),
-        temperature (1.0), max_position (None).
+      sampler: a `Sampler`.
+      state: the state before the column.
+      source: random key, keys or noise, see `column_noise`.
+      index: index of the column for `column_noise`.
+      column: inputs of the column, scalars.
 
     Returns:
-      Latents, float32, scaled as the generator's are.
-
-    Raises:
-      ValueError: an argument is out of its range, or has another shape.
-      TypeError: an argument is unknown.
-
-    Example:
-      >>> generator = Generator(width=16, depth=1, num_heads=2, latent_dim=4, flow_width=8, flow_depth=1)
-      >>> params = generator.init_params(jax.random.key(0))
-      >>> key = jax.random.key(1)
-      >>> sample_latents(generator, params, [7, 8], num_columns=5, num_flow_steps=2, key=key).shape
-      (2, 5, 4)
+      The state after the column, and its latents.
     """
-    sampling_options, labels = SamplingOptions(**options), jnp.asarray(labels)
-    batch_size = labels.shape[0] if labels.ndim else 0
-    check_labels(generator, labels)
-    check_num_columns(num_columns)
-    check_noise_source(generator, batch_size, num_columns, noise, key)
-    schedule = class_schedule(labels, class_columns, transition)
-    schedule.check_length(num_columns)
-    if prefix is None:
-        prefix = jnp.zeros((batch_size, 0, generator.latent_dim))
-    check_prefix(generator, batch_size, num_columns, prefix)
-    next_classes = schedule.at(np.minimum(np.arange(1, num_columns + 1), num_columns - 1))
-    columns = ColumnInputs(sampling_options.guidance_scales(num_columns), next_classes)
-    inputs = SamplerInputs.create(generator, params, labels.reshape(batch_size, -1), sampling_options)
-    prefix = jnp.asarray(prefix, jnp.float32)
-    source = jnp.asarray(key) if noise is None else jnp.asarray(noise, jnp.float32)
-    if mesh is not None:
-        inputs, prefix, source = _shard_inputs(mesh, inputs, prefix, source)
-    first_classes = jax.tree.map(lambda a: a[0], schedule.at([0]))
-    if progress is None:
-        return _sample(inputs, prefix, first_classes, columns, source)
-    return _sample_in_chunks(inputs, prefix, first_classes, columns, source, progress)
-
-
-def _shard_inputs(
-    mesh: jax.sharding.Mesh, inputs: SamplerInputs, prefix: jax.Array, source: jax.Array
-) -> tuple[SamplerInputs, jax.Array, jax.Array]:
-    """Replicates parameters over a mesh, and shards arrays with a row per image along its data axes.
-
-    Raises:
-      ValueError: the rows do not divide among the devices.
-    """
-    rows = inputs.labels.shape[0] * sharding.batch_shard(mesh)[1]
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % devices:
-        raise ValueError(
-            f"a batch of {rows} does not divide among {devices} devices of the mesh (data × fsdp): give a multiple of "
-            f"{devices} labels, and drop the surplus images."
-        )
-    replicated = sharding.replicated(mesh)
-    labels, prefix = (sharding.shard_batch(a, mesh) for a in (inputs.labels, prefix))
-    source = sharding.shard_batch(source, mesh) if source.ndim == 3 else jax.device_put(source, replicated)
-    inputs = dataclasses.replace(inputs, params=jax.device_put(inputs.params, replicated), labels=labels)
-    return inputs, prefix, source
-
-
-def _prefill_prefix(
-    inputs: SamplerInputs, prefix: jax.Array, first_classes: Blend, columns: ColumnInputs
-) -> tuple[Sampler, SamplerState, ColumnInputs]:
-    """Returns the sampler, its state after the prefix, and the inputs of the remaining columns."""
-    sampler = make_sampler(inputs)
-    given, remaining = (
-        jax.tree.map(lambda a, part=part: a[part], columns)
-        for part in (slice(prefix.shape[1]), slice(prefix.shape[1], None))
-    )
-    state = init_state(sampler, first_classes, columns.guidance_scale.shape[0])
-    return sampler, prefill(sampler, state, jnp.moveaxis(prefix, 1, 0), given.next_classes), remaining
-
-
-_prefill_prefix_alone = jax.jit(_prefill_prefix)
-
-
-@jax.jit
-def _sample(
-    inputs: SamplerInputs, prefix: jax.Array, first_classes: Blend, columns: ColumnInputs, source: jax.Array
-) -> Float[jax.Array, "B L D"]:
-    """Samples all columns in one program."""
-    sampler, state, remaining = _prefill_prefix(inputs, prefix, first_classes, columns)
-    latents = sample_columns(sampler, state, source, remaining)[1]  # [L - P, B, D]
-    return jnp.concatenate([prefix, jnp.moveaxis(latents, 0, 1)], axis=1)
-
-
-def _sample_in_chunks(
-    inputs: SamplerInputs,
-    prefix: jax.Array,
-    first_classes: Blend,
-    columns: ColumnInputs,
-    source: jax.Array,
-    progress: Callable[[int], object],
-) -> Float[jax.Array, "B L D"]:
-    """Samples like `_sample`, and reports progress after every chunk."""
-    sampler, state, remaining = _prefill_prefix_alone(inputs, prefix, first_classes, columns)
-    length = remaining.guidance_scale.shape[0]
-    size = -(-length // (-(-length // CHUNK_COLUMNS) or 1)) or 1
-    parts = [prefix]
-    for first in range(0, length, size):
-        # The last chunk may reach beyond the end, so that one program serves all chunks.
-        indices = np.minimum(np.arange(first, first + size), length - 1)
-        chunk = jax.tree.map(lambda a, i=indices: a[i], remaining)
-        state, latents = sample_chunk(sampler, state, source, chunk)
-        parts.append(jnp.moveaxis(latents[: length - first], 0, 1))
-        progress(jax.block_until_ready(parts[-1]).shape[1])
-    return jnp.concatenate(parts, axis=1)
+    batch_size = state.context.shape[0] // (2 if sampler.is_guided else 1)
+    noise = column_noise(source, index, (batch_size, sampler.generator.latent_dim))
+    latent = sample_column(sampler, state.context, jnp.asarray(sampler.temperature * noise), column.guidance_scale)
+    return decode_step(sampler, state, latent, column.next_classes), latent

@@ -1,6 +1,7 @@
 """Decoding columns as they arrive, with the latents of one window in memory.
 
-All windows have one width, so decoding compiles once; pixels to the left of the next window are final.
+All windows have one width, which images may be shorter than, so decoding compiles once; pixels to the left of the next
+window are final.
 
 - Tokenizers with a halo have limited reach. A window is a strip together with the columns on either side that affect
   it, and the strips equal the pixels of the whole image.
@@ -12,28 +13,21 @@ Letters: B images, n columns, D latent size, H height, w width of a strip.
 
 from collections.abc import Mapping
 import functools
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 import numpy as np
 
 from eqjax import pixels
 from eqjax.tokenizer import Tokenizer
+from eqjax.tokenizer.windows import decode_window
 from eqjax.typing import Params
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(tokenizer: Tokenizer, params: Params, latents: Float[jax.Array, "B n D"]) -> Float[jax.Array, "B H w 3"]:
-    decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
-    return jnp.clip(decoded.images, -1, 1)
 
 
 class StreamDecoder:
     """Decodes scaled latents to strips of pixels, for one image or for a batch of images.
 
     Attributes:
+      height: height of the strips, pixels.
       window: columns decoded at once.
       received: columns received.
       emitted: columns returned.
@@ -60,7 +54,7 @@ class StreamDecoder:
           strip_columns: columns per strip, if the tokenizer has a halo.
           batch_shape: (), or (B,).
         """
-        self._decode = functools.partial(_decode, tokenizer, params)
+        self._decode_window = functools.partial(decode_window, tokenizer, params, to_uint8=False)
         self._scale, self._width, self._strip = latent_scale, tokenizer.column_width, strip_columns
         self._height, self._halo = tokenizer.resolution, tokenizer.halo_columns
         if self._halo is None:
@@ -104,7 +98,10 @@ class StreamDecoder:
         start = self.received - self.held.shape[-2]
         latents = self.held[..., first - start : first - start + self.window, :]
         batch = latents.reshape(-1, *latents.shape[-2:])
-        image = np.asarray(self._decode(jnp.asarray(batch / self._scale)))  # [B, H, w, 3]
+        count = batch.shape[1]  # An image can be shorter than a window.
+        padded = np.pad(batch / np.float32(self._scale), ((0, 0), (0, self.window - count), (0, 0)))
+        decoded = np.asarray(self._decode_window(padded, np.int32(count)))  # [B, H, w, 3]
+        image = np.clip(decoded[:, :, : count * self._width], -1, 1)
         image = image.reshape(*latents.shape[:-2], *image.shape[1:])
         image = image[..., (self.emitted - first) * self._width :, :]
         if self._halo is None:
@@ -115,7 +112,7 @@ class StreamDecoder:
         # The last `window` columns stay: a window that is moved inside at the end may need them.
         oldest = max(min(self._first_of_window(), self.received - self.window), start)
         self.held = self.held[..., oldest - start :, :]
-        return np.asarray(pixels.to_uint8(image[..., :cut, :]))
+        return np.asarray(pixels.to_uint8(np.ascontiguousarray(image[..., :cut, :])))
 
     def _fade_in(self, image: Float[np.ndarray, "*B H _w 3"]) -> Float[np.ndarray, "*B H _w 3"]:
         """Fades from the previous window into this one, over the pixels that both have."""

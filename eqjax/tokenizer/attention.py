@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from eqjax.typing import AnyArray
+from eqjax.typing import AnyArray, Scalar
 
 # Queries per block. An image of up to this many positions is one block; a wider one is processed
 # block by block, so that the score matrix is never larger than this times the number of keys.
@@ -23,6 +23,7 @@ def column_attention(
     value: Float[AnyArray, "B h w C"],
     *,
     window: int | None = None,
+    width: Scalar | None = None,
     max_block: int = MAX_BLOCK_POSITIONS,
 ) -> Float[jax.Array, "B h w C"]:
     """Computes single-head attention over all rows, and over all columns or those in a window.
@@ -33,6 +34,7 @@ def column_attention(
     Args:
       query, key, value: feature maps.
       window: a position attends to columns at most this far from its own; None: to all.
+      width: columns of the map that belong to the image, which alone are attended to; None: all.
       max_block: queries processed at once (rounded down to whole columns, at least one).
 
     Returns:
@@ -42,7 +44,7 @@ def column_attention(
     _, h, w, _ = query.shape
     columns = max(1, max_block // h)
     if w <= columns:
-        return _attend(query, key, value, 0, 0, w, window)
+        return _attend(query, key, value, 0, 0, w, window, width)
     blocks = -(-w // columns)
     query = jnp.pad(query, ((0, 0), (0, 0), (0, blocks * columns - w), (0, 0)))
     span = w if window is None else min(w, columns + 2 * window)
@@ -53,7 +55,7 @@ def column_attention(
         start = jnp.clip(first - (window or 0), 0, w - span)
         q = jax.lax.dynamic_slice_in_dim(query, first, columns, axis=2)
         k, v = (jax.lax.dynamic_slice_in_dim(a, start, span, axis=2) for a in (key, value))
-        return _attend(q, k, v, first, start, w, window)
+        return _attend(q, k, v, first, start, w, window, width)
 
     out = jax.lax.map(block, jnp.arange(blocks) * columns)  # [blocks, B, h, columns, C]
     out = jnp.moveaxis(out, 0, 2)  # [B, h, blocks, columns, C]
@@ -68,13 +70,17 @@ def _attend(
     key_start: int | jax.Array,
     w: int,
     window: int | None,
+    width: Scalar | None,
 ) -> Float[jax.Array, "B h n C"]:
     """Attends from one block of queries; the slices begin at columns `query_start` and `key_start`."""
     scores = jnp.einsum("bhqc,bgkc->bhqgk", query, key, preferred_element_type=jnp.float32)
     scores = scores * (query.shape[-1] ** -0.5)
-    if window is not None:
+    if window is not None or width is not None:
         q_pos, k_pos = query_start + jnp.arange(query.shape[2]), key_start + jnp.arange(key.shape[2])
-        near = jnp.abs(jnp.minimum(q_pos, w - 1)[:, None] - k_pos[None, :]) <= window
+        end = w if width is None else width
+        # Queries behind the end see what the last one sees: without any key they would be NaN.
+        distance = jnp.abs(jnp.minimum(q_pos, end - 1)[:, None] - k_pos[None, :])
+        near = (distance <= (w if window is None else window)) & (k_pos < end)[None, :]
         scores = jnp.where(near[None, None, :, None, :], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(value.dtype)
     return jnp.einsum("bhqgk,bgkc->bhqc", weights, value)

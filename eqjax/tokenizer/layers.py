@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
 from eqjax.tokenizer.attention import column_attention
-from eqjax.typing import PRNGKey
+from eqjax.typing import PRNGKey, Scalar
 
 NORMS = ("group", "pixel")
 
@@ -53,8 +53,17 @@ class Conv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "B *size C"]) -> Float[jax.Array, "B *size {self.features}"]:
-        """Maps [B, …, C] to [B, …, features], same height and width."""
+    def __call__(
+        self, x: Float[jax.Array, "B *size C"], width: Scalar | None = None
+    ) -> Float[jax.Array, "B *size {self.features}"]:
+        """Maps [B, …, C] to [B, …, features], same height and width.
+
+        Args:
+          x: feature map.
+          width: columns of the map that belong to the image, at whose end the padding begins; None: all.
+        """
+        if width is not None and max(self.kernel) > 1:
+            x = _reflect(x, width)
         fan_in = math.prod(self.kernel) * x.shape[-1]
         conv = nn.Conv(
             self.features,
@@ -68,6 +77,16 @@ class Conv(nn.Module):
         # without a second level.
         nn.share_scope(self, conv)
         return conv(x)
+
+
+def _reflect(x: Float[jax.Array, "B *size C"], width: Scalar) -> Float[jax.Array, "B *size C"]:
+    """Mirrors the last column but one of an image `width` columns wide into the column behind its end, if there is one.
+
+    It is the one column of padding that a kernel of 3 sees.
+    """
+    mirrored = jax.lax.dynamic_index_in_dim(x, jnp.maximum(width - 2, 0), -2)
+    behind = jnp.arange(x.shape[-2]) == width
+    return jnp.where(jax.lax.broadcast_to_rank(behind[:, None], x.ndim), mirrored, x)
 
 
 def normalize(
@@ -137,12 +156,17 @@ class AttentionBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w C"]:
-        """Maps [B, h, w, C] to the same shape."""
+    def __call__(self, x: Float[jax.Array, "B h w C"], width: Scalar | None = None) -> Float[jax.Array, "B h w C"]:
+        """Maps [B, h, w, C] to the same shape.
+
+        Args:
+          x: feature map.
+          width: columns of the map that belong to the image, which alone are attended to; None: all.
+        """
         c = x.shape[-1]
         h = normalize(x, self.norm, self.dtype, "norm")
         query, key, value = (Conv(c, (1, 1), dtype=self.dtype, name=name)(h) for name in ("query", "key", "value"))
-        h = column_attention(query, key, value, window=self.window)
+        h = column_attention(query, key, value, window=self.window, width=width)
         return x + Conv(c, (1, 1), dtype=self.dtype, name="out")(h)
 
 

@@ -50,7 +50,7 @@ def check_config(config: Config, trainer: str) -> None:
         The message names all of them.
     """
     found = config.get("trainer")
-    if found in TABLES and found != trainer:
+    if found != trainer and isinstance(found, str) and found in TABLES:
         raise ValueError(
             f"this is a {found}'s configuration (trainer={found!r}), and this trains a {trainer}: use "
             f"eqjax train-{found}, or a configuration made from {trainer}_config()."
@@ -85,7 +85,8 @@ def check_length(config: Config) -> None:
             "total_steps=%d.", total / optimizer.warmup_steps, optimizer.warmup_steps, total,
         )  # fmt: skip
     start = ema_start_weight(optimizer, total)
-    if not total or config.get("stage1_weights") or start < _NOTABLE_START:
+    # With a warm-up, a run of two or more steps has forgotten the most of it.
+    if not total or optimizer.ema_warmup or config.get("stage1_weights") or start < _NOTABLE_START:
         return
     message = (
         f"{100 * start:.3g} % of the EMA weights, which are exported, would be their random start: "

@@ -136,6 +136,8 @@ def run_command(command, root, monkeypatch):
     variables, words = blocks.smaller_command(command, root)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    if words[:2] == ["eqjax", "plan"]:  # It makes as many virtual devices as it needs, in a process of its own.
+        words = [sys.executable, "-m", *words]
     if words[0] == "eqjax":
         main.main(words[1:])
     elif words[:2] == ["python", "-c"]:

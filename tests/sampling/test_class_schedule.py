@@ -25,7 +25,7 @@ def test_one_class_needs_no_columns():
 
 def test_columns_are_integers_of_any_kind():
     assert parse_classes([(0, np.int64(9)), ("dog", None)]) == ([0, "dog"], (9, None))
-    with pytest.raises(ValueError, match="columns of a class=2.5 must be an integer"):
+    with pytest.raises(TypeError, match="columns of class 0=2.5 must be an integer, or None"):
         parse_classes([(0, 2.5)])
 
 

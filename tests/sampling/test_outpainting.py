@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eqjax import outpaint, pixels, sample_latents
-from eqjax.sampling import sampler
+from eqjax.sampling import chunks
 from tests.sampling.small_models import local_model
 
 
@@ -37,7 +37,7 @@ def test_an_image_is_continued_on_both_sides(photograph):
 
 
 def test_classes_and_guidance_are_counted_from_the_image_outwards(photograph, monkeypatch):
-    monkeypatch.setattr(sampler, "CHUNK_COLUMNS", 2)
+    monkeypatch.setattr(chunks, "CHUNK_COLUMNS", 2)
     m, given, sampled = local_model(), 12, []
     scales = np.array([1.5, 2.0, 4.0, 3.0, 0.5])
     kwargs: dict[str, Any] = dict(num_flow_steps=2, transition=2)
@@ -45,7 +45,7 @@ def test_classes_and_guidance_are_counted_from_the_image_outwards(photograph, mo
         m, photograph, [("dog", 2), ("eel", None)], left=4, right=5, seed=3, guidance_scale=scales,
         progress=sampled.append, **kwargs,
     )  # fmt: skip
-    assert sampled == [2, 2, 2, 2, 1]  # First to the left, then to the right.
+    assert sampled == [0, 2, 2, 0, 2, 2, 1]  # First to the left, then to the right.
     # Two columns of the first class, then the transition to the second one, counted from the image on both sides.
     for columns, seed, image, side in ((5, 3, photograph, out[:, 32:]), (4, 4, photograph[:, ::-1], out[:, 7::-1])):
         guidance = np.array([9.0] * given + list(scales[:columns]))

@@ -143,23 +143,23 @@ def test_labels_on_four_devices_give_the_samples_of_one(small):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(num_columns=0), "num_columns=0 must be ≥ 1"),
-        (dict(num_flow_steps=0), "num_flow_steps=0 must be ≥ 1"),
-        (dict(guidance_scale=-1.0), "guidance_scale=-1.0 must be ≥ 0"),
-        (dict(guidance_scale=float("nan")), "guidance_scale=nan must be ≥ 0"),
-        (dict(guidance_schedule="cosine"), "guidance_schedule='cosine' is not one of"),
-        (dict(temperature=-0.1), "temperature=-0.1 must be ≥ 0"),
+        (dict(num_columns=0), "num_columns=0 must be an integer ≥ 1"),
+        (dict(num_flow_steps=0), "num_flow_steps=0 must be an integer ≥ 1"),
+        (dict(guidance_scale=-1.0), "guidance_scale=-1.0 must be a finite number ≥ 0"),
+        (dict(guidance_scale=float("nan")), "guidance_scale=nan must be a finite number ≥ 0"),
+        (dict(guidance_schedule="cosine"), "guidance_schedule='cosine' must be one of"),
+        (dict(temperature=-0.1), "temperature=-0.1 must be a finite number ≥ 0"),
         (dict(prefix=np.zeros((2, 6, 4))), "prefix has 6 columns, more than num_columns=5"),
         (dict(prefix=np.zeros((2, 2, 3))), r"prefix has shape \(2, 2, 3\); expected .* \[2, ≤ 5, 4\]"),
         (dict(noise=np.zeros((2, 5, 4))), "give either noise or key"),
         (dict(key=None), "give either noise or key"),
         (dict(key=None, noise=np.zeros((2, 4, 4))), r"noise has shape \(2, 4, 4\); expected .* \(2, 5, 4\)"),
-        (dict(key=np.array([0, 1], np.uint32)), "typed key"),
+        (dict(key=np.array([0, 1], np.uint32)), "key=<uint32 array .* must be a typed key"),
     ],
 )
 def test_a_bad_argument_is_refused_by_name(small, change, message):
     _, _, sample = small
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         sample(**{"key": jax.random.key(0), **change})
 
 
@@ -168,12 +168,12 @@ def test_a_bad_argument_is_refused_by_name(small, change, message):
     [
         ([0, 4], r"labels \[4\] are outside 0 … 3 .*3 is the null class"),
         ([-1, 0], r"labels \[-1\] are outside"),
-        ([0.5], "labels must be integers"),
+        ([0.5], "labels=<float64 array .* must be an integer array"),
         ([[[0]]], r"shape \[batch\]"),
-        ([], r"shape \[batch\]"),
+        (np.zeros(0, int), r"shape \[batch\]"),
     ],
 )
 def test_bad_labels_are_refused(small, labels, message):
     generator, params, _ = small
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         sample_latents(generator, params, np.array(labels), num_columns=2, key=jax.random.key(0))

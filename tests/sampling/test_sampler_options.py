@@ -98,11 +98,9 @@ def test_max_position_changes_far_columns_only():
 
 
 def test_temperature_scales_the_noise():
-    np.testing.assert_allclose(
-        sample(key=keys(5, 6, 7), temperature=0.5, max_position=4),
-        sample(noise=0.5 * np.stack([sample_noise(s) for s in (5, 6, 7)]), max_position=4),
-        atol=2e-6,
-    )
+    scaled = sample(key=keys(5, 6, 7), temperature=0.5, max_position=4)
+    given = sample(noise=0.5 * np.stack([sample_noise(s) for s in (5, 6, 7)]), max_position=4)
+    assert relative_error(scaled, given) < 1e-5  # Keys and noise have programs of their own, which round in other ways.
 
 
 def sample_noise(seed):
@@ -144,13 +142,13 @@ def test_compute_params_keep_float32_where_modules_compute_in_it():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(solver="rk4"), "solver='rk4' is not one of"),
-        (dict(time_grid="log"), "time_grid='log' is not one of"),
-        (dict(num_flow_steps=0), "num_flow_steps=0 must be ≥ 1"),
-        (dict(num_flow_steps=-2), "num_flow_steps=-2 must be ≥ 1"),
+        (dict(solver="rk4"), "solver='rk4' must be one of"),
+        (dict(time_grid="log"), "time_grid='log' must be one of"),
+        (dict(num_flow_steps=0), "num_flow_steps=0 must be an integer ≥ 1"),
+        (dict(num_flow_steps=-2), "num_flow_steps=-2 must be an integer ≥ 1"),
         (dict(guidance_scale=np.ones(5)), r"guidance_scale has shape \(5,\); expected a number, or \[6\]"),
-        (dict(guidance_scale=np.array([1, 1, -1, 1, 1, 1])), "must be ≥ 0"),
-        (dict(max_position=-1), "max_position=-1 must be ≥ 0"),
+        (dict(guidance_scale=np.array([1, 1, -1, 1, 1, 1])), r"guidance_scale\[2\]=.*-1.* must be a finite number ≥ 0"),
+        (dict(max_position=-1), "max_position=-1 must be an integer ≥ 0"),
         (dict(key=keys(1, 2)), r"key has shape \(2,\); expected one key, or one per row, \[3\]"),
         (dict(class_columns=(3, 3)), "for each of the 1 classes"),
         (dict(labels=[[0, 1]] * 3), "class_columns=None must give a number of columns for each of the 2 classes"),
@@ -159,9 +157,9 @@ def test_compute_params_keep_float32_where_modules_compute_in_it():
         (dict(labels=[[0, 1]] * 3, class_columns=(0, 6)), "needs at least 1"),
         (dict(labels=[[0, 9]] * 3, class_columns=(3, 3)), r"labels \[9\] are outside 0 … 3"),
         (dict(labels=[[0, 1]] * 3, class_columns=(3, 3), transition=4), "at most the 3 columns"),
-        (dict(labels=[[0, 1]] * 3, class_columns=(3, 3), transition=-1), "transition=-1 must be ≥ 0"),
+        (dict(labels=[[0, 1]] * 3, class_columns=(3, 3), transition=-1), "transition=-1 must be an integer ≥ 0"),
     ],
 )
 def test_a_bad_option_is_refused_by_name(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         sample(**{"key": jax.random.key(0), **change})

@@ -12,7 +12,7 @@ import pytest
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
 from eqjax.latent_cache.encode import LatentEncoder, encoder_params
-from eqjax.sampling.sampler import sample_latents
+from eqjax.sampling.latents import sample_latents
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop
 from eqjax.training.generator import GeneratorStep, default_config

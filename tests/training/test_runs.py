@@ -148,12 +148,12 @@ def test_fields_that_are_unknown_or_missing_are_refused(tmp_path):
     config = tokenizer_config(1)
     with config.unlocked():
         config.learning_rte = 1.0
-    with pytest.raises(ValueError, match=r"unknown: \['learning_rte'\](.|\n)*known: "):
+    with pytest.raises(ValueError, match="a tokenizer's configuration has no field learning_rte"):
         tokenizer.train_and_evaluate(config, str(tmp_path))
     config = tokenizer_config(1)
     with config.unlocked():
         del config.objective.kl_weight
-    with pytest.raises(ValueError, match=r"missing: \['objective.kl_weight'\]"):
+    with pytest.raises(ValueError, match="lacks objective.kl_weight: Weight of the KL term"):
         tokenizer.train_and_evaluate(config, str(tmp_path))
 
 
@@ -161,7 +161,7 @@ def test_unknown_fields_of_the_module_are_refused(tmp_path):
     config = tokenizer_config(1)
     with config.tokenizer.unlocked():
         config.tokenizer.chanels = 3
-    with pytest.raises(pretrained.WeightsError, match=r"tokenizer fields \['chanels'\]"):
+    with pytest.raises(ValueError, match="no field tokenizer.chanels; did you mean 'channels'"):
         tokenizer.train_and_evaluate(config, str(tmp_path))
 
 
