@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import photos_generator, photos_tokenizer
-from eqjax import load_pretrained, pretrained
+from eqjax import checksums, load_pretrained, pretrained
 from eqjax.checkpoints import ConfigMismatchError
 from eqjax.training import generator, tokenizer
 from tests.training import sample_metrics_run
@@ -108,8 +108,9 @@ def test_the_exported_latent_scale_gives_unit_latents(runs):
 def test_the_best_weights_by_fid_are_kept(runs):
     root = runs[0]
     fid = sample_metrics_run.logged(root / "generator", "fid")
-    best = json.loads((root / "generator" / "best.json").read_text())
-    assert list(fid) == [20, 40] and best == {"step": max(fid, key=lambda step: fid[step]), "fid": max(fid.values())}
+    best, intact = checksums.verify(json.loads((root / "generator" / "best.json").read_text()))
+    assert intact and list(fid) == [20, 40]
+    assert best == {"step": max(fid, key=lambda step: fid[step]), "fid": max(fid.values())}
     again = sample_metrics_run.measure(root / "generator" / "best.safetensors", root / "reference.npz")
     assert best["fid"] == pytest.approx(again, rel=1e-5)
     kept = {int(p.name) for p in (root / "generator" / "checkpoints").iterdir() if p.name.isdigit()}
