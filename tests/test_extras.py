@@ -16,7 +16,8 @@ PIP_NAMES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 @pytest.mark.parametrize("package", extras.EXTRAS)
 def test_the_named_extra_installs_the_package(package):
     requirements = PROJECT["optional-dependencies"][extras.EXTRAS[package]]
-    assert [line for line in requirements if line.startswith(PIP_NAMES.get(package, package) + ">=")]
+    name = PIP_NAMES.get(str(package), str(package))
+    assert [line for line in requirements if line.startswith(f"{name}>=")]
 
 
 def test_an_installed_package_is_accepted_and_a_missing_one_is_named(monkeypatch):

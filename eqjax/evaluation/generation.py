@@ -31,7 +31,7 @@ from eqjax.progress import ProgressLogger, announced
 from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingOptions
 from eqjax.tokenizer.tiling import decode_images
-from eqjax.typing import Tree
+from eqjax.typing import AnyArray, Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def _make_sample(options: GenerationOptions) -> Callable[..., Tree]:
 
     def sample(
         params: tuple[Model, jax.Array, jax.Array], indices: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[AnyArray, jax.Array]:
         model, key_data, scale = params
         tokenizer, generator = model.require("tokenizer"), model.require("generator")
         guidance_scale: Any = scale if options.is_guided else 1.0  # A traced scale counts as guidance.

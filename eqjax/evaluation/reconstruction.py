@@ -21,7 +21,7 @@ from eqjax.evaluation.statistics import Statistics, check_comparable, compare
 from eqjax.model import Model
 from eqjax.progress import ProgressLogger, announced
 from eqjax.tokenizer.tiling import decode_images, encode_images
-from eqjax.typing import Tree
+from eqjax.typing import AnyArray, Tree
 
 
 def evaluate_reconstruction(
@@ -95,7 +95,7 @@ def evaluate_reconstruction(
 def _make_measure(lpips: Callable[[Tree, jax.Array, jax.Array], jax.Array] | None) -> Callable[..., Tree]:
     """Returns the function for `BatchedShardMap`: uint8 images → (uint8 reconstructions, {metric: values [B]})."""
 
-    def measure(params: tuple[Model, Tree], images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def measure(params: tuple[Model, Tree], images: jax.Array) -> tuple[AnyArray, dict[str, jax.Array]]:
         model, lpips_params = params
         tokenizer = model.require("tokenizer")
         images = pixels.from_uint8(images)

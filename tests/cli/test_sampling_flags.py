@@ -48,9 +48,9 @@ def test_several_scales_are_one_per_column():
         ("--guidance_scale=x", "--guidance_scale=x: each must be a number"),
         ("--guidance_scale=", "--guidance_scale is empty; give a number"),
         ("--guidance_scale=-1", "guidance_scale=-1.0 must be"),
-        ("--solver=eular", "solver='eular' is not one of .*euler"),
-        ("--time_grid=cosin", "time_grid='cosin' is not one of .*cosine"),
-        ("--guidance_schedule=lin", "guidance_schedule='lin' is not one of .*linear"),
+        ("--solver=eular", "solver='eular' must be one of .*euler"),
+        ("--time_grid=cosin", "time_grid='cosin' must be one of .*cosine"),
+        ("--guidance_schedule=lin", "guidance_schedule='lin' must be one of .*linear"),
         ("--num_flow_steps=0", "num_flow_steps=0 must be"),
     ],
 )

@@ -1,5 +1,7 @@
 """Wrong images, latents and fields end in one message with the value found and the one expected."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -73,19 +75,20 @@ def test_fields_from_json_give_a_hashable_module():
 @pytest.mark.parametrize("refine_channels", [None, 4])
 def test_the_last_layer_writes_the_image(refine_channels):
     tokenizer = TOKENIZER.clone(refine_channels=refine_channels)
-    params = tokenizer.init_params(jax.random.key(0))
-    last = tokenizer.last_layer(params)
+    params: Any = tokenizer.init_params(jax.random.key(0))
+    last: Any = tokenizer.last_layer(params)
     last["bias"] += 1.0
     latents = jnp.zeros((1, 3, 4))
-    changed = tokenizer.apply({"params": params}, latents, method="decode").images
+    decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
+    changed = decoded.images
     last["bias"] -= 1.0
-    images = tokenizer.apply({"params": params}, latents, method="decode").images
-    assert jnp.allclose(changed, images + 1.0, atol=1e-5)
+    decoded = tokenizer.apply({"params": params}, latents, method="decode")
+    assert jnp.allclose(changed, decoded.images + 1.0, atol=1e-5)
 
 
 def test_the_refining_block_reaches_three_pixels():
     features = jnp.zeros((1, 8, 8, 4))
-    refine = Refine()
+    refine: Any = Refine()
     params = refine.init(jax.random.key(0), features)
     changed = refine.apply(params, features.at[0, 2, 3].set(1.0)) - refine.apply(params, features)
     touched = jnp.abs(changed).sum((0, 1, 3)) > 0

@@ -35,7 +35,7 @@ def trainers(config):
 def test_held_out_data_that_do_not_exist_are_refused_when_they_are_opened(config):
     for fields, make_trainer in trainers(config):
         fields.eval_images = 0
-        with pytest.raises(ValueError, match="num_images=0 must be at least 1"):
+        with pytest.raises(ValueError, match="num_images=0 must be an integer ≥ 1"):
             make_trainer(fields).evaluation_batches(sharding.make_mesh())
         fields.eval_images, fields.data.holdout_fraction = 8, 0.0
         with pytest.raises(ValueError, match="holdout_fraction=0 leaves nothing to evaluate on"):

@@ -124,7 +124,7 @@ class TokenizerTrainer(loop.Trainer):
 
     def _psnr_and_images(
         self, params: Params, images: UInt8[AnyArray, "B H W 3"]
-    ) -> tuple[Float[jax.Array, " B"], UInt8[jax.Array, "B H W 3"]]:
+    ) -> tuple[Float[jax.Array, " B"], UInt8[AnyArray, "B H W 3"]]:
         floats = pixels.from_uint8(images)
         decoded: Any = self._tokenizer.apply({"params": params}, floats)
         return psnr(floats, decoded.images), pixels.to_uint8(decoded.images)

@@ -41,9 +41,9 @@ def test_two_processes_measure_the_same_fid_as_one(inputs, tmp_path):
         (dict(every=3), "metrics.every=3 must be a multiple of eval_every=2"),
         (dict(reference=""), "set metrics.reference: a statistics file"),
         (dict(reference="nowhere.npz"), "nowhere.npz"),
-        (dict(sampling={"num_flow_steps": 0}), "num_flow_steps=0 must be ≥ 1"),
-        (dict(sampling={"guidance_scale": -1.0}), "guidance_scale=-1.0 must be ≥ 0"),
-        (dict(num_images=1), "num_images=1: a covariance, and so FID, needs at least 2"),
+        (dict(sampling={"num_flow_steps": 0}), "num_flow_steps=0 must be an integer ≥ 1"),
+        (dict(sampling={"guidance_scale": -1.0}), "guidance_scale=-1.0 must be a finite number ≥ 0"),
+        (dict(num_images=1), "num_images=1 must be an integer ≥ 2"),
     ],
 )
 def test_metrics_that_cannot_be_measured_are_refused_at_once(inputs, tmp_path, change, message):
