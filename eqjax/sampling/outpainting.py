@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from eqjax import pixels
-from eqjax.arguments import Boolean, Instance, Integer
+from eqjax.arguments import Array, Boolean, Instance, Integer
 from eqjax.image_files import MAX_PIXELS
 from eqjax.model import Model, as_floats
 from eqjax.sampling import memory
@@ -122,7 +122,8 @@ def outpaint(
     if left + right == 0:
         raise ValueError("left=0 and right=0 columns: one must be positive.")
     sampling_options = SamplingOptions(**options)
-    floats = _to_floats(np.asarray(image), tokenizer, resize)
+    pixel_values = Array(None, kind="number").check("image", image)
+    floats = _to_floats(np.asarray(pixel_values), tokenizer, resize)
     names, class_columns = parse_classes(label if isinstance(label, list | tuple) else [(label, None)])
     transition = TRANSITION.check("transition", transition)
     ClassSchedule(class_columns, transition).check_length(max(left, right))
