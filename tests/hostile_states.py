@@ -5,6 +5,7 @@ Each format is a class that makes a good file, writes a hostile one, and reads i
 """
 
 import collections
+import copy
 import json
 import pathlib
 import random
@@ -45,7 +46,7 @@ def change(values, rng):
             del part[key]
             return
         else:
-            part[key] = rng.choice(VALUES)
+            part[key] = copy.deepcopy(rng.choice(VALUES))  # A later change must not put a list into itself.
             return
 
 

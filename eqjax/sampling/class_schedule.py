@@ -46,8 +46,8 @@ class ClassSchedule:
       transition: columns of a soft transition, n ≥ 0; at most the columns of any segment after the first.
 
     Raises:
-      ValueError: a segment has no columns, one before the last has an open end, or the transition is longer than a
-        segment.
+      ValueError: there is no segment, a segment has no columns, one before the last has an open end, or the
+        transition is longer than a segment.
 
     Example:
       >>> ClassSchedule((2, None), transition=1).at([0, 1, 2, 3]).weight.tolist()
@@ -58,6 +58,8 @@ class ClassSchedule:
     transition: int = 0
 
     def __post_init__(self) -> None:
+        if not self.columns:
+            raise ValueError("the class schedule has no segment: give at least one class.")
         if any(n is None for n in self.columns[:-1]) or any(n is not None and n < 1 for n in self.columns):
             raise ValueError(
                 f"the class schedule's segments have {list(self.columns)} columns: each needs at least 1, and only "

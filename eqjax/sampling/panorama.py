@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from eqjax import npz
-from eqjax.arguments import Instance, Integer, shorten
+from eqjax.arguments import Instance, Integer, Items, shorten
 from eqjax.differences import check_equal
 from eqjax.fingerprint import fingerprint
 from eqjax.io import atomic_write
@@ -57,6 +57,8 @@ class PanoramaOptions(SamplingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         rules = {
+            "labels": Items(Integer(least=0), least=1),
+            "class_columns": Items(Integer(least=1, optional=True), least=1),
             "seed": SEED,
             "seeds": dataclasses.replace(SEEDS, optional=True),
             "num_columns": dataclasses.replace(NUM_COLUMNS, optional=True, none_means="without end"),

@@ -248,7 +248,7 @@ def test_options_of_numpy_are_saved_as_python_values():
     [
         (dict(labels="cow"), r"classes \['cow'\] are not among this model's: \['cat', 'dog', 'eel'\]"),
         (dict(labels=[("cat", 3)]), "covers columns 0 … 2, and the image has no end"),
-        (dict(labels=[("cat", 0), ("dog", None)]), "needs at least 1"),
+        (dict(labels=[("cat", 0), ("dog", None)]), r"class_columns\[0\]=0 must be an integer ≥ 1"),
         (dict(labels=["cat", "dog"]), r"a class schedule is a list of \(label, columns\)"),
         (dict(strip_columns=0), "strip_columns=0 must be an integer ≥ 1"),
         (dict(solver="rk4"), "solver='rk4' must be one of"),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import photos_tokenizer
@@ -91,12 +92,20 @@ def test_the_tokenizers_order_is_that_of_its_computation():
 
 
 @pytest.mark.slow
-def test_a_run_names_the_discriminator_whose_optimizer_diverges(tmp_path):
+def test_a_run_names_the_discriminator_whose_optimizer_diverges(tmp_path, monkeypatch):
     config = photos_tokenizer.get_config("tiny,gan")
     config.update(max_consecutive_nonfinite=2, log_every=1, image_every=None, eval_every=None)
     config.objective.adversarial_start = 2
     config.optimizer.name = "adamw"  # Compiles faster.
-    config.discriminator_optimizer.learning_rate = float("inf")
+    config.discriminator_optimizer.learning_rate = 9.0
+    make_optimizer = optim.make_optimizer
+
+    def diverging(optimizer_config, *args):
+        optimizer, schedule = make_optimizer(optimizer_config, *args)
+        is_ours = optimizer_config.learning_rate == 9.0
+        return (optax.chain(optimizer, optax.scale(float("inf"))) if is_ours else optimizer), schedule
+
+    monkeypatch.setattr(optim, "make_optimizer", diverging)
     config.discriminator.update(channels=4, num_layers=1)
     with pytest.raises(FloatingPointError, match="from step 3 on, were .* the discriminator.s params"):
         tokenizer.train_and_evaluate(config, str(tmp_path))
