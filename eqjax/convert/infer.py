@@ -94,7 +94,7 @@ def infer_generator_config(
     if num_heads is None:
         raise ConversionError(
             f"width {width}, depth {depth} and flow width {flow_width} are of no published generator, and the "
-            "number of attention heads does not follow from shapes: give num_heads."
+            "number of attention heads does not follow from shapes: give num_heads (--num_heads)."
         )
     return dict(
         width=width,

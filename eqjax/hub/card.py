@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from typing import Any
 
 import jax
@@ -140,7 +141,7 @@ class Card:
 
     def _training(self) -> str:
         command = "train-generator" if "generator" in self.weights.modules else "train-tokenizer"
-        text = json.dumps(self._training_config(), indent=2)
+        text = json.dumps(_without_folders(self._training_config()), indent=2, ensure_ascii=False)
         return f"By `eqjax {command}` with this configuration:\n\n```json\n{text}\n```"
 
     def _limits(self) -> str:
@@ -150,3 +151,12 @@ class Card:
             "- Samples far longer than the training images are extrapolation: look at them before you rely on them."
             + license
         )
+
+
+def _without_folders(config: Any) -> Any:
+    """Returns JSON values with absolute paths cut to their last part: folders of one machine tell others nothing."""
+    if isinstance(config, dict):
+        return {name: _without_folders(value) for name, value in config.items()}
+    if isinstance(config, list):
+        return [_without_folders(value) for value in config]
+    return f"…/{os.path.basename(config.rstrip('/'))}" if isinstance(config, str) and os.path.isabs(config) else config

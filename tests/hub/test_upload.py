@@ -26,9 +26,8 @@ def weights_of(model, **fields):
 def _workdir(tmp_path):
     """The folder of a finished run, with samples of two steps."""
     folder = tmp_path / "run"
-    notes = (
-        'generator after 7 steps; config: {"batch_size": 3, "optimizer": {"peak_rate": 0.5}}\ntokenizer after 3 steps;'
-    )
+    config = {"batch_size": 3, "optimizer": {"peak_rate": 0.5}, "data": ["/home/me/pets"]}
+    notes = f"generator after 7 steps; config: {json.dumps(config)}\ntokenizer after 3 steps;"
     pretrained.save(folder / "model.safetensors", weights_of(local_model(), notes=notes))
     for step in (5, 7):
         save_image(folder / "images" / f"samples_{step:07d}.png", np.full((4, 4, 3), step, np.uint8))
@@ -105,6 +104,7 @@ def test_the_files_of_a_workdir(tmp_path, workdir):
     assert "![Samples](samples.png)" in body and "Origin: generator after 7 steps." in body
     assert 'eqjax.load_pretrained("hf://owner/name")' in body and 'model.sample("cat", num_columns=32)' in body
     assert "Nothing has been measured for this card." in body and "No license of these weights" in body
+    assert '"…/pets"' in body and "/home/me" not in body
     assert '"peak_rate": 0.5' in body and "eqjax train-generator" in body
     assert "| generator: width " in body and "Classes: cat, dog, eel." in body
 
