@@ -1,6 +1,7 @@
 """The console script `eqjax`: finds the command and runs it."""
 
 from collections.abc import Sequence
+import os
 import sys
 
 import eqjax
@@ -44,7 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
       SystemExit: if the command fails, see `eqjax.cli.runner`.
     """
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # The reader of the output has left, as `eqjax plan --help | head` does.
+        # Python flushes again when it ends, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _run(arguments: Sequence[str]) -> None:
+    """Runs the command that the first argument names."""
+    name, *rest = arguments or ["--help"]
     if name in ("--help", "-h", "-help", "help"):
         print(help_text())
     elif name == "--version":

@@ -75,3 +75,16 @@ def test_a_wrong_command_line_ends_with_one_message(arguments, message, capsys):
 def test_python_m_is_the_same():
     done = subprocess.run([sys.executable, "-m", "eqjax", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"{eqjax.__version__}\n"
+
+
+def test_a_reader_that_leaves_early_sees_no_trace():
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "eqjax", "plan", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() == 1 and error == ""
