@@ -190,7 +190,7 @@ def test_an_image_is_outpainted(command, tmp_path):
         (dict(classes="cat:x"), "'cat:x' is neither name nor name:columns"),
         (dict(classes="cow"), r"classes \['cow'\] are not among"),
         (dict(classes="cat:3", num_columns=5), "covers columns 0 … 2, and the image has 5 columns"),
-        (dict(classes="cat:3,dog:0"), "needs at least 1"),
+        (dict(classes="cat:3,dog:0"), r"class_columns\[1\]=0 must be an integer ≥ 1"),
         (dict(classes="cat", num_flow_steps=0), "num_flow_steps=0 must be an integer ≥ 1"),
         ({}, "--classes is missing"),
         (dict(classes=""), "--classes is missing"),
