@@ -158,7 +158,7 @@ def _reconstruct(model: "Model", images: np.ndarray) -> tuple[np.ndarray, float]
     return np.concatenate(found), float(np.concatenate(scores).mean())
 
 
-def _table(rows: dict[str, "Quality"], psnr: dict[str, float]) -> str:
+def _table(rows: dict[str, Any], psnr: dict[str, float]) -> str:
     from eqjax.tables import markdown_table
 
     cells = [
