@@ -26,7 +26,7 @@ import optax
 
 from eqjax.generator import Generator, column_weights
 from eqjax.progress import ProgressLogger
-from eqjax.typing import AnyArray, Params, PRNGKey
+from eqjax.typing import AnyArray, Params, PRNGKey, Tree
 
 # Scaled latents and labels of a batch.
 LatentBatch: TypeAlias = tuple[Float[AnyArray, "B L D"], Int[AnyArray, "B"]]
@@ -200,12 +200,12 @@ def _train_step(
     steps: int,
     learning_rate: float,
     batch_size: int,
-    state: tuple[Params, optax.OptState],
+    state: tuple[Params, Tree],
     latents: jax.Array,
     labels: jax.Array,
     weights: AnyArray,
     key: PRNGKey,
-) -> tuple[Params, optax.OptState]:
+) -> tuple[Params, Tree]:
     pick_key, loss_key = jax.random.split(key)
     rows = jax.random.randint(pick_key, (batch_size,), 0, len(latents))
 

@@ -1,6 +1,7 @@
 """The built-in photographs: their files, and their held-out parts, which training never reads."""
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -89,6 +90,8 @@ def test_bad_argument_is_named(arguments, message):
 
 
 def test_missing_package_names_the_command(monkeypatch):
+    for package in ("skimage", "sklearn"):  # Other tests of this process may have imported them.
+        monkeypatch.delitem(sys.modules, package, raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"scikit-learn is missing; .*: pip install 'eqjax\[photos\]'"):
         photos.load_photo.__wrapped__("flower")

@@ -94,7 +94,8 @@ def test_a_process_that_loses_another_ends_with_one_sentence(tmp_path):
     expected = f"{fault_tolerance.PEER_LOST} Messages of the libraries are in {tmp_path}/debug-1.log."
     assert output.count("Another process") == 1 and output.rstrip().endswith(expected), output
     assert "Check failure" not in output and "Traceback" not in output
-    assert "Gloo" in (tmp_path / "debug-1.log").read_text()
+    # Which library notices first, and what it says, differs between versions of JAX.
+    assert re.search("Gloo|CoordinationService", (tmp_path / "debug-1.log").read_text())
 
 
 def test_a_batch_that_does_not_fit_into_memory_ends_in_one_sentence(tmp_path):
