@@ -1,21 +1,18 @@
-r"""The tokenizer of the demo: built-in photographs, 64 pixels high, strictly equivariant.
+r"""The tokenizer of the demo: built-in photographs, 128 pixels high, strictly equivariant.
 
     eqjax train-tokenizer --config=photos_tokenizer --workdir=runs/photos_tokenizer
     eqjax train-tokenizer --config=photos_tokenizer:stage2 --workdir=runs/photos_stage2 \
         --config.stage1_weights=runs/photos_tokenizer
 
-Stage 1 minimizes L1 + KL. Stage 2 trains the decoder against a PatchGAN discriminator, which sharpens reconstructions,
-and keeps the latents, so a generator may be trained on either.
-
-Stage 1 takes about an hour on one core of a shared two-core CPU. The PSNR of its reconstructions is 27.0 dB on training
-crops and 28.4 dB on held-out crops (eval_psnr; 28.2 after 1500 steps). Stage 2 leaves the latter at 28.4 dB. See
+Stage 1 minimizes L1 + KL. Stage 2 keeps the latents, so a generator may be trained beside it, and trains the decoder to
+keep detail: with the distance of local amplitudes, and against a PatchGAN discriminator. Figures and times are in
 eqjax/weights/photos.md.
 
 Variants (`--config=photos_tokenizer:name`, several joined by commas):
   stage2           stage 2; needs --config.stage1_weights
   gan              the discriminator in stage 1 already, after 500 steps, for comparison
   style=published  GroupNorm over the image and global attention, as in the paper, for comparison; default: strict
-  quick            for `make train-demo`: about 5 minutes on 2 CPU cores
+  quick            for `make train-demo`: 64 pixels high, about 5 minutes on 2 CPU cores
   tiny             20 steps of a very small model, to see that everything runs
 """
 
@@ -36,12 +33,13 @@ def get_config(variant: str | None = None) -> Config:
     config.tokenizer.update(
         patch_size=8,
         channels=80,
-        channel_multipliers=(1, 1),
+        channel_multipliers=(1, 2),
         num_res_blocks=1,
         attention_resolutions=(),
-        resolution=64,
+        resolution=128,
         z_channels=24,
-        embed_dim=96,
+        embed_dim=128,
+        refine_channels=8,
         # Details start small in the latents; noise of the published strength would hide them for tens of thousands of
         # steps.
         posterior_std=0.005,
@@ -50,9 +48,9 @@ def get_config(variant: str | None = None) -> Config:
         config.tokenizer.update(norm="pixel", attention_window=1)
     # The published terms that need no pretrained network.
     config.objective.update(kl_weight=0.03, perceptual_weight=0.0, semantic_weight=0.0, adversarial_weight=0.0)
-    config.data.update(source="photos", photo_classes=DEMO_CLASSES, height=64, width=64)
-    config.data.update(min_scale=0.25, max_scale=0.6)
-    config.update(batch_size=16, total_steps=10_000)
+    config.data.update(source="photos", photo_classes=DEMO_CLASSES, height=128, width=128)
+    config.data.update(min_scale=0.4, max_scale=1.0, holdout_fraction=0.25)
+    config.update(batch_size=8, total_steps=7_000)
     config.update(log_every=100, eval_every=1000, image_every=1000, checkpoint_every=1000)
     config.optimizer.update(
         name="muon",
@@ -63,25 +61,36 @@ def get_config(variant: str | None = None) -> Config:
         b1=0.9,
         b2=0.99,
         grad_clip_norm=3000.0,
-        ema_decay=0.995,
+        ema_decay=0.998,
     )
     if args["gan"] or args["stage2"]:
         config.objective.update(adversarial_weight=ADVERSARIAL_WEIGHT, adversarial_start=500)
-        config.discriminator.update(kind="patch", channels=32, num_layers=2)
+        config.discriminator.update(kind="patch", channels=32, num_layers=3)
         config.discriminator_optimizer.learning_rate = 4e-4
     if args["stage2"]:
         config.freeze_encoder = True
-        config.objective.adversarial_start = 0
-        config.total_steps = 1500
+        config.objective.update(adversarial_start=0, spectrum_weight=1.0)
+        config.total_steps = 3000
         # Small steps of Adam, as the decoder is already good.
         config.optimizer.update(
             name="adamw", learning_rate=4e-4, b1=0.5, b2=0.9, grad_clip_norm=None, warmup_steps=200.0
         )
     if args["quick"]:
+        config.tokenizer.update(channel_multipliers=(1, 1), resolution=64, embed_dim=96, refine_channels=None)
+        config.data.update(height=64, width=64, min_scale=0.25, max_scale=0.6)
+        config.batch_size = 16
         config.update(total_steps=500, eval_every=250, image_every=250, checkpoint_every=250)
         config.optimizer.warmup_steps = 50.0
     if args["tiny"]:
-        config.tokenizer.update(patch_size=2, channels=8, resolution=16, z_channels=4, embed_dim=8)
+        config.tokenizer.update(
+            patch_size=2,
+            channels=8,
+            channel_multipliers=(1, 1),
+            resolution=16,
+            z_channels=4,
+            embed_dim=8,
+            refine_channels=None,
+        )
         config.data.update(height=16, width=16)
         config.update(batch_size=8, total_steps=20, eval_images=16)
         config.update(log_every=5, eval_every=20, image_every=20, checkpoint_every=10)

@@ -1,4 +1,4 @@
-"""Twelve photographs that scikit-image and scikit-learn install: a data set that needs no download.
+"""Thirteen photographs that scikit-image and scikit-learn install: a data set that needs no download.
 
 Each image is one class. Its right-most part is held out: training crops come from the left part, evaluation crops
 from the right part, so they share no pixels. The images are read with Pillow from the folders of the installed
@@ -50,14 +50,15 @@ PHOTOS: dict[str, Photo] = {
     "tissue": Photo("skimage", "data/ihc.png"),
     # A disc on black, 1411 pixels wide. The inscribed square leaves no black corner, in either part.
     "retina": Photo("skimage", "data/retina.jpg", box=(225, 225, 1185, 1185)),
+    "coins": Photo("skimage", "data/coins.png"),
     "coffee": Photo("skimage", "data/coffee.png"),
     "cat": Photo("skimage", "data/chelsea.png"),
     "rocket": Photo("skimage", "data/rocket.jpg"),
     "pagoda": Photo("sklearn", "datasets/images/china.jpg"),
     "flower": Photo("sklearn", "datasets/images/flower.jpg"),
 }
-# Photographs with a recognizable subject at 64 pixels: the classes of the shipped model.
-DEMO_CLASSES = ("brick", "galaxies", "tissue", "retina", "coffee", "cat", "rocket", "flower")
+# Photographs with a recognizable subject at 128 pixels: the classes of the shipped model.
+DEMO_CLASSES = ("brick", "galaxies", "tissue", "coins", "coffee", "cat", "rocket", "pagoda", "flower")
 
 
 @functools.cache
