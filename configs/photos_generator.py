@@ -45,7 +45,7 @@ def get_config(variant: str | None = None) -> Config:
     # Crops of 8 columns, up to the largest in an image.
     config.data.update(source="photos", photo_classes=DEMO_CLASSES, height=128, width=128)
     config.data.update(min_scale=0.5, max_scale=1.0, holdout_fraction=0.25)
-    config.update(batch_size=32, total_steps=10_000)
+    config.update(batch_size=32, total_steps=7_000)
     config.update(log_every=100, eval_every=1000, image_every=2000, checkpoint_every=1000)
     config.optimizer.update(
         learning_rate=1e-3,

@@ -70,7 +70,7 @@ def get_config(variant: str | None = None) -> Config:
     if args["stage2"]:
         config.freeze_encoder = True
         config.objective.update(adversarial_start=0, spectrum_weight=1.0)
-        config.total_steps = 3000
+        config.total_steps = 2000
         # Small steps of Adam, as the decoder is already good.
         config.optimizer.update(
             name="adamw", learning_rate=4e-4, b1=0.5, b2=0.9, grad_clip_norm=None, warmup_steps=200.0
