@@ -190,9 +190,9 @@ def commands() -> dict[str, str]:
 
 
 def _command_page(command: Any) -> str:
-    from eqjax.cli import runner
+    from eqjax.cli import command_line
 
-    head, *groups = re.split(r"\n\n(?=[A-Z][\w ]*:\n  --)", runner.help_text(command))
+    head, *groups = re.split(r"\n\n(?=[A-Z][\w ]*:\n  --)", command_line.help_text(command))
     usage, _, text = head.partition("\n\n")
     lines = [f"# eqjax {command.name}", "", "```text", usage.removeprefix("usage: "), "```", "", *_text(text)]
     for group in groups:

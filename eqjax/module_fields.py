@@ -3,8 +3,8 @@
 The fields of training runs are in `eqjax.training.fields`, those of the data in `eqjax.data.config`.
 """
 
-from eqjax.arguments import Boolean, Choice, Either, FloatDtype, Integer, Items, Number
 from eqjax.config_fields import Field, Fields
+from eqjax.rules import Boolean, Choice, Either, FloatDtype, Integer, Items, Number
 
 # A tokenizer with more levels would need images of 2**32 rows.
 _MAX_LEVELS = 32

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from eqjax.arguments import Instance, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.convert.checkpoint import BESIDE_WEIGHTS
 from eqjax.convert.rules import (
     PARAMS,
@@ -18,6 +18,7 @@ from eqjax.convert.rules import (
     make_rules,
 )
 from eqjax.generator import Generator
+from eqjax.rules import Instance
 from eqjax.tokenizer import SemanticConfig, Tokenizer
 from eqjax.typing import Params, StateDict
 

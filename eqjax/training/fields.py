@@ -9,9 +9,9 @@ An optional field is None where it is off. A command line sets it with --config.
 """
 
 from eqjax import module_fields
-from eqjax.arguments import Boolean, Choice, Integer, Items, Number, Text
 from eqjax.config_fields import Field, Table, with_defaults
 from eqjax.data.config import FIELDS as DATA
+from eqjax.rules import Boolean, Choice, Integer, Items, Number, Text
 
 _COUNT = Integer(least=1)
 _EVERY = Integer(least=1, optional=True, none_means="off")

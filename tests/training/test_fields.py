@@ -3,9 +3,9 @@
 import pytest
 
 from eqjax import config_fields, config_files
-from eqjax.arguments import Boolean, Choice, Text
 from eqjax.generator.layers import remat_policy
 from eqjax.module_fields import REMAT
+from eqjax.rules import Boolean, Choice, Text
 from eqjax.tokenizer.losses import DISCRIMINATOR_LOSSES
 from eqjax.training.config import TABLES, check_config
 
