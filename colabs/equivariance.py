@@ -27,7 +27,7 @@ if importlib.util.find_spec("eqjax") is None:
     raise ModuleNotFoundError("eqjax is missing: in your copy of its code, pip install '.[analysis,photos]'")
 
 # %% [markdown]
-# The model, and random crops of its eight photographs. The crops are wider than needed, so that they can be shifted.
+# The model, and random crops of its nine photographs. The crops are wider than needed, so that they can be shifted.
 
 # %%
 import numpy as np
@@ -39,7 +39,7 @@ from eqjax.notebook import show
 
 model = eqjax.load_pretrained("photos")
 config = data.default_config()
-config.update(height=64, width=160, min_scale=0.5, num_threads=0)
+config.update(height=128, width=160, min_scale=0.5, num_threads=0)
 config.classes = model.class_names
 with data.make_iterator(config, batch_size=64, seed=0, process_index=0, process_count=1) as batches:
     crops = next(batches)

@@ -47,7 +47,7 @@ if PHOTOGRAPH is None:
     Image.fromarray(load_photo("flower")[40:340, 180:580]).save(PHOTOGRAPH)
 
 # %% [markdown]
-# The shipped model knows eight classes and images of 64 pixels in height. `fit_image` resizes a photograph to that
+# The shipped model knows nine classes and images of 128 pixels in height. `fit_image` resizes a photograph to that
 # height, and cuts it to whole columns.
 
 # %%
@@ -117,7 +117,7 @@ from eqjax import config_files, data
 STEPS = 20
 
 config = config_files.load("photos_generator")
-config.data.update(source="folder", root=str(FOLDER), resize=64, height=64, width=128, num_threads=2)
+config.data.update(source="folder", root=str(FOLDER), resize=128, height=128, width=128, num_threads=2)
 config.update(total_steps=STEPS, batch_size=8, log_every=10, eval_every=STEPS, image_every=STEPS, eval_images=8)
 config.checkpoint_every = STEPS
 config.optimizer.warmup_steps = STEPS / 10
@@ -165,4 +165,4 @@ show(pixels.grid(mine.sample(mine.class_names, num_columns=16, seed=0, **FAST), 
 # %%
 first, second = mine.class_names[:2]
 way = mine.sample([(first, 24), (second, 24)], num_columns=48, transition=8, seed=1, **FAST)[0]
-animate([show(way[:, left : left + 256], scale=1) for left in range(0, way.shape[1] - 256, 16)])
+animate([show(way[:, left : left + 384], scale=1) for left in range(0, way.shape[1] - 384, 16)])

@@ -81,7 +81,7 @@ animate([show(meadow[:, left : left + 256]) for left in range(0, meadow.shape[1]
 # Here the class changes from one column to the next, while the generator still sees columns of the old class.
 
 # %%
-CLASSES = [("flower", 24), ("tissue", 24), ("retina", 16)]
+CLASSES = [("flower", 24), ("tissue", 24), ("brick", 16)]
 page(model.sample(CLASSES, num_columns=64, seed=2, **FAST)[0])
 
 # %% [markdown]

@@ -26,7 +26,7 @@ if importlib.util.find_spec("eqjax") is None:
     raise ModuleNotFoundError("eqjax is missing: in your copy of its code, pip install '.[analysis,photos]'")
 
 # %% [markdown]
-# One object holds the tokenizer, the generator and their weights. The model knows eight classes, one photograph each.
+# One object holds the tokenizer, the generator and their weights. The model knows nine classes, one photograph each.
 
 # %%
 import numpy as np
@@ -40,7 +40,7 @@ model.class_names
 
 # %% [markdown]
 # The generator samples an image column by column. A column is 16 pixels wide. Here are eight columns of every class;
-# `show` enlarges images for the screen, as the model's are 64 pixels high.
+# `show` enlarges images for the screen, as the model's are 128 pixels high.
 
 # %%
 FAST = dict(solver="adams_bashforth", time_grid="cosine", num_flow_steps=16, guidance_schedule="constant")
@@ -71,7 +71,7 @@ int(np.abs(np.int32(again[7]) - np.int32(images[2])).max())  # Gray levels, of 2
 # %%
 def compare(*variants):
     """Shows images of all classes, one column of images per variant of the sampling options."""
-    samples = [model.sample(model.class_names, num_columns=8, seeds=[3] * 8, **options) for options in variants]
+    samples = [model.sample(model.class_names, num_columns=8, seeds=[3] * len(model.class_names), **options) for options in variants]
     ordered = np.stack(samples, axis=1).reshape(-1, *samples[0].shape[1:])
     return show(pixels.grid(ordered, columns=len(variants)))
 

@@ -69,7 +69,7 @@ def get_config(variant: str | None = None) -> Config:
         config.discriminator_optimizer.learning_rate = 4e-4
     if args["stage2"]:
         config.freeze_encoder = True
-        config.objective.update(adversarial_start=0, spectrum_weight=1.0)
+        config.objective.update(adversarial_weight=0.0, spectrum_weight=3.0, seam_weight=0.1)
         config.total_steps = 2000
         # Small steps of Adam, as the decoder is already good.
         config.optimizer.update(

@@ -135,7 +135,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
       >>> from eqjax import loading
       >>> weights = load(loading.resolve_path("photos"))
       >>> weights.modules["generator"].num_classes
-      8
+      9
     """
     path = os.fspath(path)
     if not os.path.isfile(path):

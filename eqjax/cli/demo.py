@@ -1,4 +1,4 @@
-r"""Samples with the shipped weights: a panorama per class, and a grid of images with different seeds.
+r"""Samples with the shipped weights: a panorama per class, a grid of images, and a pan through all classes.
 
     eqjax demo
     eqjax demo --weights=runs/photos_generator --output=outputs/mine --num_flow_steps=100
@@ -8,15 +8,20 @@ The defaults of its sampling flags are chosen for speed; other commands have the
 
 import os
 import time
+from typing import Any
 
 from absl import flags, logging
 import numpy as np
 
 import eqjax
+from eqjax.captions import caption
 from eqjax.cli.command_line import flag_group
 from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 from eqjax.cli.sampling_progress import sampling_progress
+
+# Width of the panoramas in the overview in pixels, and of a class in the pan in heights of the image.
+_BEGINNING, _PAN_HEIGHTS = 1024, 3
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -47,33 +52,72 @@ def run(args: flags.FlagValues) -> None:
     for part in ("tokenizer", "generator"):
         if getattr(model, part) is None:
             raise ValueError(f"--weights={','.join(args.weights)} holds no {part}; add a file or workdir that does.")
-    tokenizer, generator = model.require("tokenizer"), model.require("generator")
-    names = model.class_names or tuple(map(str, range(generator.num_classes)))
-    width, labels = tokenizer.column_width, np.arange(len(names))
-
-    num_columns = -(-args.width // width)
-    with sampling_progress(num_columns, "columns of the panoramas") as report:
-        panoramas = np.asarray(
-            model.sample(labels, num_columns=num_columns, seed=args.seed, progress=report, **options)
-        )
-    for name, panorama in zip(names, panoramas, strict=True):
-        eqjax.save_image(os.path.join(args.output, f"panorama_{name}.png"), panorama)
-    beginnings = eqjax.pixels.grid(panoramas[:, :, : 1024 // width * width], columns=1)
-    eqjax.save_image(os.path.join(args.output, "panoramas.png"), beginnings)
-
-    num_columns = 2 * tokenizer.resolution // width
-    labels = np.repeat(labels, args.num_seeds)
-    with sampling_progress(num_columns, "columns of the grid") as report:
-        images = model.sample(labels, num_columns=num_columns, seed=args.seed + 1, progress=report, **options)
-    eqjax.save_image(os.path.join(args.output, "grid.png"), eqjax.pixels.grid(images, columns=args.num_seeds))
+    names = list(model.class_names or map(str, range(model.require("generator").num_classes)))
+    width = _write_panoramas(model, names, args, options)
+    _write_grid(model, names, args, options)
+    animation = _write_pan(model, names, args, options)
     logging.info(
-        "%d panoramas of %d × %d pixels and a grid of %d images (%s): %s, in %.0f s on %s.",
+        "%d panoramas %d pixels wide, a grid of %d images of each class (%s) and a pan through all (%s): %s, in %.0f s "
+        "on %s.",
         len(names),
-        panoramas.shape[2],
-        panoramas.shape[1],
-        len(images),
+        width,
+        args.num_seeds,
         ", ".join(names),
+        os.path.basename(animation),
         os.path.abspath(args.output),
         time.monotonic() - start,
         jax.devices()[0].platform,
     )
+
+
+def _write_panoramas(model: "eqjax.Model", names: list[str], args: flags.FlagValues, options: dict[str, Any]) -> int:
+    """Writes a panorama per class, and the beginnings of all with their names; returns their width in pixels."""
+    width = model.require("tokenizer").column_width
+    num_columns = -(-args.width // width)
+    with sampling_progress(num_columns, "columns of the panoramas") as report:
+        panoramas = np.asarray(
+            model.sample(np.arange(len(names)), num_columns=num_columns, seed=args.seed, progress=report, **options)
+        )
+    for name, panorama in zip(names, panoramas, strict=True):
+        eqjax.save_image(os.path.join(args.output, f"panorama_{name}.png"), panorama)
+    beginnings = [
+        caption(panorama[:, : _BEGINNING // width * width], name)
+        for name, panorama in zip(names, panoramas, strict=True)
+    ]
+    eqjax.save_image(os.path.join(args.output, "panoramas.png"), eqjax.pixels.grid(np.stack(beginnings), columns=1))
+    return panoramas.shape[2]
+
+
+def _write_grid(model: "eqjax.Model", names: list[str], args: flags.FlagValues, options: dict[str, Any]) -> None:
+    """Writes a grid: a row per class, its name in the first image, and a column per seed."""
+    tokenizer = model.require("tokenizer")
+    num_columns = max(1, tokenizer.resolution // tokenizer.column_width)
+    labels = np.repeat(np.arange(len(names)), args.num_seeds)
+    with sampling_progress(num_columns, "columns of the grid") as report:
+        images = model.sample(labels, num_columns=num_columns, seed=args.seed + 1, progress=report, **options)
+    captioned = [
+        image if i % args.num_seeds else caption(image, names[i // args.num_seeds])
+        for i, image in enumerate(np.asarray(images))
+    ]
+    grid = eqjax.pixels.grid(np.stack(captioned), columns=args.num_seeds)
+    eqjax.save_image(os.path.join(args.output, "grid.png"), grid)
+
+
+def _write_pan(model: "eqjax.Model", names: list[str], args: flags.FlagValues, options: dict[str, Any]) -> str:
+    """Writes an animation that pans through one image of all classes; returns its path."""
+    tokenizer = model.require("tokenizer")
+    height, width = tokenizer.resolution, tokenizer.column_width
+    columns = max(2, _PAN_HEIGHTS * height // width)
+    schedule = [(label, columns) for label in range(len(names))]
+    num_columns = columns * len(names)
+    path = os.path.join(args.output, "pan.webp")
+    panorama = eqjax.panorama(
+        model, schedule, seed=args.seed, num_columns=num_columns, transition=columns // 3, **options
+    )
+    strips = []
+    with sampling_progress(num_columns, "columns of the pan") as report:
+        for strip in panorama:
+            strips.append(strip)
+            report(strip.shape[1] // width)
+    eqjax.save_animation(path, strips, frame_width=min(4 * height, num_columns * width), pixels_per_frame=height // 32)
+    return path

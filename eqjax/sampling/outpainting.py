@@ -113,7 +113,7 @@ def outpaint(
       >>> model = eqjax.load_pretrained("photos")
       >>> image = model.sample("flower", num_columns=8, num_flow_steps=2)[0]
       >>> outpaint(model, image, "flower", right=4, num_flow_steps=2).shape
-      (64, 192, 3)
+      (128, 192, 3)
     """
     Instance(Model, "a model, as eqjax.load_pretrained returns it").check("model", model)
     tokenizer, generator = model.require("tokenizer"), model.require("generator")

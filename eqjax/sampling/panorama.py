@@ -142,7 +142,7 @@ def panorama(
       >>> model = eqjax.load_pretrained("photos")
       >>> strips = eqjax.panorama(model, [("flower", 12), ("rocket", None)], transition=4, num_flow_steps=2)
       >>> next(strips).shape
-      (64, 256, 3)
+      (128, 256, 3)
     """
     Instance(Model, "a model, as eqjax.load_pretrained returns it").check("model", model)
     if state is not None:

@@ -108,6 +108,11 @@ OBJECTIVE: Table = {
         _WEIGHT,
         "Weight of the distance of local amplitudes beside L1; not published, keeps detail without LPIPS.",
     ),
+    "seam_weight": Field(
+        0.0,
+        _WEIGHT,
+        "Weight of the distance of roughness by place in a column beside L1; not published, against seams.",
+    ),
     "perceptual_weight": Field(1.0, _WEIGHT, "Weight of LPIPS; 0 needs no VGG weights."),
     "semantic_weight": Field(5.0, _WEIGHT, "Weight of the distance to DINOv2 features; 0 needs no DINOv2 weights."),
     "semantic_start": Field(20001, Integer(least=0), "Steps done before the semantic term is on."),
