@@ -98,6 +98,8 @@ def train_tokenizer(options: ComparisonOptions, output: str, style: str, seed: i
     config.tokenizer.update(
         patch_size=4,
         channels=options.tokenizer_channels,
+        channel_multipliers=(1, 1),
+        refine_channels=None,
         resolution=options.height,
         z_channels=16,
         embed_dim=32,
@@ -105,6 +107,8 @@ def train_tokenizer(options: ComparisonOptions, output: str, style: str, seed: i
         attention_resolutions=(options.height // _COLUMN_WIDTH,),
     )
     config.data.update(height=options.height, width=_COLUMN_WIDTH * options.num_columns, num_threads=0)
+    config.data.update(min_scale=0.25, max_scale=0.6)
+    config.batch_size = 16
     config.seed, config.total_steps = seed, options.tokenizer_steps
     config.eval_every = config.image_every = None
     config.checkpoint_every = options.tokenizer_steps
