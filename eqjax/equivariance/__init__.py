@@ -10,43 +10,111 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eqjax.equivariance.actions import Action, Warp, act_columns, act_image, compose, inverse, make_action
+    from eqjax.equivariance.canonicalize import CanonicalCodec, Canonicalizer, Chain, Code, FlipCanonicalizer
+    from eqjax.equivariance.flip_layers import (
+        FlipAutoencoder,
+        FlipConv,
+        FlipConvTranspose,
+        FlipDense,
+        flip_activation,
+        flip_channels,
+    )
     from eqjax.equivariance.geometry import Codec, ColumnGeometry
     from eqjax.equivariance.groups import Group, flips, product, scales, shifts, warps
+    from eqjax.equivariance.index_shift import context_shift_errors, sample_shift_errors
+    from eqjax.equivariance.learned import (
+        LearnedCanonicalizer,
+        ScoreNetwork,
+        prior_loss,
+        shift_flip_group,
+        straight_through,
+    )
+    from eqjax.equivariance.polyphase import PolyphaseAnchor, anchor_consistency
+    from eqjax.equivariance.symmetrize import orbit_distance_loss, soft_shift, symmetrize
+    from eqjax.equivariance.warp_fixed_point import WarpCanonicalizer
 
 # Imported at first use: the tokenizer's layers import modules from here, and some of these import the tokenizer.
 _MODULES = {
     "Action": "actions",
+    "CanonicalCodec": "canonicalize",
+    "Canonicalizer": "canonicalize",
+    "Chain": "canonicalize",
+    "Code": "canonicalize",
     "Codec": "geometry",
     "ColumnGeometry": "geometry",
+    "FlipAutoencoder": "flip_layers",
+    "FlipCanonicalizer": "canonicalize",
+    "FlipConv": "flip_layers",
+    "FlipConvTranspose": "flip_layers",
+    "FlipDense": "flip_layers",
     "Group": "groups",
+    "LearnedCanonicalizer": "learned",
+    "PolyphaseAnchor": "polyphase",
+    "ScoreNetwork": "learned",
     "Warp": "actions",
+    "WarpCanonicalizer": "warp_fixed_point",
     "act_columns": "actions",
     "act_image": "actions",
+    "anchor_consistency": "polyphase",
     "compose": "actions",
+    "context_shift_errors": "index_shift",
+    "flip_activation": "flip_layers",
+    "flip_channels": "flip_layers",
     "flips": "groups",
     "inverse": "actions",
     "make_action": "actions",
+    "orbit_distance_loss": "symmetrize",
+    "prior_loss": "learned",
     "product": "groups",
+    "sample_shift_errors": "index_shift",
     "scales": "groups",
+    "shift_flip_group": "learned",
     "shifts": "groups",
+    "soft_shift": "symmetrize",
+    "straight_through": "learned",
+    "symmetrize": "symmetrize",
     "warps": "groups",
 }
 
 __all__ = [
     "Action",
+    "CanonicalCodec",
+    "Canonicalizer",
+    "Chain",
+    "Code",
     "Codec",
     "ColumnGeometry",
+    "FlipAutoencoder",
+    "FlipCanonicalizer",
+    "FlipConv",
+    "FlipConvTranspose",
+    "FlipDense",
     "Group",
+    "LearnedCanonicalizer",
+    "PolyphaseAnchor",
+    "ScoreNetwork",
     "Warp",
+    "WarpCanonicalizer",
     "act_columns",
     "act_image",
+    "anchor_consistency",
     "compose",
+    "context_shift_errors",
+    "flip_activation",
+    "flip_channels",
     "flips",
     "inverse",
     "make_action",
+    "orbit_distance_loss",
+    "prior_loss",
     "product",
+    "sample_shift_errors",
     "scales",
+    "shift_flip_group",
     "shifts",
+    "soft_shift",
+    "straight_through",
+    "symmetrize",
     "warps",
 ]
 

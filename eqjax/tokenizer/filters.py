@@ -209,8 +209,9 @@ def _spectral(
     angle = jnp.pi * distance / width
     whole = jnp.abs(jnp.sin(angle)) < 1e-6
     rows = jnp.where(whole, count, jnp.sin(count * angle) / jnp.where(whole, 1.0, jnp.sin(angle))) / width
-    rows = jnp.where((jnp.arange(size) < width)[None, :], rows, 0.0)
-    x32 = jnp.where((jnp.arange(size) < width)[:, None], x32, 0.0)
+    inside = jnp.arange(size) < width
+    rows = jnp.where(inside[None, :], rows, 0.0)
+    x32 = jnp.where(jax.lax.broadcast_to_rank(inside[:, None], x.ndim), x32, 0.0)
     return jnp.einsum("nw,...wc->...nc", rows, x32, precision="highest").astype(x.dtype)
 
 
