@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         straight_through,
     )
     from eqjax.equivariance.polyphase import PolyphaseAnchor, anchor_consistency
-    from eqjax.equivariance.symmetrize import orbit_distance_loss, soft_shift, symmetrize
+    from eqjax.equivariance.symmetrization import orbit_distance_loss, soft_shift, symmetrize
     from eqjax.equivariance.warp_fixed_point import WarpCanonicalizer
 
 # Imported at first use: the tokenizer's layers import modules from here, and some of these import the tokenizer.
@@ -63,16 +63,16 @@ _MODULES = {
     "flips": "groups",
     "inverse": "actions",
     "make_action": "actions",
-    "orbit_distance_loss": "symmetrize",
+    "orbit_distance_loss": "symmetrization",
     "prior_loss": "learned",
     "product": "groups",
     "sample_shift_errors": "index_shift",
     "scales": "groups",
     "shift_flip_group": "learned",
     "shifts": "groups",
-    "soft_shift": "symmetrize",
+    "soft_shift": "symmetrization",
     "straight_through": "learned",
-    "symmetrize": "symmetrize",
+    "symmetrize": "symmetrization",
     "warps": "groups",
 }
 

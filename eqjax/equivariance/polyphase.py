@@ -21,7 +21,7 @@ import numpy as np
 
 from eqjax.equivariance.actions import Action
 from eqjax.equivariance.canonicalize import check_images, make_elements
-from eqjax.equivariance.geometry import ColumnGeometry
+from eqjax.equivariance.geometry import BOUNDARIES, ColumnGeometry
 from eqjax.rules import Boolean, Choice, Integer
 from eqjax.typing import AnyArray
 
@@ -39,6 +39,8 @@ class PolyphaseAnchor:
       stride: pixels per column, s.
       energy: what makes a phase strong: "l2", its squared values, as published; or "gradient", the squared horizontal
         differences at it.
+      boundary: "circular": the last pixel's difference is the one to the first; "crop": it has none, as both ends of a
+        crop have nothing to do with each other. Shifts of images that wrap around are then no longer exact.
       positions: also moves the strongest column of the phase to the left end. The canonical image is then the same for
         all shifts, so that any encoder whatsoever is exact, also one that does not commute with whole columns; the
         latents are moved back by whole columns.
@@ -57,12 +59,14 @@ class PolyphaseAnchor:
 
     stride: Any = 16
     energy: Any = "l2"
+    boundary: Any = "circular"
     positions: Any = False
 
     def __post_init__(self) -> None:
         checked = {
             "stride": Integer(least=1).check("stride", self.stride),
             "energy": Choice(ENERGIES).check("energy", self.energy),
+            "boundary": Choice(BOUNDARIES).check("boundary", self.boundary),
             "positions": Boolean().check("positions", self.positions),
         }
         for name, value in checked.items():
@@ -85,6 +89,7 @@ class PolyphaseAnchor:
     def _anchor(self, image: Float[jax.Array, "H W 3"]) -> Int[jax.Array, ""]:
         if self.energy == "gradient":
             image = jnp.roll(image, -1, axis=1) - image
+            image = image if self.boundary == "circular" else image.at[:, -1].set(0.0)
         energy = jnp.square(image).sum((0, 2)).reshape(-1, self.stride)  # [N, s]
         phase = jnp.argmax(energy.sum(0))
         if not self.positions:

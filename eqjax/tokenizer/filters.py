@@ -203,13 +203,12 @@ def _spectral(
         out = jnp.fft.irfft(spectrum, n=length, axis=-2) * (length / size)
         return out.astype(x.dtype)
     # The length of the image is data here, and that of a transform is not: the same as a matrix, Dirichlet's kernel.
-    width = jnp.asarray(width, jnp.float32)
+    inside, width = jnp.arange(size) < width, jnp.asarray(width, jnp.float32)
     distance = jnp.asarray(positions, jnp.float32)[:, None] - jnp.arange(size, dtype=jnp.float32)[None, :]
     count = 2 * jnp.floor((width - 1) / fraction) + 1
     angle = jnp.pi * distance / width
     whole = jnp.abs(jnp.sin(angle)) < 1e-6
     rows = jnp.where(whole, count, jnp.sin(count * angle) / jnp.where(whole, 1.0, jnp.sin(angle))) / width
-    inside = jnp.arange(size) < width
     rows = jnp.where(inside[None, :], rows, 0.0)
     x32 = jnp.where(jax.lax.broadcast_to_rank(inside[:, None], x.ndim), x32, 0.0)
     return jnp.einsum("nw,...wc->...nc", rows, x32, precision="highest").astype(x.dtype)

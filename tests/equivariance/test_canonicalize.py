@@ -129,11 +129,14 @@ def test_canonicalizers_work_one_image_at_a_time(images):
 def test_crops_keep_their_anchor_more_often_than_by_chance():
     names = ("astronaut", "chelsea", "coffee", "rocket")
     images = np.stack([getattr(skimage.data, name)()[100:132, :200] for name in names]) / 127.5 - 1
-    consistency = anchor_consistency(PolyphaseAnchor(STRIDE, "gradient"), images.astype(np.float32), 160, [0, 8, 1])
+    images = images.astype(np.float32)
+    consistency = anchor_consistency(PolyphaseAnchor(STRIDE, "gradient", "crop"), images, 160, [0, 8, 1])
     assert consistency[0] == 1.0
     assert consistency[1] > 1 / STRIDE
+    circular = anchor_consistency(PolyphaseAnchor(STRIDE, "gradient"), images, 160, [1])
+    assert circular[1] < consistency[1]  # The jump from the last pixel to the first decides.
     with pytest.raises(ValueError, match="crops 160 pixels wide need images of 260 pixels"):
-        anchor_consistency(PolyphaseAnchor(STRIDE), images.astype(np.float32), 160, [100])
+        anchor_consistency(PolyphaseAnchor(STRIDE), images, 160, [100])
 
 
 def test_wrong_input_is_named():
@@ -148,7 +151,7 @@ def test_wrong_input_is_named():
     other = Codec(codec.encoder, codec.decoder, ColumnGeometry(16))
     with pytest.raises(ValueError, match=r"columns of stride=16 .*An encoder of 8 columns has stride=8"):
         CanonicalCodec(other, PolyphaseAnchor(16)).encode(jnp.zeros((1, 4, WIDTH, 3)))
-    with pytest.raises(ValueError, match="energy='l3' is not one of"):
+    with pytest.raises(ValueError, match="energy='l3' must be one of"):
         PolyphaseAnchor(8, "l3")
     with pytest.raises(TypeError, match="canonicalizer=3 .*method element"):
         CanonicalCodec(codec, 3)

@@ -1,5 +1,7 @@
 """Flip-equivariant layers: exact, with half of the parameters; the autoencoder that is made of them learns."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,7 @@ def test_layers_commute_with_flips_at_half_the_parameters(name):
     params = layer.init(jax.random.key(1), x)
     # Exactly half, with the bias: of six channels three are odd and have none.
     assert 2 * size(params) == size(jax.eval_shape(plain.init, jax.random.key(1), x))
-    out = layer.apply(params, x)
+    out: Any = layer.apply(params, x)
     assert out.shape == plain.apply(plain.init(jax.random.key(1), x), x).shape
     np.testing.assert_allclose(layer.apply(params, flip_channels(x)), flip_channels(out), atol=1e-5)
     assert jnp.abs(out[..., 3:]).max() > 0.1 and jnp.abs(out - flip_channels(out)).max() > 0.1
@@ -54,7 +56,7 @@ def test_silu_without_the_transform_would_not_commute():
 def test_an_autoencoder_is_equivariant_and_learns():
     model = FlipAutoencoder(channels=8, levels=2, height=8, latent_dim=8)
     start = jax.jit(model.init_params)(jax.random.key(0))
-    images = jnp.sin(jnp.arange(4)[:, None, None, None] + 0.4 * jnp.arange(32.0)[None, None, :, None])
+    images = jnp.sin(jnp.arange(4.0)[:, None, None, None] + 0.4 * jnp.arange(32.0)[None, None, :, None])
     images = images * jnp.ones((1, 8, 1, 3))
     optimizer = optax.adam(1e-2)
 
@@ -64,19 +66,23 @@ def test_an_autoencoder_is_equivariant_and_learns():
             params, state = carry
             loss = lambda p: jnp.mean(jnp.square(model.apply({"params": p}, images) - images))  # noqa: E731
             value, gradient = jax.value_and_grad(loss)(params)
-            updates, state = optimizer.update(gradient, state)
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, updates), state), value
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=60)
 
     (params, _), losses = train(start)
     assert losses[-1] < 0.3 * losses[0]
-    variables = {"params": params}
-    latents = model.apply(variables, images, method="encode")
-    flipped = model.apply(variables, images[:, :, ::-1], method="encode")
+
+    def run(x: Any, method: str) -> Any:
+        return model.apply({"params": params}, x, method=method)
+
+    latents = run(images, "encode")
+    flipped = run(images[:, :, ::-1], "encode")
     assert jnp.linalg.norm(flipped - flip_channels(latents)) < 1e-5 * jnp.linalg.norm(latents)
-    decoded = model.apply(variables, latents, method="decode")
-    other = model.apply(variables, flip_channels(latents), method="decode")
+    decoded = run(latents, "decode")
+    other = run(flip_channels(latents), "decode")
     assert jnp.linalg.norm(other - decoded[:, :, ::-1]) < 1e-5 * jnp.linalg.norm(decoded)
 
 

@@ -40,7 +40,7 @@ def test_scores_train_through_the_choice(images, network):
     apply, start = network
     group = shift_flip_group(WIDTH, 4)
     weight = jnp.linspace(1.0, -1.0, WIDTH)
-    images = images + 2.0 * (jnp.arange(WIDTH) < 4)[None, None, :, None]
+    images = images + 2.0 * jnp.asarray(np.arange(WIDTH) < 4, jnp.float32)[None, None, :, None]
     images = jnp.stack([jnp.roll(x, 4 * k, axis=1) for k, x in enumerate(images)])
 
     def task(params):
@@ -54,7 +54,8 @@ def test_scores_train_through_the_choice(images, network):
         def step(carry, _):
             params, state = carry
             loss, gradient = jax.value_and_grad(task)(params)
-            updates, state = optimizer.update(gradient, state)
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, updates), state), loss
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=60)

@@ -1,5 +1,7 @@
 """Decoding in windows of a fixed size equals decoding whole images of any width."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -44,8 +46,10 @@ def latents_of(columns, batch_size=2):
     return np.asarray(jax.random.normal(jax.random.key(columns), (batch_size, columns, 4)))
 
 
-@pytest.mark.parametrize("columns", [1, 2, 13])
-@pytest.mark.parametrize("kind", ["local", "published", "filtered", "ideal"])
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [*itertools.product(["local", "published"], [1, 2, 13]), ("filtered", 13), ("ideal", 13)],
+)
 def test_an_image_in_a_wider_window_is_the_image_alone(kind, columns, request):
     tokenizer, params = request.getfixturevalue(kind)
     latents = latents_of(columns)

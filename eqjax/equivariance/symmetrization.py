@@ -80,11 +80,11 @@ def _mean(
         result = jnp.asarray(function(act(geometry, element, x)[0]))
         # What enters from outside while moving there is unknown after moving back.
         _, entered = act_back(geometry, element, result)
-        weight = jnp.broadcast_to(jnp.asarray(entered, result.dtype)[:, None], result.shape[-2:])
+        weight = jax.lax.broadcast_to_rank(jnp.asarray(entered, result.dtype)[:, None], result.ndim)
         back = inverse(element)
         moved, inside = act_back(geometry, back, result)
-        weight, _ = act_back(geometry, back, weight[None, None] if result.ndim == 4 else weight[None])
-        known = inside[:, None] & (weight.reshape(-1, *weight.shape[-2:])[0] > 1 - 1e-3)
+        weight, _ = act_back(geometry, back, weight)
+        known = jax.lax.broadcast_to_rank(inside[:, None], result.ndim) & (weight > 1 - 1e-3)
         return jnp.where(known, moved, 0), jnp.asarray(known, result.dtype)
 
     def add(total: tuple[jax.Array, jax.Array], element: Action) -> tuple[tuple[jax.Array, jax.Array], None]:

@@ -94,7 +94,8 @@ def test_minimizing_the_distance_gives_a_canonicalizer():
         def step(carry, _):
             params, state = carry
             loss, gradient = jax.value_and_grad(lambda p: orbit_distance_loss(kernels(p, columns)))(params)
-            updates, state = optimizer.update(gradient, state)
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, updates), state), loss
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=500)
