@@ -17,11 +17,12 @@ import safetensors
 import safetensors.numpy
 
 from eqjax import checksums, config_fields, module_fields
-from eqjax.arguments import Items, Number, Rule, Text, check_names, shorten, show
 from eqjax.config_fields import Table
 from eqjax.differences import check_equal
 from eqjax.generator import Generator
 from eqjax.io import atomic_write, parse_json
+from eqjax.messages import check_names, shorten, show
+from eqjax.rules import Items, Number, Rule, Text
 from eqjax.tokenizer import SemanticConfig, Tokenizer
 from eqjax.typing import Params, Tree
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from eqjax import loading, pixels, pretrained, published
 from eqjax.addresses import local_path
-from eqjax.arguments import Boolean, Either, Instance, PathName, Text, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.evaluation import results
 from eqjax.evaluation.protocol import weights_id
 from eqjax.hub.address import WEIGHTS_FILE, check_repo
@@ -24,6 +24,7 @@ from eqjax.hub.download import HubError, explain
 from eqjax.image_output import save_image
 from eqjax.io import write_json
 from eqjax.model import COMPUTE_DTYPES, Model
+from eqjax.rules import Boolean, Either, Instance, PathName, Text
 
 # Classes of the samples on a card, and the width of each in images.
 _NUM_CLASSES, _NUM_WIDTHS = 8, 4

@@ -13,11 +13,12 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from eqjax import npz
-from eqjax.arguments import Instance, Integer, shorten
 from eqjax.differences import check_equal
 from eqjax.generator import KVCache
 from eqjax.io import atomic_write
+from eqjax.messages import shorten
 from eqjax.model import Model
+from eqjax.rules import Instance, Integer
 from eqjax.sampling import chunks, memory, panorama_state, strips
 from eqjax.sampling.checks import as_seeds, check_labels, check_prefix
 from eqjax.sampling.class_schedule import parse_classes

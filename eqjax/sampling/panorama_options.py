@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
-from eqjax.arguments import Integer, Items
+from eqjax.rules import Integer, Items
 from eqjax.sampling.checks import NUM_COLUMNS, SEED, SEEDS
 from eqjax.sampling.class_schedule import TRANSITION, ClassSchedule
 from eqjax.sampling.options import SamplingOptions

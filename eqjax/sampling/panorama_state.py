@@ -11,8 +11,8 @@ from jaxtyping import Shaped
 import numpy as np
 
 from eqjax import npz
-from eqjax.arguments import shorten
 from eqjax.fingerprint import fingerprint
+from eqjax.messages import shorten
 from eqjax.model import Model
 from eqjax.pretrained import module_to_dict
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from eqjax.arguments import Number
 from eqjax.model import Model
+from eqjax.rules import Number
 from eqjax.sampling import strips
 from eqjax.sampling.checks import check_labels
 from eqjax.sampling.class_schedule import Blend

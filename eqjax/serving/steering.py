@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from eqjax.arguments import Integer, Number
+from eqjax.rules import Integer, Number
 
 _RULES = {
     "first_class": Integer(least=0),
