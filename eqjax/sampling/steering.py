@@ -103,12 +103,12 @@ class PanoramaSteering:
         """Returns the sampler of the chosen classes, made by the programs that made the one for `inputs`.
 
         Args:
-          inputs: the inputs with which the panorama was begun; classes apart, all of them apply.
+          inputs: the inputs with which the panorama was begun; all but the classes apply. There are classes to steer to.
         """
-        labels = self.labels or ()
+        assert self.labels is not None
         made = [
             strips.begin(dataclasses.replace(inputs, labels=np.full(inputs.labels.shape, label, np.int32)))
-            for label in (labels[0], labels[-1])
+            for label in (self.labels[0], self.labels[-1])
         ]
 
         def join(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -117,7 +117,8 @@ class PanoramaSteering:
             table[1] = np.asarray(second)[1]
             return jax.numpy.asarray(table)
 
-        return made[0].replace(conditions=jax.tree.map(join, made[0].conditions, made[1].conditions))
+        conditions = jax.tree.map(join, made[0].conditions, made[1].conditions)
+        return dataclasses.replace(made[0], conditions=conditions)
 
     def blend(self, size: int) -> Blend:
         """Returns the `Blend` of `size` columns."""

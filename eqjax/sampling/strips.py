@@ -7,10 +7,13 @@ steering applies from the next column on.
 Letters: B batch, C columns that a strip has room for, P prefix columns, D latent size.
 """
 
+import dataclasses
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 import numpy as np
 
 from eqjax.generator import Generator, KVCache
@@ -25,12 +28,12 @@ class StripState:
     """The state between two columns of a panorama.
 
     Attributes:
-      column: index of the next column, int32.
+      column: index of the next column, an int32 scalar.
       latent: latents of the column before it, to which the transformer is not yet applied; zeros before column 0.
       cache: KV cache of the columns before that one.
     """
 
-    column: Int[AnyArray, ""] | np.int32
+    column: Any
     latent: Float[AnyArray, "B D"]
     cache: KVCache
 
@@ -47,7 +50,7 @@ def begin(inputs: SamplerInputs) -> Sampler:
     made = sampler.make_sampler(inputs)
     if inputs.labels.shape[1] > 1:
         return made
-    return made.replace(conditions=jax.tree.map(lambda a: jnp.concatenate([a, a]), made.conditions))
+    return dataclasses.replace(made, conditions=jax.tree.map(lambda a: jnp.concatenate([a, a]), made.conditions))
 
 
 def first_state(generator: Generator, batch_size: int, is_guided: bool, num_columns: int) -> StripState:
@@ -75,8 +78,7 @@ def prefill(
       schedule: classes along the columns.
     """
     rows, generator = state.cache.keys.shape[1], made.generator
-    unused = np.zeros((rows, generator.width), generator.dtype)
-    fed = sampler.SamplerState(np.int32(0), unused, state.cache)
+    fed = sampler.SamplerState(jnp.int32(0), jnp.zeros((rows, generator.width), generator.dtype), state.cache)
     # The last column is fed when the next one is sampled.
     fed = chunks.prefill_columns(made, fed, prefix[:, :-1], schedule)
     return StripState(np.int32(prefix.shape[1]), prefix[:, -1], fed.cache)
@@ -89,7 +91,7 @@ def sample_strip(
     keys: Shaped[AnyArray, "B"],
     scales: Float[AnyArray, "C"],
     classes: Blend,
-    count: Int[AnyArray, ""] | np.int32,
+    count: Any,
 ) -> tuple[StripState, Float[jax.Array, "B C D"]]:
     """Samples the columns of one strip.
 
@@ -99,12 +101,13 @@ def sample_strip(
       keys: a random key per row.
       scales: guidance scale of each column; those beyond `count` are not used.
       classes: classes of each column, [C].
-      count: number of columns, 0 … C.
+      count: number of columns, an int32 scalar, 0 … C.
 
     Returns:
       The state after the columns, and their latents; those beyond `count` are 0.
     """
     state, scales, classes = jax.tree.map(jnp.asarray, (state, scales, classes))
+    batch_size = state.latent.shape[0]
 
     def step(i: jax.Array, carry: tuple[StripState, jax.Array]) -> tuple[StripState, jax.Array]:
         state, latents = carry
@@ -112,11 +115,11 @@ def sample_strip(
         first = sampler.blend_conditions(made.conditions, blend).first
         # Zeros take the place of the column before column 0, which overwrites them in the cache.
         before = sampler.SamplerState(jnp.maximum(state.column - 1, 0), first, state.cache)
-        fed = sampler.decode_step(made, before, state.latent, blend)
+        fed = sampler.decode_step(made, before, jnp.asarray(state.latent), blend)
         context = jnp.where(state.column == 0, first, fed.context)
-        noise = sampler.column_noise(keys, state.column, state.latent.shape)
+        noise = sampler.column_noise(jnp.asarray(keys), state.column, (batch_size, made.generator.latent_dim))
         latent = sampler.sample_column(made, context, jnp.asarray(made.temperature * noise), scales[i])
         return StripState(state.column + 1, latent, fed.cache), latents.at[:, i].set(latent)
 
-    latents = jnp.zeros((state.latent.shape[0], scales.shape[0], made.generator.latent_dim))
+    latents = jnp.zeros((batch_size, scales.shape[0], made.generator.latent_dim))
     return jax.lax.fori_loop(0, count, step, (state, latents))

@@ -1,21 +1,27 @@
 """Draws strips for all slots: which columns a strip needs, and when its windows can be decoded."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import time
+from typing import Any
 
 from jaxtyping import Float, UInt8
 import numpy as np
 
 from eqjax import pixels
 from eqjax.model import Model
+from eqjax.rules import Array
 from eqjax.sampling.options import SamplingOptions
+from eqjax.sampling.outpainting import fit_image
 from eqjax.sampling.streaming import StreamDecoder
-from eqjax.serving.programs import Programs, Row
+from eqjax.serving.programs import MAX_PHOTO_COLUMNS, Programs, Row
 from eqjax.serving.sessions import Drawing, Request, Session, Side
 from eqjax.serving.steering import Steering
 
 # Seconds of drawing in which the speed is measured, at least.
 _MEASURED_SECONDS = 0.5
+# The narrowest photograph: its first and its last column fade into the two sides.
+_LEAST_PHOTO_COLUMNS = 3
 
 
 class Artist:
@@ -85,6 +91,32 @@ class Artist:
                 drawing.decoder.skip(known)
         return Side(self._programs.key(seed), drawing)
 
+    def with_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns the context in which the thread that draws computes in the model's precision."""
+        return self._model.with_precision()
+
+    def fit(self, photo: Any) -> UInt8[np.ndarray, "H w 3"]:
+        """Returns a photograph of the model's height and of whole columns.
+
+        Args:
+          photo: an image [H, W, 3], uint8.
+
+        Raises:
+          ValueError: it is narrower or wider than what is drawn, or has another shape.
+          TypeError: it is no array of pixels.
+        """
+        photo, columns = np.asarray(Array(("height", "width", 3), "uint8").check("photo", photo)), 0
+        width = self._tokenizer.column_width
+        if photo.size:
+            photo = fit_image(photo, self._tokenizer)
+            columns = photo.shape[1] // width
+        if not _LEAST_PHOTO_COLUMNS <= columns <= MAX_PHOTO_COLUMNS:
+            raise ValueError(
+                f"the photo is {columns * width} pixels wide at a height of {self._tokenizer.resolution}; expected "
+                f"{_LEAST_PHOTO_COLUMNS * width} … {MAX_PHOTO_COLUMNS * width}: cut out a part of another shape."
+            )
+        return photo
+
     def encode(self, photo: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "2 P D"]:
         """Returns the scaled latents of a photograph of the model's height, and of it in the mirror."""
         return self._programs.encode(np.asarray(pixels.from_uint8(photo)))
@@ -120,6 +152,14 @@ class Artist:
             for (drawing, window), image in zip(windows, decoded, strict=True):
                 drawing.add(window, image)
         return [request for request, drawing in drawings if drawing.width() >= self._width]
+
+    def strip(self, request: Request) -> UInt8[np.ndarray, "H w 3"]:
+        """Returns the strip of a request that `step` has returned; nobody can write to it."""
+        assert request.drawing is not None
+        strip = request.drawing.take(self._width)
+        strip = np.ascontiguousarray(strip[:, ::-1] if request.side.is_mirrored else strip)
+        strip.setflags(write=False)  # All who ask get this array.
+        return strip
 
     def _begin(self, request: Request) -> Drawing:
         """Returns a copy of a side's drawing, in which the sampler has seen the photograph."""
@@ -158,6 +198,5 @@ class Artist:
         while waiting:
             batch = waiting[: self.num_slots]
             for request in self.step(batch):
-                assert request.drawing is not None
-                request.side.keep(request.drawing, self._width)
+                request.side.keep(request, self.strip(request))
                 waiting.remove(request)

@@ -241,7 +241,7 @@ def _sample(
 
     def sample(slot: _Slots) -> tuple[strips.StripState, Float[jax.Array, "1 C D"]]:
         made = _sampler(generator, shared, slot.classes, slot.mix, slot.temperature)
-        keys = jax.random.wrap_key_data(slot.key)[None]
+        keys = jax.random.wrap_key_data(jnp.asarray(slot.key))[None]
         classes = Blend(jnp.zeros(size, jnp.int32), jnp.zeros(size))
         return strips.sample_strip(made, slot.state, keys, jnp.full(size, slot.guidance_scale), classes, slot.count)
 
@@ -257,7 +257,7 @@ def _decode(
     def decode(latents: jax.Array, count: jax.Array) -> jax.Array:
         return decode_window(tokenizer, params, latents[None], count, False)[0]
 
-    return jax.vmap(decode)(latents, counts)
+    return jax.vmap(decode)(jnp.asarray(latents), jnp.asarray(counts))
 
 
 class _ConditionTable:

@@ -39,6 +39,27 @@ class SessionInfo:
     photo: UInt8[np.ndarray, "H w 3"] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How an engine does.
+
+    Attributes:
+      sessions: sessions that are alive.
+      max_sessions: how many there may be.
+      waiting: requests that wait for a slot.
+      columns_per_second: columns that all slots together draw in a second, measured at the start.
+      strips: strips drawn since the start.
+      latency: median of the seconds from request to strip, over the last 100 strips; 0 before the first.
+    """
+
+    sessions: int
+    max_sessions: int
+    waiting: int
+    columns_per_second: float
+    strips: int
+    latency: float
+
+
 @dataclasses.dataclass
 class Drawing:
     """Everything that drawing a strip changes. Arrays are replaced, never written to, so that a copy is a snapshot.
@@ -92,7 +113,7 @@ class Side:
     Attributes:
       key: data of the random key.
       drawing: the state after the strips drawn so far.
-      is_mirrored: whether strips are painted in the mirror.
+      is_mirrored: whether it grows to the left.
       next_index: index of the next strip.
       kept: the last strips by their indices.
       request: the request for the next strip, or None.
@@ -107,16 +128,13 @@ class Side:
     )
     request: "Request | None" = None
 
-    def keep(self, drawing: Drawing, width: int) -> UInt8[np.ndarray, "H w 3"]:
-        """Takes over a drawing that has the next strip, and returns the strip."""
-        strip = drawing.take(width)
-        strip = np.ascontiguousarray(strip[:, ::-1] if self.is_mirrored else strip)
-        strip.setflags(write=False)  # All who ask get this array.
-        self.drawing, self.kept[self.next_index] = drawing, strip
+    def keep(self, request: "Request", strip: UInt8[np.ndarray, "H w 3"]) -> None:
+        """Takes over the drawing of a request, and its strip."""
+        assert request.drawing is not None
+        self.drawing, self.kept[self.next_index] = request.drawing, strip
         if len(self.kept) > KEPT_STRIPS:
             self.kept.popitem(last=False)
         self.next_index += 1
-        return strip
 
 
 @dataclasses.dataclass

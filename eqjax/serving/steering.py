@@ -19,7 +19,7 @@ class Steering:
     """What governs the columns that a request samples; checked and converted when it is built.
 
     Attributes:
-      first_class: an integer; `num_classes` is the null class.
+      first_class: an integer.
       second_class: another one, or the same.
       mix: share of the second class, 0 … 1.
       guidance_scale: classifier-free guidance scale, 0 … 20; 1 is no guidance.
