@@ -20,7 +20,7 @@ INSTALLED_DEV = $(INSTALLED)-dev
 INSTALLED_OLDEST = $(VENV_OLDEST)/installed
 COMMA := ,
 
-.PHONY: help demo serve train-demo test test-slow test-oldest test-newest notebooks docs dist lint clean
+.PHONY: help demo serve train-demo test test-slow browser test-oldest test-newest notebooks docs dist lint clean
 
 help:  ## Lists the targets.
 	@echo "make TARGET [EXTRA=cuda12|cuda13|tpu] [PYTHON=python3.12] [PYTEST_ARGS=…]"
@@ -43,6 +43,10 @@ test: $(INSTALLED_DEV)  ## Runs the tests.
 
 test-slow: $(INSTALLED_DEV)  ## Runs the tests that take minutes: all meshes, kills, several processes.
 	$(VENV)/bin/python $(PYTEST) -m slow $(PYTEST_ARGS)
+
+browser:  ## Installs the browser that the slow tests of the page drive (Debian, Ubuntu).
+	for name in chromium chromium-browser google-chrome chrome; do command -v $$name && exit; done; \
+	$(if $(filter-out 0,$(shell id -u)),sudo )apt-get install --yes chromium
 
 test-oldest: $(INSTALLED_OLDEST)  ## Runs the tests with the oldest supported versions (tests/oldest.txt).
 	$(VENV_OLDEST)/bin/python $(PYTEST) $(PYTEST_ARGS)

@@ -99,7 +99,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise OSError(
-            f"--host={host} --port={port} cannot be used ({error.strerror}): name another port, or --port=0 for a free one."
+            f"--host={host} --port={port} cannot be used ({error.strerror}): name another port; 0 is any free one."
         ) from error
     return listener
 

@@ -107,9 +107,10 @@ class Page {
     this.tape = new Tape(this.model.height, () => (this.view.isDirty = true));
     this.marks.clear();
     this.isContinued = false;
+    this.keptSides = null;
     this.hasPhoto = Boolean(photo);
     this.view.show(this.tape, photo ? [] : ["right"]);
-    this.view.isPaused && !stillness.matches && this.pause(false);
+    if (this.view.isPaused) this.pause(false);
     this.isFirstFill = true;
     this.written = null;
     byId("waiting").hidden = false;
@@ -201,8 +202,9 @@ class Page {
     if (!tail) return this.begin({ seed: randomSeed() });
     hideNotice();
     this.isContinued = true;
+    this.keptSides ??= this.painter.recorded;
     this.view.sides = ["right"];
-    await this.painter.open(this.seed, tail, { recorded: this.painter.recorded });
+    await this.painter.open(this.seed, tail);
     this.view.goToEdge("right");
   }
 
@@ -219,7 +221,8 @@ class Page {
   // ── Links and files ─────────────────────────────────────────────────────────────────────────
 
   get link() {
-    return encode({ seed: this.seed, model: this.model.id, photo: this.hasPhoto, sides: this.painter.recorded });
+    const sides = this.keptSides ?? this.painter.recorded;
+    return encode({ seed: this.seed, model: this.model.id, photo: this.hasPhoto, sides });
   }
 
   /** Keeps the address up to date, so that reloading shows the same image. */

@@ -32,14 +32,14 @@ export class Painter {
   }
 
   /** Begins a session, with a photograph or without; waits for a place if the server is full. */
-  async open(seed, photo, { steps = {}, recorded = null } = {}) {
+  async open(seed, photo, { steps = {} } = {}) {
     this.#reset();
     const { signal } = this.aborter;
     this.seed = seed;
     this.photo = photo;
     // What a link prescribes, and what was used: the steps at which the steering changes.
     this.prescribed = { right: steps.right ?? [], left: steps.left ?? [] };
-    this.recorded = recorded ?? { right: [], left: [] };
+    this.recorded = { right: [], left: [] };
     this.#report("opening");
     const begin = async () => {
       try {
