@@ -41,6 +41,7 @@ PARTS = {
     "latent_cache": "Latent caches",
     "training": "Training",
     "evaluation": "Evaluation",
+    "equivariance": "Equivariance",
     "nets": "Frozen networks",
     "convert": "Conversion",
     "perf": "Cost and benchmarks",

@@ -103,6 +103,11 @@ METRICS: Table = {
 OBJECTIVE: Table = {
     "kl_weight": Field(0.01, _WEIGHT, "Weight of the KL term."),
     "l2_weight": Field(0.0, _WEIGHT, "Weight of the squared error beside L1; not published, useful without LPIPS."),
+    "spectrum_weight": Field(
+        0.0,
+        _WEIGHT,
+        "Weight of the distance of local amplitudes beside L1; not published, keeps detail without LPIPS.",
+    ),
     "perceptual_weight": Field(1.0, _WEIGHT, "Weight of LPIPS; 0 needs no VGG weights."),
     "semantic_weight": Field(5.0, _WEIGHT, "Weight of the distance to DINOv2 features; 0 needs no DINOv2 weights."),
     "semantic_start": Field(20001, Integer(least=0), "Steps done before the semantic term is on."),
