@@ -76,7 +76,9 @@ class Visit:
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
+        self.page.wait_for_selector("#classes button")
         self.page.fill("#pace", "10")
+        self.page.evaluate("document.activeElement.blur()")
 
     @property
     def length(self):

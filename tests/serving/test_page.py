@@ -188,7 +188,7 @@ def test_a_link_of_a_photograph_asks_for_it(visit):
     for page in (first, second):
         found = page.saved()
         begin = next(x for x in range(found.shape[1]) if (found[:, x : x + 90] == photo[:, :90]).all())
-        sides.append(found[:, begin - 100 : begin + 300])
+        sides.append(found[:, begin - 50 : begin + 300])
     np.testing.assert_array_equal(*sides)
 
 

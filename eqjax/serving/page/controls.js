@@ -145,6 +145,15 @@ export class Controls {
     return mix === 1 ? names[second] : `${names[first]} → ${names[second]} ${Math.round(100 * mix)} %`;
   }
 
+  /** Scrolls the classes, where not all have room, to the one that is chosen. */
+  #reveal(button) {
+    const box = byId("classes");
+    const [begin, end] = [button.offsetLeft, button.offsetLeft + button.offsetWidth];
+    if (begin < box.scrollLeft || end > box.scrollLeft + box.clientWidth) {
+      box.scrollTo({ left: begin - (box.clientWidth - button.offsetWidth) / 2, behavior: "smooth" });
+    }
+  }
+
   refresh() {
     const { first_class: first, second_class: second, mix, guidance_scale: guidance, temperature } = this.steering;
     const isBlend = first !== second;
@@ -159,12 +168,15 @@ export class Controls {
     byId("temperature").value = temperature;
     byId("temperature-value").textContent = temperature.toFixed(2);
     for (const id of ["mix", "guidance", "temperature"]) fill(byId(id));
+    const chosen = isBlend && (this.isGliding || mix > 0.5) ? second : first;
     this.buttons.forEach((button, label) => {
       const share = (label === first ? 1 - mix : 0) + (label === second ? mix : 0);
       button.style.setProperty("--share", share.toFixed(2));
       button.classList.toggle("is-on", share > 0);
-      button.setAttribute("aria-pressed", String(label === (isBlend && (this.isGliding || mix > 0.5) ? second : first)));
+      button.setAttribute("aria-pressed", String(label === chosen));
     });
+    if (chosen !== this.revealed) this.#reveal(this.buttons[chosen]);
+    this.revealed = chosen;
   }
 }
 

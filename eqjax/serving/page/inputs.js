@@ -46,7 +46,7 @@ export function listenForKeys(page, controls) {
     "?": () => byId("help").showModal(),
     ArrowLeft: () => page.view.scroll(-0.18),
     ArrowRight: () => page.view.scroll(0.18),
-    Home: () => page.view.glideTo(page.tape.left + page.view.width / 2),
+    Home: () => page.view.goToBeginning(),
     End: () => page.view.goToEdge("right"),
   };
   addEventListener("keydown", (event) => {

@@ -9,7 +9,7 @@ export class OverviewBar {
       const { left, width } = canvas.getBoundingClientRect();
       const { tape } = view;
       if (!tape || tape.isEmpty) return;
-      const place = tape.left + ((event.clientX - left) / width) * this.#length();
+      const place = view.head.left + ((event.clientX - left) / width) * this.#length();
       if (place > view.head.right - 0.2 * view.width) view.goToEdge("right");
       else view.glideTo(place);
     };
@@ -29,8 +29,8 @@ export class OverviewBar {
 
   /** Pixels of the image that the bar is long: at first it is not filled. */
   #length() {
-    const { tape, view } = { tape: this.view.tape, view: this.view };
-    return Math.max(tape.right - tape.left, 3 * view.width);
+    const { head, width } = this.view;
+    return Math.max(head.right - head.left + width / 5, 3 * width);
   }
 
   draw() {
@@ -45,10 +45,10 @@ export class OverviewBar {
     const scale = width / length;
     const [begin, end] = [view.head.left, view.head.right];
     context.imageSmoothingQuality = "high";
-    tape.overview.draw(context, begin, end, (begin - tape.left) * scale, 0, (end - begin) * scale, height);
+    tape.overview.draw(context, begin, end, 0, 0, (end - begin) * scale, height);
     // What is not on the screen is dimmed.
-    const from = Math.max(0, (view.x - tape.left) * scale);
-    const to = Math.min(width, (view.x + view.width - tape.left) * scale);
+    const from = Math.max(0, (view.x - begin) * scale);
+    const to = Math.min(width, (view.x + view.width - begin) * scale);
     const style = getComputedStyle(canvas);
     context.fillStyle = style.getPropertyValue("--veil");
     context.fillRect(0, 0, from, height);
@@ -58,7 +58,7 @@ export class OverviewBar {
     context.beginPath();
     context.roundRect(from + ratio, ratio, Math.max(to - from - 2 * ratio, 4 * ratio), height - 2 * ratio, 4 * ratio);
     context.stroke();
-    const place = (100 * (view.x - tape.left)) / Math.max(1, end - tape.left - view.width);
+    const place = (100 * (view.x - begin)) / Math.max(1, end - begin - view.width);
     canvas.setAttribute("aria-valuenow", String(Math.round(Math.min(100, Math.max(0, place)))));
   }
 }

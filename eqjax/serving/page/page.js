@@ -40,7 +40,7 @@ class Page {
   }
 
   #wire() {
-    byId("stage").style.setProperty("--most", `${5.5 * this.model.height}px`);
+    byId("stage").style.setProperty("--most", `${4.4 * this.model.height}px`);
     byId("model-name").textContent = `${this.model.name}, ${this.model.height} pixels high, ${this.model.id}`;
     byId("pause").addEventListener("click", () => this.pause(!this.view.isPaused));
     byId("share").addEventListener("click", () => this.share());
@@ -65,9 +65,9 @@ class Page {
     this.#beginFromAddress();
     let before = performance.now();
     const frame = (now) => {
-      this.#frame(Math.min(0.25, (now - before) / 1000));
-      before = now;
       requestAnimationFrame(frame);
+      if (this.tape) this.#frame(Math.min(0.25, (now - before) / 1000));
+      before = now;
     };
     requestAnimationFrame(frame);
   }

@@ -155,6 +155,12 @@ export class View {
     this.isDirty = true;
   }
 
+  /** Goes to the beginning: where the left side grows, if there is one. */
+  goToBeginning() {
+    if (this.sides.includes("left")) this.goToEdge("left");
+    else this.glideTo(this.tape.left + this.width / 2);
+  }
+
   /** Goes to an edge, and follows it. */
   goToEdge(side) {
     this.goal = undefined;
@@ -272,7 +278,7 @@ export class View {
         ArrowRight: () => this.scroll(STEP),
         PageUp: () => this.scroll(-0.9),
         PageDown: () => this.scroll(0.9),
-        Home: () => this.glideTo(this.tape.left + this.width / 2),
+        Home: () => this.goToBeginning(),
         End: () => this.goToEdge("right"),
       }[event.key];
       if (!act) return;
