@@ -103,7 +103,7 @@ class PanoramaSteering:
         """Returns the sampler of the chosen classes, made by the programs that made the one for `inputs`.
 
         Args:
-          inputs: the inputs with which the panorama was begun; all but the classes apply. There are classes to steer to.
+          inputs: the inputs with which the panorama was begun; all but the classes apply.
         """
         assert self.labels is not None
         made = [

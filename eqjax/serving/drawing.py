@@ -8,7 +8,6 @@ from typing import Any
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from eqjax import pixels
 from eqjax.model import Model
 from eqjax.rules import Array
 from eqjax.sampling.options import SamplingOptions
@@ -67,7 +66,7 @@ class Artist:
         """
         if photo is None or latents is None:
             return {"right": self._side(seed)}
-        floats = np.asarray(pixels.from_uint8(photo))
+        floats = _to_floats(photo)
         left = self._side(seed + 1, floats[:, ::-1], latents[1])
         left.is_mirrored = True
         return {"left": left, "right": self._side(seed, floats, latents[0])}
@@ -79,7 +78,7 @@ class Artist:
         latents: Float[np.ndarray, "P D"] | None = None,
     ) -> Side:
         """Returns a side that grows to the right."""
-        drawing = Drawing(self._programs.first_state(), self._decoder())
+        drawing = Drawing(self._programs.first_state, self._decoder())
         if photo is not None and latents is not None:
             # Strips begin with the photograph's last column, which fades into its reconstruction.
             known = latents.shape[0] - 1
@@ -105,11 +104,9 @@ class Artist:
           ValueError: it is narrower or wider than what is drawn, or has another shape.
           TypeError: it is no array of pixels.
         """
-        photo, columns = np.asarray(Array(("height", "width", 3), "uint8").check("photo", photo)), 0
-        width = self._tokenizer.column_width
-        if photo.size:
-            photo = fit_image(photo, self._tokenizer)
-            columns = photo.shape[1] // width
+        photo = np.asarray(Array(("height", "width", 3), "uint8").check("photo", photo))
+        photo, width = fit_image(photo, self._tokenizer), self._tokenizer.column_width
+        columns = photo.shape[1] // width
         if not _LEAST_PHOTO_COLUMNS <= columns <= MAX_PHOTO_COLUMNS:
             raise ValueError(
                 f"the photo is {columns * width} pixels wide at a height of {self._tokenizer.resolution}; expected "
@@ -119,7 +116,7 @@ class Artist:
 
     def encode(self, photo: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "2 P D"]:
         """Returns the scaled latents of a photograph of the model's height, and of it in the mirror."""
-        return self._programs.encode(np.asarray(pixels.from_uint8(photo)))
+        return self._programs.encode(_to_floats(photo))
 
     def step(self, requests: Sequence[Request]) -> list[Request]:
         """Samples and decodes once for every request; returns those whose strip is ready.
@@ -200,3 +197,8 @@ class Artist:
             for request in self.step(batch):
                 request.side.keep(request, self.strip(request))
                 waiting.remove(request)
+
+
+def _to_floats(photo: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
+    """Converts pixels as `eqjax.pixels.from_uint8` does, on the host: JAX would compile it for every width."""
+    return photo.astype(np.float32) / np.float32(127.5) - np.float32(1)

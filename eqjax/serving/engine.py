@@ -22,8 +22,10 @@ from eqjax.rules import Instance, Integer, Number
 from eqjax.sampling.options import SamplingOptions
 from eqjax.serving.drawing import Artist
 from eqjax.serving.errors import EngineClosed, Full, StripTimeout, WrongOrder
+from eqjax.serving.registry import Registry
 from eqjax.serving.sessions import SessionInfo, Status
 from eqjax.serving.steering import Steering
+from eqjax.serving.worker import Worker
 
 # Seeds of sessions: JAX's have 32 bits, JavaScript's numbers and the next seed (of the left side) are safe in 31.
 _SEED = Integer(least=0, most=2**31 - 1)
@@ -93,7 +95,7 @@ class Engine:
         idle_seconds = Number(above=0).check("idle_seconds", idle_seconds)
         self._viewer_speed = Number(above=0).check("columns_per_second", columns_per_second)
         self._artist = Artist(model, options, slots, self.strip_columns)
-        self._max_queue, self._speed = 0, 0.0
+        self._sessions, self._max_queue, self._speed = Registry(idle_seconds, clock), 0, 0.0
         self._lock = threading.Condition(threading.RLock())
         self._worker = Worker(self._artist, self._sessions, self._lock, clock)
 

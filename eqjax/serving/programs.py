@@ -60,6 +60,7 @@ class Programs:
     Attributes:
       num_slots: S.
       strip_columns: C.
+      first_state: the state before column 0, on the host.
     """
 
     def __init__(self, model: Model, options: SamplingOptions, num_slots: int, strip_columns: int) -> None:
@@ -76,20 +77,16 @@ class Programs:
         self._inputs = SamplerInputs.create(
             self._generator, model.generator_params, np.zeros((1, 1), np.int32), options
         )
-        self._slots = chunks.cache_columns(self._generator, None)
         self._params = jax.device_put(compute_params(self._generator, model.generator_params))
         self._decoder_params = jax.device_put(model.tokenizer_params)
         self._table = _ConditionTable(self._generator, self._params, max(_TABLE_CLASSES, 2 * num_slots))
-        self._idle = Row(self.first_state(), self.key(0), Steering(0, 0), 0)
+        state = strips.first_state(self._generator, 1, True, chunks.cache_columns(self._generator, None))
+        self.first_state: strips.StripState = jax.tree.map(np.asarray, state)
+        self._idle = Row(self.first_state, self.key(0), Steering(0, 0), 0)
 
     def key(self, seed: int) -> UInt32[np.ndarray, "..."]:
         """Returns the data of the random key of a seed."""
         return np.asarray(jax.random.key_data(jax.random.key(seed)))
-
-    def first_state(self) -> strips.StripState:
-        """Returns the state before column 0, on the host."""
-        state = strips.first_state(self._generator, 1, True, self._slots)
-        return jax.tree.map(np.asarray, state)
 
     def sample(self, rows: Sequence[Row]) -> list[tuple[strips.StripState, Float[np.ndarray, "n D"]]]:
         """Samples columns for up to S viewers; returns the state after them, and their latents.
