@@ -119,7 +119,7 @@ def prepare(args: flags.FlagValues) -> tuple[Any, Any]:
     from eqjax.serving.server import ServerOptions, create_app
 
     model = check_model(load_model(args), args.weights)
-    options = {
+    options: dict[str, Any] = {
         name: args[name].value for name in ("num_flow_steps", "solver", "time_grid", "max_position", "strip_columns")
     }
     options["num_slots"] = args.slots

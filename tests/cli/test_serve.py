@@ -114,6 +114,7 @@ def test_an_engine_is_closed_if_the_server_cannot_be_made(prepared, monkeypatch)
 def test_the_command_announces_compiles_serves_and_ends(weights, number):
     arguments = (f"--weights={weights}", "--port=0", "--slots=2", "--max_sessions=2")
     process = subprocesses.start("eqjax", "serve", *arguments, "--num_flow_steps=2")
+    assert process.stdout is not None
     lines = []
     while not (found := re.search(r"http://localhost:(\d+)/", line := process.stdout.readline())):
         assert line, "".join(lines)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from eqjax.serving.engine import Engine
 from eqjax.serving.steering import Steering
+from tests.sampling.small_models import local_model
 from tests.serving import browser as browsers
 from tests.serving.fake_engine import CLASS_NAMES, COLORS, FakeEngine
 
@@ -329,6 +331,29 @@ def test_every_control_has_a_name(visit):
           !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length)).map((e) => e.outerHTML)"""
     )
     assert not nameless
+
+
+def test_a_model_paints_the_same_for_a_link(browser):
+    """The engine itself, with a tiny model: steered, it paints for a second visitor what it painted for the first."""
+    photo = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
+    with (
+        Engine(local_model(), num_slots=2, num_flow_steps=2, max_sessions=4) as engine,
+        browsers.served(engine) as home,
+    ):
+        images = []
+        for steps in ("0:0,0,0,2,1", "0:0,0,0,2,1;3:0,1,0.5,2,1", "0:0,0,0,2,1;3:0,1,0.5,2,1"):
+            page = browsers.Visit(browser, home + link(steps=steps))
+            page.wait_for_length(150)
+            images.append(page.saved()[:, :140])
+            if len(images) == 3:
+                page.drop(photo)
+                page.wait_for(lambda page=page: "left=0" in page.page.url and "photo=1" in page.page.url)
+                page.wait_for_length(60)
+                assert page.saved().shape[0] == 16
+            assert not page.errors
+            page.close()
+    np.testing.assert_array_equal(images[1], images[2])
+    assert (images[0] != images[1]).any() and (images[0][:, :48] == images[1][:, :48]).all()
 
 
 def test_memory_of_the_image_is_bounded(visit):

@@ -2,7 +2,7 @@
 
 const byId = (id) => document.getElementById(id);
 // Strips over which the image turns into a class that was chosen.
-const GLIDE = 3;
+const GLIDE = 2;
 // More classes than this are found by typing.
 const MAX_VISIBLE = 24;
 

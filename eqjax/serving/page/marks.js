@@ -1,5 +1,8 @@
 // Words below the image: which steering painted what, and how long the image is.
 
+// Pixels of the screen that a word needs.
+const LEAST_ROOM = 44;
+
 const byId = (id) => document.getElementById(id);
 const thin = new Intl.NumberFormat("en", { useGrouping: true });
 
@@ -46,7 +49,8 @@ export class Marks {
 
   /** Puts a word at the beginning of every range; that of a range which begins left of the screen stays at its border. */
   draw(view) {
-    const visible = this.#ranges(view).filter(({ begin, end }) => end > view.x && begin < view.x + view.width);
+    const room = LEAST_ROOM / view.scale;
+    const visible = this.#ranges(view).filter(({ begin, end }) => end > view.x + room && begin < view.x + view.width);
     while (this.box.children.length < visible.length) this.box.append(document.createElement("span"));
     while (this.box.children.length > visible.length) this.box.lastChild.remove();
     visible.forEach(({ begin, end, text }, i) => {

@@ -276,7 +276,7 @@ class Page {
 
   #showEdges() {
     const { view } = this;
-    const isLost = view.follow === null && !view.isFilling && view.pointer === undefined;
+    const isLost = view.follow === null && !view.isFilling && !view.rest && view.pointer === undefined;
     for (const side of ["left", "right"]) byId(`to-${side}`).hidden = !(isLost && view.sides.includes(side));
   }
 }

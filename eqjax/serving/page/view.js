@@ -8,6 +8,7 @@ const HURRY = 2.5;
 // Seconds in which a fling loses most of its speed.
 const FRICTION = 0.35;
 const STEP = 0.18; // Of the width: an arrow key.
+const REST = 2.5; // Seconds for which a photograph stays in the middle, with both sides painted.
 
 export class View {
   /** A view in a canvas; `glow` is a tiny canvas that is stretched behind everything. */
@@ -33,6 +34,7 @@ export class View {
     this.follow = sides.length === 1 ? sides[0] : null;
     this.isFilling = true;
     this.speed = 0;
+    this.rest = 0;
     this.hurryUntil = { left: null, right: null };
     this.resize();
     this.x = sides.includes("left") ? (tape.left + tape.right - this.width) / 2 : 0;
@@ -92,8 +94,9 @@ export class View {
     }
     if (this.isFilling && this.sides.every((side) => this.#emptiness(side) <= 0)) {
       this.isFilling = false;
-      this.follow ??= "right";
+      if (this.follow === null) this.rest = REST;
     }
+    if (this.rest > 0 && (this.rest -= seconds) <= 0) this.goToEdge("right");
   }
 
   /** Share of the screen that a side has still to fill. */
@@ -145,6 +148,7 @@ export class View {
 
   /** Glides to a place: the middle of the screen will be there. */
   glideTo(place) {
+    this.rest = 0;
     this.follow = null;
     this.speed = 0;
     this.goal = this.#clamp(place - this.width / 2);
@@ -163,6 +167,7 @@ export class View {
 
   /** Goes to an edge, and follows it. */
   goToEdge(side) {
+    this.rest = 0;
     this.goal = undefined;
     this.speed = 0;
     this.follow = side;
@@ -237,6 +242,7 @@ export class View {
       canvas.setPointerCapture(event.pointerId);
       this.pointer = { id: event.pointerId, x: event.clientX, time: event.timeStamp };
       this.speed = 0;
+      this.rest = 0;
       this.goal = undefined;
       this.follow = null;
     });
@@ -264,6 +270,7 @@ export class View {
         const sideways = Math.abs(event.deltaX) > Math.abs(event.deltaY);
         if (!sideways && !event.shiftKey) return; // Up and down scroll the page.
         event.preventDefault();
+        this.rest = 0;
         this.goal = undefined;
         this.follow = null;
         this.#push((sideways ? event.deltaX : event.deltaY) / this.scale);
