@@ -145,7 +145,7 @@ def outpaint(
         raise ValueError("left=0 and right=0 columns: one must be positive.")
     sampling_options = SamplingOptions(**options)
     pixel_values = Array(None, kind="number").check("image", image)
-    floats = _to_floats(np.asarray(pixel_values), tokenizer, resize)
+    floats = to_floats(np.asarray(pixel_values), tokenizer, resize)
     names, class_columns = parse_classes(label if isinstance(label, list | tuple) else [(label, None)])
     transition = TRANSITION.check("transition", transition)
     ClassSchedule(class_columns, transition).check_length(max(left, right))
@@ -243,8 +243,13 @@ def _join(
     return np.concatenate([*before, center, *after], axis=2)
 
 
-def _to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[np.ndarray, "H W 3"]:
+def to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[np.ndarray, "H W 3"]:
     """Returns an image as floats in [-1, 1] of a size that fits a tokenizer.
+
+    Args:
+      image: [H, W, 3], uint8 or floats in [-1, 1].
+      tokenizer: the tokenizer.
+      resize: resizes an image of another size, and crops it to whole columns.
 
     Raises:
       ValueError: the image does not fit; the message names what is expected.

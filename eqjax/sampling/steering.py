@@ -67,6 +67,8 @@ class PanoramaSteering:
           ValueError: see `Panorama.steer`.
           TypeError: a value is of another type.
         """
+        if labels is None and mix is None and guidance_scale is None and temperature is None:
+            raise ValueError("nothing to steer: give labels, mix, guidance_scale or temperature.")
         mix = _MIX.check("mix", mix)
         scale = _AT_LEAST_0.check("guidance_scale", guidance_scale)
         temperature = _AT_LEAST_0.check("temperature", temperature)
