@@ -109,7 +109,7 @@ def orbit_distance_loss(kernels: Float[AnyArray, "B N"]) -> Float[jax.Array, ""]
     Source: arXiv 2311.07143, section 3, with the invariants of circular shifts: the power spectrum of the kernel.
 
     Example:
-      >>> float(orbit_distance_loss(jax.nn.one_hot(jnp.array([3]), 8)))
+      >>> round(float(orbit_distance_loss(jax.nn.one_hot(jnp.array([3]), 8))), 6)
       0.0
     """
     if jnp.ndim(kernels) != 2 or 0 in jnp.shape(kernels):
