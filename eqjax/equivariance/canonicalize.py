@@ -245,8 +245,8 @@ class FlipCanonicalizer:
 
     def scores(self, images: Float[jax.Array, "B H W 3"]) -> Float[jax.Array, "B"]:
         """Returns the antisymmetric scores of images; those with a negative one are flipped."""
-        functions: dict[Any, Callable[..., Any]] = {"gradient": _steepness, "position": _position}
-        score = functions.get(self.score, self.score)
+        functions = {"gradient": _steepness, "position": _position}
+        score: Any = functions[self.score] if isinstance(self.score, str) else self.score
         return score(images) - score(images[:, :, ::-1])
 
 

@@ -137,7 +137,7 @@ class LearnedCanonicalizer:
         def one(shift: jax.Array, flip: jax.Array) -> jax.Array:
             return permute(images, jnp.broadcast_to(shift, len(images)), jnp.broadcast_to(flip, len(images)))
 
-        return jax.vmap(one)(back.shift, back.flip)
+        return jax.vmap(one)(jnp.asarray(back.shift), jnp.asarray(back.flip))
 
 
 def straight_through(logits: Float[AnyArray, "B G"], beta: float = 1.0) -> Float[jax.Array, "B G"]:

@@ -64,7 +64,7 @@ def test_an_autoencoder_is_equivariant_and_learns():
     def train(params):
         def step(carry, _):
             params, state = carry
-            loss = lambda p: jnp.mean(jnp.square(model.apply({"params": p}, images) - images))  # noqa: E731
+            loss = lambda p: jnp.mean(jnp.square(jnp.asarray(model.apply({"params": p}, images)) - images))  # noqa: E731
             value, gradient = jax.value_and_grad(loss)(params)
             with jax.numpy_dtype_promotion("standard"):
                 updates, state = optimizer.update(gradient, state)
