@@ -15,7 +15,6 @@ Letters: B images, H height, W width in pixels, N columns, D latent size.
 Source: Equivariance with learned canonicalization functions, arXiv 2211.06489, section 3.
 """
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
