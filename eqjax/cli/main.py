@@ -14,6 +14,7 @@ COMMANDS = {
     for command in (
         Command("demo", "samples images and panoramas with the shipped weights"),
         Command("sample", "samples images and panoramas, and outpaints images"),
+        Command("serve", "serves a page on which a panorama grows and is steered", joins=False),
         Command("convert", "converts published PyTorch weights to a weights file, and back", uses_jax=False),
         Command(
             "hub",
@@ -29,7 +30,9 @@ COMMANDS = {
         Command("evaluate", "measures generated images or reconstructions", "generation|reconstruction"),
         Command("measure_quality", "compares images of a few classes with real ones, without downloaded networks"),
         Command("make_statistics", "computes reference statistics of a set of images, for FID and others"),
-        Command("analyze", "measures equivariance, and whether all columns are one task"),
+        Command(
+            "analyze", "measures equivariance, and whether all columns are one task", "columns|equivariance|comparison"
+        ),
         Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor"),
         Command("plan", "estimates the cost of a training step on other machines", uses_jax=False),
     )
