@@ -71,7 +71,10 @@ int(np.abs(np.int32(again[7]) - np.int32(images[2])).max())  # Gray levels, of 2
 # %%
 def compare(*variants):
     """Shows images of all classes, one column of images per variant of the sampling options."""
-    samples = [model.sample(model.class_names, num_columns=8, seeds=[3] * len(model.class_names), **options) for options in variants]
+    samples = [
+        model.sample(model.class_names, num_columns=8, seeds=[3] * len(model.class_names), **options)
+        for options in variants
+    ]
     ordered = np.stack(samples, axis=1).reshape(-1, *samples[0].shape[1:])
     return show(pixels.grid(ordered, columns=len(variants)))
 

@@ -20,8 +20,8 @@ from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 from eqjax.cli.sampling_progress import sampling_progress
 
-# Width of the panoramas in the overview in pixels, and of a class in the pan in heights of the image.
-_BEGINNING, _PAN_HEIGHTS = 1024, 3
+# Widths in heights of the image: of the panoramas in the overview, and of a class in the pan.
+_BEGINNING, _PAN_HEIGHTS = 6, 3
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -72,8 +72,8 @@ def run(args: flags.FlagValues) -> None:
 
 def _write_panoramas(model: "eqjax.Model", names: list[str], args: flags.FlagValues, options: dict[str, Any]) -> int:
     """Writes a panorama per class, and the beginnings of all with their names; returns their width in pixels."""
-    width = model.require("tokenizer").column_width
-    num_columns = -(-args.width // width)
+    tokenizer = model.require("tokenizer")
+    num_columns = -(-args.width // tokenizer.column_width)
     with sampling_progress(num_columns, "columns of the panoramas") as report:
         panoramas = np.asarray(
             model.sample(np.arange(len(names)), num_columns=num_columns, seed=args.seed, progress=report, **options)
@@ -81,10 +81,12 @@ def _write_panoramas(model: "eqjax.Model", names: list[str], args: flags.FlagVal
     for name, panorama in zip(names, panoramas, strict=True):
         eqjax.save_image(os.path.join(args.output, f"panorama_{name}.png"), panorama)
     beginnings = [
-        caption(panorama[:, : _BEGINNING // width * width], name)
+        caption(panorama[:, : _BEGINNING * tokenizer.resolution], name)
         for name, panorama in zip(names, panoramas, strict=True)
     ]
-    eqjax.save_image(os.path.join(args.output, "panoramas.png"), eqjax.pixels.grid(np.stack(beginnings), columns=1))
+    columns = 1 if len(names) < 3 else 2
+    overview = eqjax.pixels.grid(np.stack(beginnings), columns=columns)
+    eqjax.save_image(os.path.join(args.output, "panoramas.png"), overview)
     return panoramas.shape[2]
 
 
