@@ -73,11 +73,11 @@ def test_mixes_guidance_and_temperature_are_those_of_schedules_and_options(laten
     np.testing.assert_array_equal(found["whole"], first_latents(panorama(m, "dog", seed=3, **OPTIONS)))
     cool = first_latents(panorama(m, "cat", seed=3, **OPTIONS, temperature=0.5))
     np.testing.assert_allclose(found["cool"], cool, atol=1e-5)
-    free = first_latents(panorama(m, "cat", seed=3, **{**OPTIONS, "guidance_scale": 1.0}))
+    free = first_latents(panorama(m, "cat", seed=3, **dict(OPTIONS, guidance_scale=1.0)))
     np.testing.assert_allclose(found["free"], free, atol=1e-4)
     # The first column of a transition of one column is half of each class.
     blended = panorama(m, [("cat", 3), ("dog", None)], seed=3, transition=1, **OPTIONS)
-    late = panorama(m, "cat", seed=3, **{**OPTIONS, "strip_columns": 3})
+    late = panorama(m, "cat", seed=3, **dict(OPTIONS, strip_columns=3))
     late._sample_strip()
     late.steer(("cat", "dog"), mix=0.5)
     np.testing.assert_allclose(late._sample_strip()[0], first_latents(blended)[3], atol=1e-5)

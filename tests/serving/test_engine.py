@@ -111,7 +111,8 @@ def test_a_steering_changes_the_columns_sampled_for_its_strip_and_none_before(en
 
 
 def test_a_photograph_continues_to_both_sides_as_in_outpaint(engine, photo):
-    steering, kwargs = Steering(1, 1, guidance_scale=3.0), dict(guidance_scale=3.0, guidance_schedule="constant")
+    steering = Steering(1, 1, guidance_scale=3.0)
+    kwargs: dict[str, Any] = dict(guidance_scale=3.0, guidance_schedule="constant")
     whole = outpaint(
         engine.model, photo, "dog", left=40, right=40, seed=7, num_flow_steps=2, solver="adams_bashforth", **kwargs
     )
