@@ -40,6 +40,7 @@ PARTS = {
     "latent_cache": "Latent caches",
     "training": "Training",
     "evaluation": "Evaluation",
+    "equivariance": "Equivariance",
     "nets": "Frozen networks",
     "convert": "Conversion",
     "perf": "Cost and benchmarks",
@@ -190,9 +191,9 @@ def commands() -> dict[str, str]:
 
 
 def _command_page(command: Any) -> str:
-    from eqjax.cli import runner
+    from eqjax.cli import command_line
 
-    head, *groups = re.split(r"\n\n(?=[A-Z][\w ]*:\n  --)", runner.help_text(command))
+    head, *groups = re.split(r"\n\n(?=[A-Z][\w ]*:\n  --)", command_line.help_text(command))
     usage, _, text = head.partition("\n\n")
     lines = [f"# eqjax {command.name}", "", "```text", usage.removeprefix("usage: "), "```", "", *_text(text)]
     for group in groups:

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import ml_collections
 from ml_collections import config_dict
 
-from eqjax.arguments import Instance, Items, Rule, Text, did_you_mean, show
+from eqjax.messages import did_you_mean, show
+from eqjax.rules import Instance, Items, Rule, Text
 from eqjax.typing import Config
 
 

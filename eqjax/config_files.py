@@ -9,7 +9,7 @@ import pathlib
 import runpy
 from typing import Any
 
-from eqjax.arguments import nearest
+from eqjax.messages import nearest
 
 _PACKAGE = pathlib.Path(__file__).parent
 

@@ -6,9 +6,9 @@ import os
 from typing import Any, Literal
 
 from eqjax import convert, pretrained, published
-from eqjax.arguments import shorten
 from eqjax.convert import torch_archive
 from eqjax.io import parse_json, read_text
+from eqjax.messages import shorten
 
 # A thousand names of ImageNet, with all synonyms, have 30 kB.
 MAX_CLASS_FILE_BYTES = 2**22

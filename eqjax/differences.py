@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import traverse_util
 
-from eqjax.arguments import shorten
+from eqjax.messages import shorten
 
 _LIMIT = 12
 

@@ -29,8 +29,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from eqjax.arguments import is_tracing, show
+from eqjax.messages import show
 from eqjax.module_fields import SAMPLING
+from eqjax.tracing import is_tracing
 from eqjax.typing import AnyArray, Scalar, Tree
 
 # A grid by its name, or its times.

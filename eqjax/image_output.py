@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from eqjax import extras
-from eqjax.arguments import Array, Integer, show
 from eqjax.io import atomic_write
+from eqjax.messages import show
+from eqjax.rules import Array, Integer
 
 FRAMES_PER_SECOND = 25
 

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from eqjax import convert_files, pretrained, published
 from eqjax.addresses import scheme, weights_folder
-from eqjax.arguments import PathName, did_you_mean, shorten
 from eqjax.hub import address as hub_address
 from eqjax.io import atomic_write, exclusive, read_json
+from eqjax.messages import did_you_mean, shorten
 from eqjax.model import Model, check_dtype, check_precision
+from eqjax.rules import PathName
 
 # Buckets that weights are copied from.
 _BUCKETS = ("gs", "s3", "az")

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from eqjax import pixels
-from eqjax.arguments import Array, Choice, did_you_mean, is_tracing, shorten, show
 from eqjax.generator import Generator
+from eqjax.messages import did_you_mean, shorten, show
+from eqjax.rules import Array, Choice
 from eqjax.sampling import memory
 from eqjax.sampling.checks import NUM_COLUMNS, SEED, as_seeds
 from eqjax.sampling.class_schedule import parse_classes
@@ -23,6 +24,7 @@ from eqjax.sampling.sampler import compute_params
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.tiling import decode_images, encode_images
 from eqjax.tokenizer.windows import compiling, decode_columns
+from eqjax.tracing import is_tracing
 from eqjax.typing import Params, Scalar
 
 # A class, by its label or its name.

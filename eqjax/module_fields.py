@@ -3,8 +3,8 @@
 The fields of training runs are in `eqjax.training.fields`, those of the data in `eqjax.data.config`.
 """
 
-from eqjax.arguments import Choice, Either, FloatDtype, Integer, Items, Number
 from eqjax.config_fields import Field, Fields
+from eqjax.rules import Boolean, Choice, Either, FloatDtype, Integer, Items, Number
 
 # A tokenizer with more levels would need images of 2**32 rows.
 _MAX_LEVELS = 32
@@ -65,6 +65,9 @@ GENERATOR: dict[str, Field] = {
         4, Integer(least=1, optional=True), "Columns that a column attends to, itself included; None: all before it."
     ),
     "max_rope_shift": Field(16, _COUNT, "Positions are shifted by a random number below this, per training step."),
+    "cross_rope": Field(
+        True, Boolean(), "Rotates cross-attention's queries by the column index, as published; False: no column index."
+    ),
     "flow_width": Field(1280, _COUNT, "Channels of the flow head."),
     "flow_depth": Field(12, _COUNT, "Residual blocks of the flow head."),
     "flow_batch_mult": Field(4, _COUNT, "Flow times drawn per column and training step."),

@@ -23,8 +23,8 @@ from jaxtyping import Shaped
 import numpy as np
 
 from eqjax import checksums, zip_files
-from eqjax.arguments import shorten
 from eqjax.io import atomic_write, parse_json
+from eqjax.messages import shorten
 
 # Arrays of numbers hardly can be compressed, those with many zeros by a few times; below the floor nobody minds.
 MAX_EXPANSION = 64

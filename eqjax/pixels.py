@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Shaped, UInt8
 import numpy as np
 
-from eqjax.arguments import Array, Integer, Text, check_arguments, is_traced
+from eqjax.arguments import check_arguments
+from eqjax.rules import Array, Integer, Text
+from eqjax.tracing import is_traced
 from eqjax.typing import AnyArray
 
 # Largest absolute value of a float image: resizing and decoding overshoot.

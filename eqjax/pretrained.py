@@ -17,11 +17,12 @@ import safetensors
 import safetensors.numpy
 
 from eqjax import checksums, config_fields, module_fields
-from eqjax.arguments import Items, Number, Rule, Text, check_names, shorten, show
 from eqjax.config_fields import Table
 from eqjax.differences import check_equal
 from eqjax.generator import Generator
 from eqjax.io import atomic_write, parse_json
+from eqjax.messages import check_names, shorten, show
+from eqjax.rules import Items, Number, Rule, Text
 from eqjax.tokenizer import SemanticConfig, Tokenizer
 from eqjax.typing import Params, Tree
 
@@ -35,7 +36,12 @@ _ENTRIES: dict[str, Rule] = {
     "notes": Text(may_be_empty=True),
 }
 # Types of tensors, as safetensors calls them; `load` converts them to float32.
-_TENSOR_TYPES = ("F64", "F32", "F16", "BF16")
+_TENSOR_TYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": jnp.dtype(jnp.bfloat16),
+}
 # Bounds of what a file may ask for. Length of the header: the published tokenizer's has 50 kB.
 MAX_HEADER_BYTES = 2**20
 # Absolute value of a weight: trained ones stay below a thousand, those of a run that diverged do not.
@@ -156,6 +162,20 @@ def load(path: str | os.PathLike[str]) -> Weights:
     return Weights(modules, params, entries.get("latent_scale"), class_names, entries.get("notes", ""))
 
 
+def storage_dtype(path: str | os.PathLike[str]) -> np.dtype:
+    """Returns the dtype in which a weights file stores its arrays; float32 if there are several.
+
+    Args:
+      path: file name.
+
+    Raises:
+      WeightsError: the file is not a weights file.
+    """
+    with _explained(os.fspath(path)), safetensors.safe_open(path, framework="numpy") as file:
+        types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    return _TENSOR_TYPES.get(types.pop() if len(types) == 1 else "", np.dtype(np.float32))
+
+
 def _read_header(path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """Returns the configuration and the arrays' shapes, without reading the arrays."""
     with open(path, "rb") as file:
@@ -178,7 +198,9 @@ def _read_header(path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
     if not set(config) & set(_MODULES):
         raise WeightsError(f"{path} configures neither a tokenizer nor a generator.")
     if wrong := sorted(name for name, kind in types.items() if kind not in _TENSOR_TYPES):
-        raise WeightsError(f"{path}: {shorten(wrong[0])} has type {types[wrong[0]]}; weights are of {_TENSOR_TYPES}.")
+        raise WeightsError(
+            f"{path}: {shorten(wrong[0])} has type {types[wrong[0]]}; weights are of {tuple(_TENSOR_TYPES)}."
+        )
     return config, shapes
 
 

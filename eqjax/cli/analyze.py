@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from eqjax.cli.analyze_images import BATCH_SIZE, photo_config
-from eqjax.cli.runner import flag_group
+from eqjax.cli.command_line import flag_group
 
 
 def define_flags(values: flags.FlagValues) -> None:

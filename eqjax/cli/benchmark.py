@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from eqjax.cli import runner
+from eqjax.cli import command_line
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 from eqjax.io import write_json
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    with runner.flag_group(values, "Model"):
+    with command_line.flag_group(values, "Model"):
         flags.DEFINE_string(
             "config", "S", "Published size (S, B, L, H), configuration with :variant, or model with weights.",
             flag_values=values,
         )  # fmt: skip
         flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.", flag_values=values)
-    with runner.flag_group(values, "Work"):
+    with command_line.flag_group(values, "Work"):
         flags.DEFINE_integer("batch_size", 1, "Images at once.", 1, flag_values=values)
         flags.DEFINE_integer("num_columns", 16, "Columns of an image.", 1, flag_values=values)
         flags.DEFINE_integer("repeats", 3, "Timed calls; the median counts.", 1, flag_values=values)
-    with runner.flag_group(values, "Sampling"):
+    with command_line.flag_group(values, "Sampling"):
         # Guided unless asked otherwise: that takes twice the work, whatever the scale.
         define_sampling_flags(values, guidance_scale=7.0)
-    with runner.flag_group(values, "Output"):
+    with command_line.flag_group(values, "Output"):
         flags.DEFINE_string("output", None, "JSON file to write the results to.", flag_values=values)
 
 

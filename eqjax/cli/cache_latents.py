@@ -17,14 +17,14 @@ import signal
 
 from absl import flags, logging
 
-from eqjax.cli import processes, runner
+from eqjax.cli import command_line, processes, runner
 from eqjax.progress import announced
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    with runner.flag_group(values, "Images"):
-        runner.define_config(values, "Configuration of the generator's training.")
+    with command_line.flag_group(values, "Images"):
+        command_line.define_config(values, "Configuration of the generator's training.")
         flags.DEFINE_enum(
             "split",
             "train",
@@ -35,13 +35,13 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("num_crops", 1, "Random crops per image.", 1, flag_values=values)
         flags.DEFINE_bool("flips", True, "Encode every crop mirrored too.", flag_values=values)
         flags.DEFINE_integer("seed", 0, "Seed of the random crops.", 0, flag_values=values)
-    with runner.flag_group(values, "Work"):
+    with command_line.flag_group(values, "Work"):
         flags.DEFINE_integer(
             "batch_size", 64, "Images per call of the encoder, counting crops and flips.", 1, flag_values=values
         )
         flags.DEFINE_integer("process_index", None, "This process; default: as started.", 0, flag_values=values)
         flags.DEFINE_integer("process_count", None, "Number of processes; default: as started.", 1, flag_values=values)
-    with runner.flag_group(values, "Output"):
+    with command_line.flag_group(values, "Output"):
         flags.DEFINE_string("output", None, "Folder of the cache.", required=True, flag_values=values)
         flags.DEFINE_enum(
             "dtype", "bfloat16", ["bfloat16", "float16"], "Dtype of the stored latents.", flag_values=values

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from eqjax.cli.runner import flag_group
+from eqjax.cli.command_line import flag_group
 from eqjax.progress import announced
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import os
 from absl import flags, logging
 import tqdm
 
-from eqjax.cli.runner import flag_group
+from eqjax.cli.command_line import flag_group
 
 
 def define_flags(values: flags.FlagValues) -> None:

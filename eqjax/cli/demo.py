@@ -13,8 +13,8 @@ from absl import flags, logging
 import numpy as np
 
 import eqjax
+from eqjax.cli.command_line import flag_group
 from eqjax.cli.model_flags import define_model_flags, load_model
-from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 from eqjax.cli.sampling_progress import sampling_progress
 

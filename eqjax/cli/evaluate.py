@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 from ml_collections import config_flags
 
+from eqjax.cli.command_line import flag_group
 from eqjax.cli.model_flags import define_model_flags, load_model
-from eqjax.cli.runner import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, sampling_options
 from eqjax.data import default_config
 from eqjax.progress import announced

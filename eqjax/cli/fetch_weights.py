@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags, logging
 import tqdm
 
-from eqjax.cli.runner import flag_group
+from eqjax.cli.command_line import flag_group
 from eqjax.progress import announced
 
 

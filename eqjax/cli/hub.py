@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from eqjax.cli.runner import flag_group
+from eqjax.cli.command_line import flag_group
 
 # Flags of what is pushed, and of how.
 _CONTENTS, _PUSH = ("results_folder", "samples", "license", "base_model"), ("revision", "private", "message")

@@ -5,9 +5,9 @@ import os
 import sys
 
 import eqjax
-from eqjax.arguments import nearest
 from eqjax.cli import runner
-from eqjax.cli.runner import Command
+from eqjax.cli.command_line import Command
+from eqjax.messages import nearest
 
 COMMANDS = {
     command.name: command

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 from ml_collections import config_flags
 
-from eqjax.cli.runner import flag_group
+from eqjax.cli.command_line import flag_group
 from eqjax.data import default_config
 from eqjax.io import remove_leftovers
 from eqjax.progress import announced

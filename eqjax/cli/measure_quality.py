@@ -27,7 +27,7 @@ import numpy as np
 import eqjax
 from eqjax import data
 from eqjax.cli.analyze_images import model_images, photo_config
-from eqjax.cli.runner import flag_group
+from eqjax.cli.command_line import flag_group
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 from eqjax.progress import ProgressLogger, announced
 

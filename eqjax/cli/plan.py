@@ -14,20 +14,20 @@ import os
 
 from absl import flags
 
-from eqjax.cli import runner
+from eqjax.cli import command_line
 from eqjax.io import write_json
 from eqjax.progress import announced
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    with runner.flag_group(values, "Step"):
-        runner.define_config(values, "Generator's configuration: a shipped name or a file, with :variant.")
+    with command_line.flag_group(values, "Step"):
+        command_line.define_config(values, "Generator's configuration: a shipped name or a file, with :variant.")
         flags.DEFINE_integer("num_columns", 16, "Columns of a training image.", 1, flag_values=values)
         flags.DEFINE_float(
             "encoder_gflop", 0.0, "GFLOP per image of an encoder in the step (published: 154).", 0.0, flag_values=values
         )
-    with runner.flag_group(values, "Machine"):
+    with command_line.flag_group(values, "Machine"):
         flags.DEFINE_integer("num_chips", 8, "Number of devices.", 1, flag_values=values)
         flags.DEFINE_string(
             "mesh", None, "Mesh of the devices; default: that of the configuration.", flag_values=values
@@ -36,7 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
             "chips", ["H100", "v5e", "v5p"], "Chips to estimate for: H100, H200, A100, v4, v5e, v5p, v6e.",
             flag_values=values,
         )  # fmt: skip
-    with runner.flag_group(values, "Output"):
+    with command_line.flag_group(values, "Output"):
         flags.DEFINE_string("output", None, "JSON file to write the plan and the estimates to.", flag_values=values)
 
 

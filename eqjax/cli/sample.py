@@ -27,8 +27,8 @@ import numpy as np
 
 import eqjax
 from eqjax import image_files
+from eqjax.cli.command_line import flag_group
 from eqjax.cli.model_flags import define_model_flags, load_model
-from eqjax.cli.runner import flag_group
 from eqjax.cli.sample_files import check_files, write_files
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, parse_numbers, sampling_options
 from eqjax.cli.sampling_progress import sampling_progress

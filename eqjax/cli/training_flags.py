@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from eqjax.cli.runner import define_config, flag_group
+from eqjax.cli.command_line import define_config, flag_group
 from eqjax.config_fields import Field, Table, flatten
 from eqjax.training.config import TABLES, check_config
 from eqjax.typing import Config

@@ -14,9 +14,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from eqjax.arguments import Choice, PathName, check_arguments, shorten
+from eqjax.arguments import check_arguments
 from eqjax.convert import torch_archive
 from eqjax.convert.rules import STATE_DICT, ConversionError, listing
+from eqjax.messages import shorten
+from eqjax.rules import Choice, PathName
 from eqjax.typing import StateDict
 
 # Networks of the training objective, and counters of the EMA.

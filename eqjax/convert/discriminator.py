@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from eqjax.arguments import Instance, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.convert.rules import STATE_DICT, ConversionError, Row, import_arrays, listing, make_rules
+from eqjax.rules import Instance
 from eqjax.tokenizer.discriminator import FeatureDiscriminator
 from eqjax.typing import StateDict
 

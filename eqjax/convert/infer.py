@@ -6,9 +6,11 @@ import math
 import re
 from typing import Any
 
-from eqjax.arguments import Instance, Integer, check_arguments, shorten
+from eqjax.arguments import check_arguments
 from eqjax.convert.rules import STATE_DICT, ConversionError, Shape
+from eqjax.messages import shorten
 from eqjax.published import GENERATOR_SIZES
+from eqjax.rules import Instance, Integer
 from eqjax.typing import StateDict
 
 # (width, depth, flow width) of the published generators → attention heads, which do not follow from shapes.

@@ -7,8 +7,9 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from eqjax.arguments import Choice, Instance, Text, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.convert.rules import STATE_DICT, Row, Shape, import_arrays, make_rules, reference_shapes
+from eqjax.rules import Choice, Instance, Text
 from eqjax.typing import StateDict
 
 # Rows as in eqjax.convert.state_dicts: Flax module (a pattern), reference module, kind of layer.

@@ -18,7 +18,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax.arguments import Instance, Text, check_arguments, shorten
+from eqjax.arguments import check_arguments
+from eqjax.messages import shorten
+from eqjax.rules import Instance, Text
 from eqjax.typing import AnyArray, Params, StateDict
 
 # A row of a table: Flax module (a pattern), reference module (with the pattern's groups; a * counts stacked

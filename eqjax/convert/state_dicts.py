@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from eqjax.arguments import Instance, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.convert.checkpoint import BESIDE_WEIGHTS
 from eqjax.convert.rules import (
     PARAMS,
@@ -18,6 +18,7 @@ from eqjax.convert.rules import (
     make_rules,
 )
 from eqjax.generator import Generator
+from eqjax.rules import Instance
 from eqjax.tokenizer import SemanticConfig, Tokenizer
 from eqjax.typing import Params, StateDict
 
@@ -203,8 +204,13 @@ def generator_state_dict(params: Params, generator: Generator) -> dict[str, Any]
       {reference name: array}.
 
     Raises:
-      ConversionError: names or shapes differ from the generator's.
+      ConversionError: names or shapes differ from the generator's, or it has no counterpart in the reference.
     """
+    if not generator.cross_rope:
+        raise ConversionError(
+            "cross_rope=False: the reference rotates queries of cross-attention and would compute something else with "
+            "these weights; only cross_rope=True can be exported."
+        )
     return export_arrays(params, make_rules(generator, _GENERATOR))
 
 

@@ -19,10 +19,10 @@ from jaxtyping import UInt8
 import numpy as np
 
 from eqjax import zip_files
-from eqjax.arguments import shorten
 from eqjax.convert.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe
 from eqjax.convert.torch_unpickle import MAX_PICKLE_BYTES, unpickle
 from eqjax.io import atomic_write
+from eqjax.messages import shorten
 
 __all__ = ["AGAIN", "CheckpointFileError", "Inert", "load", "save", "state_dict"]
 

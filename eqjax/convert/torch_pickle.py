@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from eqjax.arguments import shorten
+from eqjax.messages import shorten
 
 AGAIN = "Download or copy it again."
 

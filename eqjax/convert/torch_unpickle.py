@@ -23,8 +23,8 @@ from typing import Any
 from jaxtyping import UInt8
 import numpy as np
 
-from eqjax.arguments import shorten
 from eqjax.convert.torch_pickle import AGAIN, DTYPE_ALIASES, DTYPES, STORAGES, CheckpointFileError, Inert
+from eqjax.messages import shorten
 
 # Tensors are outside the pickle: the largest published training states have one of a few MB.
 MAX_PICKLE_BYTES = 2**26

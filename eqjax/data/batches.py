@@ -16,9 +16,10 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
-from eqjax.arguments import Integer, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.config_fields import CONFIG
 from eqjax.data import datasets
+from eqjax.rules import Integer
 from eqjax.typing import Config
 
 Batch: TypeAlias = dict[str, np.ndarray]

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from eqjax import config_fields
-from eqjax.arguments import Boolean, Choice, Either, Integer, Items, Number, Text, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.config_fields import CONFIG, Field, Table
 from eqjax.image_files import MAX_PIXELS
+from eqjax.rules import Boolean, Choice, Either, Integer, Items, Number, Text
 from eqjax.typing import Config
 
 SOURCES = ("photos", "folder", "webdataset", "tfds", "latents")

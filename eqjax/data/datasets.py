@@ -10,12 +10,13 @@ from absl import logging
 import grain
 import numpy as np
 
-from eqjax.arguments import Boolean, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.config_fields import CONFIG
 from eqjax.data import folder, photos, tfds, transforms, webdataset
 from eqjax.data.config import check_config, class_names
 from eqjax.data.image_source import ImageSource
 from eqjax.latent_cache.format import LatentSource, RandomVariant
+from eqjax.rules import Boolean
 from eqjax.typing import Config, Record
 
 Source: TypeAlias = photos.PhotoSource | ImageSource | LatentSource

@@ -12,11 +12,11 @@ from absl import logging
 import numpy as np
 
 from eqjax.addresses import local_path
-from eqjax.arguments import shorten
 from eqjax.data import image_source
 from eqjax.data.transforms import ResizeShorterSide
 from eqjax.image_files import MAX_PIXELS
 from eqjax.io import read_text
+from eqjax.messages import shorten
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 _MAX_CLASS_FILE_BYTES = 2**24  # The list of the 21 841 classes of ImageNet with all their words has 0.7 MB.

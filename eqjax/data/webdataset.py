@@ -21,11 +21,11 @@ from absl import logging
 import numpy as np
 
 from eqjax.addresses import local_path
-from eqjax.arguments import shorten
 from eqjax.data import image_source, tar_index
 from eqjax.data.transforms import ResizeShorterSide
 from eqjax.image_files import MAX_PIXELS, ImageError
 from eqjax.io import parse_json
+from eqjax.messages import shorten
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
 CLASS_NAMES = "class_names.json"

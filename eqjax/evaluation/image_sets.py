@@ -17,10 +17,10 @@ import ml_collections
 import numpy as np
 
 from eqjax import data, image_files, npz
-from eqjax.arguments import shorten
 from eqjax.data.folder import EXTENSIONS
 from eqjax.evaluation.statistics import StatisticsError
 from eqjax.io import atomic_write
+from eqjax.messages import shorten
 from eqjax.typing import AnyArray
 
 _BATCH_SIZE = 64

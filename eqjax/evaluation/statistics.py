@@ -21,9 +21,9 @@ from jaxtyping import Float
 import numpy as np
 
 from eqjax import npz
-from eqjax.arguments import shorten
 from eqjax.differences import check_equal
 from eqjax.evaluation import feature_metrics, fid
+from eqjax.messages import shorten
 
 _FORMAT = "eqjax-statistics-1"
 # Entries of a protocol that must agree for two sets of statistics to be comparable.

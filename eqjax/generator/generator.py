@@ -86,6 +86,9 @@ class Generator(nn.Module):
       num_cond_tokens: T.
       window_size: columns that a column attends to, itself included; None: all up to it.
       max_rope_shift: training shifts positions by 0 … max_rope_shift − 1, drawn per step.
+      cross_rope: whether queries of cross-attention are rotated by the index of their column, as published. Keys of
+        the condition are not, so a column then depends on where it is. Without, it depends on the columns before it
+        and the class alone: the generator is exactly equivariant to shifts of the index, at any length.
       flow_width: width of the flow head.
       flow_depth: residual blocks of the flow head.
       flow_batch_mult: M, flow times drawn per column in training.
@@ -116,6 +119,7 @@ class Generator(nn.Module):
     num_cond_tokens: int = 16
     window_size: int | None = 4
     max_rope_shift: int = 16
+    cross_rope: bool = True
     flow_width: int = 1280
     flow_depth: int = 12
     flow_batch_mult: int = 4
@@ -146,6 +150,7 @@ class Generator(nn.Module):
             width=self.width,
             num_heads=self.num_heads,
             dropout_rate=self.dropout_rate,
+            cross_rope=self.cross_rope,
             dtype=self.dtype,
         )
         self.output_norm = layer_norm(1e-6, self.dtype)
@@ -342,7 +347,7 @@ class Generator(nn.Module):
           cache: their `KVCache`.
           condition: `Condition` of the classes of column + 1.
           max_position: bounds the position that rotates queries of cross-attention, whose keys have no position;
-            None: unbounded, as published.
+            None: unbounded, as published. Without `cross_rope` it changes nothing.
 
         Returns:
           The context of column + 1, and the cache that contains this column.

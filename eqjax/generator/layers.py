@@ -109,12 +109,14 @@ class Block(nn.Module):
       width: E.
       num_heads: heads of both attentions.
       dropout_rate: dropout on attention weights, attention outputs and in the MLP.
+      cross_rope: whether queries of cross-attention are rotated by their position, see `Generator`.
       dtype: compute dtype.
     """
 
     width: int
     num_heads: int
     dropout_rate: float = 0.0
+    cross_rope: bool = True
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
@@ -202,8 +204,9 @@ class Block(nn.Module):
         angles: Angles,
         weights_fn: Callable[[jax.Array], jax.Array] = lambda weights: weights,
     ) -> Float[jax.Array, "B L H d"]:
-        # As published: queries are rotated by their absolute position, keys of the condition are not.
-        query = rotate(self.cross_query(normalize(self.cross_norm, x)), angles)
+        query = self.cross_query(normalize(self.cross_norm, x))
+        if self.cross_rope:  # As published: by the absolute position, whereas keys of the condition have none.
+            query = rotate(query, angles)
         return attend(query, *keys_values, None, weights_fn)
 
     def _mlp(self, x: Float[jax.Array, "B N E"], deterministic: bool) -> Float[jax.Array, "B N E"]:

@@ -153,6 +153,25 @@ class Card:
         )
 
 
+def public_notes(notes: str) -> str:
+    """Returns the notes of weights with absolute paths in their configurations cut to their last part.
+
+    Example:
+      >>> public_notes('generator after 7 steps; config: {"data": {"root": "/home/me/photos"}}')
+      'generator after 7 steps; config: {"data": {"root": "…/photos"}}'
+    """
+    head, *rest = notes.split(_CONFIG)
+    parts = [head]
+    for text in rest:
+        try:
+            config, end = json.JSONDecoder().raw_decode(text)
+        except ValueError:  # It is no configuration that a training run wrote.
+            parts.append(text)
+        else:
+            parts.append(json.dumps(_without_folders(config), ensure_ascii=False) + text[end:])
+    return _CONFIG.join(parts)
+
+
 def _without_folders(config: Any) -> Any:
     """Returns JSON values with absolute paths cut to their last part: folders of one machine tell others nothing."""
     if isinstance(config, dict):

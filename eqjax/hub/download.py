@@ -9,8 +9,8 @@ from typing import Any
 from absl import logging
 
 from eqjax.addresses import weights_folder
-from eqjax.arguments import shorten
 from eqjax.io import exclusive
+from eqjax.messages import shorten
 
 # Bounds of what is fetched. The largest published model has 6 GB.
 MAX_WEIGHTS_BYTES = 2**36

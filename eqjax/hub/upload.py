@@ -1,10 +1,10 @@
 """Pushes models to the Hugging Face Hub: weights, configuration, model card, samples and results."""
 
 from collections.abc import Callable
+import dataclasses
 import glob
 import os
 import re
-import shutil
 import tempfile
 from typing import Any
 
@@ -15,15 +15,16 @@ import numpy as np
 
 from eqjax import loading, pixels, pretrained, published
 from eqjax.addresses import local_path
-from eqjax.arguments import Boolean, Either, Instance, PathName, Text, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.evaluation import results
 from eqjax.evaluation.protocol import weights_id
 from eqjax.hub.address import WEIGHTS_FILE, check_repo
-from eqjax.hub.card import Card
+from eqjax.hub.card import Card, public_notes
 from eqjax.hub.download import HubError, explain
 from eqjax.image_output import save_image
 from eqjax.io import write_json
 from eqjax.model import COMPUTE_DTYPES, Model
+from eqjax.rules import Boolean, Either, Instance, PathName, Text
 
 # Classes of the samples on a card, and the width of each in images.
 _NUM_CLASSES, _NUM_WIDTHS = 8, 4
@@ -129,14 +130,12 @@ def prepare(
       ValueError: the results are those of other weights.
     """
     weights, model = _read(source)
+    weights = dataclasses.replace(weights, notes=public_notes(weights.notes))
     workdir = None if isinstance(source, Model) or not os.path.isdir(source) else os.fspath(source)
     rows = _results(model, results_folder, workdir)
     image = _samples(model, samples, workdir)
-    target = os.path.join(folder, WEIGHTS_FILE)
-    if isinstance(source, Model):
-        pretrained.save(target, weights)
-    else:
-        shutil.copyfile(loading.resolve_path(source), target)
+    dtype = np.float32 if isinstance(source, Model) else pretrained.storage_dtype(loading.resolve_path(source))
+    pretrained.save(os.path.join(folder, WEIGHTS_FILE), weights, dtype)
     write_json(os.path.join(folder, "config.json"), pretrained.config_of(weights))
     if rows:
         write_json(os.path.join(folder, "results.json"), rows)

@@ -26,8 +26,8 @@ import numpy as np
 
 from eqjax import checksums
 from eqjax.addresses import local_path
-from eqjax.arguments import shorten
 from eqjax.io import read_json, write_json
+from eqjax.messages import shorten
 from eqjax.typing import Record
 
 FORMAT = "eqjax-latents-1"

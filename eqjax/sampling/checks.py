@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax.arguments import Array, Integer, Items, is_traced, show
 from eqjax.generator import Generator
+from eqjax.messages import show
+from eqjax.rules import Array, Integer, Items
+from eqjax.tracing import is_traced
 from eqjax.typing import AnyArray
 
 NUM_COLUMNS = Integer(least=1)

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from eqjax.arguments import Integer, Items, show
+from eqjax.messages import show
+from eqjax.rules import Integer, Items
 from eqjax.typing import AnyArray, Scalar
 
 TRANSITION = Integer(least=0)

@@ -11,13 +11,14 @@ from jaxtyping import Float
 import numpy as np
 
 from eqjax import sharding
-from eqjax.arguments import Function, Instance, is_tracing
 from eqjax.generator import Generator
+from eqjax.rules import Function, Instance
 from eqjax.sampling import chunks, memory, sampler
 from eqjax.sampling.checks import NUM_COLUMNS, as_labels, check_labels, check_noise_source, check_prefix
 from eqjax.sampling.class_schedule import Blend, ClassSchedule, class_schedule
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
 from eqjax.sampling.sampler import ColumnInputs, SamplerInputs
+from eqjax.tracing import is_tracing
 
 
 def sample_latents(

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eqjax.arguments import is_tracing
 from eqjax.generator import Generator
 from eqjax.tokenizer import Tokenizer
+from eqjax.tracing import is_tracing
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

@@ -8,9 +8,10 @@ from jaxtyping import Float
 import numpy as np
 
 from eqjax import flow
-from eqjax.arguments import check_names, is_traced
 from eqjax.config_fields import checked
+from eqjax.messages import check_names
 from eqjax.module_fields import SAMPLING
+from eqjax.tracing import is_traced
 from eqjax.typing import AnyArray, Scalar
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from eqjax import pixels
-from eqjax.arguments import Array, Boolean, Instance, Integer
 from eqjax.image_files import MAX_PIXELS
 from eqjax.model import Model, as_floats
+from eqjax.rules import Array, Boolean, Instance, Integer
 from eqjax.sampling import memory
 from eqjax.sampling.checks import SEED, as_seeds, check_labels
 from eqjax.sampling.class_schedule import TRANSITION, ClassSchedule, parse_classes

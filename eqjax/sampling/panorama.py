@@ -14,12 +14,13 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from eqjax import npz
-from eqjax.arguments import Instance, Integer, Items, shorten
 from eqjax.differences import check_equal
 from eqjax.fingerprint import fingerprint
 from eqjax.io import atomic_write
+from eqjax.messages import shorten
 from eqjax.model import Model
 from eqjax.pretrained import module_to_dict
+from eqjax.rules import Instance, Integer, Items
 from eqjax.sampling import chunks, memory, panorama_state, sampler
 from eqjax.sampling.checks import NUM_COLUMNS, SEED, SEEDS, as_seeds, check_labels, check_prefix
 from eqjax.sampling.class_schedule import TRANSITION, ClassSchedule, parse_classes

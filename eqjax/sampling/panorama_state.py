@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 import numpy as np
 
 from eqjax import npz
-from eqjax.arguments import shorten
+from eqjax.messages import shorten
 
 FORMAT = "eqjax-panorama-1"
 # Bound of all arrays of a file together.

@@ -25,11 +25,11 @@ from jaxtyping import Float, Int, Shaped
 import numpy as np
 
 from eqjax import flow
-from eqjax.arguments import is_traced
 from eqjax.generator import Condition, Generator, KVCache, Modulations
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
 from eqjax.tokenizer import Tokenizer
+from eqjax.tracing import is_traced
 from eqjax.typing import AnyArray, Params, Scalar
 
 # Modulations held in memory at once. Larger chunks would be read back from slow memory without saving reads of weights.

@@ -10,9 +10,10 @@ import math
 from absl import logging
 
 from eqjax import config_fields
-from eqjax.arguments import Choice, check_arguments
+from eqjax.arguments import check_arguments
 from eqjax.config_fields import CONFIG, Table
 from eqjax.data.config import contradictions
+from eqjax.rules import Choice
 from eqjax.training import fields
 from eqjax.typing import Config
 

@@ -9,9 +9,9 @@ An optional field is None where it is off. A command line sets it with --config.
 """
 
 from eqjax import module_fields
-from eqjax.arguments import Boolean, Choice, Integer, Items, Number, Text
 from eqjax.config_fields import Field, Table, with_defaults
 from eqjax.data.config import FIELDS as DATA
+from eqjax.rules import Boolean, Choice, Integer, Items, Number, Text
 
 _COUNT = Integer(least=1)
 _EVERY = Integer(least=1, optional=True, none_means="off")
@@ -103,6 +103,11 @@ METRICS: Table = {
 OBJECTIVE: Table = {
     "kl_weight": Field(0.01, _WEIGHT, "Weight of the KL term."),
     "l2_weight": Field(0.0, _WEIGHT, "Weight of the squared error beside L1; not published, useful without LPIPS."),
+    "spectrum_weight": Field(
+        0.0,
+        _WEIGHT,
+        "Weight of the distance of local amplitudes beside L1; not published, keeps detail without LPIPS.",
+    ),
     "perceptual_weight": Field(1.0, _WEIGHT, "Weight of LPIPS; 0 needs no VGG weights."),
     "semantic_weight": Field(5.0, _WEIGHT, "Weight of the distance to DINOv2 features; 0 needs no DINOv2 weights."),
     "semantic_start": Field(20001, Integer(least=0), "Steps done before the semantic term is on."),

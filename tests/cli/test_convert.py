@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from eqjax import convert, convert_files, load_pretrained, pretrained
-from eqjax.cli import runner
+from eqjax.cli import command_line
 from eqjax.cli.main import COMMANDS
 from eqjax.convert import torch_archive
 from tests import published_checkpoints, reference_weights
@@ -181,9 +181,9 @@ def test_the_command_reads_a_class_file(tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     flags = [f"--input={published_checkpoints.GENERATOR}", f"--output={tmp_path / 'g.safetensors'}"]
     flags += [f"--class_file={tmp_path / 'names.txt'}"]
-    args, _ = runner.parse(COMMANDS["convert"], [*flags, "--num_heads=4"])
+    args, _ = command_line.parse(COMMANDS["convert"], [*flags, "--num_heads=4"])
     COMMANDS["convert"].load().run(args)
     assert pretrained.load(tmp_path / "g.safetensors").class_names == NAMES
-    args, _ = runner.parse(COMMANDS["convert"], [*flags, "--to_torch"])
+    args, _ = command_line.parse(COMMANDS["convert"], [*flags, "--to_torch"])
     with pytest.raises(ValueError, match="--class_file has no effect with --to_torch"):
         COMMANDS["convert"].load().run(args)

@@ -6,7 +6,7 @@ import pyarrow
 from pyarrow import parquet
 import pytest
 
-from eqjax.cli import convert_data, runner
+from eqjax.cli import command_line, convert_data
 from eqjax.cli.main import COMMANDS
 from eqjax.data import WebDatasetSource
 from tests.data import tar_files
@@ -16,7 +16,7 @@ def test_the_command_converts_and_says_how_to_train(tmp_path, caplog):
     table = pyarrow.table({"image": [tar_files.png(10), tar_files.png(20)], "label": ["dog", "cat"]})
     parquet.write_table(table, tmp_path / "a.parquet")
     arguments = [f"--input={tmp_path}/a.parquet", f"--output={tmp_path}/out"]
-    args, _ = runner.parse(COMMANDS["convert-data"], arguments)
+    args, _ = command_line.parse(COMMANDS["convert-data"], arguments)
     with caplog.at_level("INFO", logger="absl"):
         convert_data.run(args)
     assert "Wrote 2 images (column image, 2 classes of column label) to 1 archives" in caplog.text
@@ -26,5 +26,5 @@ def test_the_command_converts_and_says_how_to_train(tmp_path, caplog):
 
 
 def test_a_missing_input_is_named():
-    with pytest.raises(runner.flags.Error, match="--output is missing|--input is missing"):
-        runner.parse(COMMANDS["convert-data"], ["--output=x"])
+    with pytest.raises(command_line.flags.Error, match="--output is missing|--input is missing"):
+        command_line.parse(COMMANDS["convert-data"], ["--output=x"])

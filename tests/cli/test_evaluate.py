@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 
 from eqjax import pretrained
-from eqjax.cli import analyze, analyze_comparison, analyze_images, evaluate, make_statistics, runner
+from eqjax.cli import analyze, analyze_comparison, analyze_images, command_line, evaluate, make_statistics
 from eqjax.cli.main import COMMANDS
 from eqjax.evaluation import Extractor, networks, results, statistics
 from tests import subprocesses
@@ -20,7 +20,7 @@ from tests.evaluation import tiny_models
 def parse(command, *arguments):
     """The flags of a command, from its arguments."""
     name = command.__name__.rpartition(".")[2].replace("_", "-")
-    return runner.parse(COMMANDS[name], list(map(str, arguments)))[0]
+    return command_line.parse(COMMANDS[name], list(map(str, arguments)))[0]
 
 
 @pytest.fixture(name="folder", scope="module")

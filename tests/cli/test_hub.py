@@ -5,12 +5,12 @@ import json
 import pytest
 
 from eqjax import pretrained
-from eqjax.cli import hub, runner
+from eqjax.cli import command_line, hub
 from eqjax.cli.main import COMMANDS
 
 
 def run(*arguments):
-    args, words = runner.parse(COMMANDS["hub"], arguments)
+    args, words = command_line.parse(COMMANDS["hub"], arguments)
     hub.run(args, words)
 
 

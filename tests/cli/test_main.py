@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import eqjax
-from eqjax.cli import runner
+from eqjax.cli import command_line
 from eqjax.cli.main import COMMANDS, main
 
 
@@ -21,7 +21,7 @@ def test_help_lists_every_command(capsys):
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
 def test_help_of_a_command_fits_a_screen(command):
-    lines = runner.help_text(command).splitlines()
+    lines = command_line.help_text(command).splitlines()
     assert len(lines) <= 45 and max(map(len, lines)) <= 120
     assert lines[0].startswith(f"usage: eqjax {command.name} ")
     assert lines[2] == (command.load().__doc__ or "").splitlines()[0]

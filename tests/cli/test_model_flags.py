@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from eqjax import model
-from eqjax.cli import model_flags, runner
+from eqjax.cli import command_line, model_flags
 from eqjax.cli.main import COMMANDS
 
 
@@ -17,14 +17,14 @@ def test_choices_are_those_of_the_library():
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "demo"])
 def test_commands_load_the_model_of_the_flags(command):
-    args, _ = runner.parse(COMMANDS[command], ["--dtype=bfloat16", "--precision=tf32"])
+    args, _ = command_line.parse(COMMANDS[command], ["--dtype=bfloat16", "--precision=tf32"])
     loaded = model_flags.load_model(args)
     assert loaded.precision == "tf32" and loaded.require("generator").dtype == jnp.bfloat16
-    default = model_flags.load_model(runner.parse(COMMANDS[command], [])[0])
+    default = model_flags.load_model(command_line.parse(COMMANDS[command], [])[0])
     assert default.precision == "highest" and default.require("generator").dtype == "float32"
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(default))
 
 
 def test_other_values_are_refused():
     with pytest.raises(flags.Error, match="precision"):
-        runner.parse(COMMANDS["sample"], ["--precision=half"])
+        command_line.parse(COMMANDS["sample"], ["--precision=half"])

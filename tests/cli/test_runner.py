@@ -6,7 +6,7 @@ import pytest
 from configs import photos_tokenizer
 from eqjax import pretrained
 from eqjax.checkpoints import UnreadableError
-from eqjax.cli import runner
+from eqjax.cli import command_line, runner
 from eqjax.cli.main import COMMANDS
 from eqjax.training.fault_tolerance import Preempted
 from tests import subprocesses
@@ -16,7 +16,7 @@ from tests.random_params import random_params
 def parse(config, *arguments):
     """The configuration that a command line gives."""
     command = COMMANDS["train-tokenizer"]
-    args, _ = runner.parse(command, [f"--config=configs/{config}", "--workdir=w", *arguments])
+    args, _ = command_line.parse(command, [f"--config=configs/{config}", "--workdir=w", *arguments])
     return args.config
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageSequence
 import pytest
 
 from eqjax import load_pretrained, panorama, pixels, pretrained
-from eqjax.cli import runner, sample
+from eqjax.cli import command_line, sample
 from eqjax.cli.main import COMMANDS
 from tests.sampling.small_models import local_model
 
@@ -30,7 +30,7 @@ def _command(weights, tmp_path):
         defaults = dict(weights=weights, output=output, guidance_scale=2, guidance_schedule="constant")
         defaults |= dict(num_flow_steps=2, solver="adams_bashforth")
         arguments = [f"--{name}={value}" for name, value in {**defaults, **options}.items() if value is not None]
-        args, _ = runner.parse(COMMANDS["sample"], arguments)
+        args, _ = command_line.parse(COMMANDS["sample"], arguments)
         sample.run(args)
         return np.asarray(Image.open(tmp_path / written))
 

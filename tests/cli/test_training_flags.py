@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from eqjax import config_files
-from eqjax.cli import runner
+from eqjax.cli import command_line
 from eqjax.cli.main import COMMANDS, main
 from eqjax.config_fields import flatten
 from eqjax.training.config import TABLES
@@ -69,7 +69,7 @@ def test_a_workdir_is_needed_to_train_alone(capsys):
     with pytest.raises(SystemExit):
         main(["train-tokenizer", "--config=photos_tokenizer"])
     assert capsys.readouterr().err.splitlines()[0] == "eqjax train-tokenizer: --workdir is missing."
-    args, _ = runner.parse(COMMANDS["train-tokenizer"], ["--config=photos_tokenizer", "--workdir=runs/a"])
+    args, _ = command_line.parse(COMMANDS["train-tokenizer"], ["--config=photos_tokenizer", "--workdir=runs/a"])
     assert args.workdir == "runs/a" and not args.print_config
 
 

@@ -279,6 +279,13 @@ def test_tokenizers_without_a_counterpart_in_the_reference_are_refused(tokenizer
         convert.tokenizer_state_dict(params, windowed)
 
 
+def test_a_generator_without_a_counterpart_in_the_reference_is_not_exported(generator_state):
+    blind = GENERATOR.clone(cross_rope=False)
+    params = convert.generator_params(generator_state, blind)  # To train it on from published weights.
+    with pytest.raises(ConversionError, match="cross_rope=False"):
+        convert.generator_state_dict(params, blind)
+
+
 # --- Configurations and full sizes -------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from eqjax import Generator, Tokenizer, config_files, convert_files, pretrained
-from eqjax.cli import main, runner
+from eqjax.cli import command_line, main
 from eqjax.evaluation import Extractor, networks, statistics
 from tests import published_checkpoints, subprocesses
 from tests.data import test_parquet
@@ -44,7 +44,7 @@ def test_documented_commands_have_flags_and_fields_that_exist(page, tmp_path, mo
         elif "eqjax" in words:
             words = words[words.index("eqjax") :]
         if words[:1] == ["eqjax"] and words[1:] and not variables.get("DRY_RUN"):
-            runner.parse(main.COMMANDS[words[1]], words[2:])
+            command_line.parse(main.COMMANDS[words[1]], words[2:])
 
 
 @every_page

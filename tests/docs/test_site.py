@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from eqjax.cli import main, runner
+from eqjax.cli import command_line, main
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DOCS = ROOT / ".docs"
@@ -47,7 +47,7 @@ def test_every_module_is_in_one_part(pages):
 def test_every_command_has_a_page_with_its_flags(pages):
     made = pages.commands()
     for name, command in main.COMMANDS.items():
-        flags = re.findall(r"^  (--.+?)(?:  |$)", runner.help_text(command), re.MULTILINE)
+        flags = re.findall(r"^  (--.+?)(?:  |$)", command_line.help_text(command), re.MULTILINE)
         assert flags
         for flag in flags:
             assert f"| `{flag}`" in made[f"commands/{name}.md"]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from eqjax import Generator
-from eqjax.generator import column_weights
-from eqjax.generator.layers import window_mask
+from eqjax.generator import column_weights, layers
+from eqjax.generator.layers import Block, attend, normalize, window_mask
 from eqjax.generator.rope import rope_angles, rotate
 from tests.random_params import random_params
 
@@ -79,6 +79,49 @@ def test_self_attention_is_relative_and_cross_attention_absolute():
     np.testing.assert_allclose(
         context(blind, latents, labels, rope_shift=5), context(blind, latents, labels), atol=2e-5
     )
+
+
+def relative(out, reference):
+    return float(jnp.linalg.norm(out - reference) / jnp.linalg.norm(reference))
+
+
+def test_without_cross_rope_nothing_depends_on_the_index_of_a_column():
+    generator, _ = make(window_size=3)
+    variables = {"params": random_params(generator, gain=3.0)}  # Cross-attention then prefers some tokens to others.
+    latents, labels = jax.random.normal(jax.random.key(2), (2, 6, 4)), jnp.array([0, 2])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs(generator, shift):
+        context = generator.apply(variables, latents, labels, rope_shift=shift, method="context")
+        return context, generator.apply(variables, latents, jnp.full((2, 6), 0.5), context, method="velocity")
+
+    blind = generator.clone(cross_rope=False)
+    for shift in (1, 16, 1000):
+        for moved, there in zip(outputs(blind, shift), outputs(blind, 0), strict=True):
+            assert relative(moved, there) < 1e-5
+        for moved, there in zip(outputs(generator, shift), outputs(generator, 0), strict=True):
+            assert relative(moved[:, 1:], there[:, 1:]) > 0.05
+
+
+def test_cross_rope_is_the_published_program():
+    """The option costs nothing: the program is that of a block that always rotates, and one without has no rotation."""
+    generator, params = make(window_size=3)
+    latents, labels = jnp.ones((1, 3, 4)), jnp.array([0])
+
+    class Published(Block):
+        def _cross(self, x, keys_values, angles, weights_fn=lambda weights: weights):
+            query = rotate(self.cross_query(normalize(self.cross_norm, x)), angles)
+            return attend(query, *keys_values, None, weights_fn)
+
+    def text(generator, block=Block):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layers, "Block", block)
+            context = functools.partial(generator.apply, method="context")
+            # As XLA gets it, but for the names of classes.
+            return jax.jit(lambda p: context({"params": p}, latents, labels)).lower(params).as_text()
+
+    assert text(generator) == text(generator, Published)
+    assert text(generator.clone(cross_rope=False)) != text(generator)
 
 
 def test_loss_draws_what_is_not_given():

@@ -38,13 +38,13 @@ def adams_bashforth(velocity, z, points):
 
 
 @pytest.mark.parametrize(
-    ("solver", "grid", "given", "solve"),
-    [("heun", "cosine", 0, heun), ("adams_bashforth", "shifted", 4, adams_bashforth)],
+    ("solver", "grid", "given", "solve", "fields"),
+    [("heun", "cosine", 0, heun, {}), ("adams_bashforth", "shifted", 4, adams_bashforth, dict(cross_rope=False))],
 )
-def test_all_options_equal_recomputing(solver, grid, given, solve, monkeypatch):
+def test_all_options_equal_recomputing(solver, grid, given, solve, fields, monkeypatch):
     """A class schedule, guidance per column, bounded positions, a solver and a grid, modulations in chunks."""
     monkeypatch.setattr(sampler, "MODULATION_BYTES", 4 * 5 * 8 * 4 * 2)  # Two evaluations at once.
-    m = local_model()
+    m = local_model(**fields)
     noise, prefix = (np.asarray(jax.random.normal(jax.random.key(i), SHAPE)) for i in (0, 1))
     prefix = prefix[:, :given]
     scales = np.linspace(0.5, 4, L)

@@ -59,7 +59,8 @@ def context(generator, params, latents, keys, values, max_position):
         x = x + np.einsum("qhd,hde->qe", out, p["self_out"]["kernel"]) + p["self_out"]["bias"]
         h = _norm(x, p["cross_norm"], 1e-5)
         query = np.einsum("le,ehd->lhd", h, p["cross_query"]["kernel"]) + p["cross_query"]["bias"]
-        query = _rotate(query, np.minimum(positions, max_position))
+        if generator.cross_rope:
+            query = _rotate(query, np.minimum(positions, max_position))
         out = _attend(query, keys[layer], values[layer], np.ones((length, keys.shape[2]), bool))
         x = x + np.einsum("qhd,hde->qe", out, p["cross_out"]["kernel"]) + p["cross_out"]["bias"]
         h = _norm(x, p["mlp_norm"], 1e-6) @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"]

@@ -3,9 +3,9 @@
 import pytest
 
 from eqjax import config_fields, config_files
-from eqjax.arguments import Boolean, Choice, Text
 from eqjax.generator.layers import remat_policy
 from eqjax.module_fields import REMAT
+from eqjax.rules import Boolean, Choice, Text
 from eqjax.tokenizer.losses import DISCRIMINATOR_LOSSES
 from eqjax.training.config import TABLES, check_config
 
@@ -26,7 +26,7 @@ WRONG = {
 # Fields that may be 0, on purpose: nothing, off, from the first step on.
 MAY_BE_ZERO = {
     "seed", "total_steps", "learning_rate", "warmup_steps", "warmup_epochs", "final_lr_ratio", "b1", "b2",
-    "weight_decay", "ema_decay", "kl_weight", "l2_weight", "perceptual_weight", "semantic_weight",
+    "weight_decay", "ema_decay", "kl_weight", "l2_weight", "spectrum_weight", "perceptual_weight", "semantic_weight",
     "semantic_start", "adversarial_weight", "adversarial_start", "square_downsamples", "attention_window",
     "posterior_std", "dropout_rate", "label_dropout_rate", "guidance_scale", "temperature", "max_position",
     "num_threads", "num_workers", "max_corrupt_fraction", "holdout_fraction",
@@ -34,8 +34,8 @@ MAY_BE_ZERO = {
 # Numbers without an upper bound, of which 10**30 is one.
 UNBOUNDED = {
     "total_epochs", "warmup_steps", "warmup_epochs", "decay_every", "weight_decay", "grad_clip_norm", "kl_weight",
-    "l2_weight", "perceptual_weight", "semantic_weight", "adversarial_weight", "posterior_std", "temperature",
-    "guidance_scale",
+    "l2_weight", "spectrum_weight", "perceptual_weight", "semantic_weight", "adversarial_weight", "posterior_std",
+    "temperature", "guidance_scale",
 }  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """The tokenizer's objective and its gradients.
 
-    nll          Σ |x − x̂| + w_l2 · |x − x̂|² + w_perceptual · LPIPS(x, x̂) over values, per image
+    nll          Σ |x − x̂| + w_l2 · |x − x̂|² + w_perceptual · LPIPS(x, x̂) + w_spectrum · S(x, x̂) over values, per image
     kl           ½ Σ mean², per image
     semantic     Σ (semantic head − DINOv2)², per image
     adversarial  −mean D(augmented x̂), weighted by λ
 
     total = nll + w_kl · kl + w_semantic · semantic + λ · adversarial
+
+S is the distance of local amplitudes (`eqjax.tokenizer.local_spectrum`), which is not published.
 
 λ compares the gradients of nll and of the adversarial term at the decoder's last kernel. Both losses reach the
 parameters through x̂ alone, so their gradients at x̂ are computed first; each of them, propagated back to the last
@@ -17,6 +19,7 @@ Metrics of a step, in the order in which they are computed:
 | --- | --- |
 | `l1` | mean absolute error per value |
 | `lpips` | LPIPS distance, mean over images; with a perceptual weight |
+| `spectrum` | distance of local amplitudes, mean over images; with a spectrum weight |
 | `psnr` | peak signal-to-noise ratio of the reconstructions, dB |
 | `recon_loss` | l1 and the weighted terms beside it, per value |
 | `nll_loss` | `recon_loss` summed over the values of an image |
@@ -52,6 +55,7 @@ from eqjax import config_fields, nets
 from eqjax.evaluation.image_metrics import psnr
 from eqjax.tokenizer import Decoded, Tokenizer, losses
 from eqjax.tokenizer.augment import NUM_UNIFORMS, diff_augment
+from eqjax.tokenizer.local_spectrum import local_spectrum_distance
 from eqjax.tokenizer.posterior import posterior_noise
 from eqjax.training import fields
 from eqjax.training.state import stream
@@ -64,7 +68,7 @@ Terms: TypeAlias = dict[str, Any]
 Switch: TypeAlias = bool | Bool[AnyArray, ""]
 
 # The terms in the order in which they are computed; the other metrics derive from them.
-TERMS = ("l1", "lpips", "kl_loss", "semantic_loss", "gen_loss")
+TERMS = ("l1", "lpips", "spectrum", "kl_loss", "semantic_loss", "gen_loss")
 
 
 @flax.struct.dataclass
@@ -114,6 +118,7 @@ class Objective:
       tokenizer: the module.
       kl_weight: weight of the KL term.
       l2_weight: weight of the squared error beside L1.
+      spectrum_weight: weight of the distance of local amplitudes beside L1.
       perceptual_weight: weight of LPIPS.
       semantic_weight: weight of the semantic term.
       adversarial_weight: norm of the adversarial term's gradient, as a fraction of nll's.
@@ -126,6 +131,7 @@ class Objective:
     tokenizer: Tokenizer
     kl_weight: float = 0.01
     l2_weight: float = 0.0
+    spectrum_weight: float = 0.0
     perceptual_weight: float = 0.0
     semantic_weight: float = 0.0
     adversarial_weight: float = 0.0
@@ -260,6 +266,9 @@ class Objective:
         if self.lpips is not None:
             terms["lpips"] = jnp.mean(self.lpips(frozen, images, fakes))
             recon += self.perceptual_weight * terms["lpips"]
+        if self.spectrum_weight:
+            terms["spectrum"] = jnp.mean(local_spectrum_distance(images, fakes))
+            recon += self.spectrum_weight * terms["spectrum"]
         nll = recon * images[0].size
         terms["psnr"] = jnp.mean(psnr(images, fakes))
         return nll, terms | {"recon_loss": recon, "nll_loss": nll}
@@ -354,6 +363,7 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
         tokenizer,
         kl_weight=weights.kl_weight,
         l2_weight=weights.l2_weight,
+        spectrum_weight=weights.spectrum_weight,
         perceptual_weight=weights.perceptual_weight,
         semantic_weight=weights.semantic_weight,
         adversarial_weight=weights.adversarial_weight,

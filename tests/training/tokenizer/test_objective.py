@@ -159,6 +159,7 @@ def small_case(**changes):
     objective = Objective(
         tokenizer,
         l2_weight=0.5,
+        spectrum_weight=0.5,
         perceptual_weight=1.0,
         semantic_weight=5.0,
         adversarial_weight=0.5,
