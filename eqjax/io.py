@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +19,8 @@ from eqjax.addresses import local_path
 # A temporary file may be a leftover if nothing was written to it for this long. Its lock alone would not do: some
 # network file systems show locks only to the machine that holds them.
 _LEFTOVER_SECONDS = 3600.0
+# What writing says when the disk or a quota is full, a file is as large as it may be, or the disk is broken.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # Configurations and protocols are nested up to 5 deep.
 MAX_JSON_DEPTH = 64
 # Class names of a large data set have 0.3 MB, the checksums of a checkpoint of a terabyte 1 MB.
@@ -55,8 +58,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         yield temporary
         os.chmod(temporary, 0o644)  # Temporary files are private to their owner.
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # The folder may be gone, and what happened matters more.
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error.filename = path  # Writing to an open file names none.
         raise
     finally:
         os.close(handle)  # Ends the lock, as the end of the process would.

@@ -1,8 +1,10 @@
 """Files are written whole or not at all."""
 
+import errno
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -109,3 +111,21 @@ def test_a_file_that_a_living_process_writes_is_no_leftover(tmp_path):
         finally:
             process.kill()
     assert remove_leftovers(tmp_path, r"a\.txt") == [os.path.basename(temporary)] and os.listdir(tmp_path) == []
+
+
+def test_the_file_is_named_when_the_disk_is_full(tmp_path):
+    with (
+        pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a.json'"),
+        atomic_write(tmp_path / "a.json"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_folder_that_vanishes_does_not_hide_the_error(tmp_path):
+    def write():
+        with atomic_write(tmp_path / "folder" / "a.json"):
+            shutil.rmtree(tmp_path / "folder")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()

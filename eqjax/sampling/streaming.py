@@ -19,7 +19,7 @@ import numpy as np
 
 from eqjax import pixels
 from eqjax.tokenizer import Tokenizer
-from eqjax.tokenizer.windows import decode_window
+from eqjax.tokenizer.windows import check_finite, decode_window
 from eqjax.typing import Params
 
 
@@ -72,7 +72,11 @@ class StreamDecoder:
         Args:
           latents: scaled latents.
           last: no columns follow.
+
+        Raises:
+          ValueError: latents are not finite.
         """
+        check_finite(latents)
         strips = []
         self.held = np.concatenate([self.held, np.asarray(latents, np.float32)], axis=-2)
         self.received += latents.shape[-2]
