@@ -145,13 +145,26 @@ def write_json(path: str | os.PathLike[str], values: Any, *, sort_keys: bool = F
         file.write("\n")
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it has {name}, which is no number of JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object, of which another reader might take the other one of two values with the same name."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)[:200]!r} twice")
+    return values
+
+
 def parse_json(text: str) -> Any:
     """Returns the values of a JSON text from outside, nested at most 64 deep.
 
     Functions that walk through the result recursively (repr, for one) cannot run out of stack.
 
     Raises:
-      ValueError: the text is not JSON, or is nested deeper.
+      ValueError: the text is not JSON, is nested deeper, names a value twice, or has NaN or infinity for a number.
 
     Example:
       >>> parse_json('{"widths": [8, 16]}')
@@ -159,7 +172,7 @@ def parse_json(text: str) -> Any:
     """
     too_deep = f"it is nested more than {MAX_JSON_DEPTH} deep"
     try:
-        root = json.loads(text)
+        root = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError(too_deep) from None
     level = [root]

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from eqjax.io import atomic_write, read_json, remove_leftovers, write_json
+from eqjax.io import atomic_write, parse_json, read_json, remove_leftovers, write_json
 
 # Begins to write the file of the command line, says under which name, and waits to be killed.
 _WRITER = """
@@ -129,3 +129,16 @@ def test_a_folder_that_vanishes_does_not_hide_the_error(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         write()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": NaN}', "it has NaN, which is no number of JSON"),
+        ("[-Infinity]", "it has -Infinity"),
+        ('{"a": {"b": 1, "b": 2}}', "it names 'b' twice"),
+    ],
+)
+def test_json_that_readers_understand_differently_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)

@@ -140,7 +140,7 @@ def test_arrays_of_other_machines_become_native(dtype):
 
 
 def test_masked_values_are_no_data():
-    array = np.ma.masked_array(np.zeros(3, np.float32), mask=[0, 1, 0])
+    array = np.ma.masked_array(np.zeros(3, np.float32), mask=[False, True, False])
     with pytest.raises(ValueError, match=r"x has masked values, which are no data; fill them first"):
         Array(("n",)).check("x", array)
     assert type(Array(("n",)).check("x", array[:1])) is np.ndarray

@@ -104,7 +104,7 @@ class Group:
             shift = jax.random.uniform(shift_key, (), jnp.float32, -self.max_shift, self.max_shift)
         elif self.max_shift and self.shift_step is not None:
             most = int(self.max_shift / self.shift_step)
-            shift = self.shift_step * jax.random.randint(shift_key, (), -most, most + 1).astype(jnp.float32)
+            shift = self.shift_step * jax.random.randint(shift_key, (), -most, most + 1, jnp.int32).astype(jnp.float32)
         flip = jax.random.bernoulli(flip_key) if self.flips else jnp.zeros((), bool)
         warp = None if self.warp is None else self.warp.draw(warp_key)
         return Action(shift, flip, warp, Fraction(scale))
