@@ -20,7 +20,7 @@ INSTALLED_DEV = $(INSTALLED)-dev
 INSTALLED_OLDEST = $(VENV_OLDEST)/installed
 COMMA := ,
 
-.PHONY: help demo train-demo test test-slow test-oldest test-newest notebooks docs dist lint clean
+.PHONY: help demo serve train-demo test test-slow browser test-oldest test-newest notebooks docs dist lint clean
 
 help:  ## Lists the targets.
 	@echo "make TARGET [EXTRA=cuda12|cuda13|tpu] [PYTHON=python3.12] [PYTEST_ARGS=…]"
@@ -28,6 +28,9 @@ help:  ## Lists the targets.
 
 demo: $(INSTALLED)  ## Samples images and a panorama with the weights in this repository.
 	$(VENV)/bin/eqjax demo
+
+serve: $(INSTALLED)  ## Serves the page on which a panorama grows, at http://localhost:7860/.
+	$(VENV)/bin/eqjax serve
 
 train-demo: $(INSTALLED)  ## Trains both stages from scratch on built-in photographs (about 10 minutes on a CPU) and samples.
 	$(VENV)/bin/eqjax train-tokenizer --config=photos_tokenizer:quick --workdir=$(OUTPUT)/tokenizer
@@ -40,6 +43,10 @@ test: $(INSTALLED_DEV)  ## Runs the tests.
 
 test-slow: $(INSTALLED_DEV)  ## Runs the tests that take minutes: all meshes, kills, several processes.
 	$(VENV)/bin/python $(PYTEST) -m slow $(PYTEST_ARGS)
+
+browser:  ## Installs the browser that the slow tests of the page drive (Debian, Ubuntu).
+	for name in chromium chromium-browser google-chrome chrome; do command -v $$name && exit; done; \
+	$(if $(filter-out 0,$(shell id -u)),sudo )apt-get install --yes chromium
 
 test-oldest: $(INSTALLED_OLDEST)  ## Runs the tests with the oldest supported versions (tests/oldest.txt).
 	$(VENV_OLDEST)/bin/python $(PYTEST) $(PYTEST_ARGS)
@@ -74,7 +81,7 @@ clean:  ## Removes the environments, caches and outputs/.
 $(INSTALLED): requirements.txt pyproject.toml setup.py
 	@echo "Installing into $(VENV); this takes a minute or two, once."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[photos$(addprefix $(COMMA),$(EXTRA))]'
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[photos,serve$(addprefix $(COMMA),$(EXTRA))]'
 	touch $@
 
 $(INSTALLED_DEV): requirements.txt pyproject.toml setup.py

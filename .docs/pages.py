@@ -37,6 +37,7 @@ PARTS = {
     "tokenizer": "Tokenizer",
     "generator": "Generator",
     "sampling": "Sampling",
+    "serving": "The page",
     "latent_cache": "Latent caches",
     "training": "Training",
     "evaluation": "Evaluation",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from eqjax.sampling.latents import sample_latents
     from eqjax.sampling.outpainting import outpaint
     from eqjax.sampling.panorama import panorama
+    from eqjax.sampling.two_sides import two_sides
     from eqjax.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "sample_latents",
     "save_animation",
     "save_image",
+    "two_sides",
 ]
 
 # Imported at first use: importing JAX takes seconds, and the command line answers --help without it.
@@ -51,6 +53,7 @@ _MODULES = {
     "sample_latents": "eqjax.sampling.latents",
     "save_animation": "eqjax.image_output",
     "save_image": "eqjax.image_output",
+    "two_sides": "eqjax.sampling.two_sides",
 }
 
 

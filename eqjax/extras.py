@@ -10,7 +10,9 @@ EXTRAS = {
     "pyarrow": "parquet",
     "skimage": "photos",
     "sklearn": "photos",
+    "starlette": "serve",
     "tensorflow_datasets": "tfds",
+    "uvicorn": "serve",
     "wandb": "wandb",
 }
 _PIP_NAMES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}

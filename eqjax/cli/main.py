@@ -15,6 +15,7 @@ COMMANDS = {
     for command in (
         Command("demo", "samples images and panoramas with the shipped weights"),
         Command("sample", "samples images and panoramas, and outpaints images"),
+        Command("serve", "serves a page on which a panorama grows and is steered", joins=False),
         Command("convert", "converts published PyTorch weights to a weights file, and back", uses_jax=False),
         Command(
             "hub",

@@ -35,7 +35,7 @@ from eqjax.cli.sampling_progress import sampling_progress
 from eqjax.progress import announced
 
 if TYPE_CHECKING:
-    from eqjax.sampling.panorama import PanoramaOptions
+    from eqjax.sampling.panorama_options import PanoramaOptions
 
 # Columns of an image if neither --num_columns nor the classes give a number.
 _NUM_COLUMNS = 16

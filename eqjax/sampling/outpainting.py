@@ -58,6 +58,28 @@ def fit_image(image: UInt8[AnyArray, "H W 3"], tokenizer: Tokenizer) -> UInt8[np
     return np.asarray(resized)[:, left : left + kept]
 
 
+def fade_at_right(
+    image: Float[np.ndarray, "*B H W 3"], reconstruction: Float[np.ndarray, "*B H W 3"], fade_width: int
+) -> Float[np.ndarray, "*B H W 3"]:
+    """Fades an image into its reconstruction toward its right border, at which it is continued.
+
+    Args:
+      image: the image.
+      reconstruction: the same image as the tokenizer decodes it together with the continuation.
+      fade_width: pixels over which it fades.
+
+    Returns:
+      The faded image, whose last pixel is nearly the reconstruction's.
+
+    Example:
+      >>> fade_at_right(np.ones((1, 4, 3)), np.zeros((1, 4, 3)), 2)[0, :, 0].tolist()
+      [1.0, 1.0, 0.75, 0.25]
+    """
+    width = image.shape[-2]
+    weight = np.clip((width - (np.arange(width) + 0.5)[:, None]) / fade_width, 0, 1)
+    return weight * image + (1 - weight) * reconstruction
+
+
 def outpaint(
     model: Any,
     image: Any,
@@ -123,7 +145,7 @@ def outpaint(
         raise ValueError("left=0 and right=0 columns: one must be positive.")
     sampling_options = SamplingOptions(**options)
     pixel_values = Array(None, kind="number").check("image", image)
-    floats = _to_floats(np.asarray(pixel_values), tokenizer, resize)
+    floats = to_floats(np.asarray(pixel_values), tokenizer, resize)
     names, class_columns = parse_classes(label if isinstance(label, list | tuple) else [(label, None)])
     transition = TRANSITION.check("transition", transition)
     ClassSchedule(class_columns, transition).check_length(max(left, right))
@@ -204,30 +226,30 @@ def _join(
       fade_width: pixels over which the image fades into its reconstruction next to a continuation.
       keep_pixels: returns the image itself, not a reconstruction.
     """
-    width = image.shape[1]
-    position = (np.arange(width) + 0.5)[:, None]
-    before, after = [], []
-    reconstructions = []  # One per side, with the distance of each pixel to that side's border.
+    width, before, after, rebuilt = image.shape[1], [], [], []
+    center = np.broadcast_to(image, (batch_size, *image.shape))
     if to_left is not None:
         added = to_left.shape[2] - width
-        before = [to_left[:, :, :added]]
-        reconstructions.append((to_left[:, :, added:], position))
+        before, mirrored = [to_left[:, :, :added]], to_left[:, :, added:][:, :, ::-1]
+        rebuilt.append(to_left[:, :, added:])
+        center = fade_at_right(center[:, :, ::-1], mirrored, fade_width)[:, :, ::-1]
     if to_right is not None:
         after = [to_right[:, :, width:]]
-        reconstructions.append((to_right[:, :, :width], width - position))
-    if keep_pixels:
-        center = np.broadcast_to(image, (batch_size, *image.shape))
-        for reconstruction, distance in reconstructions:
-            weight = np.clip(distance / fade_width, 0, 1)
-            center = weight * center + (1 - weight) * reconstruction
-    else:
-        weight = position / width if len(reconstructions) == 2 else 0
-        center = (1 - weight) * reconstructions[0][0] + weight * reconstructions[-1][0]
+        rebuilt.append(to_right[:, :, :width])
+        center = fade_at_right(center, rebuilt[-1], fade_width)
+    if not keep_pixels:
+        weight = (np.arange(width) + 0.5)[:, None] / width if len(rebuilt) == 2 else 0
+        center = (1 - weight) * rebuilt[0] + weight * rebuilt[-1]
     return np.concatenate([*before, center, *after], axis=2)
 
 
-def _to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[np.ndarray, "H W 3"]:
+def to_floats(image: np.ndarray, tokenizer: Tokenizer, resize: bool) -> Float[np.ndarray, "H W 3"]:
     """Returns an image as floats in [-1, 1] of a size that fits a tokenizer.
+
+    Args:
+      image: [H, W, 3], uint8 or floats in [-1, 1].
+      tokenizer: the tokenizer.
+      resize: resizes an image of another size, and crops it to whole columns.
 
     Raises:
       ValueError: the image does not fit; the message names what is expected.

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 import copy
 import dataclasses
 import functools
-import json
 import os
 import threading
 from typing import Any, Unpack
@@ -16,79 +15,19 @@ import numpy as np
 
 from eqjax import npz
 from eqjax.differences import check_equal
-from eqjax.fingerprint import fingerprint
+from eqjax.generator import KVCache
 from eqjax.io import atomic_write
 from eqjax.messages import shorten
 from eqjax.model import Model
-from eqjax.pretrained import module_to_dict
-from eqjax.rules import Instance, Integer, Items
-from eqjax.sampling import chunks, memory, panorama_state, sampler
-from eqjax.sampling.checks import NUM_COLUMNS, SEED, SEEDS, as_seeds, check_labels, check_prefix
-from eqjax.sampling.class_schedule import TRANSITION, ClassSchedule, parse_classes
-from eqjax.sampling.options import SamplingKeywords, SamplingOptions
+from eqjax.rules import Instance, Integer
+from eqjax.sampling import chunks, memory, panorama_state, strips
+from eqjax.sampling.checks import as_seeds, check_labels, check_prefix
+from eqjax.sampling.class_schedule import parse_classes
+from eqjax.sampling.options import SamplingKeywords
+from eqjax.sampling.panorama_options import PanoramaOptions
+from eqjax.sampling.sampler import SamplerInputs
+from eqjax.sampling.steering import PanoramaSteering
 from eqjax.sampling.streaming import StreamDecoder
-
-_STRIP_COLUMNS = Integer(least=1, most=2**16)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PanoramaOptions(SamplingOptions):
-    """Everything that determines a panorama besides the model and the prefix; all values have a JSON form.
-
-    Attributes:
-      labels: integer classes along the columns.
-      class_columns: columns of each class; None for the last one: to the end.
-      seed: seed of a single panorama.
-      seeds: seeds of several panoramas, which replace `seed`; None: a single one.
-      num_columns: columns in all; None: without end.
-      transition: columns over which one class blends into the next.
-      strip_columns: columns sampled at a time, ≥ 1.
-
-    Raises:
-      ValueError: an option is out of its range.
-    """
-
-    labels: tuple[int, ...]
-    class_columns: tuple[int | None, ...] = (None,)
-    seed: Any = 0
-    seeds: Any = None
-    num_columns: Any = None
-    transition: Any = 0
-    strip_columns: Any = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rules = {
-            "labels": Items(Integer(least=0), least=1),
-            "class_columns": Items(Integer(least=1, optional=True), least=1),
-            "seed": SEED,
-            "seeds": dataclasses.replace(SEEDS, optional=True),
-            "num_columns": dataclasses.replace(NUM_COLUMNS, optional=True, none_means="without end"),
-            "transition": TRANSITION,
-            "strip_columns": _STRIP_COLUMNS,
-        }
-        for name, rule in rules.items():
-            object.__setattr__(self, name, rule.check(name, getattr(self, name)))
-        self.class_schedule().check_length(self.num_columns)
-
-    def class_schedule(self) -> ClassSchedule:
-        """Returns the schedule of the classes."""
-        return ClassSchedule(self.class_columns, self.transition)
-
-    @property
-    def row_seeds(self) -> tuple[int, ...]:
-        """Seeds of all panoramas."""
-        return (self.seed,) if self.seeds is None else self.seeds
-
-    def leading_scales(self, training_columns: int) -> Float[np.ndarray, "n"]:
-        """Returns the guidance scales of the first columns; all later columns have the last one.
-
-        Args:
-          training_columns: columns of a training image, over which a "linear" scale rises in a panorama without end.
-        """
-        if isinstance(self.guidance_scale, tuple) or self.guidance_schedule == "constant":
-            return np.atleast_1d(np.asarray(self.guidance_scale, np.float32))
-        return np.asarray(self.guidance_scales(self.num_columns or training_columns))
 
 
 def panorama(
@@ -182,15 +121,16 @@ class Panorama:
         self._lock = threading.RLock()
         batch_size = len(options.row_seeds)
         self._batch_shape = () if options.seeds is None else (batch_size,)
-        labels = jnp.tile(jnp.asarray(options.labels), (batch_size, 1))  # [B, S]
+        labels = np.tile(np.asarray(options.labels, np.int32), (batch_size, 1))  # [B, S]
         check_labels(generator, labels)
         memory.check_latents(generator, labels.shape, slots, options.is_guided)
         self._schedule = options.class_schedule()
         self._scales = options.leading_scales(max(1, tokenizer.resolution // tokenizer.column_width))
-        inputs = sampler.SamplerInputs.create(generator, model.generator_params, labels, options)
-        first_classes = jax.tree.map(lambda a: a[0], self._schedule.at([0]))
+        self._inputs = SamplerInputs.create(generator, model.generator_params, labels, options)
+        self._steering = PanoramaSteering()
         with model.with_precision():
-            self._sampler, self._state = chunks.begin(inputs, first_classes, num_columns=slots)
+            self._sampler = strips.begin(self._inputs)
+            self._state = strips.first_state(generator, batch_size, options.is_guided, slots)
         self._keys = jax.vmap(jax.random.key)(np.asarray(options.row_seeds))
         self._decoder = StreamDecoder(
             tokenizer, model.tokenizer_params, model.latent_scale, options.strip_columns, self._batch_shape
@@ -221,7 +161,7 @@ class Panorama:
     def _prefill(self, latents: Float[np.ndarray, "B P D"]) -> None:
         """Fills the KV cache with known columns, and decodes them."""
         self._sampled = latents.shape[1]
-        self._state = chunks.prefill_columns(self._sampler, self._state, latents, self._schedule)
+        self._state = strips.prefill(self._sampler, self._state, latents, self._schedule)
         self._ready = self._decoder.push(self._to_rows(latents), last=self._sampled == self.options.num_columns)
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "*B H w 3"]]:
@@ -257,28 +197,88 @@ class Panorama:
         size, end = self.options.strip_columns, self.options.num_columns
         count = size if end is None else min(size, end - self._sampled)
         indices = self._sampled + np.arange(size)
-        scales = self._scales[np.minimum(indices, len(self._scales) - 1)]
-        columns = sampler.ColumnInputs(scales, self._schedule.at(indices + 1))
-        state, latents = chunks.sample_chunk(self._sampler, self._state, self._keys, columns, np.int32(count))
+        scales, classes = self._scales[np.minimum(indices, len(self._scales) - 1)], self._schedule.at(indices)
+        if self._steering.guidance_scale is not None:
+            scales = np.full(size, self._steering.guidance_scale, np.float32)
+        if self._steering.labels is not None:
+            classes = self._steering.blend(size)
+        state, latents = strips.sample_strip(self._sampler, self._state, self._keys, scales, classes, np.int32(count))
         rows = self._to_rows(np.asarray(latents)[:, :count])
         self._state, self._sampled = state, self._sampled + count
         return rows
+
+    @property
+    def sampled(self) -> int:
+        """Columns sampled so far, returned or not, which `steer` changes no more."""
+        with self._lock:
+            return self._sampled
+
+    def steer(
+        self, labels: Any = None, *, mix: Any = None, guidance_scale: Any = None, temperature: Any = None
+    ) -> None:
+        """Changes how the image goes on, from the next sampled column on; what is not given stays as it is.
+
+        It may be called between any two strips, any number of times, and compiles nothing. Columns up to `sampled` stay
+        as they are: a strip is decoded together with the columns behind it that the tokenizer sees (`halo_columns`),
+        so about as many are sampled ahead of the strip that was returned last.
+
+        Args:
+          labels: a class, or a pair of classes (first, second), by names or integers. It ends the schedule of classes.
+          mix: share of the second class, 0 … 1; 0 until it is given.
+          guidance_scale: scale of all columns from here on, ≥ 0.
+          temperature: scale on the initial noise, ≥ 0.
+
+        Raises:
+          ValueError: a class is unknown, or a value out of its range; there is a mix of one class; nothing is given; or
+            there is a guidance scale other than 1 and the panorama was begun without guidance. Guidance needs the rows
+            of the null class from the first column on: begin with a guidance_scale other than 1, and steer to 1 where
+            none is wanted.
+          TypeError: an argument is of another type.
+
+        Example:
+          >>> import eqjax
+          >>> model = eqjax.load_pretrained("photos")
+          >>> strips = eqjax.panorama(model, "flower", guidance_scale=2.0, num_flow_steps=2)
+          >>> first = next(strips)
+          >>> strips.steer(("flower", "rocket"), mix=0.5)  # Half a flower.
+          >>> strips.steer(mix=1.0, guidance_scale=3.0)  # A rocket.
+          >>> next(strips).shape
+          (64, 256, 3)
+        """
+        with self._lock:
+            steering = self._steering.change(
+                self._model, self.options.is_guided, labels, mix, guidance_scale, temperature
+            )
+            self._apply(steering)
+
+    def _apply(self, steering: PanoramaSteering) -> None:
+        """Makes the sampler of a steering, with the programs that made the first one."""
+        inputs, labels = self._inputs, steering.labels
+        if steering.temperature is not None:
+            inputs = dataclasses.replace(inputs, temperature=steering.temperature)
+        with self._model.with_precision():
+            if labels is None:
+                self._sampler = strips.begin(inputs)
+            else:
+                self._sampler = steering.sampler(inputs)
+        self._steering = steering
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns everything that the rest of the image depends on besides the model; the arrays are small."""
         with self._lock:
             arrays = {f"decoder_{name}": array for name, array in self._decoder.state().items()}
             for name, leaf in (
-                ("context", self._state.context),
+                ("latent", self._state.latent),
                 ("cache_keys", self._state.cache.keys),
                 ("cache_values", self._state.cache.values),
             ):
-                arrays[name] = np.asarray(leaf.astype(jnp.float32))
+                arrays[name] = np.asarray(leaf).astype(np.float32)
             empty = np.zeros((*self._batch_shape, self._model.require("tokenizer").resolution, 0, 3), np.uint8)
             arrays["ready"] = np.concatenate([empty, *self._ready], axis=-2)
             about = {
                 "format": panorama_state.FORMAT,
                 "options": self.options.to_dict(),
+                "steering": self._steering.to_dict(),
                 "sampled": self._sampled,
                 "next_column": int(self._state.column),
                 "model": self._identity,
@@ -306,7 +306,7 @@ class Panorama:
         with panorama_state.open_state(state, _STATE_ARRAYS) as saved:
             try:
                 about = saved.about
-                identity = _identity(model)
+                identity = panorama_state.identity(model)
                 check_equal(
                     about["model"],
                     identity,
@@ -314,10 +314,13 @@ class Panorama:
                     found_name="saved",
                     expected_name="this model",
                 )
-                options = {name: _to_tuple(value) for name, value in about["options"].items()}
+                options = {name: tuple(v) if isinstance(v, list) else v for name, v in about["options"].items()}
                 made = cls(model, PanoramaOptions(**options))
                 made._identity = identity
                 made._restore(saved)
+                steering = PanoramaSteering().change(model, made.options.is_guided, **about["steering"])
+                if steering != PanoramaSteering():
+                    made._apply(steering)
             except (KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise ValueError(
                     f"{saved.source} is not a saved panorama of format {panorama_state.FORMAT!r} "
@@ -339,41 +342,26 @@ class Panorama:
                 f"{next_column}."
             )
         first = self._state
-        leaves = dict(zip(_SAMPLER_ARRAYS, (first.context, first.cache.keys, first.cache.values), strict=True))
+        leaves = dict(zip(_SAMPLER_ARRAYS, (first.latent, first.cache.keys, first.cache.values), strict=True))
         expected: dict[str, Any] = {name: ("f", [(n, n) for n in leaf.shape]) for name, leaf in leaves.items()}
         expected |= {f"decoder_{name}": value for name, value in self._decoder.expected_state(sampled).items()}
         batch, tokenizer = [(n, n) for n in self._batch_shape], self._model.require("tokenizer")
         widths = (0, sampled * tokenizer.column_width)
         expected["ready"] = ("u", [*batch, (tokenizer.resolution,) * 2, widths, (3, 3)])
         arrays = saved.arrays(expected)
-        context, keys, values = (jnp.asarray(arrays[name], generator.dtype) for name in _SAMPLER_ARRAYS)
-        self._state = sampler.SamplerState(jnp.int32(next_column), context, sampler.KVCache(keys, values))
+        latent, keys, values = (arrays[name] for name in _SAMPLER_ARRAYS)
+        cache = KVCache(jnp.asarray(keys, generator.dtype), jnp.asarray(values, generator.dtype))
+        self._state = strips.StripState(np.int32(next_column), latent, cache)
         self._sampled, ready = sampled, arrays["ready"]
         self._ready = [ready] if ready.size else []
         self._decoder.restore({name: arrays[f"decoder_{name}"] for name in StreamDecoder.STATE}, saved.source)
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
-        return _identity(self._model)
+        return panorama_state.identity(self._model)
 
 
-# Arrays of a `SamplerState` in a saved state, and all arrays of one.
-_SAMPLER_ARRAYS = ("context", "cache_keys", "cache_values")
+# Arrays of a `StripState` in a saved state, and all arrays of one.
+_SAMPLER_ARRAYS = ("latent", "cache_keys", "cache_values")
 _COLUMN = Integer(least=-(2**63), most=2**63)  # Whether they fit is checked together.
 _STATE_ARRAYS = (*_SAMPLER_ARRAYS, "ready", *(f"decoder_{name}" for name in StreamDecoder.STATE))
-
-
-def _identity(model: Model) -> dict[str, Any]:
-    """Returns JSON values that identify a model: fields of both modules, latent scale, fingerprints of the weights."""
-    identity = {
-        "latent_scale": float(model.latent_scale),
-        "tokenizer": module_to_dict(model.require("tokenizer")),
-        "tokenizer_weights": fingerprint(model.tokenizer_params),
-        "generator": module_to_dict(model.require("generator")),
-        "generator_weights": fingerprint(model.generator_params),
-    }
-    return json.loads(json.dumps(identity))
-
-
-def _to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

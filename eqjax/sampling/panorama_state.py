@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -10,9 +11,12 @@ from jaxtyping import Shaped
 import numpy as np
 
 from eqjax import npz
+from eqjax.fingerprint import fingerprint
 from eqjax.messages import shorten
+from eqjax.model import Model
+from eqjax.pretrained import module_to_dict
 
-FORMAT = "eqjax-panorama-1"
+FORMAT = "eqjax-panorama-2"
 # Bound of all arrays of a file together.
 _MAX_BYTES = 2**33
 
@@ -106,3 +110,15 @@ def _about(source: str, text: np.ndarray | None) -> dict[str, Any]:
     except ValueError as error:
         reason = str(error)
     raise ValueError(f"{source} is not a saved panorama of format {FORMAT!r} ({reason}).")
+
+
+def identity(model: Model) -> dict[str, Any]:
+    """Returns JSON values that identify a model: fields of both modules, latent scale, fingerprints of the weights."""
+    identity = {
+        "latent_scale": float(model.latent_scale),
+        "tokenizer": module_to_dict(model.require("tokenizer")),
+        "tokenizer_weights": fingerprint(model.tokenizer_params),
+        "generator": module_to_dict(model.require("generator")),
+        "generator_weights": fingerprint(model.generator_params),
+    }
+    return json.loads(json.dumps(identity))

@@ -12,6 +12,7 @@ Letters: B images, n columns, D latent size, H height, w width of a strip.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 
 from jaxtyping import Float, Shaped
@@ -21,6 +22,23 @@ from eqjax import pixels
 from eqjax.tokenizer import Tokenizer
 from eqjax.tokenizer.windows import check_finite, decode_window
 from eqjax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Columns to be decoded at once, and the strip that they determine.
+
+    Attributes:
+      first: column at which the window begins.
+      stop: column at which the strip ends; it begins at column `emitted`.
+      latents: unscaled latents, with zeros behind the last column.
+      count: columns of the window that belong to the image.
+    """
+
+    first: int
+    stop: int
+    latents: Float[np.ndarray, "*B window D"]
+    count: int
 
 
 class StreamDecoder:
@@ -44,6 +62,7 @@ class StreamDecoder:
         latent_scale: float,
         strip_columns: int,
         batch_shape: tuple[int, ...] = (),
+        early: bool = False,
     ) -> None:
         """Prepares a decoder.
 
@@ -53,10 +72,13 @@ class StreamDecoder:
           latent_scale: factor that latents have been multiplied by.
           strip_columns: columns per strip, if the tokenizer has a halo.
           batch_shape: (), or (B,).
+          early: decodes a strip as soon as the columns that it sees are there, also in windows that are not full; if
+            the tokenizer has a halo. No image that ends is decoded so.
         """
         self._decode_window = functools.partial(decode_window, tokenizer, params, to_uint8=False)
         self._scale, self._width, self._strip = latent_scale, tokenizer.column_width, strip_columns
         self._height, self._halo = tokenizer.resolution, tokenizer.halo_columns
+        self._early = early and self._halo is not None
         if self._halo is None:
             self.window = max(2, tokenizer.resolution // tokenizer.column_width)  # Training images are square.
             self._strip = self.window - self.window // 2
@@ -76,47 +98,84 @@ class StreamDecoder:
         Raises:
           ValueError: latents are not finite.
         """
-        check_finite(latents)
+        self.receive(latents)
         strips = []
+        while (window := self.next_window(last)) is not None:
+            batch = window.latents.reshape(-1, *window.latents.shape[-2:])
+            decoded = np.asarray(self._decode_window(batch, np.int32(window.count)))  # [B, H, w, 3]
+            strip = self.finish(window, decoded.reshape(*window.latents.shape[:-2], *decoded.shape[1:]))
+            strips.append(np.asarray(pixels.to_uint8(strip)))
+        return strips
+
+    def receive(self, latents: Float[np.ndarray, "*B n D"]) -> None:
+        """Receives scaled latents of columns; `next_window` and `finish` decode them.
+
+        Raises:
+          ValueError: latents are not finite.
+        """
+        check_finite(latents)
         self.held = np.concatenate([self.held, np.asarray(latents, np.float32)], axis=-2)
         self.received += latents.shape[-2]
-        while self.emitted < self.received:
-            first = self._first_of_window()
-            if self.received < first + self.window or (last and self.received == first + self.window):
-                break
-            strips.append(self._decode_strip(first, self.emitted + self._strip))
-        # Windows at the end are moved inside, so that the image's border stays a border.
-        while last and self.emitted < self.received:
-            first = max(min(self._first_of_window(), self.received - self.window), 0)
-            reaches_end = first + self.window >= self.received
-            stop = self.received if reaches_end else first + self.window - (self._halo or 0)
-            strips.append(self._decode_strip(first, stop))
-        return strips
+
+    def skip(self, columns: int) -> None:
+        """Leaves out the first columns of an image whose tokenizer has a halo: the first strip begins behind them.
+
+        Args:
+          columns: how many, at most `received`.
+        """
+        start, self.emitted = self.received - self.held.shape[-2], columns
+        self.held = self.held[..., self._first_of_window() - start :, :]
+
+    def missing(self) -> int:
+        """Returns the number of columns to be received before `next_window` has a window, 0 if it has one."""
+        first = self._first_of_window()
+        needed = first + self.window
+        if self._early:
+            needed = self.emitted + self._strip + (self._halo or 0)
+        return max(needed - self.received, 0)
+
+    def next_window(self, last: bool = False) -> Window | None:
+        """Returns the next window whose strip is determined by the columns received, or None.
+
+        Args:
+          last: no columns follow.
+        """
+        first, stop = self._first_of_window(), self.emitted + self._strip
+        if last and self.emitted < self.received <= first + self.window:
+            # Windows at the end are moved inside, so that the image's border stays a border.
+            first = max(min(first, self.received - self.window), 0)
+            stop = self.received
+        elif self.missing() or self.emitted >= self.received:
+            return None
+        start = self.received - self.held.shape[-2]
+        latents = self.held[..., first - start : first - start + self.window, :] / np.float32(self._scale)
+        count = latents.shape[-2]  # An image can be shorter than a window.
+        padding = [(0, 0)] * (latents.ndim - 2) + [(0, self.window - count), (0, 0)]
+        return Window(first, stop, np.pad(latents, padding), count)
 
     def _first_of_window(self) -> int:
         """Returns the first column of the next window."""
         return max(self.emitted - (self._halo or 0), 0)
 
-    def _decode_strip(self, first: int, stop: int) -> Shaped[np.ndarray, "*B H _w 3"]:
-        """Decodes the window at column `first`; returns the final pixels up to column `stop`."""
-        start = self.received - self.held.shape[-2]
-        latents = self.held[..., first - start : first - start + self.window, :]
-        batch = latents.reshape(-1, *latents.shape[-2:])
-        count = batch.shape[1]  # An image can be shorter than a window.
-        padded = np.pad(batch / np.float32(self._scale), ((0, 0), (0, self.window - count), (0, 0)))
-        decoded = np.asarray(self._decode_window(padded, np.int32(count)))  # [B, H, w, 3]
-        image = np.clip(decoded[:, :, : count * self._width], -1, 1)
-        image = image.reshape(*latents.shape[:-2], *image.shape[1:])
-        image = image[..., (self.emitted - first) * self._width :, :]
+    def finish(self, window: Window, decoded: Float[np.ndarray, "*B H w 3"]) -> Float[np.ndarray, "*B H _v 3"]:
+        """Returns the strip of a decoded window, float pixels in [-1, 1].
+
+        Args:
+          window: the window that `next_window` returned last.
+          decoded: its pixels.
+        """
+        image = np.clip(decoded[..., : window.count * self._width, :], -1, 1)
+        image = image[..., (self.emitted - window.first) * self._width :, :]
         if self._halo is None:
             image = self._fade_in(image)
-        cut = (stop - self.emitted) * self._width
+        cut = (window.stop - self.emitted) * self._width
         self.tail = image[..., cut:, :] if self._halo is None else None
-        self.emitted = stop
+        self.emitted = window.stop
         # The last `window` columns stay: a window that is moved inside at the end may need them.
+        start = self.received - self.held.shape[-2]
         oldest = max(min(self._first_of_window(), self.received - self.window), start)
         self.held = self.held[..., oldest - start :, :]
-        return np.asarray(pixels.to_uint8(np.ascontiguousarray(image[..., :cut, :])))
+        return np.ascontiguousarray(image[..., :cut, :])
 
     def _fade_in(self, image: Float[np.ndarray, "*B H _w 3"]) -> Float[np.ndarray, "*B H _w 3"]:
         """Fades from the previous window into this one, over the pixels that both have."""

@@ -97,7 +97,31 @@ def decode_window(
       count: columns of the window that belong to the image, 1 … C; pixels behind them mean nothing.
       to_uint8: returns uint8, not floats in [-1, 1] up to overshoot.
     """
-    size = latents.shape[1]
+    with _image_ends_at(count, latents.shape[1]):
+        decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
+    images: Any = pixels.to_uint8(decoded.images) if to_uint8 else decoded.images
+    return images
+
+
+@functools.partial(jax.jit, static_argnames="tokenizer")
+def encode_window(
+    tokenizer: Tokenizer, params: Params, images: Float[AnyArray, "B H W 3"], count: Int[AnyArray, ""]
+) -> Float[jax.Array, "B C D"]:
+    """Encodes one window to posterior means, unscaled.
+
+    Args:
+      tokenizer: the module.
+      params: its parameters.
+      images: [B, H, W, 3] in [-1, 1].
+      count: columns of the window that belong to the images, 1 … C; latents behind them mean nothing.
+    """
+    with _image_ends_at(count, images.shape[2] // tokenizer.column_width):
+        posterior: Any = tokenizer.apply({"params": params}, images, method="encode")
+    return posterior.mode()
+
+
+def _image_ends_at(count: Int[AnyArray, ""], size: int) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which all layers see an image that ends after `count` of the `size` columns of a window."""
 
     def end_image(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if context.method_name == "__call__":
@@ -109,10 +133,7 @@ def decode_window(
                 kwargs = {**kwargs, "mask": jnp.broadcast_to(jax.lax.broadcast_to_rank(mask, 4), args[0].shape)}
         return next_fun(*args, **kwargs)
 
-    with nn.intercept_methods(end_image):
-        decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
-    images: Any = pixels.to_uint8(decoded.images) if to_uint8 else decoded.images
-    return images
+    return nn.intercept_methods(end_image)
 
 
 def check_finite(latents: Float[np.ndarray, "..."]) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from eqjax import Model, flow, outpaint, panorama, sample_latents
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
-from eqjax.sampling.panorama import PanoramaOptions
+from eqjax.sampling.panorama_options import PanoramaOptions
 from tests.sampling.small_models import local_model
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from eqjax import npz, panorama, sample_latents
 from eqjax.sampling import streaming
-from eqjax.sampling.panorama import PanoramaOptions
+from eqjax.sampling.panorama_options import PanoramaOptions
 from eqjax.tokenizer import tiling
 from tests import bit_flips
 from tests.sampling.small_models import local_model, published_model
@@ -201,7 +201,7 @@ def test_flipped_bits_of_a_state_are_found_or_change_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("context", np.zeros((2, 3), "f4"), r"context has shape \(2, 3\) .*; expected 2 × 16"),
+        ("latent", np.zeros((2, 3), "f4"), r"latent has shape \(2, 3\) .*; expected 1 × 4"),
         ("cache_keys", np.zeros(3, "i4"), "cache_keys has shape .* of kind 'i'; expected .* kind 'f'"),
         ("decoder_held", np.zeros((500, 4), "f4"), "decoder_held has shape"),
         ("ready", np.zeros((16, 2000, 3), "u1"), "ready has shape"),

@@ -1,0 +1,1 @@
+"""Endless panoramas for many viewers: the engine that draws them, and the page that shows them."""
