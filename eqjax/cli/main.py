@@ -31,7 +31,9 @@ COMMANDS = {
         Command("evaluate", "measures generated images or reconstructions", "generation|reconstruction"),
         Command("measure_quality", "compares images of a few classes with real ones, without downloaded networks"),
         Command("make_statistics", "computes reference statistics of a set of images, for FID and others"),
-        Command("analyze", "measures equivariance, and whether all columns are one task"),
+        Command(
+            "analyze", "measures equivariance, and whether all columns are one task", "columns|equivariance|comparison"
+        ),
         Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor"),
         Command("plan", "estimates the cost of a training step on other machines", uses_jax=False),
     )
