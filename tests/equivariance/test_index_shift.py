@@ -26,6 +26,7 @@ def test_contexts_depend_on_the_index_by_cross_rope_alone(generator):
     assert errors[0] == 0 and errors[1:].min() > 0.05
 
 
+@pytest.mark.slow
 def test_a_shifted_panorama_has_the_same_columns(generator):
     module, params = generator
     prefix = jax.random.normal(jax.random.key(0), (2, 5, FIELDS["latent_dim"]))
