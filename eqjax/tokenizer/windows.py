@@ -27,6 +27,7 @@ from jaxtyping import Float, Int, Shaped
 import numpy as np
 
 from eqjax import pixels, sharding
+from eqjax.tokenizer.filters import Filter
 from eqjax.tokenizer.layers import AttentionBlock, Conv
 from eqjax.tokenizer.tiling import TILE_COLUMNS
 from eqjax.tokenizer.tokenizer import Tokenizer
@@ -125,7 +126,7 @@ def _image_ends_at(count: Int[AnyArray, ""], size: int) -> contextlib.AbstractCo
 
     def end_image(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if context.method_name == "__call__":
-            if isinstance(context.module, Conv | AttentionBlock):
+            if isinstance(context.module, Conv | AttentionBlock | Filter):
                 kwargs = {**kwargs, "width": args[0].shape[-2] * count // size}
             elif isinstance(context.module, nn.GroupNorm):
                 columns = args[0].shape[-2]
