@@ -15,7 +15,7 @@ import jupytext
 import nbformat
 
 BRANCH = "main"
-NOTEBOOKS = ("sampling", "token_meaning", "panorama", "own_images", "training", "equivariance")
+NOTEBOOKS = ("sampling", "token_meaning", "panorama", "own_images", "training", "equivariance", "orbits")
 FOLDER = pathlib.Path(__file__).parent
 # Colab opens notebooks of this host alone.
 HOST = "https://github.com/"

@@ -34,7 +34,8 @@ import numpy as np
 
 import eqjax
 from eqjax import data, pixels
-from eqjax.evaluation import equivariance, plots, tasks
+from eqjax.equivariance import crop_shift_errors, model_codec
+from eqjax.evaluation import plots, tasks
 from eqjax.notebook import show
 
 model = eqjax.load_pretrained("photos")
@@ -72,7 +73,7 @@ show("shifted.png", scale=1)
 # crops this short all columns are near a border, where new content enters.
 
 # %%
-found = equivariance.shift_errors(model, images[:8], range(1, 33), width=128)
+found = crop_shift_errors(model_codec(model), pixels.from_uint8(images[:8]), range(1, 33), width=128)
 inner = found.errors[:, 1:4].mean(axis=1)
 print(f"PSNR {found.psnr:.1f} dB")
 
@@ -164,4 +165,4 @@ plots.plot_lines("transfer.png", series, title="Transfer", x_label="column", y_l
 show("transfer.png", scale=1)
 
 # %% [markdown]
-# `eqjax analyze --compare` does all of this for four kinds of models and several seeds.
+# `eqjax analyze comparison` does all of this for four kinds of models and several seeds.

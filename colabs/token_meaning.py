@@ -107,9 +107,10 @@ show(pixels.grid(model.decode(exchanged), columns=2))
 # It shows the fraction of the change at each pixel, as a power of ten.
 
 # %%
-from eqjax.evaluation import equivariance, plots
+from eqjax.equivariance import decoder_footprints, footprint_fractions, model_codec
+from eqjax.evaluation import plots
 
-maps = equivariance.footprints(model, photographs)  # Tokens, height, width.
+maps = decoder_footprints(model_codec(model), pixels.from_uint8(photographs))  # Tokens, height, width.
 panel = {f"token {count // 2}": np.log10(maps[count // 2] + 1e-9)}
 texts = dict(scale_label="fraction of the change, log10", x_step=model.tokenizer.column_width, x_label="pixel")
 plots.plot_heatmaps("footprint.png", panel, title="Footprint", y_label="pixel", **texts)
@@ -129,4 +130,4 @@ show("footprints.png", scale=1)
 # The fraction of a token's effect within its own 16 pixels, and with one or two neighbors on either side:
 
 # %%
-equivariance.footprint_fractions(maps, model.tokenizer.column_width)
+footprint_fractions(maps, model.tokenizer.column_width)

@@ -1,17 +1,20 @@
-r"""Measures whether all columns are one task, and whether latents shift with the image.
+r"""Measures whether all columns are one task, and how a model follows transforms of its images.
 
-    eqjax analyze --weights=photos --output=outputs/analysis
-    eqjax analyze --weights=runs/generator --data.source=folder --data.root=/path/to/root
-    eqjax analyze --compare --num_seeds=5 --tokenizer_steps=3000 --generator_steps=3000 --tokenizer_channels=96
+    eqjax analyze columns --weights=photos --output=outputs/analysis
+    eqjax analyze columns --weights=runs/generator --data.source=folder --data.root=/path/to/root
+    eqjax analyze equivariance --weights=photos --output=outputs/equivariance
+    eqjax analyze comparison --num_seeds=5 --tokenizer_steps=3000 --generator_steps=3000 --tokenizer_channels=96
 
-Without --compare one model is analyzed, and nothing is trained. The images are the built-in photographs if they are
-the model's classes; otherwise --data.… names them as training configurations do.
+"columns" asks whether all columns are one task for the generator, and whether latents shift with the image.
+"equivariance" follows encoder, decoder, generator and sampler along shifts, flips, scalings and warps. Both analyze one
+model and train nothing. The images are the built-in photographs if they are the model's classes; otherwise --data.…
+names them as training configurations do.
 
-With --compare four kinds of small models are trained on the built-in photographs, with several seeds each: tokenizers
-as published and strictly equivariant, generators with a window and with full causal attention. An interrupted
-comparison resumes when the command is run again: trained tokenizers and the results of each seed are under --output.
+"comparison" trains four kinds of small models on the built-in photographs, with several seeds each: tokenizers as
+published and strictly equivariant, generators with a window and with full causal attention. An interrupted comparison
+resumes when the command is run again: trained tokenizers and the results of each seed are under --output.
 
-Both write plots (PNG), their data (CSV) and results.json. Plots need matplotlib: pip install 'eqjax[analysis]'
+All write plots (PNG), their data (CSV), table.md and results.json. Plots need matplotlib: pip install 'eqjax[analysis]'
 """
 
 import os
@@ -21,6 +24,8 @@ from ml_collections import config_flags
 
 from eqjax.cli.analyze_images import BATCH_SIZE, photo_config
 from eqjax.cli.command_line import flag_group
+
+KINDS = ("columns", "equivariance", "comparison")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -36,8 +41,13 @@ def define_flags(values: flags.FlagValues) -> None:
             ("num_columns", 8, "Width of the images in columns.", 4),
             ("num_batches", 8, f"Batches of {BATCH_SIZE} images behind every error bar.", 2),
         )
+    with flag_group(values, "Equivariance"):
+        flags.DEFINE_enum("boundary", "crop", ["crop", "circular"], "Whether images close, as 360° panoramas do.",
+                          flag_values=values)  # fmt: skip
+        flags.DEFINE_enum("interpolation", "linear", ["linear", "fourier"], "Values between pixels and columns.",
+                          flag_values=values)  # fmt: skip
+        flags.DEFINE_bool("stereo", True, "Compare the views of scikit-image's stereo pair.", flag_values=values)
     with flag_group(values, "Comparison"):
-        flags.DEFINE_bool("compare", False, "Train and compare small models.", flag_values=values)
         _define_integers(
             values,
             ("num_seeds", 3, "Number of seeds.", 1),
@@ -59,19 +69,26 @@ def _define_integers(values: flags.FlagValues, *definitions: tuple[str, int, str
         flags.DEFINE_integer(name, default, text, least, flag_values=values)
 
 
-def run(args: flags.FlagValues) -> None:
-    """Analyzes a model, or trains and compares several.
+def run(args: flags.FlagValues, words: list[str]) -> None:
+    """Runs the analysis that the only word names.
 
     Raises:
       ModuleNotFoundError: matplotlib is missing.
+      ValueError: the word is missing or unknown.
     """
     from eqjax.evaluation import plots
 
+    if len(words) != 1 or words[0] not in KINDS:
+        raise ValueError(f"name what to analyze: {', '.join(KINDS)}; got {words}.")
     plots.check_installed()  # Fails here rather than after half an hour of training.
-    if args.compare:
+    if words[0] == "comparison":
         from eqjax.cli.analyze_comparison import compare
 
         compare(args)
+    elif words[0] == "equivariance":
+        from eqjax.cli.analyze_equivariance import analyze_equivariance
+
+        analyze_equivariance(args)
     else:
         from eqjax.cli.analyze_model import analyze
 

@@ -57,7 +57,7 @@ def compare(args: flags.FlagValues) -> None:
     given = [f"--data.{name}" for name in config_flags.get_override_values(args["data"])]
     if given:
         raise ValueError(
-            f"--compare uses the built-in photographs; {', '.join(given)} would have no effect: leave these out."
+            f"a comparison uses the built-in photographs; {', '.join(given)} would have no effect: leave these out."
         )
     options = ComparisonOptions.from_flags(args)
     windows = {f"window {options.window_size}": options.window_size, "full causal": None}

@@ -1,6 +1,7 @@
 """The console script `eqjax`: finds the command and runs it."""
 
 from collections.abc import Sequence
+import io
 import os
 import sys
 
@@ -30,7 +31,9 @@ COMMANDS = {
         Command("evaluate", "measures generated images or reconstructions", "generation|reconstruction"),
         Command("measure_quality", "compares images of a few classes with real ones, without downloaded networks"),
         Command("make_statistics", "computes reference statistics of a set of images, for FID and others"),
-        Command("analyze", "measures equivariance, and whether all columns are one task"),
+        Command(
+            "analyze", "measures equivariance, and whether all columns are one task", "columns|equivariance|comparison"
+        ),
         Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor"),
         Command("plan", "estimates the cost of a training step on other machines", uses_jax=False),
     )
@@ -46,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
       SystemExit: if the command fails, see `eqjax.cli.runner`.
     """
+    # Help has characters such as “…”, and names of files any: locales without them get what Python's stderr shows.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

@@ -76,7 +76,7 @@ def load_photo(name: str) -> UInt8[np.ndarray, "H W 3"]:
       (300, 451, 3)
     """
     photo = PHOTOS[name]
-    path = os.path.join(_package_folder(photo.package), photo.path)
+    path = os.path.join(package_folder(photo.package), photo.path)
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"{path} is missing: this build of {_PIP_NAMES[photo.package]} comes without the image. "
@@ -144,7 +144,7 @@ class PhotoSource:
         if epoch_length is not None and epoch_length < 1:
             raise ValueError(f"epoch_length={epoch_length} must be at least 1 record.")
         for package in {PHOTOS[name].package for name in self.class_names}:
-            _package_folder(package)  # A missing package is told now, not after minutes of compiling.
+            package_folder(package)  # A missing package is told now, not after minutes of compiling.
         self.train = train
         self.holdout_fraction = holdout_fraction
         self._length = 100 * len(self.class_names) if epoch_length is None else epoch_length
@@ -201,8 +201,15 @@ class PhotoGrid:
         return {"image": transforms.resize(image, *self._size), "label": label}
 
 
-def _package_folder(package: str) -> str:
-    """Returns the folder of an installed package without importing it."""
+def package_folder(package: str) -> str:
+    """Returns the folder of an installed package that ships images, without importing it.
+
+    Args:
+      package: "skimage" or "sklearn".
+
+    Raises:
+      ModuleNotFoundError: it is not installed.
+    """
     extras.require(package, "the built-in photographs come with scikit-image and scikit-learn")
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations

@@ -186,7 +186,7 @@ def act_image(
       ([1.0, 1.0, 2.0, 3.0], [False, True, True, True])
     """
     columns = geometry.check_images(images)
-    _check_fit(geometry, action, columns)
+    check_fit(geometry, action, columns)
     return _resample(geometry, action, jnp.asarray(images), _TOLERANCE)
 
 
@@ -219,9 +219,31 @@ def act_columns(
     latents = Array(None).check("latents", latents)
     if len(latents.shape) < 2 or 0 in latents.shape:
         raise ValueError(f"latents have shape {tuple(latents.shape)}; expected one or more of [columns, channels].")
-    _check_fit(geometry, action, latents.shape[-2])
+    check_fit(geometry, action, latents.shape[-2])
     action = in_columns(action, geometry.stride)
     return _resample(geometry, action, jnp.asarray(latents), _TOLERANCE / geometry.stride)
+
+
+def describe(action: Action) -> str:
+    """Returns an element in words, for tables and plots.
+
+    Example:
+      >>> describe(make_action(shift=8, flip=True, scale=0.5)), describe(make_action())
+      ('scale 1/2, flip, shift +8 px', 'identity')
+    """
+    shift = float(action.shift)
+    parts = [
+        "" if action.warp is None or not _bends(action.warp) else "warp",
+        "" if action.scale == 1 else f"scale {action.scale}",
+        "flip" if bool(action.flip) else "",
+        "" if not shift else f"shift {shift:+g} px",
+    ]
+    return ", ".join(filter(None, parts)) or "identity"
+
+
+def is_identity(action: Action) -> bool:
+    """Returns whether an element moves nothing; it must not be traced."""
+    return describe(action) == "identity"
 
 
 def in_columns(action: Action, stride: int) -> Action:
@@ -246,7 +268,7 @@ def _resample(
     return moved, inside[:-1] & inside[1:]
 
 
-def _check_fit(geometry: ColumnGeometry, action: Action, columns: int) -> None:
+def check_fit(geometry: ColumnGeometry, action: Action, columns: int) -> None:
     """Checks that an element makes whole columns, and leaves some of the image.
 
     Raises:
@@ -273,6 +295,11 @@ def _with_warp(action: Action, source: Float[jax.Array, "K"], moved: Float[jax.A
     """Returns an element without a warp with the one that makes φ take the given values at `source`."""
     target = _sign(action) * (moved - action.shift) / float(action.scale)
     return dataclasses.replace(action, warp=Warp(source, target))
+
+
+def _bends(warp: Warp) -> bool:
+    """Returns whether a warp moves anything by more than rounding."""
+    return not np.allclose(warp.source, warp.target, rtol=1e-5, atol=1e-4)
 
 
 def _interpolate(

@@ -13,7 +13,11 @@ import jax
 from jaxtyping import Int, Shaped, UInt8
 import numpy as np
 
-from eqjax.evaluation import equivariance, plots, tasks
+from eqjax import pixels
+from eqjax.equivariance.codecs import model_codec
+from eqjax.equivariance.crop_shifts import crop_shift_errors
+from eqjax.equivariance.footprints import decoder_footprints, footprint_fractions
+from eqjax.evaluation import plots, tasks
 from eqjax.evaluation.results import json_values
 from eqjax.evaluation.roughness import border_roughness
 from eqjax.generator import Generator
@@ -39,9 +43,10 @@ def tokenizer_measures(model: Model, images: Shaped[AnyArray, "N H W 3"], width:
       images: uint8 images, width + MAX_SHIFT pixels wide.
       width: width of the crops in pixels.
     """
-    found = equivariance.shift_errors(model, images, np.arange(1, MAX_SHIFT + 1), width)
-    maps = equivariance.footprints(model, images[:, :, :width])
-    column = model.require("tokenizer").column_width
+    codec, floats = model_codec(model), pixels.from_uint8(images)
+    found = crop_shift_errors(codec, floats, np.arange(1, MAX_SHIFT + 1), width)
+    maps = decoder_footprints(codec, floats[:, :, :width])
+    column = codec.geometry.stride
     middle = found.errors[:, 1 : width // column // 2]  # Away from the borders, with a counterpart inside.
     return {
         "psnr": found.psnr,
@@ -52,7 +57,7 @@ def tokenizer_measures(model: Model, images: Shaped[AnyArray, "N H W 3"], width:
         "shift_error_unrelated": found.unrelated,
         "footprint": maps.sum(1).tolist(),
         "footprint_map": maps[len(maps) // 2].tolist(),
-        "footprint_fraction": equivariance.footprint_fractions(maps, column),
+        "footprint_fraction": footprint_fractions(maps, column),
     }
 
 

@@ -1,6 +1,6 @@
 """Writes tables as CSV and plots as PNG; matplotlib is imported only when something is plotted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import csv
 import io
 import os
@@ -37,6 +37,7 @@ def plot_lines(
     x_label: str,
     y_label: str,
     x_step: int | None = None,
+    x_names: Sequence[str] | None = None,
     reference: tuple[str, float] | None = None,
 ) -> None:
     """Plots lines with error bars.
@@ -48,6 +49,7 @@ def plot_lines(
       x_label: label of the x axis.
       y_label: label of the y axis.
       x_step: distance of the ticks of the x axis, from 0; None: chosen by matplotlib.
+      x_names: names of the places 0, 1, … of the x axis, instead of numbers.
       reference: name and height of a dashed line to compare with.
     """
     figure, (axes,) = _make_figure(1)
@@ -59,11 +61,54 @@ def plot_lines(
     axes.set_title(title, loc="left", fontsize=11)
     if x_step is not None:
         axes.set_xticks(range(0, int(max(np.max(x) for x, _, _ in series.values())) + 1, x_step))
+    _name_ticks(axes, x_names)
     axes.grid(alpha=0.3)
     # Outside, where it hides no line.
     columns = len(series) + 1 if len(series) < 4 else 2
     figure.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=columns)
     _save(figure, path)
+
+
+def plot_groups(
+    path: str | os.PathLike[str],
+    groups: Mapping[str, Sequence[tuple[Num[AnyArray, "n"], Num[AnyArray, "n"]]]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: bool = False,
+    x_names: Sequence[str] | None = None,
+) -> None:
+    """Plots many curves, or many points, in one color per group.
+
+    Args:
+      path: PNG file to write.
+      groups: curves, or arrays of points, as (x, y), by the group's name.
+      title: title of the plot.
+      x_label: label of the x axis.
+      y_label: label of the y axis.
+      points: whether to draw points instead of curves.
+      x_names: names of the places 0, 1, … of the x axis, instead of numbers.
+    """
+    figure, (axes,) = _make_figure(1)
+    for i, (name, members) in enumerate(groups.items()):
+        for j, (x, y) in enumerate(members):
+            style: Any = {"marker": "o", "linestyle": ""} if points else {"linewidth": 1.0, "alpha": 0.7}
+            color = f"C{i % 10}" if len(groups) <= 10 else None
+            axes.plot(x, y, color=color, markersize=5, label=name if j == 0 else None, **style)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_title(title, loc="left", fontsize=11)
+    _name_ticks(axes, x_names)
+    axes.grid(alpha=0.3)
+    if len(groups) > 1:
+        figure.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=min(len(groups), 5))
+    _save(figure, path)
+
+
+def _name_ticks(axes: "Axes", names: Sequence[str] | None) -> None:
+    if names is not None:
+        rotation, align = (30, "right") if max(map(len, names)) > 8 else (0, "center")
+        axes.set_xticks(range(len(names)), names, rotation=rotation, ha=align, fontsize=8)
 
 
 def plot_heatmaps(
@@ -77,6 +122,7 @@ def plot_heatmaps(
     limits: tuple[float, float] | None = None,
     diverging: bool = False,
     x_step: int | None = None,
+    y_names: Sequence[str] | None = None,
 ) -> None:
     """Plots heat maps, two side by side, with one color scale; small ones show their numbers. NaN is gray.
 
@@ -90,6 +136,7 @@ def plot_heatmaps(
       limits: lowest and highest value of the color scale; None: those of all panels, and if diverging, symmetric.
       diverging: whether the sign matters: 0 is white, positive values are red, negative ones blue.
       x_step: distance of the ticks of the x axes, which vertical lines mark; None: a tick per column.
+      y_names: names of the rows, instead of their numbers.
     """
     figure, all_axes = _make_figure(len(panels))
     low, high = limits or _limits(list(panels.values()), diverging)
@@ -101,6 +148,8 @@ def plot_heatmaps(
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_yticks(range(values.shape[0]))
+        if y_names is not None:
+            axes.set_yticklabels(y_names, fontsize=8)
         axes.set_xticks(range(0, values.shape[1] + 1, x_step) if x_step else range(values.shape[1]))
         if x_step:
             axes.set_xlim(-0.5, values.shape[1] - 0.5)

@@ -1,6 +1,7 @@
 """The commands of evaluation: their choice of images, results, and rejected flags."""
 
 import dataclasses
+import json
 import os
 import sys
 import types
@@ -53,6 +54,8 @@ def model(class_names, num_classes: int | None = 3):
         encode=lambda images: images[:, :1, 0, :1] / np.float32(80),
     )
 
+
+_ORBIT_PLOTS = ("mean", "images", "scatter", "columns")
 
 # ── Analysis ────────────────────────────────────────────────────────────────────────────────────
 
@@ -134,11 +137,11 @@ def test_images_that_do_not_fit_the_model_are_rejected(folder, names, num_classe
 
 def test_analysis_needs_matplotlib_and_a_tokenizer(files, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="loaded without a tokenizer"):
-        analyze.run(parse(analyze, f"--weights={files}/generator.safetensors"))
+        analyze.run(parse(analyze, f"--weights={files}/generator.safetensors"), ["columns"])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for options in (["--weights=absent"], ["--compare", f"--output={tmp_path}"]):
+    for kind in analyze.KINDS:
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'eqjax\[analysis\]'"):
-            analyze.run(parse(analyze, *options))
+            analyze.run(parse(analyze, "--weights=absent", f"--output={tmp_path}"), [kind])
     assert os.listdir(tmp_path) == []
 
 
@@ -165,7 +168,37 @@ def test_a_comparison_reuses_tokenizers_of_the_same_flags_only(tmp_path, monkeyp
 
 def test_a_comparison_rejects_data_flags():
     with pytest.raises(ValueError, match="--data.flip would have no effect"):
-        analyze.run(parse(analyze, "--compare", "--data.flip=false"))
+        analyze.run(parse(analyze, "--data.flip=false"), ["comparison"])
+
+
+@pytest.mark.parametrize("words", [[], ["tokens"], ["columns", "equivariance"]])
+def test_an_analysis_needs_its_name(words):
+    with pytest.raises(ValueError, match=r"name what to analyze: columns, equivariance, comparison; got \["):
+        analyze.run(parse(analyze), words)
+
+
+@pytest.mark.slow
+def test_equivariance_of_a_model_is_written_as_figures_and_a_table(folder, files, tmp_path):
+    """Of a model without class names, on a folder of images."""
+    output = tmp_path / "report"
+    arguments = (f"--weights={files}/both.safetensors", "--data.source=folder", f"--data.root={folder}")
+    options = ("--num_columns=6", "--num_batches=2", f"--output={output}")
+    analyze.run(parse(analyze, *arguments, *options, "--boundary=circular"), ["equivariance"])
+    names = {f"{name}_{kind}" for name in ("shift", "flip", "scale", "warp") for kind in _ORBIT_PLOTS}
+    names |= {"footprints", "stereo", "index_shifts"}
+    assert {path.stem for path in output.glob("*.png")} == {path.stem for path in output.glob("*.csv")} == names
+    for path in output.glob("*.png"):
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 5, f"{path.name} is blank"
+    measures = json.loads((output / "results.json").read_text())
+    assert measures["boundary"] == "circular" and measures["generator"]["index_shifts"][:2] == [1, 2]
+    assert len(measures["orbits"]["shift"]["psnrs"]) == 16
+    lines = [line.split(" | ") for line in (output / "table.md").read_text().splitlines()]
+    psnr = f"{measures['psnr']:.1f} "
+    table = {line[0].strip("| "): line[1:] for line in lines}
+    for name in ("shift", "flip", "scale", "warp", "intrinsic dimension of columns (TwoNN)"):
+        assert table[name][-1].startswith(psnr)  # No figure without it.
+    assert table["sampled columns"]
 
 
 # ── Metrics ─────────────────────────────────────────────────────────────────────────────────────

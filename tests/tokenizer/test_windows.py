@@ -112,3 +112,12 @@ def test_uint8_is_that_of_the_floats(local):
     floats = windows.decode_columns(tokenizer, params, latents, scale=1.0, to_uint8=False)
     images = windows.decode_columns(tokenizer, params, latents, scale=1.0, to_uint8=True)
     np.testing.assert_array_equal(images, pixels.to_uint8(floats))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_latents_that_are_not_finite_are_refused(local, value):
+    tokenizer, params = local
+    latents = np.asarray(latents_of(3)).copy()
+    latents[1, 2, 0] = value
+    with pytest.raises(ValueError, match=rf"1 of {latents.size} latents are not finite. If they were sampled"):
+        windows.decode_columns(tokenizer, params, latents, scale=1.0, to_uint8=True)
