@@ -272,11 +272,10 @@ class FlipAutoencoder(nn.Module):
 
     Example:
       >>> model = FlipAutoencoder(channels=8, levels=2, height=16, latent_dim=4)
-      >>> params, images = model.init_params(jax.random.key(0)), jnp.zeros((1, 16, 32, 3))
-      >>> model.apply({"params": params}, images, method="encode").shape
+      >>> params = jax.eval_shape(model.init_params, jax.random.key(0))
+      >>> encode = lambda p, x: model.apply({"params": p}, x, method="encode")
+      >>> jax.eval_shape(encode, params, jnp.zeros((1, 16, 32, 3))).shape
       (1, 8, 4)
-      >>> model.apply({"params": params}, images).shape
-      (1, 16, 32, 3)
     """
 
     channels: int = 32

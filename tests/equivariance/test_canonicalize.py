@@ -112,6 +112,7 @@ def test_a_symmetric_image_is_not_flipped():
     assert not FlipCanonicalizer().element(image + image[:, :, ::-1]).flip.any()
 
 
+@pytest.mark.slow
 def test_flips_and_shifts_together(images):
     both = run(CanonicalCodec(random_codec(), Chain(FlipCanonicalizer(), PolyphaseAnchor(STRIDE, positions=True))))
     _, _, decoded = both(images)

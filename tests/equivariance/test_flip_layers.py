@@ -53,6 +53,7 @@ def test_silu_without_the_transform_would_not_commute():
         flip_activation(x[..., :3])
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_equivariant_and_learns():
     model = FlipAutoencoder(channels=8, levels=2, height=8, latent_dim=8)
     start = jax.jit(model.init_params)(jax.random.key(0))

@@ -35,6 +35,7 @@ def test_canonical_images_do_not_change_with_the_image_under_the_group(images, n
     assert set(np.asarray(element.shift).tolist()) <= {0.0, 4.0, 8.0, 12.0}
 
 
+@pytest.mark.slow
 def test_scores_train_through_the_choice(images, network):
     """The task prefers images that are bright on the left; the network learns to bring them there."""
     apply, start = network
@@ -66,6 +67,7 @@ def test_scores_train_through_the_choice(images, network):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_prior_prefers_the_identity(images, network):
     apply, params = network
     group = shift_flip_group(WIDTH, 4)

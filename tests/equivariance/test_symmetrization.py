@@ -78,6 +78,7 @@ def test_a_soft_shift_by_a_true_one_is_a_shift():
     np.testing.assert_allclose(soft_shift(moved, kernels, back=True), columns, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_minimizing_the_distance_gives_a_canonicalizer():
     """An equivariant network learns to predict true shifts, so that undoing them makes any function invariant."""
     columns = jax.random.normal(jax.random.key(0), (16, 8, 3))

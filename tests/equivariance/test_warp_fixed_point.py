@@ -19,6 +19,7 @@ def _image():
     return jnp.asarray(smooth[None], jnp.float32)
 
 
+@pytest.mark.slow
 def test_warped_images_have_one_canonical_image(image):
     canonicalizer = WarpCanonicalizer(GEOMETRY, intervals=16)
 
@@ -43,6 +44,7 @@ def test_even_images_stay_as_they_are():
     np.testing.assert_allclose(warp.source, warp.target, atol=1.5)
 
 
+@pytest.mark.slow
 def test_images_come_back_from_their_canonical_form(image):
     codec = Codec(lambda x: x.reshape(len(x), 64, -1, 8, 3).transpose(0, 2, 1, 3, 4).reshape(len(x), -1, 1536),
                   lambda z: z.reshape(len(z), -1, 64, 8, 3).transpose(0, 2, 1, 3, 4).reshape(len(z), 64, -1, 3),
