@@ -16,8 +16,8 @@ from eqjax.io import read_json, write_json
 # of 64-bit words, at the speed of memory, and the CRC is that of the rows. Whatever changes within one word, or within
 # one row, changes the checksum.
 _ROW, _BLOCK = 8 << 10, 256 << 10
-# Bytes that are read at once, a multiple of _BLOCK.
-_BUFFER = 1 << 20
+# Bytes that are read at once, a multiple of _BLOCK; they are added up while the processor's cache has them.
+_BUFFER = _BLOCK
 # Files are read in chunks, in several threads.
 _CHUNK = 32 << 20
 # Every process compares files up to this size, so that its check of them does not depend on another process.
@@ -155,10 +155,15 @@ def _of_chunk(folder: str, name: str, start: int) -> int:
     path = os.path.join(folder, name)
     value, remaining = 0, min(_CHUNK, os.path.getsize(path) - start)
     buffer = memoryview(bytearray(min(_BUFFER, remaining)))
-    # Not unbuffered: such a file may return less than a buffer before its end, which would move the blocks.
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        while remaining and (count := file.readinto(buffer[:remaining])):
-            value = update(value, buffer[:count])
-            remaining -= count
+        while remaining:
+            part, filled = buffer[:remaining], 0
+            # One call may return less than was asked for, which would move the blocks.
+            while filled < len(part) and (count := file.readinto(part[filled:])):
+                filled += count
+            if not filled:
+                break
+            value = update(value, part[:filled])
+            remaining -= filled
     return value

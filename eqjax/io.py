@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +19,8 @@ from eqjax.addresses import local_path
 # A temporary file may be a leftover if nothing was written to it for this long. Its lock alone would not do: some
 # network file systems show locks only to the machine that holds them.
 _LEFTOVER_SECONDS = 3600.0
+# What writing says when the disk or a quota is full, a file is as large as it may be, or the disk is broken.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # Configurations and protocols are nested up to 5 deep.
 MAX_JSON_DEPTH = 64
 # Class names of a large data set have 0.3 MB, the checksums of a checkpoint of a terabyte 1 MB.
@@ -55,8 +58,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         yield temporary
         os.chmod(temporary, 0o644)  # Temporary files are private to their owner.
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # The folder may be gone, and what happened matters more.
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error.filename = path  # Writing to an open file names none.
         raise
     finally:
         os.close(handle)  # Ends the lock, as the end of the process would.
@@ -139,13 +145,26 @@ def write_json(path: str | os.PathLike[str], values: Any, *, sort_keys: bool = F
         file.write("\n")
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it has {name}, which is no number of JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object, of which another reader might take the other one of two values with the same name."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)[:200]!r} twice")
+    return values
+
+
 def parse_json(text: str) -> Any:
     """Returns the values of a JSON text from outside, nested at most 64 deep.
 
     Functions that walk through the result recursively (repr, for one) cannot run out of stack.
 
     Raises:
-      ValueError: the text is not JSON, or is nested deeper.
+      ValueError: the text is not JSON, is nested deeper, names a value twice, or has NaN or infinity for a number.
 
     Example:
       >>> parse_json('{"widths": [8, 16]}')
@@ -153,7 +172,7 @@ def parse_json(text: str) -> Any:
     """
     too_deep = f"it is nested more than {MAX_JSON_DEPTH} deep"
     try:
-        root = json.loads(text)
+        root = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError(too_deep) from None
     level = [root]

@@ -37,7 +37,7 @@ def show(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 10**100:
         return f"<an integer of {value.bit_length()} bits>"
     try:
-        return shorten(repr(value))
+        return shorten(" ".join(repr(value).split()))
     except Exception:  # Whatever another's __repr__ raises, the message matters more.
         return f"<{type(value).__name__}>"
 

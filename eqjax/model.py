@@ -14,7 +14,7 @@ import numpy as np
 from eqjax import pixels
 from eqjax.generator import Generator
 from eqjax.messages import did_you_mean, shorten, show
-from eqjax.rules import Array, Choice
+from eqjax.rules import Array, Choice, as_native
 from eqjax.sampling import memory
 from eqjax.sampling.checks import NUM_COLUMNS, SEED, as_seeds
 from eqjax.sampling.class_schedule import parse_classes
@@ -200,7 +200,7 @@ class Model:
 
         Raises:
           TypeError: the latents are no floating-point array.
-          ValueError: the latents have another shape.
+          ValueError: the latents have another shape, or values that are not finite.
         """
         tokenizer, params = self.require("tokenizer"), self.tokenizer_params
         latents = Array(("batch", "columns", tokenizer.embed_dim)).check("latents", latents)
@@ -327,7 +327,7 @@ def _integers(labels: Any) -> Int[jax.Array, "..."]:
       ValueError: they are not integers.
     """
     try:
-        found = jnp.asarray(labels)
+        found = jnp.asarray(as_native(labels) if isinstance(labels, np.ndarray) else labels)
     except (TypeError, ValueError, OverflowError):
         found = None
     if found is None or not jnp.issubdtype(found.dtype, jnp.integer):

@@ -10,6 +10,8 @@ from eqjax.rules import Boolean, Choice, Either, FloatDtype, Integer, Items, Num
 _MAX_LEVELS = 32
 
 NORMS = ("group", "pixel")
+PADDINGS = ("reflect", "circular")
+RESAMPLINGS = ("shuffle", "kaiser", "fft")
 REMAT = ("none", "full", "dots", "projections")
 GUIDANCE_SCHEDULES = ("linear", "constant")
 SOLVERS = ("euler", "heun", "adams_bashforth")
@@ -49,6 +51,12 @@ TOKENIZER: dict[str, Field] = {
         None,
         Integer(least=1, optional=True, none_means="no such block"),
         "Features per pixel of a block at full resolution that joins the decoder's patches; None: no such block.",
+    ),
+    "padding": Field(
+        "reflect", Choice(PADDINGS), "Beyond the left and right ends: mirrored, as published; or the other end."
+    ),
+    "resample": Field(
+        "shuffle", Choice(RESAMPLINGS), "Resampling along the width: as published; or alias-free, with these filters."
     ),
     "posterior_std": Field(2.5, Number(least=0), "Bound of the posterior's standard deviation."),
     "dtype": Field("float32", FloatDtype(), "Dtype of computation; parameters are float32."),

@@ -21,6 +21,7 @@ import os
 import re
 from typing import Any
 
+from jaxtyping import Shaped
 import numpy as np
 
 from eqjax.messages import did_you_mean, show
@@ -376,6 +377,10 @@ class Array(Rule):
             except (TypeError, ValueError):  # Rows of several lengths.
                 raise self.error(ValueError, name, value) from None
             value = value.astype(np.float32) if value.dtype == np.float64 else value
+        if isinstance(value, np.ndarray):
+            if np.ma.is_masked(value):
+                raise ValueError(f"{name} has masked values, which are no data; fill them first (numpy.ma.filled).")
+            value = as_native(value)
         if not _has_kind(value.dtype, self.kind):
             raise self.error(TypeError, name, value)
         if self.shape is not None and (
@@ -398,6 +403,17 @@ class Array(Rule):
         }
         shape = "" if self.shape is None else f" of shape [{', '.join(map(str, self.shape))}]"
         return kinds[self.kind] + shape
+
+
+def as_native(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """Returns a plain array in the byte order of this machine and without long doubles, as JAX takes no others.
+
+    Example:
+      >>> as_native(np.arange(3, dtype=">i4")).dtype.isnative
+      True
+    """
+    array = np.asarray(array)
+    return array.astype(np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("="), copy=False)
 
 
 def _has_kind(dtype: Any, kind: str) -> bool:

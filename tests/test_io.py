@@ -1,14 +1,16 @@
 """Files are written whole or not at all."""
 
+import errno
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from eqjax.io import atomic_write, read_json, remove_leftovers, write_json
+from eqjax.io import atomic_write, parse_json, read_json, remove_leftovers, write_json
 
 # Begins to write the file of the command line, says under which name, and waits to be killed.
 _WRITER = """
@@ -109,3 +111,34 @@ def test_a_file_that_a_living_process_writes_is_no_leftover(tmp_path):
         finally:
             process.kill()
     assert remove_leftovers(tmp_path, r"a\.txt") == [os.path.basename(temporary)] and os.listdir(tmp_path) == []
+
+
+def test_the_file_is_named_when_the_disk_is_full(tmp_path):
+    with (
+        pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a.json'"),
+        atomic_write(tmp_path / "a.json"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_folder_that_vanishes_does_not_hide_the_error(tmp_path):
+    def write():
+        with atomic_write(tmp_path / "folder" / "a.json"):
+            shutil.rmtree(tmp_path / "folder")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": NaN}', "it has NaN, which is no number of JSON"),
+        ("[-Infinity]", "it has -Infinity"),
+        ('{"a": {"b": 1, "b": 2}}', "it names 'b' twice"),
+    ],
+)
+def test_json_that_readers_understand_differently_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)

@@ -225,3 +225,15 @@ def test_weights_have_model_cards_and_are_small():
     stems = {suffix: {file.stem for file in files if file.suffix == suffix} for suffix in (".safetensors", ".md")}
     assert stems[".safetensors"] == stems[".md"]
     assert sum(file.stat().st_size for file in files) <= 10e6
+
+
+def test_random_draws_name_their_dtype():
+    """With JAX_ENABLE_X64 the default is another one, and so are the numbers."""
+    least = {"normal": 3, "uniform": 3, "randint": 5}
+    for path in LIBRARY:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not ast.unparse(node.func).startswith("jax.random."):
+                continue
+            count = least.get(ast.unparse(node.func).rpartition(".")[2], 0)
+            named = any(keyword.arg == "dtype" for keyword in node.keywords)
+            assert named or len(node.args) >= count, f"{path}:{node.lineno}: {ast.unparse(node)}"

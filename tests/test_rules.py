@@ -131,3 +131,16 @@ def test_values_are_checked_without_loading_jax():
     """The command line does so before it has loaded anything."""
     code = "import sys; from eqjax.rules import Integer; Integer().check('x', 1); assert 'jax' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=pathlib.Path(__file__).parent.parent).returncode == 0
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f8", np.longdouble, ">f2"])
+def test_arrays_of_other_machines_become_native(dtype):
+    found = Array(("n",)).check("x", np.arange(3).astype(dtype))
+    assert found.dtype.isnative and found.dtype != np.longdouble and found.tolist() == [0, 1, 2]
+
+
+def test_masked_values_are_no_data():
+    array = np.ma.masked_array(np.zeros(3, np.float32), mask=[False, True, False])
+    with pytest.raises(ValueError, match=r"x has masked values, which are no data; fill them first"):
+        Array(("n",)).check("x", array)
+    assert type(Array(("n",)).check("x", array[:1])) is np.ndarray

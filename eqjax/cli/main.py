@@ -1,6 +1,7 @@
 """The console script `eqjax`: finds the command and runs it."""
 
 from collections.abc import Sequence
+import io
 import os
 import sys
 
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
       SystemExit: if the command fails, see `eqjax.cli.runner`.
     """
+    # Help has characters such as “…”, and names of files any: locales without them get what Python's stderr shows.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

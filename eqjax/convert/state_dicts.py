@@ -164,6 +164,12 @@ def tokenizer_state_dict(params: Params, tokenizer: Tokenizer) -> dict[str, Any]
             f"attention_window={tokenizer.attention_window}: the reference attends to all columns and would compute "
             "something else with these weights; only attention_window=None can be exported."
         )
+    for field, published in (("padding", "reflect"), ("resample", "shuffle")):
+        if (value := getattr(tokenizer, field)) != published:
+            raise ConversionError(
+                f"{field}={value!r}: the reference would compute something else with these weights; only "
+                f"{field}={published!r} can be exported."
+            )
     never_run = {name: np.zeros(shape, np.float32) for name, shape in _never_run(tokenizer).items()}
     return export_arrays(params, _tokenizer_rules(tokenizer)) | never_run
 

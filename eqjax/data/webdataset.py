@@ -24,7 +24,7 @@ from eqjax.addresses import local_path
 from eqjax.data import image_source, tar_index
 from eqjax.data.transforms import ResizeShorterSide
 from eqjax.image_files import MAX_PIXELS, ImageError
-from eqjax.io import parse_json
+from eqjax.io import parse_json, read_json
 from eqjax.messages import shorten
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
@@ -254,8 +254,7 @@ def read_class_names(folder: str) -> tuple[str, ...] | None:
     path = os.path.join(folder, CLASS_NAMES)
     if not os.path.isfile(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        names = parse_json(file.read())
+    names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{path} must be a list of different names, in the order of the labels.")
     return tuple(names)

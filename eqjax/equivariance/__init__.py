@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eqjax.equivariance.actions import Action, Warp, act_columns, act_image, compose, inverse, make_action
+    from eqjax.equivariance.canonicalize import CanonicalCodec, Canonicalizer, Chain, Code, FlipCanonicalizer
     from eqjax.equivariance.codecs import model_codec
     from eqjax.equivariance.crop_shifts import ShiftErrors, crop_shift_errors
+    from eqjax.equivariance.flip_layers import (
+        FlipAutoencoder,
+        FlipConv,
+        FlipConvTranspose,
+        FlipDense,
+        flip_activation,
+        flip_channels,
+    )
     from eqjax.equivariance.footprints import (
         decoder_footprints,
         encoder_footprints,
@@ -22,28 +31,54 @@ if TYPE_CHECKING:
     from eqjax.equivariance.groups import Group, flips, identity, product, scales, shifts, warps
     from eqjax.equivariance.index_shifts import IndexShiftErrors, index_shift_errors, sampler_shift_errors
     from eqjax.equivariance.latent_statistics import next_column_error, twonn_dimension
+    from eqjax.equivariance.learned import (
+        LearnedCanonicalizer,
+        ScoreNetwork,
+        prior_loss,
+        shift_flip_group,
+        straight_through,
+    )
     from eqjax.equivariance.orbits import EquivarianceError, Orbit, measure_orbit
+    from eqjax.equivariance.polyphase import PolyphaseAnchor, anchor_consistency
     from eqjax.equivariance.stereo import StereoPair, StereoReport, load_stereo_pair, stereo_report
+    from eqjax.equivariance.symmetrization import orbit_distance_loss, soft_shift, symmetrize
+    from eqjax.equivariance.warp_fixed_point import WarpCanonicalizer
 
 # Imported at first use: the tokenizer's layers import modules from here, and some of these import the tokenizer.
 _MODULES = {
     "Action": "actions",
+    "CanonicalCodec": "canonicalize",
+    "Canonicalizer": "canonicalize",
+    "Chain": "canonicalize",
+    "Code": "canonicalize",
     "Codec": "geometry",
     "ColumnGeometry": "geometry",
     "EquivarianceError": "orbits",
+    "FlipAutoencoder": "flip_layers",
+    "FlipCanonicalizer": "canonicalize",
+    "FlipConv": "flip_layers",
+    "FlipConvTranspose": "flip_layers",
+    "FlipDense": "flip_layers",
     "Group": "groups",
     "IndexShiftErrors": "index_shifts",
+    "LearnedCanonicalizer": "learned",
     "Orbit": "orbits",
+    "PolyphaseAnchor": "polyphase",
+    "ScoreNetwork": "learned",
     "ShiftErrors": "crop_shifts",
     "StereoPair": "stereo",
     "StereoReport": "stereo",
     "Warp": "actions",
+    "WarpCanonicalizer": "warp_fixed_point",
     "act_columns": "actions",
     "act_image": "actions",
+    "anchor_consistency": "polyphase",
     "compose": "actions",
     "crop_shift_errors": "crop_shifts",
     "decoder_footprints": "footprints",
     "encoder_footprints": "footprints",
+    "flip_activation": "flip_layers",
+    "flip_channels": "flip_layers",
     "flips": "groups",
     "footprint_fractions": "footprints",
     "footprint_score": "footprints",
@@ -55,33 +90,55 @@ _MODULES = {
     "measure_orbit": "orbits",
     "model_codec": "codecs",
     "next_column_error": "latent_statistics",
+    "orbit_distance_loss": "symmetrization",
+    "prior_loss": "learned",
     "product": "groups",
     "sampler_shift_errors": "index_shifts",
     "scales": "groups",
+    "shift_flip_group": "learned",
     "shifts": "groups",
+    "soft_shift": "symmetrization",
     "stereo_report": "stereo",
+    "straight_through": "learned",
+    "symmetrize": "symmetrization",
     "twonn_dimension": "latent_statistics",
     "warps": "groups",
 }
 
 __all__ = [
     "Action",
+    "CanonicalCodec",
+    "Canonicalizer",
+    "Chain",
+    "Code",
     "Codec",
     "ColumnGeometry",
     "EquivarianceError",
+    "FlipAutoencoder",
+    "FlipCanonicalizer",
+    "FlipConv",
+    "FlipConvTranspose",
+    "FlipDense",
     "Group",
     "IndexShiftErrors",
+    "LearnedCanonicalizer",
     "Orbit",
+    "PolyphaseAnchor",
+    "ScoreNetwork",
     "ShiftErrors",
     "StereoPair",
     "StereoReport",
     "Warp",
+    "WarpCanonicalizer",
     "act_columns",
     "act_image",
+    "anchor_consistency",
     "compose",
     "crop_shift_errors",
     "decoder_footprints",
     "encoder_footprints",
+    "flip_activation",
+    "flip_channels",
     "flips",
     "footprint_fractions",
     "footprint_score",
@@ -93,11 +150,17 @@ __all__ = [
     "measure_orbit",
     "model_codec",
     "next_column_error",
+    "orbit_distance_loss",
+    "prior_loss",
     "product",
     "sampler_shift_errors",
     "scales",
+    "shift_flip_group",
     "shifts",
+    "soft_shift",
     "stereo_report",
+    "straight_through",
+    "symmetrize",
     "twonn_dimension",
     "warps",
 ]

@@ -46,7 +46,7 @@ class WarpFamily:
 
     def draw(self, key: PRNGKey, strength: Any = None) -> Warp:
         """Returns a random warp; its increments are exp(strength · smoothed noise), normalized."""
-        noise = _smoothing(self.knots) @ jax.random.normal(key, (self.knots,))
+        noise = _smoothing(self.knots) @ jax.random.normal(key, (self.knots,), jnp.float32)
         increments = jax.nn.softmax((self.strength if strength is None else strength) * noise)
         source = jnp.linspace(-self.width / 2, self.width / 2, self.knots + 1)
         inner = source[0] + self.width * jnp.cumsum(increments)[:-1]
@@ -101,10 +101,10 @@ class Group:
         shift_key, flip_key, warp_key = jax.random.split(key, 3)
         shift = jnp.zeros(())
         if self.max_shift and self.shift_step is None:
-            shift = jax.random.uniform(shift_key, (), minval=-self.max_shift, maxval=self.max_shift)
+            shift = jax.random.uniform(shift_key, (), jnp.float32, -self.max_shift, self.max_shift)
         elif self.max_shift and self.shift_step is not None:
             most = int(self.max_shift / self.shift_step)
-            shift = self.shift_step * jax.random.randint(shift_key, (), -most, most + 1).astype(jnp.float32)
+            shift = self.shift_step * jax.random.randint(shift_key, (), -most, most + 1, jnp.int32).astype(jnp.float32)
         flip = jax.random.bernoulli(flip_key) if self.flips else jnp.zeros((), bool)
         warp = None if self.warp is None else self.warp.draw(warp_key)
         return Action(shift, flip, warp, Fraction(scale))

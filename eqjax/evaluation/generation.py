@@ -150,7 +150,7 @@ def _make_sample(options: GenerationOptions) -> Callable[..., Tree]:
         guidance_scale: Any = scale if options.is_guided else 1.0  # A traced scale counts as guidance.
         key = jax.random.wrap_key_data(key_data)
         shape = options.num_columns, generator.latent_dim
-        noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape))(indices)
+        noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32))(indices)
         with model.with_precision():
             latents = sample_latents(
                 generator,

@@ -207,7 +207,7 @@ def _train_step(
     key: PRNGKey,
 ) -> tuple[Params, Tree]:
     pick_key, loss_key = jax.random.split(key)
-    rows = jax.random.randint(pick_key, (batch_size,), 0, len(latents))
+    rows = jax.random.randint(pick_key, (batch_size,), 0, len(latents), jnp.int32)
 
     def loss(params: Params) -> jax.Array:
         losses: Any = generator.apply(

@@ -286,16 +286,19 @@ class Generator(nn.Module):
     ) -> Float[jax.Array, "M B L D"]:
         """Returns squared errors of the predicted velocity."""
         if rope_shift is None:
-            rope_shift = jax.random.randint(self.make_rng("rope"), (), 0, self.max_rope_shift)
+            rope_shift = jax.random.randint(self.make_rng("rope"), (), 0, self.max_rope_shift, jnp.int32)
         if self.label_dropout_rate and not deterministic:
             drop = jax.random.bernoulli(self.make_rng("label"), self.label_dropout_rate, labels.shape)
             labels = jnp.where(drop, self.num_classes, labels)
         context = self.context(latents, labels, rope_shift=rope_shift, deterministic=deterministic)
         # The batch keeps its own axis: merged with others it could not be sharded.
         rows = (self.flow_batch_mult, *latents.shape[:2])
-        uniforms = jax.random.uniform(self.make_rng("flow"), rows) if time is None else jnp.reshape(time, rows)
         shape = (*rows, self.latent_dim)
-        normals = jax.random.normal(self.make_rng("flow"), shape) if noise is None else jnp.reshape(noise, shape)
+        if time is None:
+            time = jax.random.uniform(self.make_rng("flow"), rows, jnp.float32)
+        if noise is None:
+            noise = jax.random.normal(self.make_rng("flow"), shape, jnp.float32)
+        uniforms, normals = jnp.reshape(time, rows), jnp.reshape(noise, shape)
         times = flow.to_training_time(sharding.constrain(uniforms, None, "batch", None))
         normals = sharding.constrain(normals, None, "batch", None, None)
         latents = latents[None]  # [1, B, L, D]

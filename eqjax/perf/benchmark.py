@@ -217,9 +217,9 @@ def measure_sampling(options: BenchmarkOptions, model: Model) -> Iterator[Measur
     generator, params = model.require("generator"), model.generator_params
     batch_size, num_columns, guided = options.batch_size, options.num_columns, options.sampling.is_guided
     labels = jnp.arange(batch_size, dtype=jnp.int32) % generator.num_classes
-    latents = jax.random.normal(jax.random.key(0), (num_columns, batch_size, generator.latent_dim))
+    latents = jax.random.normal(jax.random.key(0), (num_columns, batch_size, generator.latent_dim), jnp.float32)
     rows = batch_size * (2 if guided else 1)
-    context = jax.random.normal(jax.random.key(1), (rows, generator.width)).astype(generator.dtype)
+    context = jax.random.normal(jax.random.key(1), (rows, generator.width), jnp.float32).astype(generator.dtype)
 
     def bind(params: Params) -> sampler.Sampler:
         inputs = sampler.SamplerInputs.create(generator, params, labels[:, None], options.sampling)
@@ -256,7 +256,7 @@ def measure_decoding(options: BenchmarkOptions, model: Model) -> Measurement:
     """Measures the decoder."""
     tokenizer = model.require("tokenizer")
     shape = (options.batch_size, options.num_columns, tokenizer.embed_dim)
-    arguments = model.tokenizer_params, jax.random.normal(jax.random.key(0), shape)
+    arguments = model.tokenizer_params, jax.random.normal(jax.random.key(0), shape, jnp.float32)
     decode = _decode(tokenizer)
     with announced("Counting FLOPs of the decoder", patience=_PATIENCE):
         cost = compiled_cost(decode, *arguments)

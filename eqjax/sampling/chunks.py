@@ -83,7 +83,7 @@ def sample_chunk(
         return state, latents.at[:, i].set(latent)
 
     batch_size = state.context.shape[0] // (2 if made.is_guided else 1)
-    latents = jnp.zeros((batch_size, columns.guidance_scale.shape[0], made.generator.latent_dim))
+    latents = jnp.zeros((batch_size, columns.guidance_scale.shape[0], made.generator.latent_dim), jnp.float32)
     return jax.lax.fori_loop(0, count, step, (state, latents))
 
 

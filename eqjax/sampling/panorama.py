@@ -1,6 +1,7 @@
 """Panoramas of any length: columns are sampled and decoded as they are needed, in constant memory."""
 
 from collections.abc import Iterator, Mapping
+import copy
 import dataclasses
 import functools
 import os
@@ -171,8 +172,13 @@ class Panorama:
             while not self._ready:
                 if self.options.num_columns is not None and self._sampled >= self.options.num_columns:
                     raise StopIteration
-                latents = self._sample_strip()
-                self._ready = self._decoder.push(latents, last=self._sampled == self.options.num_columns)
+                before = self._state, self._sampled, copy.copy(self._decoder)
+                try:
+                    latents = self._sample_strip()
+                    self._ready = self._decoder.push(latents, last=self._sampled == self.options.num_columns)
+                except BaseException:  # Such as Ctrl-C: the next call begins the same columns again.
+                    self._state, self._sampled, self._decoder = before
+                    raise
             return self._ready.pop(0)
 
     @property

@@ -69,8 +69,9 @@ class SamplerInputs:
         """Returns the inputs of a sampling with options; guidance scales are given per column, see `ColumnInputs`."""
         position = _MAX_INT32 if options.max_position is None else options.max_position
         position = position if is_traced(position) else np.int32(position)  # Not another program for another type.
-        table = options.solver_table()
-        return cls(generator, options.is_guided, params, labels, table, options.temperature, position)
+        # A Python float would be float64 if JAX computes with 64 bits.
+        temperature = options.temperature if is_traced(options.temperature) else np.float32(options.temperature)
+        return cls(generator, options.is_guided, params, labels, options.solver_table(), temperature, position)
 
 
 @flax.struct.dataclass
@@ -296,8 +297,8 @@ def column_noise(
     if not jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
         return source[:, column]
     if source.ndim == 0:
-        return jax.random.normal(jax.random.fold_in(source, column), shape)
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, column), shape[1:]))(source)
+        return jax.random.normal(jax.random.fold_in(source, column), shape, jnp.float32)
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, column), shape[1:], jnp.float32))(source)
 
 
 def sample_columns(

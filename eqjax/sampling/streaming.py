@@ -20,7 +20,7 @@ import numpy as np
 
 from eqjax import pixels
 from eqjax.tokenizer import Tokenizer
-from eqjax.tokenizer.windows import decode_window
+from eqjax.tokenizer.windows import check_finite, decode_window
 from eqjax.typing import Params
 
 
@@ -94,6 +94,9 @@ class StreamDecoder:
         Args:
           latents: scaled latents.
           last: no columns follow.
+
+        Raises:
+          ValueError: latents are not finite.
         """
         self.receive(latents)
         strips = []
@@ -105,7 +108,12 @@ class StreamDecoder:
         return strips
 
     def receive(self, latents: Float[np.ndarray, "*B n D"]) -> None:
-        """Receives scaled latents of columns; `next_window` and `finish` decode them."""
+        """Receives scaled latents of columns; `next_window` and `finish` decode them.
+
+        Raises:
+          ValueError: latents are not finite.
+        """
+        check_finite(latents)
         self.held = np.concatenate([self.held, np.asarray(latents, np.float32)], axis=-2)
         self.received += latents.shape[-2]
 

@@ -24,6 +24,7 @@ def column_attention(
     *,
     window: int | None = None,
     width: Scalar | None = None,
+    circular: bool = False,
     max_block: int = MAX_BLOCK_POSITIONS,
 ) -> Float[jax.Array, "B h w C"]:
     """Computes single-head attention over all rows, and over all columns or those in a window.
@@ -35,6 +36,7 @@ def column_attention(
       query, key, value: feature maps.
       window: a position attends to columns at most this far from its own; None: to all.
       width: columns of the map that belong to the image, which alone are attended to; None: all.
+      circular: whether the image wraps around: the window of a position near one end continues at the other.
       max_block: queries processed at once (rounded down to whole columns, at least one).
 
     Returns:
@@ -44,10 +46,10 @@ def column_attention(
     _, h, w, _ = query.shape
     columns = max(1, max_block // h)
     if w <= columns:
-        return _attend(query, key, value, 0, 0, w, window, width)
+        return _attend(query, key, value, 0, 0, w, window, width, circular)
     blocks = -(-w // columns)
     query = jnp.pad(query, ((0, 0), (0, 0), (0, blocks * columns - w), (0, 0)))
-    span = w if window is None else min(w, columns + 2 * window)
+    span = w if window is None or circular else min(w, columns + 2 * window)
 
     @jax.checkpoint
     def block(first: jax.Array) -> jax.Array:
@@ -55,7 +57,7 @@ def column_attention(
         start = jnp.clip(first - (window or 0), 0, w - span)
         q = jax.lax.dynamic_slice_in_dim(query, first, columns, axis=2)
         k, v = (jax.lax.dynamic_slice_in_dim(a, start, span, axis=2) for a in (key, value))
-        return _attend(q, k, v, first, start, w, window, width)
+        return _attend(q, k, v, first, start, w, window, width, circular)
 
     out = jax.lax.map(block, jnp.arange(blocks) * columns)  # [blocks, B, h, columns, C]
     out = jnp.moveaxis(out, 0, 2)  # [B, h, blocks, columns, C]
@@ -71,6 +73,7 @@ def _attend(
     w: int,
     window: int | None,
     width: Scalar | None,
+    circular: bool,
 ) -> Float[jax.Array, "B h n C"]:
     """Attends from one block of queries; the slices begin at columns `query_start` and `key_start`."""
     scores = jnp.einsum("bhqc,bgkc->bhqgk", query, key, preferred_element_type=jnp.float32)
@@ -80,6 +83,8 @@ def _attend(
         end = w if width is None else width
         # Queries behind the end see what the last one sees: without any key they would be NaN.
         distance = jnp.abs(jnp.minimum(q_pos, end - 1)[:, None] - k_pos[None, :])
+        if circular:
+            distance = jnp.minimum(distance, end - distance)
         near = (distance <= (w if window is None else window)) & (k_pos < end)[None, :]
         scores = jnp.where(near[None, None, :, None, :], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(value.dtype)

@@ -6,18 +6,16 @@ Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1.
 """
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from eqjax.config_fields import checked
 from eqjax.module_fields import SEMANTIC
 from eqjax.tokenizer.encoder import from_columns, mid
-from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, Up, depth_to_space, normalize
+from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, LayerOptions, ResBlock, Up, activate, depth_to_space
 from eqjax.tokenizer.levels import LevelStack
 
 
@@ -26,46 +24,42 @@ class Decoder(nn.Module):
 
     Attributes:
       stack: the resolution levels.
-      norm: kind of the norms, see `eqjax.Tokenizer`.
-      dtype: compute dtype.
+      options: what all layers have in common.
     """
 
     stack: LevelStack
-    norm: str = "group"
-    dtype: DTypeLike = jnp.float32
+    options: LayerOptions = LayerOptions()
 
     @nn.compact
     def __call__(
         self, columns: Float[jax.Array, "B L zh"]
     ) -> tuple[Float[jax.Array, "B H W 3"], Float[jax.Array, "B h L C"]]:
         """Maps columns [B, L, z·h] to images (float32, not clipped) and the semantic map [B, h, L, C]."""
-        res_block = functools.partial(ResBlock, norm=self.norm, dtype=self.dtype)
-        attention = functools.partial(AttentionBlock, norm=self.norm, dtype=self.dtype)
-        levels, patch = self.stack.levels, self.stack.patch_size
-        x = Conv(columns.shape[-1], (3,), dtype=self.dtype, name="columns")(columns)
+        levels, patch, options = self.stack.levels, self.stack.patch_size, self.options
+        x = Conv(columns.shape[-1], (3,), options, name="columns")(columns)
         x = from_columns(x, self.stack.heights[-1])  # [B, h, L, z]
-        x = Conv(levels[-1].width, dtype=self.dtype, name="conv_in")(x)
-        x = semantic_map = mid(x, levels[-1], self.norm, self.dtype)
+        x = Conv(levels[-1].width, options=options, name="conv_in")(x)
+        x = semantic_map = mid(x, levels[-1], options)
         for i in reversed(range(len(levels))):
             level = levels[i]
             for j in range(self.stack.num_res_blocks + 1):
-                x = res_block(level.width, name=f"level{i}_block{j}")(x)
+                x = ResBlock(level.width, options, level.filtered, name=f"level{i}_block{j}")(x)
                 if level.attends:
-                    x = attention(level.window, name=f"level{i}_attention{j}")(x)
+                    x = AttentionBlock(level.window, options, level.filtered, name=f"level{i}_attention{j}")(x)
             if i == len(levels) - 1:
                 semantic_map = x
             if i > 0:
                 # The reference doubles columns on the way up where i ≤ square_downsamples, which
                 # is exactly where the encoder halved them between levels i − 1 and i.
-                x = Up(levels[i - 1].down, dtype=self.dtype, name=f"level{i}_up")(x)
-        x = nn.silu(normalize(x, self.norm, self.dtype, "norm_out"))
+                x = Up(levels[i - 1].down, options, name=f"level{i}_up")(x)
+        x = activate(x, options, levels[0].filtered, "norm_out")
         refine = self.stack.refine_channels
         if refine is None:
-            x = Conv(3 * patch**2, dtype=self.dtype, name="conv_out")(x)
+            x = Conv(3 * patch**2, options=options, name="conv_out")(x)
             images = depth_to_space(x, (patch, patch))
         else:
-            x = Conv(refine * patch**2, (1, 1), dtype=self.dtype, name="conv_out")(x)
-            images = Refine(dtype=self.dtype, name="refine")(depth_to_space(x, (patch, patch)))
+            x = Conv(refine * patch**2, (1, 1), options, name="conv_out")(x)
+            images = Refine(options=options, name="refine")(depth_to_space(x, (patch, patch)))
         return images.astype(jnp.float32), semantic_map
 
 
@@ -76,17 +70,17 @@ class Refine(nn.Module):
     leaves visible borders. The features are few, as they cost memory traffic at every pixel, and have no norm.
 
     Attributes:
-      dtype: compute dtype.
+      options: what all layers have in common.
     """
 
-    dtype: DTypeLike = jnp.float32
+    options: LayerOptions = LayerOptions()
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B H W C"]) -> Float[jax.Array, "B H W 3"]:
         """Maps features [B, H, W, C] to images [B, H, W, 3]."""
-        h = Conv(2 * x.shape[-1], dtype=self.dtype, name="conv1")(nn.silu(x))
-        h = Conv(x.shape[-1], dtype=self.dtype, name="conv2")(nn.silu(h))
-        return Conv(3, dtype=self.dtype, name="conv_out")(x + h)
+        h = Conv(2 * x.shape[-1], options=self.options, name="conv1")(nn.silu(x))
+        h = Conv(x.shape[-1], options=self.options, name="conv2")(nn.silu(h))
+        return Conv(3, options=self.options, name="conv_out")(x + h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,22 +121,22 @@ class SemanticHead(nn.Module):
 
     Attributes:
       config: its sizes.
-      norm: kind of the norms, see `eqjax.Tokenizer`.
-      dtype: compute dtype.
+      options: what all layers have in common.
+      filtered: whether nonlinearities are filtered, if the options are alias-free.
     """
 
     config: SemanticConfig
-    norm: str = "group"
-    dtype: DTypeLike = jnp.float32
+    options: LayerOptions = LayerOptions()
+    filtered: bool = False
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B h L C"]) -> Float[jax.Array, "B h2 L2 {self.config.out_channels}"]:
         """Maps the decoder's semantic map to features [B, h', L', out_channels], float32."""
         for i, width in enumerate(self.config.widths):
             for j in range(self.config.num_res_blocks):
-                x = ResBlock(width, self.norm, self.dtype, name=f"level{i}_block{j}")(x)
+                x = ResBlock(width, self.options, self.filtered, name=f"level{i}_block{j}")(x)
             if i < self.config.downsamples:
-                x = Down((2, 2), dtype=self.dtype, name=f"level{i}_down")(x)
-        x = nn.silu(normalize(x, self.norm, self.dtype, "norm_out"))
-        x = Conv(self.config.out_channels, dtype=self.dtype, name="conv_out")(x)
+                x = Down((2, 2), self.options, name=f"level{i}_down")(x)
+        x = activate(x, self.options, self.filtered, "norm_out")
+        x = Conv(self.config.out_channels, options=self.options, name="conv_out")(x)
         return x.astype(jnp.float32)

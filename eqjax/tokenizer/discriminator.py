@@ -96,7 +96,7 @@ class SpectralConv(nn.Module):
         return x + bias.astype(self.dtype)[None, None]
 
     def _init_vector(self) -> jax.Array:
-        return _unit(jax.random.normal(self.make_rng("params"), (self.features,)))
+        return _unit(jax.random.normal(self.make_rng("params"), (self.features,), jnp.float32))
 
 
 def _unit(vector: Float[jax.Array, "N"]) -> Float[jax.Array, "N"]:

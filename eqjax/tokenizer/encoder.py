@@ -5,15 +5,11 @@ Letters: B images, H and W their height and width, L columns, h rows of the last
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
-from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, ResBlock, normalize, space_to_depth
+from eqjax.tokenizer.layers import AttentionBlock, Conv, Down, LayerOptions, ResBlock, activate, space_to_depth
 from eqjax.tokenizer.levels import Level, LevelStack
 
 
@@ -23,42 +19,39 @@ class Encoder(nn.Module):
     Attributes:
       stack: the resolution levels.
       z_channels: channels of the feature map before it is cut into columns.
-      norm: kind of the norms, see `eqjax.Tokenizer`.
-      dtype: compute dtype.
+      options: what all layers have in common.
     """
 
     stack: LevelStack
     z_channels: int
-    norm: str = "group"
-    dtype: DTypeLike = jnp.float32
+    options: LayerOptions = LayerOptions()
 
     @nn.compact
     def __call__(self, images: Float[jax.Array, "B H W 3"]) -> Float[jax.Array, "B L zh"]:
         """Maps images in [-1, 1] to columns [B, L, z_channels · h]."""
-        res_block = functools.partial(ResBlock, norm=self.norm, dtype=self.dtype)
-        attention = functools.partial(AttentionBlock, norm=self.norm, dtype=self.dtype)
+        options = self.options
         levels, patch = self.stack.levels, self.stack.patch_size
         x = space_to_depth(images, (patch, patch))
-        x = Conv(self.stack.channels, dtype=self.dtype, name="conv_in")(x)
+        x = Conv(self.stack.channels, options=options, name="conv_in")(x)
         for i, level in enumerate(levels):
             for j in range(self.stack.num_res_blocks):
-                x = res_block(level.width, name=f"level{i}_block{j}")(x)
+                x = ResBlock(level.width, options, level.filtered, name=f"level{i}_block{j}")(x)
                 if level.attends:
-                    x = attention(level.window, name=f"level{i}_attention{j}")(x)
+                    x = AttentionBlock(level.window, options, level.filtered, name=f"level{i}_attention{j}")(x)
             if i + 1 < len(levels):
-                x = Down(level.down, dtype=self.dtype, name=f"level{i}_down")(x)
-        x = mid(x, levels[-1], self.norm, self.dtype)
-        x = nn.silu(normalize(x, self.norm, self.dtype, "norm_out"))
-        x = Conv(self.z_channels, dtype=self.dtype, name="conv_out")(x)  # [B, h, L, z]
+                x = Down(level.down, options, name=f"level{i}_down")(x)
+        x = mid(x, levels[-1], options)
+        x = activate(x, options, levels[-1].filtered, "norm_out")
+        x = Conv(self.z_channels, options=options, name="conv_out")(x)  # [B, h, L, z]
         x = to_columns(x)  # [B, L, z·h]
-        return Conv(x.shape[-1], (3,), dtype=self.dtype, name="columns")(x)
+        return Conv(x.shape[-1], (3,), options, name="columns")(x)
 
 
-def mid(x: Float[jax.Array, "B h L C"], level: Level, norm: str, dtype: DTypeLike) -> Float[jax.Array, "B h L C"]:
+def mid(x: Float[jax.Array, "B h L C"], level: Level, options: LayerOptions) -> Float[jax.Array, "B h L C"]:
     """Applies ResBlock, attention, ResBlock at the last level; to be called inside a compact module."""
-    x = ResBlock(level.width, norm, dtype, name="mid_block0")(x)
-    x = AttentionBlock(level.window, norm, dtype, name="mid_attention")(x)
-    return ResBlock(level.width, norm, dtype, name="mid_block1")(x)
+    x = ResBlock(level.width, options, level.filtered, name="mid_block0")(x)
+    x = AttentionBlock(level.window, options, level.filtered, name="mid_attention")(x)
+    return ResBlock(level.width, options, level.filtered, name="mid_block1")(x)
 
 
 def to_columns(x: Shaped[jax.Array, "B h L C"]) -> Shaped[jax.Array, "B L Ch"]:

@@ -1,6 +1,9 @@
 """The resolution levels of a tokenizer, computed once for its encoder, its decoder and its halo."""
 
 import dataclasses
+import itertools
+
+from eqjax.tokenizer.filters import REACH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,6 +16,8 @@ class Level:
       window: attention window to either side, in columns of this level; None: all columns.
       down: stride (rows, columns) to the next level; (1, 1) at the last one.
       pixels: image pixels per column of this level.
+      filtered: whether columns are further apart than at the first level. There, shifts by whole columns of the map
+        are all that is meant to be exact; at the others an alias-free tokenizer filters its nonlinearities.
     """
 
     width: int
@@ -20,6 +25,7 @@ class Level:
     window: int | None
     down: tuple[int, int]
     pixels: int
+    filtered: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,7 @@ class LevelStack:
     attention_window: int | None
     patch_size: int
     refine_channels: int | None = None
+    resample: str = "shuffle"
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -59,29 +66,42 @@ class LevelStack:
             window = self.attention_window
             if window is not None:
                 window *= self.stride[1] // pixels
-            levels.append(Level(self.channels * multiplier, height in self.attention_resolutions, window, down, pixels))
+            attends, filtered = height in self.attention_resolutions, pixels > self.patch_size
+            levels.append(Level(self.channels * multiplier, attends, window, down, pixels, filtered))
             pixels *= down[1]
         return tuple(levels)
 
     def halo_columns(self) -> int | None:
         """Returns how many latent columns around a tile can influence it, in the encoder or the decoder.
 
-        A kernel of 3 reaches one column of its level to either side, attention reaches its window. The sum
-        in pixels, rounded up to whole columns, bounds both directions. None if attention sees all columns.
+        A kernel of 3 reaches one column of its level to either side, attention reaches its window, filters reach as
+        far as `eqjax.tokenizer.filters` says. The sum in pixels, rounded up to whole columns, bounds both directions.
+        None if attention or filters see all columns.
         """
         levels, n, stride = self.levels, self.num_res_blocks, self.stride[1]
-        if self.attention_window is None:
+        if self.attention_window is None or self.resample == "fft":
             return None
         attention = self.attention_window * stride
+        alias_free = self.resample != "shuffle"
+
+        def filtered(level: Level) -> int:
+            """Returns the reach of interpolation and decimation, each half of the low-pass filter's, around a layer."""
+            return REACH * level.pixels if alias_free and level.filtered else 0
 
         def block(level: Level) -> int:
-            return 2 * level.pixels + (attention if level.attends else 0)
+            layer = attention + filtered(level) if level.attends else 0
+            return 2 * (level.pixels + filtered(level)) + layer
+
+        def low_pass(level: Level, below: Level) -> int:
+            """Returns the reach of the filter at a level before the next has its columns further apart."""
+            return REACH * level.pixels if alias_free and below.pixels > level.pixels else 0
 
         # Per direction: two ResBlocks and attention at the last level, the 3×3 convolution between
         # the map and the columns, and two convolutions over columns.
-        last = 4 * stride + attention + 3 * stride
-        downs = sum(level.pixels for level in levels[:-1])
-        ups = sum(level.pixels for level in levels[1:])
+        last = 4 * stride + attention + 3 * stride + 5 * filtered(levels[-1])
+        filters = sum(low_pass(level, below) for level, below in itertools.pairwise(levels))
+        downs = sum(level.pixels for level in levels[:-1]) + filters + filtered(levels[-1])
+        ups = sum(level.pixels for level in levels[1:]) + filters + filtered(levels[0])
         # The 3×3 convolution at the first level's resolution, or three of them at the image's.
         first = self.patch_size
         final = self.patch_size if self.refine_channels is None else 3

@@ -62,5 +62,5 @@ def posterior_noise(key: PRNGKey, shape: Sequence[int], std: float) -> Float[jax
       The noise, float32.
     """
     level_key, noise_key = jax.random.split(key)
-    level = jax.random.normal(level_key, (shape[0], 1, 1)) * (std / 0.8)
-    return jnp.clip(level, -std, std) * jax.random.normal(noise_key, shape)
+    level = jax.random.normal(level_key, (shape[0], 1, 1), jnp.float32) * (std / 0.8)
+    return jnp.clip(level, -std, std) * jax.random.normal(noise_key, shape, jnp.float32)

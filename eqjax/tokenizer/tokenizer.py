@@ -19,7 +19,7 @@ from eqjax.config_fields import checked
 from eqjax.module_fields import TOKENIZER
 from eqjax.tokenizer.decoder import Decoder, SemanticConfig, SemanticHead
 from eqjax.tokenizer.encoder import Encoder
-from eqjax.tokenizer.layers import Conv
+from eqjax.tokenizer.layers import Conv, LayerOptions
 from eqjax.tokenizer.levels import LevelStack
 from eqjax.tokenizer.posterior import Posterior
 from eqjax.typing import AnyArray, Params, PRNGKey
@@ -64,6 +64,13 @@ class Tokenizer(nn.Module):
         save the full-resolution levels, which cost a CPU most.
       refine_channels: features per pixel of a residual block at the image's resolution that ends the decoder
         and joins its patches; None: no such block, as published.
+      padding: how the image continues beyond its left and right ends: "reflect" as published, or "circular", for
+        panoramas that close. Every column then depends on both ends, and `halo_columns` is None.
+      resample: resampling along the width: "shuffle" as published, or alias-free, with "kaiser" or "fft" filters
+        around every change of rate and every nonlinearity between (`eqjax.tokenizer.filters`). Latents then move
+        with the image by fractions of a column, too. "kaiser" filters are finite, so tiles equal the whole; "fft"
+        ones are ideal and see the whole width, so they need padding="circular". Parameters have the same shapes, and
+        compute something else.
       posterior_std: bound of the posterior's noise level.
       dtype: compute dtype; parameters, norms' statistics and softmax are float32.
 
@@ -99,6 +106,8 @@ class Tokenizer(nn.Module):
     attention_window: int | None = None
     patch_size: int = 1
     refine_channels: int | None = None
+    padding: str = "reflect"
+    resample: str = "shuffle"
     posterior_std: float = 2.5
     dtype: DTypeLike = jnp.float32
 
@@ -115,7 +124,12 @@ class Tokenizer(nn.Module):
 
     @nn.nowrap
     def _check_levels(self) -> None:
-        """Checks that the fields give whole resolution levels."""
+        """Checks that the fields fit each other, and give whole resolution levels."""
+        if self.resample == "fft" and self.padding != "circular":
+            raise ValueError(
+                f"resample='fft' wraps around at the ends of an image, and padding={self.padding!r} does not: set "
+                "padding='circular', or resample='kaiser'."
+            )
         stack = self.level_stack
         if self.resolution % stack.stride[0]:
             raise ValueError(
@@ -134,13 +148,13 @@ class Tokenizer(nn.Module):
                 )
 
     def setup(self) -> None:
-        stack = self.level_stack
-        self.encoder = Encoder(stack, self.z_channels, norm=self.norm, dtype=self.dtype)
-        self.quant = Conv(self.embed_dim, (3,), dtype=self.dtype)
-        self.post_quant = Conv(self.z_channels * stack.heights[-1], (3,), dtype=self.dtype)
-        self.decoder = Decoder(stack, norm=self.norm, dtype=self.dtype)
+        stack, options = self.level_stack, LayerOptions(self.norm, self.padding, self.resample, self.dtype)
+        self.encoder = Encoder(stack, self.z_channels, options)
+        self.quant = Conv(self.embed_dim, (3,), options)
+        self.post_quant = Conv(self.z_channels * stack.heights[-1], (3,), options)
+        self.decoder = Decoder(stack, options)
         if isinstance(self.semantic, SemanticConfig):
-            self.semantic_head = SemanticHead(self.semantic, norm=self.norm, dtype=self.dtype)
+            self.semantic_head = SemanticHead(self.semantic, options, stack.levels[-1].filtered)
 
     @property
     def level_stack(self) -> LevelStack:
@@ -155,6 +169,7 @@ class Tokenizer(nn.Module):
             self.attention_window,
             self.patch_size,
             self.refine_channels,
+            self.resample,
         )
 
     @property
@@ -169,7 +184,8 @@ class Tokenizer(nn.Module):
         Encoding (or decoding) a tile with this many columns around it, and dropping them from the
         result, equals the same part of the whole. None if every column depends on all.
         """
-        return None if self.norm == "group" else self.level_stack.halo_columns()
+        local = self.norm != "group" and self.padding != "circular"
+        return self.level_stack.halo_columns() if local else None
 
     @nn.nowrap
     def last_layer(self, params: Params) -> Params:

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int, Shaped
 import numpy as np
 
 from eqjax import pixels, sharding
+from eqjax.tokenizer.filters import Filter
 from eqjax.tokenizer.layers import AttentionBlock, Conv
 from eqjax.tokenizer.tiling import TILE_COLUMNS
 from eqjax.tokenizer.tokenizer import Tokenizer
@@ -125,7 +126,7 @@ def _image_ends_at(count: Int[AnyArray, ""], size: int) -> contextlib.AbstractCo
 
     def end_image(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if context.method_name == "__call__":
-            if isinstance(context.module, Conv | AttentionBlock):
+            if isinstance(context.module, Conv | AttentionBlock | Filter):
                 kwargs = {**kwargs, "width": args[0].shape[-2] * count // size}
             elif isinstance(context.module, nn.GroupNorm):
                 columns = args[0].shape[-2]
@@ -134,6 +135,21 @@ def _image_ends_at(count: Int[AnyArray, ""], size: int) -> contextlib.AbstractCo
         return next_fun(*args, **kwargs)
 
     return nn.intercept_methods(end_image)
+
+
+def check_finite(latents: Float[np.ndarray, "..."]) -> None:
+    """Refuses latents that are not finite: what they decode to looks like an image and means nothing.
+
+    Raises:
+      ValueError: some are NaN or infinite.
+    """
+    wrong = int(np.sum(~np.isfinite(latents)))
+    if wrong:
+        raise ValueError(
+            f"{wrong} of {latents.size} latents are not finite. If they were sampled, the guidance scale or the "
+            "temperature is too large for the dtype (float16 overflows first, take bfloat16 or float32), or the "
+            "weights are those of a run that diverged."
+        )
 
 
 def decode_columns(
@@ -149,11 +165,12 @@ def decode_columns(
       to_uint8: returns uint8, not floats in [-1, 1] up to overshoot.
 
     Raises:
-      ValueError: the latents have another shape.
+      ValueError: the latents have another shape, or values that are not finite.
     """
     tokenizer.check_latents(latents.shape)
     where = latents.sharding if isinstance(latents, jax.Array) else None
     rows = np.asarray(sharding.gather(latents), np.float32) / np.float32(scale)
+    check_finite(rows)
     columns, halo = rows.shape[1], tokenizer.halo_columns or 0
     size = window_size(tokenizer, columns)
     if columns <= size:

@@ -170,8 +170,15 @@ def not_finite(metrics: Metrics) -> list[str]:
     return [*names[:-1], f"{names[-1]} {'is' if len(names) == 1 else 'are'}"] if names else []
 
 
+# What ends a process besides: a terminal that closes, a limit of CPU time, and what queues such as Slurm (--signal) and
+# Grid Engine (-notify) send some time before they kill.
+_ALSO_STOP = (signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
+
+
 class StopSignal:
-    """Remembers SIGTERM and Ctrl-C instead of ending the process; use it in a `with` statement.
+    """Remembers signals that ask to stop instead of ending the process; use it in a `with` statement.
+
+    These are SIGTERM, Ctrl-C, SIGHUP (a terminal was closed), SIGXCPU, SIGUSR1 and SIGUSR2 (queues of clusters).
 
     A second Ctrl-C ends the process at once, even while JAX compiles. With several processes JAX's own service listens
     to SIGTERM instead, see `Checkpoints.preempted`; Ctrl-C is passed to it.
@@ -196,7 +203,10 @@ class StopSignal:
             self._undo.callback(os.close, writing)
             self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writing, warn_on_full_buffer=False))
             # With several processes SIGTERM is JAX's.
-            for number in (signal.SIGTERM, signal.SIGINT)[jax.process_count() > 1 :]:
+            for number in (signal.SIGTERM, signal.SIGINT, *_ALSO_STOP)[jax.process_count() > 1 :]:
+                before = signal.getsignal(number)
+                if number in _ALSO_STOP and before is not signal.SIG_DFL:
+                    continue  # nohup ignores SIGHUP, and another library may use a signal.
                 self._undo.callback(signal.signal, number, signal.signal(number, self._receive))
             # A terminal sends Ctrl-C to the worker processes of the data too, which must live until the state is saved:
             # they inherit what is blocked here. Python unblocks it when it starts the tracker of shared memory.
@@ -213,6 +223,8 @@ class StopSignal:
         """Reads the numbers of the signals as they arrive, until the pipe is closed."""
         with open(reading, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
+                if number[0] in _ALSO_STOP and jax.process_count() > 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
                 if number[0] != signal.SIGINT:
                     continue
                 self._interrupts += 1
@@ -260,13 +272,16 @@ class WorkdirLock:
         file = open(os.path.join(workdir, "lock"), "a+", encoding="utf-8")  # noqa: SIM115 - stays open
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
             raise WorkdirInUseError(
                 f"{workdir} is held by another live run ({holder}); wait for it, stop it, or use another workdir."
             ) from error
+        except OSError as error:
+            message = "%s is not protected against a second run, as its file system has no locks (%s)."
+            logging.warning(message, workdir, error)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         file.flush()

@@ -23,6 +23,7 @@ from eqjax.progress import format_duration
 from eqjax.typing import AnyArray, Config, Metrics, Scalar
 
 _SECONDS_BETWEEN_LINES = 30.0
+_TAIL_BYTES = 1 << 16  # What is read at once to find the end of the last whole line.
 
 
 class MetricWriter:
@@ -94,6 +95,7 @@ class MetricWriter:
         os.makedirs(self._workdir, exist_ok=True)
         # Opening a pipe would wait for somebody who reads it; like this it is an error.
         path = os.path.join(self._workdir, "metrics.jsonl")
+        _cut_torn_line(path)
         self._file = open(path, "a", encoding="utf-8", opener=_open_without_waiting)  # noqa: SIM115 - stays open
         self._board = SummaryWriter(os.path.join(self._workdir, "tensorboard"), write_to_disk=True)
 
@@ -132,6 +134,23 @@ class MetricWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _cut_torn_line(path: str) -> None:
+    """Removes the last line if its end is missing, as a process that was killed or a full disk leaves it."""
+    with contextlib.suppress(OSError), open(path, "r+b", opener=_open_without_waiting) as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _TAIL_BYTES)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < file.seek(0, os.SEEK_END):
+            logging.warning("The last line of %s was not whole, and is removed.", path)
+            file.truncate(end)
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -1,5 +1,6 @@
 """The console script: its commands, their help, and messages about wrong command lines."""
 
+import io
 import subprocess
 import sys
 
@@ -88,3 +89,10 @@ def test_a_reader_that_leaves_early_sees_no_trace():
     process.stdout.close()
     error = process.stderr.read()
     assert process.wait() == 1 and error == ""
+
+
+def test_help_is_printed_where_the_terminal_has_no_such_characters(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    main(["sample", "--help"])
+    assert b"usage: eqjax sample [--flag=value \\u2026]" in written.getvalue()

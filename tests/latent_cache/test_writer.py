@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -71,3 +72,16 @@ def test_latents_that_are_not_finite_are_refused(writer):
     with pytest.raises(CacheError, match=r"record 0 of .*latents-00001.* not finite in float16; try bfloat16"):
         writer.write_shard(1, _records(1, np.inf))
     assert not writer.is_complete(1)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(writer):
+    writer.open()
+    records = [(np.random.RandomState(0).normal(size=(600, 8)).astype(np.float16), 0)] * 2
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"the cache could not be written: .*latents-00000-of-00002"):
+            writer.write_shard(0, records)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(writer.root) == ["spec.json"]

@@ -1,5 +1,6 @@
 """Strips of a panorama equal the whole image, and a saved panorama resumes with the same pixels."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -271,3 +272,30 @@ def test_a_bad_argument_is_refused_by_name(change, message):
 def test_a_generator_without_window_needs_an_end():
     with pytest.raises(ValueError, match="give num_columns"):
         panorama(local_model(window_size=None), "cat")
+
+
+def test_an_interrupted_strip_is_made_again(monkeypatch):
+    options: dict[str, Any] = dict(OPTIONS, num_columns=40, strip_columns=8, seed=3)
+    whole = joined(panorama(local_model(), 2, **options))
+    interrupted, calls = panorama(local_model(), 2, **options), itertools.count()
+    decode = interrupted._decoder._decode_window
+
+    def interrupt(*args):
+        if next(calls) in (1, 3, 6):
+            raise KeyboardInterrupt
+        return decode(*args)
+
+    monkeypatch.setattr(interrupted._decoder, "_decode_window", interrupt)
+    strips = []
+    for _ in range(20):
+        with contextlib.suppress(KeyboardInterrupt, StopIteration):
+            strips.append(next(interrupted))
+    assert next(calls) > 6
+    np.testing.assert_array_equal(joined(strips), whole)
+
+
+def test_latents_that_are_not_finite_end_a_panorama():
+    model = local_model()
+    diverged = dataclasses.replace(model, generator_params=jax.tree.map(lambda x: x * np.nan, model.generator_params))
+    with pytest.raises(ValueError, match="latents are not finite"):
+        next(panorama(diverged, 2, **OPTIONS))

@@ -163,3 +163,19 @@ def test_compute_params_keep_float32_where_modules_compute_in_it():
 def test_a_bad_option_is_refused_by_name(change, message):
     with pytest.raises((TypeError, ValueError), match=message):
         sample(**{"key": jax.random.key(0), **change})
+
+
+def test_the_same_seed_gives_the_same_latents_when_jax_computes_with_64_bits():
+    model = local_model()
+
+    def sample():
+        options: dict[str, Any] = dict(
+            guidance_scale=2.0, guidance_schedule="linear", num_flow_steps=2, temperature=0.9, num_columns=3
+        )
+        return sample_latents(model.generator, model.generator_params, [0, 1], key=jax.random.key(0), **options)
+
+    expected = sample()
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        found = sample()
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)

@@ -49,6 +49,7 @@ def test_latents_that_do_not_fit_are_refused(shape):
         (dict(patch_size=0), "patch_size=0 must be an integer ≥ 1"),
         (dict(attention_window=-1), "attention_window=-1"),
         (dict(refine_channels=0), "refine_channels=0 must be an integer ≥ 1"),
+        (dict(resample="fft"), "resample='fft' wraps around at the ends of an image, and padding='reflect' does not"),
         (dict(square_downsamples=-1), "square_downsamples=-1 must be an integer ≥ 0"),
         (dict(channels=10), r"10 channels cannot be halved by \(2, 2\): its channels must be a multiple of 4"),
         (dict(attention_resolutions=(17,)), r"\[17\] are not among the levels' heights \[256, 128, 64, 32, 16\]"),

@@ -1,5 +1,7 @@
 """Decoding in windows of a fixed size equals decoding whole images of any width."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -30,12 +32,24 @@ def _published():
     return make(semantic=dict(channels=16, channel_multipliers=(1,), num_res_blocks=1, out_channels=16, downsamples=0))
 
 
+@pytest.fixture(scope="module", name="filtered")
+def _filtered():
+    return make(resample="kaiser")
+
+
+@pytest.fixture(scope="module", name="ideal")
+def _ideal():
+    return make(norm="pixel", attention_window=1, resample="fft", padding="circular")
+
+
 def latents_of(columns, batch_size=2):
     return np.asarray(jax.random.normal(jax.random.key(columns), (batch_size, columns, 4)))
 
 
-@pytest.mark.parametrize("columns", [1, 2, 13])
-@pytest.mark.parametrize("kind", ["local", "published"])
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [*itertools.product(["local", "published"], [1, 2, 13]), ("filtered", 13), ("ideal", 13)],
+)
 def test_an_image_in_a_wider_window_is_the_image_alone(kind, columns, request):
     tokenizer, params = request.getfixturevalue(kind)
     latents = latents_of(columns)
@@ -98,3 +112,12 @@ def test_uint8_is_that_of_the_floats(local):
     floats = windows.decode_columns(tokenizer, params, latents, scale=1.0, to_uint8=False)
     images = windows.decode_columns(tokenizer, params, latents, scale=1.0, to_uint8=True)
     np.testing.assert_array_equal(images, pixels.to_uint8(floats))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_latents_that_are_not_finite_are_refused(local, value):
+    tokenizer, params = local
+    latents = np.asarray(latents_of(3)).copy()
+    latents[1, 2, 0] = value
+    with pytest.raises(ValueError, match=rf"1 of {latents.size} latents are not finite. If they were sampled"):
+        windows.decode_columns(tokenizer, params, latents, scale=1.0, to_uint8=True)

@@ -1,5 +1,6 @@
 """Runs survive non-finite steps, SIGTERM, kill -9, a full disk, other runs and damaged checkpoints of one process."""
 
+import errno
 import json
 import os
 import pathlib
@@ -187,6 +188,31 @@ def test_stop_signal_leaves_signals_as_they_were():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received
     assert settings() == before and signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_of_terminals_and_queues_ask_to_stop(number):
+    with fault_tolerance.StopSignal() as stop:
+        os.kill(os.getpid(), number)
+        assert stop.received
+    assert signal.getsignal(number) is signal.SIG_DFL
+    before = signal.signal(number, signal.SIG_IGN)  # As nohup does with SIGHUP.
+    try:
+        with fault_tolerance.StopSignal() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop.received
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fault_tolerance.fcntl, "flock", flock)
+    with fault_tolerance.WorkdirLock(tmp_path):
+        pass
+    assert "is not protected against a second run, as its file system has no locks" in caplog.text
 
 
 def kill_at_random_and_compare(tmp_path, kills, seed):

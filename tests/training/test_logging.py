@@ -77,3 +77,14 @@ def test_a_pipe_in_place_of_the_metrics_is_an_error_and_no_wait(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(OSError, match="metrics.jsonl"):
         MetricWriter(tmp_path)
+
+
+def test_a_torn_last_line_is_removed_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("eqjax.training.logging._TAIL_BYTES", 8)
+    path = tmp_path / "metrics.jsonl"
+    for torn in ('{"step": 1}\n{"step": 2, "lo', "", '{"st'):
+        path.write_text(torn)
+        with MetricWriter(tmp_path) as writer:
+            writer.scalars(3, {"loss": 0.5})
+        steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+        assert steps == ([1, 3] if "\n" in torn else [3])

@@ -80,7 +80,8 @@ class DinoDiscriminator:
         if key is None or slack_y <= 0 or slack_x < 0:
             return nets.dino_resize(images, side)
         crop_key, y_key, x_key = jax.random.split(key, 3)
-        start = (0, jax.random.randint(y_key, (), 0, slack_y + 1), jax.random.randint(x_key, (), 0, slack_x + 1), 0)
+        y, x = (jax.random.randint(k, (), 0, n + 1, jnp.int32) for k, n in ((y_key, slack_y), (x_key, slack_x)))
+        start = (0, y, x, 0)
         return jax.lax.cond(
             jax.random.bernoulli(crop_key),
             lambda: jax.lax.dynamic_slice(images, start, (images.shape[0], side, side, 3)),

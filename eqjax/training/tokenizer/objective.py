@@ -100,8 +100,8 @@ class RandomDraws:
         latents_shape = (shape[0], columns, tokenizer.embed_dim)
         return cls(
             posterior_noise=posterior_noise(stream(key, "posterior"), latents_shape, tokenizer.posterior_std),
-            real_uniforms=jax.random.uniform(stream(key, "augment_real"), (shape[0], NUM_UNIFORMS)),
-            fake_uniforms=jax.random.uniform(stream(key, "augment_fake"), (shape[0], NUM_UNIFORMS)),
+            real_uniforms=jax.random.uniform(stream(key, "augment_real"), (shape[0], NUM_UNIFORMS), jnp.float32),
+            fake_uniforms=jax.random.uniform(stream(key, "augment_fake"), (shape[0], NUM_UNIFORMS), jnp.float32),
             real_key=stream(key, "view_real"),
             fake_key=stream(key, "view_fake"),
         )
