@@ -20,9 +20,9 @@ def model():
 
 def crops(width):
     config = default_config()
-    # The scales of the configurations: a crop twice as wide is half as high, relative to the largest that fits.
-    scales = dict(min_scale=0.25, max_scale=0.6) if width == 64 else dict(min_scale=0.5)
-    config.update(width=width, classes=DEMO_CLASSES, **scales)
+    # The scales of the tokenizer's configuration; a crop twice as wide is half as high, relative to the largest.
+    scales = dict(min_scale=0.4) if width == 128 else dict(min_scale=0.8)
+    config.update(height=128, width=width, photo_classes=DEMO_CLASSES, holdout_fraction=0.25, **scales)
     return config
 
 
@@ -33,7 +33,7 @@ def test_it_has_the_classes_of_its_configuration(model):
 
 
 def test_reconstructions_have_the_quality_of_the_card(model):
-    config = crops(64)
+    config = crops(128)
     with make_iterator(config, batch_size=32, seed=1, process_index=0, process_count=1) as data:
         seen = next(data)["image"]
     held_out = eval_batches(config, batch_size=32, num_images=32, process_index=0, process_count=1)[0]["image"]
@@ -41,8 +41,8 @@ def test_reconstructions_have_the_quality_of_the_card(model):
     for name, images in (("training", seen), ("held-out", held_out)):
         out = model.decode(model.encode(images))
         values[name] = float(np.mean(image_metrics.psnr(pixels.from_uint8(images), pixels.from_uint8(out))))
-    # The card's figures (over more crops) less one decibel.
-    assert values["training"] > 27.0 - 1 and values["held-out"] > 28.4 - 1, values
+    # The card's figures (over more crops) less one decibel, and more for the few held-out crops, which differ.
+    assert values["training"] > 25.4 - 1 and values["held-out"] > 23.0 - 1.5, values
 
 
 def test_samples_have_their_class_colors(model):
@@ -50,7 +50,7 @@ def test_samples_have_their_class_colors(model):
     images = np.asarray(
         model.sample(np.arange(len(DEMO_CLASSES)), num_columns=24, guidance_scale=2.0, num_flow_steps=10), np.float32
     )
-    with make_iterator(crops(128), batch_size=128, seed=1, process_index=0, process_count=1) as data:
+    with make_iterator(crops(256), batch_size=128, seed=1, process_index=0, process_count=1) as data:
         batch = next(data)
 
     def features(images):
@@ -74,7 +74,7 @@ def test_a_long_panorama_is_decoded_in_tiles_with_the_same_pixels(model):
 def test_its_notes_hold_the_configurations_of_both_trainings():
     weights = pretrained.load(loading.resolve_path("photos"))
     notes = re.findall(r"^(\w+) after (\d+) steps; config: (.*)$", weights.notes, re.MULTILINE)
-    assert [(name, int(steps)) for name, steps, _ in notes] == [("generator", 1700), ("tokenizer", 10000)]
+    assert [(name, int(steps)) for name, steps, _ in notes] == [("generator", 7000), ("tokenizer", 7000)]
     for name, steps, config in notes:
         config = json.loads(config)
         assert config["total_steps"] == int(steps)
@@ -84,6 +84,6 @@ def test_its_notes_hold_the_configurations_of_both_trainings():
 
 def test_it_describes_itself_briefly(model):
     assert repr(model) == (
-        "Model(tokenizer: 64 pixels high, columns of 16 pixels, 1.87 M parameters; generator: 3 layers of width 192, "
-        f"2.86 M parameters; 8 classes ({', '.join(model.class_names)}))"
+        "Model(tokenizer: 128 pixels high, columns of 16 pixels, 5.31 M parameters; generator: 4 layers of width 256, "
+        f"6.87 M parameters; 9 classes ({', '.join(model.class_names)}))"
     )
