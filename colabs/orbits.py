@@ -89,8 +89,8 @@ show("shift_mean.png", scale=1)
 show("shift_images.png", scale=1)
 
 # %% [markdown]
-# Each curve as a point, by the two directions in which curves differ most. Bricks, the sharpest texture, are at one end,
-# and the smooth retina is at the other.
+# Each curve as a point, by the two directions in which curves differ most. Bricks, the sharpest texture, are at one
+# end, and the smooth retina is at the other.
 
 # %%
 show("shift_scatter.png", scale=1)

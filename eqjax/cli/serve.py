@@ -174,6 +174,7 @@ def _serve(app: Any, listener: socket.socket, host: str) -> None:
         ws="none",
         timeout_graceful_shutdown=_GRACE,
     )
+    listener.listen()  # From here on, connections wait until they are taken.
     logging.info("The page is at http://%s:%d/ · Ctrl-C ends the server.", shown, port)
     if threading.current_thread() is threading.main_thread():
         # uvicorn ends at either signal, and then raises it again, for those who wait for it.

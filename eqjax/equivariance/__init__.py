@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     )
     from eqjax.equivariance.geometry import Codec, ColumnGeometry
     from eqjax.equivariance.groups import Group, flips, identity, product, scales, shifts, warps
-    from eqjax.equivariance.index_shift import context_shift_errors, sample_shift_errors
     from eqjax.equivariance.index_shifts import IndexShiftErrors, index_shift_errors, sampler_shift_errors
     from eqjax.equivariance.latent_statistics import next_column_error, twonn_dimension
     from eqjax.equivariance.learned import (
@@ -75,7 +74,6 @@ _MODULES = {
     "act_image": "actions",
     "anchor_consistency": "polyphase",
     "compose": "actions",
-    "context_shift_errors": "index_shift",
     "crop_shift_errors": "crop_shifts",
     "decoder_footprints": "footprints",
     "encoder_footprints": "footprints",
@@ -95,7 +93,6 @@ _MODULES = {
     "orbit_distance_loss": "symmetrization",
     "prior_loss": "learned",
     "product": "groups",
-    "sample_shift_errors": "index_shift",
     "sampler_shift_errors": "index_shifts",
     "scales": "groups",
     "shift_flip_group": "learned",
@@ -137,7 +134,6 @@ __all__ = [
     "act_image",
     "anchor_consistency",
     "compose",
-    "context_shift_errors",
     "crop_shift_errors",
     "decoder_footprints",
     "encoder_footprints",
@@ -157,7 +153,6 @@ __all__ = [
     "orbit_distance_loss",
     "prior_loss",
     "product",
-    "sample_shift_errors",
     "sampler_shift_errors",
     "scales",
     "shift_flip_group",

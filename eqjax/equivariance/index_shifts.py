@@ -102,7 +102,8 @@ def sampler_shift_errors(
       labels: classes [B], integers in 0 … num_classes.
       shifts: shifts in columns, each ≥ 0.
       key: random key of the noise.
-      **options: fields of `eqjax.sampling.options.SamplingOptions`, such as num_flow_steps=8.
+      **options: fields of `eqjax.sampling.options.SamplingOptions`, such as num_flow_steps=8; the schedule "linear" of
+        guidance depends on the index itself, so the default here is "constant".
 
     Returns:
       Distance between the sampled columns, over the norm of the unshifted ones, [S, C].
@@ -135,6 +136,7 @@ def sampler_shift_errors(
             f"latents have {latents.shape[1]} columns; {generator.depth} layers with a window of "
             f"{generator.window_size} see {context}, so give at least {context + 1}."
         )
+    options = {"guidance_schedule": "constant", **options}
     noise = np.asarray(jax.random.normal(key, (latents.shape[0], sampled, latents.shape[2]), jnp.float32), np.float32)
 
     def sample(shift: int) -> Float[np.ndarray, "B C D"]:

@@ -34,7 +34,7 @@ class Steering:
       2.0
       >>> Steering(0, 2, mix=1.5)
       Traceback (most recent call last):
-      ValueError: mix=1.5 must be a number ≥ 0 and ≤ 1.
+      ValueError: mix=1.5 must be a finite number ≥ 0 and ≤ 1.
     """
 
     first_class: Any

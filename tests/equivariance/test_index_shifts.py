@@ -35,7 +35,7 @@ def test_contexts_and_velocities_move_with_the_index_unless_cross_attention_has_
 
 def test_samples_move_with_the_index_unless_cross_attention_has_no_positions():
     assert context_columns(generator()[0]) == 5
-    options: Any = dict(key=KEY, num_flow_steps=2)
+    options: Any = dict(key=KEY, num_flow_steps=2, guidance_scale=2.0)
     moved = sampler_shift_errors(*generator(), LATENTS, LABELS, [0, 3, 16], **options)
     assert moved.shape == (3, 3) and not moved[0].any() and moved[2].min() > 0.01
     fixed = sampler_shift_errors(*generator(cross_rope=False), LATENTS, LABELS, [3, 16], **options)

@@ -153,7 +153,7 @@ def test_a_dropped_photograph_is_continued_to_both_sides(visit, engine):
     page.wait_for_length(700)
     found = page.saved()
     red = np.flatnonzero((found == [255, 0, 0]).all((0, 2)))
-    assert len(red) == 96 and red[0] > 50 and red[-1] < found.shape[1] - 100
+    assert len(red) == 96 and red[0] > 80 and red[-1] < found.shape[1] - 100
     right = np.concatenate([engine._paint(5, "right", i, PLAIN) for i in range(8)], axis=1)
     left = np.concatenate([engine._paint(5, "left", i, PLAIN) for i in reversed(range(8))], axis=1)
     np.testing.assert_array_equal(found[:, red[-1] + 1 :], right[:, : found.shape[1] - red[-1] - 1])

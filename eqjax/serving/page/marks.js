@@ -1,7 +1,7 @@
 // Words below the image: which steering painted what, and how long the image is.
 
 // Pixels of the screen that a word needs.
-const LEAST_ROOM = 44;
+const LEAST_ROOM = 60;
 
 const byId = (id) => document.getElementById(id);
 const thin = new Intl.NumberFormat("en", { useGrouping: true });

@@ -80,7 +80,7 @@ class Page {
       toast(`The link is damaged: ${error.message}. This is another image.`);
     }
     if (!link) return this.begin({ seed: randomSeed() });
-    if (link.model !== this.model.id) toast("This link was made with another model: the image will differ.");
+    if (link.model && link.model !== this.model.id) toast("This link was made with another model: the image will differ.");
     if (!link.photo) return this.begin({ seed: link.seed, steps: link.sides });
     this.painter.close();
     this.awaited = link;

@@ -73,7 +73,8 @@ export class View {
       const gap = wanted - this.x;
       this.x += Math.abs(gap) < 1.5 * this.#rate(this.follow) * seconds + 0.01 ? gap : gap * Math.min(1, 5 * seconds);
     }
-    this.x = this.#clamp(this.x);
+    // A photograph stays in the middle until both sides of the screen are painted.
+    if (!this.isFilling || this.sides.length < 2) this.x = this.#clamp(this.x);
     if (this.x !== before) {
       this.isDirty = true;
       this.onMove();
