@@ -64,7 +64,7 @@ def encoder_footprints(codec: Any, images: Any) -> Float[np.ndarray, "B L H W"]:
       images: [B, H, W, 3] in [-1, 1].
 
     Returns:
-      |∂‖z_k‖² / ∂ pixel|², summed over colors and divided by the sum over all pixels.
+      (∂‖z_k‖² / ∂ pixel)², summed over colors and divided by the sum over all pixels.
 
     Raises:
       TypeError: an argument is of another type.

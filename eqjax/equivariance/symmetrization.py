@@ -98,7 +98,7 @@ def _mean(
 
 
 def orbit_distance_loss(kernels: Float[AnyArray, "B N"]) -> Float[jax.Array, ""]:
-    """Returns how far kernels are from circular shifts: mean of | |p̂_k|² − 1 | over frequencies, plus (Σ p − 1)².
+    """Returns how far kernels are from circular shifts: mean of abs(abs(p̂_k)² − 1) over frequencies, plus (Σ p − 1)².
 
     Args:
       kernels: soft shifts p over N positions, such as a softmax.

@@ -277,10 +277,12 @@ def test_tokenizers_without_a_counterpart_in_the_reference_are_refused(tokenizer
     params = convert.tokenizer_params(tokenizer_state, windowed)
     with pytest.raises(ConversionError, match="attention_window=2"):
         convert.tokenizer_state_dict(params, windowed)
-    for fields in (dict(padding="circular"), dict(resample="kaiser")):
-        (field,) = fields
+    for field, other in (
+        ("padding", TOKENIZER.clone(padding="circular")),
+        ("resample", TOKENIZER.clone(resample="kaiser")),
+    ):
         with pytest.raises(ConversionError, match=f"only {field}='[a-z]+' can be exported"):
-            convert.tokenizer_state_dict(params, TOKENIZER.clone(**fields))
+            convert.tokenizer_state_dict(params, other)
 
 
 def test_a_generator_without_a_counterpart_in_the_reference_is_not_exported(generator_state):
