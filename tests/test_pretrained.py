@@ -252,8 +252,8 @@ def rewrite(source, target, change):
 @pytest.mark.parametrize(
     ("part", "field", "value", "message"),
     [
-        ("tokenizer", "posterior_std", float("nan"), "tokenizer.posterior_std=nan must be a finite number ≥ 0"),
-        ("tokenizer", "posterior_std", float("inf"), "posterior_std=inf must be a finite number"),
+        ("tokenizer", "posterior_std", float("nan"), "it has NaN, which is no number of JSON"),
+        ("tokenizer", "posterior_std", float("inf"), "it has Infinity, which is no number of JSON"),
         ("tokenizer", "posterior_std", -1, "posterior_std=-1 must be a finite number ≥ 0"),
         ("tokenizer", "posterior_std", True, "posterior_std=True must be"),
         ("tokenizer", "channels", "8", "tokenizer.channels='8' must be an integer ≥ 1"),
@@ -286,7 +286,7 @@ def rewrite(source, target, change):
         ("generator", "num_heads", 0, "generator.num_heads=0 must be an integer ≥ 1"),
         (None, "generator", [1], r"generator=\[1\] must be its fields by name"),
         (None, "latent_scale", "1", "latent_scale='1' must be a finite number > 0, or None"),
-        (None, "latent_scale", float("nan"), "latent_scale=nan must be"),
+        (None, "latent_scale", float("nan"), "it has NaN, which is no number of JSON"),
         (None, "latent_scale", 0, "latent_scale=0 must be a finite number > 0"),
         (None, "class_names", "cat", "class_names='cat' must be a sequence"),
         (None, "class_names", ["cat", 1], r"class_names\[1\]=1 must be a string"),

@@ -165,7 +165,7 @@ class PhotoGrid:
     """Grain source of a fixed list of crops [height, width, 3] uint8, at several scales, class after class.
 
     It serves evaluation: the crops are the same in every run (see `transforms.region_grid`). With the default
-    holdout_fraction of 0.2 it lists 199 crops of 64 × 64 pixels, and 51 of 256 × 256, whose regions must be larger to
+    holdout_fraction of 0.2 it lists 210 crops of 64 × 64 pixels, and 54 of 256 × 256, whose regions must be larger to
     stay sharp.
 
     Attributes:

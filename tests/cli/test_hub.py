@@ -17,7 +17,7 @@ def run(*arguments):
 def test_download_prints_the_path_of_each_model(capsys):
     run("download", "photos", "photos")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and pretrained.load(lines[0]).modules["generator"].num_classes == 8
+    assert len(lines) == 2 and pretrained.load(lines[0]).modules["generator"].num_classes == 9
 
 
 def test_card_writes_what_would_be_pushed(tmp_path):

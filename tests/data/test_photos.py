@@ -36,9 +36,9 @@ def test_retina_has_no_black_border():
 
 @pytest.mark.parametrize("fraction", [0.2, 0.13])
 def test_parts_make_up_the_image(fraction):
-    left = photos.PhotoSource(train=True, holdout_fraction=fraction)[8]
-    right = photos.PhotoSource(train=False, holdout_fraction=fraction)[8]
-    assert left["label"] == right["label"] == 8
+    left = photos.PhotoSource(train=True, holdout_fraction=fraction)[9]
+    right = photos.PhotoSource(train=False, holdout_fraction=fraction)[9]
+    assert left["label"] == right["label"] == 9
     np.testing.assert_array_equal(np.concatenate([left["image"], right["image"]], axis=1), photos.load_photo("cat"))
 
 
@@ -67,7 +67,7 @@ def test_labels_follow_the_class_list():
 
 def test_grid_is_fixed_and_has_every_class():
     grid = photos.PhotoGrid(photos.PhotoSource(train=False), 64, 64, 0.25, 1.0)
-    assert {grid[i]["label"] for i in range(len(grid))} == set(range(12))
+    assert {grid[i]["label"] for i in range(len(grid))} == set(range(13))
     assert grid[len(grid) - 1]["image"].shape == (64, 64, 3)
     again = photos.PhotoGrid(photos.PhotoSource(train=False), 64, 64, 0.25, 1.0)
     np.testing.assert_array_equal(grid[17]["image"], again[17]["image"])
