@@ -46,7 +46,8 @@ test-slow: $(INSTALLED_DEV)  ## Runs the tests that take minutes: all meshes, ki
 
 browser:  ## Installs the browser that the slow tests of the page drive (Debian, Ubuntu).
 	for name in chromium chromium-browser google-chrome chrome; do command -v $$name && exit; done; \
-	$(if $(filter-out 0,$(shell id -u)),sudo )apt-get install --yes chromium
+	install="$(if $(filter-out 0,$(shell id -u)),sudo )apt-get"; \
+	$$install install --yes chromium || { $$install update && $$install install --yes chromium; }
 
 test-oldest: $(INSTALLED_OLDEST)  ## Runs the tests with the oldest supported versions (tests/oldest.txt).
 	$(VENV_OLDEST)/bin/python $(PYTEST) $(PYTEST_ARGS)
