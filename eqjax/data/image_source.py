@@ -27,6 +27,10 @@ def nearest(index: int, start: int, stop: int) -> Iterator[int]:
                 yield candidate
 
 
+class SourceChangedError(OSError):
+    """Files were replaced while they are read from, so that labels and images may no longer belong together."""
+
+
 class ImageSource(abc.ABC):
     """Grain source of {"image": uint8 [H, W, 3], "label": int} that tolerates corrupt images.
 
@@ -118,7 +122,7 @@ class ImageSource(abc.ABC):
             file, label = self._open(index)
             image = decode(file, self._output_size, draft=self._draft, max_pixels=self._max_pixels)
             return {"image": image, "label": label}
-        except MemoryError:  # Not the fault of the file.
+        except (MemoryError, SourceChangedError):  # Not the fault of this image.
             raise
         except Exception as error:
             # An image that cannot be decoded, a file that was removed, a damaged record of a TFDS file.

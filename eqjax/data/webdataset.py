@@ -22,6 +22,7 @@ import numpy as np
 
 from eqjax.addresses import local_path
 from eqjax.data import image_source, tar_index
+from eqjax.data.image_source import SourceChangedError
 from eqjax.data.transforms import ResizeShorterSide
 from eqjax.image_files import MAX_PIXELS, ImageError
 from eqjax.io import parse_json, read_json
@@ -115,6 +116,7 @@ class WebDatasetSource(image_source.ImageSource):
         super().__init__(max_corrupt_fraction, resize, draft, max_pixels)
         self.shards = find_shards(os.fspath(root))
         index = _Index(label)
+        self._versions = [_version(os.stat(shard)) for shard in self.shards]
         for number, shard in enumerate(self.shards):
             index.add(number, shard)
         texts, places = index.finish(os.fspath(root))
@@ -147,6 +149,11 @@ class WebDatasetSource(image_source.ImageSource):
         if size > _MAX_IMAGE_BYTES:
             raise ImageError(f"it has {size} bytes, more than {_MAX_IMAGE_BYTES}")
         with open(self.shards[shard], "rb") as file:
+            if _version(os.fstat(file.fileno())) != self._versions[shard]:
+                raise SourceChangedError(
+                    f"{self.shards[shard]} was replaced or changed after its images were listed; start again, and "
+                    "leave archives alone while they are read."
+                )
             file.seek(offset)
             return io.BytesIO(file.read(size)), int(self._labels[index])
 
@@ -155,6 +162,11 @@ class WebDatasetSource(image_source.ImageSource):
         same = np.flatnonzero(self._labels == self._labels[index])
         yield from (int(i) for i in same[np.lexsort((-same, np.abs(same - index)))] if i != index)
         yield from image_source.nearest(index, 0, len(self))
+
+
+def _version(status: os.stat_result) -> tuple[int, int]:
+    """Returns the size and the time of the last change, which another content of a file changes."""
+    return status.st_size, status.st_mtime_ns
 
 
 class _Index:

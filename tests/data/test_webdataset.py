@@ -1,6 +1,7 @@
 """WebDataset archives: samples, classes, order, corrupt images, and messages about what is missing."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -14,8 +15,8 @@ def values(source):
     return [image_files.value(source[i]) for i in range(len(source))]
 
 
-def labels(source):
-    return [source[i]["label"] for i in range(len(source))]
+def labels(source, indices=None):
+    return [source[i]["label"] for i in (range(len(source)) if indices is None else indices)]
 
 
 @pytest.fixture(name="root")
@@ -85,6 +86,19 @@ def test_other_files_and_samples_without_images_are_left_out(tmp_path, caplog):
     files = tar_files.samples([0, 1], **{"seg.png": b"no image", "txt": "a caption"})
     tar_files.write(tmp_path / "a.tar", {"README": "x", **files, "0007.cls": "1", "._0001.png": b"x"})
     assert len(WebDatasetSource(tmp_path)) == 2 and "left out 1 samples without an image" in caplog.text
+
+
+def test_an_archive_that_is_replaced_while_it_is_read_ends_the_run(root):
+    """Its images would get the labels of others."""
+    source = WebDatasetSource(root, max_corrupt_fraction=0.9)
+    source[0]
+    path, size = root / "b-000.tar", (root / "b-000.tar").stat().st_size
+    tar_files.write(path, tar_files.samples([2, 0, 2], json="{}"))
+    os.utime(path, ns=(0, 0))
+    assert path.stat().st_size == size  # Every image is where another one was.
+    with pytest.raises(OSError, match=r"b-000.tar was replaced or changed after its images were listed; start again"):
+        source[1]
+    assert labels(source, range(3, 6)) == [1, 1, 2]
 
 
 def test_a_pickled_source_reads_the_same_records(root):
