@@ -46,7 +46,7 @@ def with_defaults(table: Table, **defaults: Any) -> dict[str, Any]:
       KeyError: there is no such field.
 
     Example:
-      >>> from eqjax.arguments import Integer
+      >>> from eqjax.rules import Integer
       >>> with_defaults({"steps": Field(1, Integer(), "Steps.")}, steps=5)["steps"].default
       5
     """
@@ -74,7 +74,7 @@ def make(table: Table) -> Config:
     """Returns a configuration of the defaults. A command line can set optional fields to None.
 
     Example:
-      >>> from eqjax.arguments import Integer
+      >>> from eqjax.rules import Integer
       >>> make({"log": {"every": Field(5, Integer(optional=True), "Steps.")}}).log.every
       5
     """
@@ -105,7 +105,7 @@ def check(config: Config, table: Table, name: str, prefix: str = "") -> None:
       ValueError: fields are unknown, missing or have wrong values; the message names all of them.
 
     Example:
-      >>> from eqjax.arguments import Integer
+      >>> from eqjax.rules import Integer
       >>> config = make(table := {"steps": Field(1, Integer(least=1), "Steps.")})
       >>> config.steps = 0
       >>> check(config, table, "a run's configuration")
@@ -148,7 +148,7 @@ def checked(values: Mapping[str, Any], table: Table, prefix: str = "") -> dict[s
       ValueError: a value is out of range.
 
     Example:
-      >>> from eqjax.arguments import Integer
+      >>> from eqjax.rules import Integer
       >>> checked({"steps": 2, "parent": None}, {"steps": Field(1, Integer(least=1), "Steps.")})
       {'steps': 2}
     """

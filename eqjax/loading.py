@@ -57,7 +57,7 @@ def load_pretrained(
       >>> import eqjax
       >>> model = eqjax.load_pretrained("photos")
       >>> model.sample("cat", num_columns=8, num_flow_steps=5).shape
-      (1, 64, 128, 3)
+      (1, 128, 128, 3)
     """
     precision = check_precision(precision)
     if dtype is not None:

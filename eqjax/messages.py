@@ -27,6 +27,7 @@ def show(value: Any) -> str:
     """Returns a value of any kind as text for a message: arrays by dtype and shape, all else cut.
 
     Example:
+      >>> import numpy as np
       >>> show(np.zeros((2, 3), np.float32)), show("eulr")
       ('<float32 array of shape (2, 3)>', "'eulr'")
     """

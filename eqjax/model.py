@@ -83,7 +83,7 @@ class Model:
       >>> model = eqjax.load_pretrained("photos")
       >>> images = model.sample(["flower", "rocket"], num_columns=8, num_flow_steps=2)
       >>> images.shape, model.encode(images).shape
-      ((2, 64, 128, 3), (2, 8, 96))
+      ((2, 128, 128, 3), (2, 8, 128))
     """
 
     tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False)

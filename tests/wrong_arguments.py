@@ -153,6 +153,7 @@ ACCEPTED: dict[tuple[str, str], set[str]] = {
         (name, argument): {"boolean"}
         for name, argument in (("data.make_source", "train"), ("outpaint", "resize"), ("outpaint", "keep_pixels"))
     },
+    ("Generator", "cross_rope"): {"boolean"},
     ("Generator", "remat"): {"boolean"},
     # Any text is a message's, or a name without a counterpart.
     **{

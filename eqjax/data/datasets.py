@@ -42,7 +42,7 @@ def make_source(config: Config, train: bool = True) -> Source:
     Example:
       >>> from eqjax import data
       >>> source = data.make_source(data.default_config())
-      >>> source.class_names[source[8]["label"]]
+      >>> source.class_names[source[9]["label"]]
       'cat'
     """
     check_config(config)

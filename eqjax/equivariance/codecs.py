@@ -28,8 +28,8 @@ def model_codec(model: Any, boundary: Any = "crop", interpolation: Any = "linear
     Example:
       >>> import eqjax, jax.numpy as jnp
       >>> codec = model_codec(eqjax.load_pretrained("photos"))
-      >>> codec.encode(jnp.zeros((1, 64, 128, 3))).shape
-      (1, 8, 96)
+      >>> codec.encode(jnp.zeros((1, 128, 128, 3))).shape
+      (1, 8, 128)
     """
     Instance(Model, "an eqjax.Model, as eqjax.load_pretrained returns").check("model", model)
     tokenizer, params = model.require("tokenizer"), model.tokenizer_params

@@ -243,7 +243,7 @@ class Panorama:
           >>> strips.steer(("flower", "rocket"), mix=0.5)  # Half a flower.
           >>> strips.steer(mix=1.0, guidance_scale=3.0)  # A rocket.
           >>> next(strips).shape
-          (64, 256, 3)
+          (128, 256, 3)
         """
         with self._lock:
             steering = self._steering.change(

@@ -119,10 +119,10 @@ def two_sides(
     Example:
       >>> import eqjax
       >>> model = eqjax.load_pretrained("photos")
-      >>> photo = np.zeros((64, 96, 3), np.uint8)
+      >>> photo = np.zeros((128, 96, 3), np.uint8)
       >>> sides = two_sides(model, photo, "flower", guidance_scale=2.0, num_flow_steps=2)
       >>> sides.center.shape, next(sides.right).shape
-      ((64, 64, 3), (64, 176, 3))
+      ((128, 64, 3), (128, 176, 3))
       >>> sides.steer(("flower", "rocket"), mix=0.5)
     """
     Instance(Model, "a model, as eqjax.load_pretrained returns it").check("model", model)

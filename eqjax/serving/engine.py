@@ -44,7 +44,7 @@ class Engine:
       >>> with Engine(model, num_slots=1, strip_columns=2, num_flow_steps=2, max_sessions=1) as engine:
       ...     session = engine.open(seed=3)
       ...     engine.strip(session.id, "right", 0, Steering(0, 1, mix=0.5)).shape
-      (64, 32, 3)
+      (128, 32, 3)
     """
 
     def __init__(

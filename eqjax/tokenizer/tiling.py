@@ -40,8 +40,8 @@ def encode_images(
     Example:
       >>> import eqjax
       >>> model = eqjax.load_pretrained("photos")
-      >>> encode_images(model.tokenizer, model.tokenizer_params, jnp.zeros((1, 64, 128, 3))).shape
-      (1, 8, 96)
+      >>> encode_images(model.tokenizer, model.tokenizer_params, jnp.zeros((1, 128, 128, 3))).shape
+      (1, 8, 128)
     """
     tokenizer.check_images(images.shape)
     width = tokenizer.column_width
@@ -72,8 +72,8 @@ def decode_images(
     Example:
       >>> import eqjax
       >>> model = eqjax.load_pretrained("photos")
-      >>> decode_images(model.tokenizer, model.tokenizer_params, jnp.zeros((1, 8, 96))).shape
-      (1, 64, 128, 3)
+      >>> decode_images(model.tokenizer, model.tokenizer_params, jnp.zeros((1, 8, 128))).shape
+      (1, 128, 128, 3)
     """
     tokenizer.check_latents(latents.shape)
 

@@ -21,7 +21,7 @@ def test_every_set_is_measured_for_every_class(folder):
     sets = document["sets"]
     assert list(sets) == ["real", "held out", "reconstructed", "reconstructed, held out", "samples"]
     assert {name for name, found in sets.items() if found["psnr"]} == {"reconstructed", "reconstructed, held out"}
-    assert len(sets["samples"]["classes"]) == len(sets["real"]["classes"]) == 8
+    assert len(sets["samples"]["classes"]) == len(sets["real"]["classes"]) == 9
     assert document["sampling"]["num_flow_steps"] == 2
     lines = (folder / "table.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == list(sets)

@@ -214,7 +214,8 @@ def test_a_term_that_is_off_is_zero(term):
         jax.tree_util.tree_leaves_with_path(grads), *map(jax.tree.leaves, (expected_grads, on_grads)), strict=True
     ):
         np.testing.assert_allclose(leaf, other, rtol=1e-5, err_msg=str(path))
-        assert (np.abs(leaf - on).max() > 0) == (path[0].key in REACHES[term]), path
+        # The two programs are compiled apart, so equal gradients may differ by rounding.
+        assert (np.abs(leaf - on).max() > 1e-6 * np.abs(on).max()) == (path[0].key in REACHES[term]), path
     assert (spectral["u"] == 1).all() and (on_spectral["u"] == 1).all()
 
 
