@@ -232,7 +232,20 @@ def guidance_scales(scale: Scalar | Sequence[Scalar], schedule: str, num_columns
         return scales
     if schedule == "constant":
         return xp.full(num_columns, scales, xp.float32)
-    inverse = np.float32(1) / np.float32(
-        num_columns
-    )  # XLA divides by a constant like this, and NumPy must round alike.
-    return 1 + (scales - 1) * xp.arange(1, num_columns + 1, dtype=xp.float32) * inverse
+    return linear_scales(scales, xp.arange(1, num_columns + 1, dtype=xp.float32), num_columns)
+
+
+def linear_scales(scale: Float[AnyArray, ""], columns: Float[AnyArray, "n"], num_columns: int) -> Float[AnyArray, "n"]:
+    """Returns 1 + (g − 1) k/L, the "linear" guidance scale of some columns.
+
+    Args:
+      scale: g, float32.
+      columns: k, columns up to and including each one, from 1 on.
+      num_columns: L.
+
+    Example:
+      >>> linear_scales(np.float32(5), np.float32([1, 4]), 4).tolist()
+      [2.0, 5.0]
+    """
+    # XLA divides by a constant like this, and NumPy must round alike.
+    return 1 + (scale - 1) * columns * (np.float32(1) / np.float32(num_columns))

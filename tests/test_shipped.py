@@ -45,6 +45,7 @@ def test_reconstructions_have_the_quality_of_the_card(model):
     assert values["training"] > 25.4 - 1 and values["held-out"] > 23.0 - 1.5, values
 
 
+@pytest.mark.slow
 def test_samples_have_their_class_colors(model):
     """Every panorama is nearest in mean color and contrast to crops of its own photograph, most of the time."""
     images = np.asarray(
@@ -63,6 +64,7 @@ def test_samples_have_their_class_colors(model):
     assert (nearest == np.arange(len(DEMO_CLASSES))).mean() >= 0.6, nearest
 
 
+@pytest.mark.slow
 def test_a_long_panorama_is_decoded_in_tiles_with_the_same_pixels(model):
     latents = jax.random.normal(jax.random.key(0), (1, 110, model.generator.latent_dim))
     tokenizer, params = model.tokenizer, model.tokenizer_params

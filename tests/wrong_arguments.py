@@ -40,13 +40,13 @@ _GENERATOR = eqjax.Generator(
     width=16, depth=1, num_heads=2, latent_dim=4, num_classes=3, num_cond_tokens=2, window_size=2, flow_width=8,
     flow_depth=1,
 )  # fmt: skip
-_SAMPLERS = ("Model.sample", "outpaint", "panorama", "sample_latents")
+_SAMPLERS = ("Model.sample", "outpaint", "panorama", "sample_latents", "two_sides")
 _KEY = jax.random.key(0)
 _MODEL = eqjax.Model(
     tokenizer=_TOKENIZER, tokenizer_params=_TOKENIZER.init_params(_KEY), generator=_GENERATOR,
     generator_params=_GENERATOR.init_params(_KEY), latent_scale=1.0, class_names=("cat", "dog", "eel"),
 )  # fmt: skip
-_IMAGE = np.zeros((16, 8, 3), np.uint8)
+_IMAGE, _WIDE_IMAGE = np.zeros((16, 8, 3), np.uint8), np.zeros((16, 12, 3), np.uint8)
 _STATE = {"w": np.zeros(3, np.float32)}
 _OPTIONS: dict[str, Any] = {
     "guidance_scale": 1.0, "guidance_schedule": "linear", "num_flow_steps": 1, "solver": "euler",
@@ -85,6 +85,11 @@ def calls(folder) -> dict[str, tuple[Any, dict[str, Any]]]:
             eqjax.panorama,
             {"model": _MODEL, "labels": "cat", "num_columns": 2, "seed": 0, "seeds": None, "transition": 0,
              "prefix": None, "strip_columns": 2, "state": None, **_OPTIONS},
+        ),
+        "two_sides": (
+            eqjax.two_sides,
+            {"model": _MODEL, "image": _WIDE_IMAGE, "labels": "cat", "resize": False, "seed": 0, "transition": 0,
+             "strip_columns": 2, **_OPTIONS},
         ),
         "sample_latents": (
             eqjax.sample_latents,
@@ -151,7 +156,12 @@ ACCEPTED: dict[tuple[str, str], set[str]] = {
     ("panorama", "num_columns"): {"None"},
     **{
         (name, argument): {"boolean"}
-        for name, argument in (("data.make_source", "train"), ("outpaint", "resize"), ("outpaint", "keep_pixels"))
+        for name, argument in (
+            ("data.make_source", "train"),
+            ("outpaint", "resize"),
+            ("two_sides", "resize"),
+            ("outpaint", "keep_pixels"),
+        )
     },
     ("Generator", "cross_rope"): {"boolean"},
     ("Generator", "remat"): {"boolean"},

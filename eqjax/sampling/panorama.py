@@ -125,7 +125,7 @@ class Panorama:
         check_labels(generator, labels)
         memory.check_latents(generator, labels.shape, slots, options.is_guided)
         self._schedule = options.class_schedule()
-        self._scales = options.leading_scales(max(1, tokenizer.resolution // tokenizer.column_width))
+        self._training_columns = max(1, tokenizer.resolution // tokenizer.column_width)
         self._inputs = SamplerInputs.create(generator, model.generator_params, labels, options)
         self._steering = PanoramaSteering()
         with model.with_precision():
@@ -197,7 +197,7 @@ class Panorama:
         size, end = self.options.strip_columns, self.options.num_columns
         count = size if end is None else min(size, end - self._sampled)
         indices = self._sampled + np.arange(size)
-        scales, classes = self._scales[np.minimum(indices, len(self._scales) - 1)], self._schedule.at(indices)
+        scales, classes = self.options.scales_at(indices, self._training_columns), self._schedule.at(indices)
         if self._steering.guidance_scale is not None:
             scales = np.full(size, self._steering.guidance_scale, np.float32)
         if self._steering.labels is not None:

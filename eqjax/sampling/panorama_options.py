@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import numpy as np
 
+from eqjax import flow
 from eqjax.rules import Integer, Items
 from eqjax.sampling.checks import NUM_COLUMNS, SEED, SEEDS
 from eqjax.sampling.class_schedule import TRANSITION, ClassSchedule
@@ -63,12 +64,18 @@ class PanoramaOptions(SamplingOptions):
         """Seeds of all panoramas."""
         return (self.seed,) if self.seeds is None else self.seeds
 
-    def leading_scales(self, training_columns: int) -> Float[np.ndarray, "n"]:
-        """Returns the guidance scales of the first columns; all later columns have the last one.
+    def scales_at(self, columns: Int[np.ndarray, "n"], training_columns: int) -> Float[np.ndarray, "n"]:
+        """Returns the guidance scales of columns; those behind the last scale have that one.
 
         Args:
+          columns: indices of columns, from 0 on; there may be any number before them, so no list of all is made.
           training_columns: columns of a training image, over which a "linear" scale rises in a panorama without end.
         """
-        if isinstance(self.guidance_scale, tuple) or self.guidance_schedule == "constant":
-            return np.atleast_1d(np.asarray(self.guidance_scale, np.float32))
-        return np.asarray(self.guidance_scales(self.num_columns or training_columns))
+        scale = np.asarray(self.guidance_scale, np.float32)
+        if scale.ndim:
+            return scale[np.minimum(columns, len(scale) - 1)]
+        if self.guidance_schedule == "constant":
+            return np.full(len(columns), scale, np.float32)
+        num_columns = self.num_columns or training_columns
+        done = np.minimum(columns + 1, num_columns).astype(np.float32)
+        return np.asarray(flow.linear_scales(scale, done, num_columns))

@@ -15,7 +15,7 @@ import numpy as np
 
 from eqjax import pixels
 from eqjax.model import Model
-from eqjax.rules import Boolean, Instance
+from eqjax.rules import Array, Boolean, Instance
 from eqjax.sampling.checks import SEED
 from eqjax.sampling.class_schedule import parse_classes
 from eqjax.sampling.options import SamplingKeywords
@@ -127,7 +127,11 @@ def two_sides(
     """
     Instance(Model, "a model, as eqjax.load_pretrained returns it").check("model", model)
     tokenizer, seed = model.require("tokenizer"), SEED.check("seed", seed)
-    floats = to_floats(np.asarray(image), tokenizer, Boolean().check("resize", resize))
+    floats = to_floats(
+        np.asarray(Array(("height", "width", 3), "number").check("image", image)),
+        tokenizer,
+        Boolean().check("resize", resize),
+    )
     width = tokenizer.column_width
     known = floats.shape[1] // width
     if known < 3:

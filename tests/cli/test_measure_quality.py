@@ -16,6 +16,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_set_is_measured_for_every_class(folder):
     document = json.loads((folder / "quality.json").read_text())
     sets = document["sets"]

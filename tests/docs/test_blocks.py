@@ -166,7 +166,7 @@ def test_python_of_the_readme_runs_as_pasted(tmp_path, monkeypatch):
     for language, body in blocks.blocks("README.md"):
         if language == "python":
             run_python(body, names, tmp_path)
-    assert names["images"].shape == (1, 16, 256, 3) and names["wide"].shape == (128, (24 + 64 + 24) * 16, 3)
+    assert names["images"].shape == (1, 16, 256, 3) and names["wide"].shape == (128, (24 + 128 + 24) * 16, 3)
 
 
 @every_page

@@ -58,6 +58,7 @@ def test_a_model_is_loaded_by_address_and_by_link(hub, files, start):
     assert start(HF_HUB_OFFLINE="1").call("load", "hf://owner/name")["weights"] == found["weights"]
 
 
+@pytest.mark.slow
 def test_a_model_of_another_library_is_refused_before_its_weights_are_fetched(hub, files, start):
     for name, config in (("llama", b'{"architectures": ["Llama"]}'), ("broken", b"{"), ("list", b"[1]")):
         hub.add(f"owner/{name}", {**files, "config.json": config})
@@ -66,6 +67,7 @@ def test_a_model_of_another_library_is_refused_before_its_weights_are_fetched(hu
     assert "model.safetensors" not in hub.downloads()
 
 
+@pytest.mark.slow
 def test_a_repository_without_configuration_is_read_by_its_weights(hub, files, start):
     hub.add("owner/bare", {"model.safetensors": files["model.safetensors"]})
     found = start().call("load", "hf://owner/bare")
@@ -106,6 +108,7 @@ def test_the_published_files_are_converted_once(hub, published, start, tmp_path)
     assert other.call("load", "places-large") == found
 
 
+@pytest.mark.slow
 def test_several_processes_convert_the_published_files_once(hub, published, start):
     hub.add(PUBLISHED, published)
     programs = [start() for _ in range(2)]
@@ -116,6 +119,7 @@ def test_several_processes_convert_the_published_files_once(hub, published, star
     assert len([line for program in programs for line in program.call("log") if "Converted places-large" in line]) == 1
 
 
+@pytest.mark.slow
 def test_published_files_of_another_sha256_are_refused_and_not_read(hub, published, start, tmp_path):
     hub.add(PUBLISHED, published)
     program = start()

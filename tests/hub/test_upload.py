@@ -75,6 +75,7 @@ def test_a_branch_is_made_and_an_existing_repository_kept(hub, start, workdir):
     assert address.endswith(hub.repos["owner/name"].commit("trial"))
 
 
+@pytest.mark.slow
 def test_a_refused_push_is_one_sentence(hub, start, workdir):
     message = start().error("push", workdir, "owner/name")
     assert message.startswith("nothing was pushed: ") and "`hf auth login`" in message

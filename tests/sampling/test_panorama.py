@@ -56,9 +56,9 @@ def test_latents_of_a_panorama_equal_those_of_sample_latents(monkeypatch):
 
 def test_a_linear_scale_without_end_rises_over_one_training_image():
     options = PanoramaOptions(labels=(0,), guidance_scale=3.0)
-    np.testing.assert_allclose(options.leading_scales(4), [1.5, 2, 2.5, 3])
+    np.testing.assert_allclose(options.scales_at(np.arange(6), 4), [1.5, 2, 2.5, 3, 3, 3])
     with_end = PanoramaOptions(labels=(0,), guidance_scale=3.0, num_columns=2)
-    np.testing.assert_allclose(with_end.leading_scales(4), [2, 3])
+    np.testing.assert_allclose(with_end.scales_at(np.arange(2), 4), [2, 3])
     # A training image of the small tokenizer is 8 columns wide.
     rising = [*(1 + 2 * np.arange(1, 9) / 8), *[3.0] * 32]
     without_end = joined(itertools.islice(panorama(local_model(), 2, **OPTIONS), 2))

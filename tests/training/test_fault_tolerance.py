@@ -157,6 +157,7 @@ def test_sigterm_and_ctrl_c_save_and_exit_with_the_code_of_preemption(tmp_path, 
     assert equal(leaves(resumed), leaves(train(tmp_path / "whole", toy_trainer.config(step + 2))))
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
     """It does not wait for the step, and ends the worker processes."""
     options = dict(total_steps=4000, delay=4, checkpoint_every=100_000, data=dict(num_workers=1))
@@ -247,6 +248,7 @@ def test_a_run_killed_eight_times_resumes_bit_for_bit(tmp_path):
     kill_at_random_and_compare(tmp_path, kills=8, seed=1)
 
 
+@pytest.mark.slow
 def test_two_processes_skip_a_step_that_one_cannot_read_and_one_resumes_on_another_mesh(tmp_path):
     options = dict(total_steps=4, mesh="data:2,fsdp:2", result=str(tmp_path / "two.npz"))
 

@@ -117,6 +117,7 @@ def test_the_best_weights_by_fid_are_kept(runs):
     assert kept == {best["step"], 40} and not (root / "generator" / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_tokenizer_equals_an_uninterrupted_one(runs, tmp_path):
     """The folder is left as by a kill after the checkpoint of step 20."""
     root, states = runs
@@ -129,6 +130,7 @@ def test_an_interrupted_tokenizer_equals_an_uninterrupted_one(runs, tmp_path):
     assert bits(resumed) == bits(states["tokenizer"])
 
 
+@pytest.mark.slow
 def test_a_generator_in_two_runs_equals_an_uninterrupted_one(runs, tmp_path):
     root, states = runs
     generator.train_and_evaluate(generator_config(root / "tokenizer", 20), str(tmp_path))
