@@ -54,7 +54,7 @@ def largest_difference(image, other):
     return np.abs(np.asarray(image, int) - np.asarray(other, int)).max()
 
 
-@pytest.mark.parametrize("make_model", [local_model, published_model])
+@pytest.mark.parametrize("make_model", [local_model, pytest.param(published_model, marks=pytest.mark.slow)])
 def test_strips_are_those_of_a_panorama(make_model, engine):
     model = make_model()
     expected = panorama(

@@ -78,6 +78,7 @@ def test_finite_filters_are_exact_in_tiles():
     assert halo // 3 <= np.abs(touched - center).max() <= halo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["reflect", "circular"])
 @pytest.mark.parametrize("kernel", ["kaiser", "fft"])
 def test_filters_end_where_the_image_ends(kernel, padding):

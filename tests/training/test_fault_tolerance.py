@@ -131,7 +131,7 @@ def test_a_workdir_of_a_live_run_is_refused(tmp_path):
     assert int(train(tmp_path, toy_trainer.config(1)).step) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_sigterm_and_ctrl_c_save_and_exit_with_the_code_of_preemption(tmp_path, number):
     """In a process of its own, which the signal stops; then the run is finished here, bit for bit."""
     data = dict(num_workers=int(number == signal.SIGINT))
