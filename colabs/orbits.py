@@ -40,7 +40,7 @@ from eqjax.notebook import show
 model = eqjax.load_pretrained("photos")
 codec = equivariance.model_codec(model)
 config = data.default_config()
-config.update(height=64, width=128, min_scale=0.5, num_threads=0)
+config.update(height=128, width=128, min_scale=0.5, num_threads=0)
 config.classes = model.class_names
 with data.make_iterator(config, batch_size=64, seed=0, process_index=0, process_count=1) as batches:
     crops = next(batches)
