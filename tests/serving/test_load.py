@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from eqjax import load_pretrained
 from eqjax.serving.engine import Engine
 from eqjax.serving.steering import Steering
+from tests.sampling.small_models import local_model
 from tests.serving.browser import served
 
 pytestmark = pytest.mark.slow
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 VIEWERS, SECONDS = 20, 60.0
 # A strip of 8 columns lasts as long on a page that scrolls 7.5 columns per second.
 PACE = 8 / 7.5
+_CLASSES = 3  # Of the small model.
 
 
 def resident_bytes():
@@ -33,7 +34,7 @@ def resident_bytes():
 
 def steering(viewer, index):
     """Returns what a viewer chooses for a strip; he changes his mind every few strips."""
-    return Steering(viewer % 8, (viewer + 3) % 8, (index // 4 % 5) / 4, 2.0 + viewer % 3, 0.9)
+    return Steering(viewer % _CLASSES, (viewer + 1) % _CLASSES, (index // 4 % 5) / 4, 2.0 + viewer % 3, 0.9)
 
 
 def photograph(viewer):
@@ -85,7 +86,7 @@ def watch(address, viewer, end):
 
 
 def test_twenty_viewers_for_a_minute():
-    with Engine(load_pretrained("photos"), max_sessions=VIEWERS) as engine:
+    with Engine(local_model(), max_sessions=VIEWERS) as engine:
         with served(engine) as address, futures.ThreadPoolExecutor(VIEWERS) as pool:
             begin = time.monotonic()
             watching = [pool.submit(watch, address, i, begin + SECONDS) for i in range(VIEWERS)]
