@@ -44,7 +44,7 @@ def tokenizer_measures(model: Model, images: Shaped[AnyArray, "N H W 3"], width:
       width: width of the crops in pixels.
     """
     codec, floats = model_codec(model), pixels.from_uint8(images)
-    found = crop_shift_errors(codec, floats, np.arange(1, MAX_SHIFT + 1), width)
+    found = crop_shift_errors(codec, floats, np.arange(1, min(MAX_SHIFT, width - 1) + 1), width)
     maps = decoder_footprints(codec, floats[:, :, :width])
     column = codec.geometry.stride
     middle = found.errors[:, 1 : width // column // 2]  # Away from the borders, with a counterpart inside.
