@@ -244,7 +244,7 @@ def linear_scales(scale: Float[AnyArray, ""], columns: Float[AnyArray, "n"], num
       num_columns: L.
 
     Example:
-      >>> linear_scales(np.float32(5), np.float32([1, 4]), 4).tolist()
+      >>> linear_scales(np.asarray(5, np.float32), np.float32([1, 4]), 4).tolist()
       [2.0, 5.0]
     """
     # XLA divides by a constant like this, and NumPy must round alike.
