@@ -110,4 +110,19 @@ SAMPLING: dict[str, Field] = {
     "max_position": Field(
         None, Integer(least=0, optional=True, traceable=True), "Largest position in cross-attention; None: no limit."
     ),
+    "modulation_times": Field(
+        None,
+        Integer(least=2, most=64, optional=True, none_means="at every evaluation"),
+        "Times at which modulations are computed, to be interpolated; None: at every evaluation, exactly.",
+    ),
+    "parallel_steps": Field(
+        None,
+        Integer(least=2, optional=True, none_means="one after another"),
+        "Solver steps computed at once, in sweeps until they settle; None: one after another.",
+    ),
+    "parallel_tolerance": Field(
+        1e-4,
+        Number(above=0, traceable=True),
+        "Largest difference (RMS of a latent) from steps one after another; of parallel_steps alone.",
+    ),
 }
