@@ -15,6 +15,8 @@ RESAMPLINGS = ("shuffle", "kaiser", "fft")
 REMAT = ("none", "full", "dots", "projections")
 GUIDANCE_SCHEDULES = ("linear", "constant")
 SOLVERS = ("euler", "heun", "adams_bashforth")
+# Of products of float32 numbers, see `eqjax.precision`.
+PRECISION = Choice(("highest", "tf32", "bfloat16"))
 TIME_GRIDS = ("uniform", "shifted", "cosine")
 
 _COUNT = Integer(least=1)

@@ -96,6 +96,7 @@ def run(args: flags.FlagValues) -> None:
         process_index=index,
         process_count=count,
         wait=jax.distributed.is_initialized(),
+        precision=args.config.precision,
     )
     if not complete:
         logging.info("The shards of this process are complete; those of other processes are not yet.")

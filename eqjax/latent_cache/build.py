@@ -105,6 +105,7 @@ def build_cache(
     process_index: int = 0,
     process_count: int = 1,
     wait: bool = False,
+    precision: Any = "highest",
 ) -> bool:
     """Makes this process's shards of a cache, and the manifest if no shard is missing afterwards.
 
@@ -122,6 +123,7 @@ def build_cache(
       process_index: this process, in [0, process_count).
       process_count: number of processes.
       wait: whether to wait until the other processes' shards are complete too.
+      precision: of the encoder's products of float32 numbers, "highest" (float32), "tf32" or "bfloat16".
 
     Returns:
       Whether the cache is complete; without `wait`, False while other processes' shards are missing.
@@ -156,7 +158,7 @@ def build_cache(
         logging.info("Nothing is left to do: all shards are complete.")
     # A call takes as many whole images as fit; an image with more variants than that takes several calls.
     images_per_call = max(1, batch_size // spec.num_variants)
-    encoder = MeanEncoder(weights, DTYPES[dtype], min(batch_size, images_per_call * spec.num_variants))
+    encoder = MeanEncoder(weights, DTYPES[dtype], min(batch_size, images_per_call * spec.num_variants), precision)
     read = functools.partial(_image_variants, spec, records, config)
     with futures.ThreadPoolExecutor(max(1, config.num_threads)) as pool:
         for done, shard in enumerate(mine, start=1):

@@ -32,6 +32,23 @@ class Interpolation(NamedTuple):
     matrix: Float[AnyArray, "M K"]
 
 
+def check_saves(modulation_times: int, evaluations: int) -> None:
+    """Checks that there are fewer times at which modulations are computed than those at which they are needed.
+
+    Args:
+      modulation_times: K.
+      evaluations: M.
+
+    Raises:
+      ValueError: there are not.
+    """
+    if modulation_times >= evaluations:
+        raise ValueError(
+            f"modulation_times={modulation_times} saves nothing: the solver evaluates the flow head {evaluations} "
+            f"times per column; give fewer than {evaluations}, or leave modulation_times out."
+        )
+
+
 def interpolation(times: Float[np.ndarray, "M"], num_nodes: int) -> Interpolation:
     """Returns the polynomial interpolation from K Chebyshev times, both ends of the interval included.
 
@@ -41,19 +58,11 @@ def interpolation(times: Float[np.ndarray, "M"], num_nodes: int) -> Interpolatio
       times: times of a solver.
       num_nodes: K ≥ 2.
 
-    Raises:
-      ValueError: there are as many nodes as times, or more, and nothing would be saved.
-
     Example:
       >>> found = interpolation(np.linspace(0, 1, 5, dtype=np.float32), 3)
       >>> found.nodes.tolist(), (found.matrix @ found.nodes**2).tolist()
       ([0.0, 0.5, 1.0], [0.0, 0.0625, 0.25, 0.5625, 1.0])
     """
-    if num_nodes >= len(times):
-        raise ValueError(
-            f"modulation_times={num_nodes} saves nothing: the solver evaluates the flow head {len(times)} times per "
-            f"column; give fewer than {len(times)}, or leave modulation_times out."
-        )
     exact = np.asarray(times, np.float64)
     low, high = exact.min(), exact.max()
     unit = (1 - np.cos(np.pi * np.arange(num_nodes) / (num_nodes - 1))) / 2

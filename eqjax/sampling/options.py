@@ -11,7 +11,7 @@ from eqjax import flow
 from eqjax.config_fields import checked
 from eqjax.messages import check_names
 from eqjax.module_fields import SAMPLING
-from eqjax.sampling.interpolated_modulations import interpolation
+from eqjax.sampling.interpolated_modulations import check_saves, interpolation
 from eqjax.sampling.shortcuts import Shortcuts
 from eqjax.tracing import is_traced
 from eqjax.typing import AnyArray, Scalar
@@ -87,12 +87,19 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         for name, value in checked(vars(self), SAMPLING).items():
             object.__setattr__(self, name, value)
-        self.shortcuts()
+        times = len(self.solver_table().times)
+        if self.modulation_times is not None:
+            check_saves(self.modulation_times, times)
 
     @property
     def is_guided(self) -> bool:
         """Whether the null class is needed; True for a traced scale, which may have any value."""
         return is_traced(self.guidance_scale) or bool(np.any(np.asarray(self.guidance_scale) != 1))
+
+    @property
+    def modulations_at_once(self) -> int:
+        """Evaluations whose modulations are in memory at once, at least."""
+        return 1 if self.parallel_steps is None else len(self.solver_table().times)
 
     def guidance_scales(self, num_columns: int) -> Float[AnyArray, "num_columns"]:
         """Returns the guidance scale of every column; on the host, unless JAX traces.
@@ -111,11 +118,7 @@ class SamplingOptions:
         return flow.solver_table(self.solver, num_steps, self.time_grid)
 
     def shortcuts(self) -> Shortcuts:
-        """Returns how modulations and steps are computed, if not one after another.
-
-        Raises:
-          ValueError: there are as many modulation_times as evaluations, or more.
-        """
+        """Returns how modulations and steps are computed, if not one after another."""
         times = self.solver_table().times
         found = None if self.modulation_times is None else interpolation(np.asarray(times), self.modulation_times)
         if self.parallel_steps is None:

@@ -111,13 +111,13 @@ def integrate_parallel(
 def _rows(table: SolverTable, index: Int[jax.Array, "P B"]) -> SolverTable:
     """Returns rows of a table, leaves [P, B, 1]; those behind its end change nothing."""
     inside = index < table.times.shape[0]
-    return SolverTable(*(jnp.where(inside, row.at[index].get(mode="clip"), 0)[..., None] for row in table))
+    return SolverTable(*(jnp.where(inside, jnp.take(row, index, mode="clip"), 0)[..., None] for row in table))
 
 
 def _states(
     rows: SolverTable, window: Window, velocities: Float[jax.Array, "P B D"]
 ) -> tuple[Float[jax.Array, "Q B D"], Float[jax.Array, "Q B D"]]:
-    """Returns the states before and after all evaluations of the window, and the beginnings of their steps; Q = P + 1."""
+    """Returns the states before and after every evaluation, and the beginnings of their steps; Q = P + 1."""
     before = jnp.concatenate([window.previous_velocity[None], velocities[:-1]])
     change = rows.weight * velocities + rows.previous_weight * before
     sums = jnp.cumsum(jnp.concatenate([window.step_start[None], rows.completes_step * change]), axis=0)

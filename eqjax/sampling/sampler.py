@@ -151,7 +151,7 @@ def compute_params(module: Generator | Tokenizer, params: Params) -> Params:
     def cast(path: tuple[Any, ...], leaf: AnyArray) -> AnyArray:
         names = [key.key for key in path]
         keep = names[-1] not in ("kernel", "bias") or "norm" in names[-2]
-        return leaf if keep else leaf.astype(module.dtype)
+        return leaf if keep or leaf.dtype == jnp.dtype(module.dtype) else leaf.astype(module.dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
@@ -269,7 +269,7 @@ def prefill(
 def sample_column(
     sampler: Sampler, context: Float[jax.Array, "R E"], noise: Float[jax.Array, "B D"], guidance_scale: Scalar
 ) -> Float[jax.Array, "B D"]:
-    """Integrates the flow of one column from noise to latents, float32; the arguments are those of `integrate_column`."""
+    """Returns the latents of one column, float32; the arguments are those of `integrate_column`."""
     return integrate_column(sampler, context, noise, guidance_scale)[0]
 
 
