@@ -115,5 +115,5 @@ def test_what_is_prepared_may_come_from_other_rows_than_the_times_in_chunks_too(
     noise = np.ones((2, 3), np.float32)
     expected = noise + np.einsum("n,nij->ij", table.weight, 2 * rows)
     for chunk_size in (None, 3):
-        found = flow.integrate(lambda z, v: v, noise, table, lambda rows: 2 * rows, chunk_size, prepare_from=rows)
+        found = flow.integrate(lambda _, v: v, noise, table, lambda rows: 2 * rows, chunk_size, prepare_from=rows)
         np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -71,8 +71,8 @@ def interpolation(times: Float[np.ndarray, "M"], num_nodes: int) -> Interpolatio
     weights[[0, -1]] /= 2
     distance = exact[:, None] - nodes
     at_node = distance == 0
-    terms = weights / np.where(at_node, 1, distance)
-    matrix = np.where(at_node.any(1, keepdims=True), at_node, terms / terms.sum(1, keepdims=True))
+    terms = np.where(at_node.any(1, keepdims=True), at_node, weights / np.where(at_node, 1, distance))
+    matrix = terms / terms.sum(1, keepdims=True)
     return Interpolation(nodes.astype(np.float32), matrix.astype(np.float32))
 
 

@@ -77,7 +77,7 @@ def integrate_parallel(
     evaluations = table.times.shape[0]
 
     def sweep(window: Window) -> Window:
-        index = window.first + jnp.arange(size)[:, None]  # [P, B]
+        index = window.first[None] + jnp.arange(size)[:, None]  # [P, B]
         rows = _rows(table, index)
         states, _ = _states(rows, window, window.velocities)
         found = velocity(states[:-1], _take(prepared, jnp.minimum(index, evaluations - 1))).astype(jnp.float32)
@@ -89,7 +89,7 @@ def integrate_parallel(
         moved = jnp.minimum(jnp.maximum(settled, 1), evaluations - window.first)
         known = jnp.concatenate([window.previous_velocity[None], found])  # [P + 1, B, D]
         # What enters the window continues in a straight line.
-        shifted = jnp.minimum(moved + 1 + jnp.arange(size)[:, None], size)
+        shifted = jnp.minimum(moved[None] + 1 + jnp.arange(size)[:, None], size)
         return Window(
             window.first + moved,
             _pick(corrected, moved),

@@ -94,7 +94,7 @@ def test_a_column_says_how_many_evaluations_waited_for_each_other():
 
     for options, least, most in ((dict(), 16, 16), (dict(parallel_steps=16, parallel_tolerance=0.1), 2, 12)):
         given = SamplingOptions(num_flow_steps=16, guidance_scale=2.0, **options)
-        inputs = sampler.SamplerInputs.create(m.require("generator"), m.generator_params, jnp.zeros((2, 1), int), given)
+        inputs = sampler.SamplerInputs.create(m.require("generator"), m.generator_params, jnp.zeros((2, 1), jnp.int32), given)
         assert least <= int(column(inputs)) <= most
 
 
