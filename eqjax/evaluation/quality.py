@@ -7,6 +7,7 @@ import dataclasses
 
 from jaxtyping import Float, Int, UInt8
 import numpy as np
+from PIL import Image, ImageFilter
 
 from eqjax import extras
 from eqjax.evaluation.fid import frechet_distance
@@ -166,10 +167,8 @@ class QualityReference:
 
 
 def _blurred(images: UInt8[np.ndarray, "N H W 3"], sigma: float) -> UInt8[np.ndarray, "N H W 3"]:
-    from scipy import ndimage
-
-    images = ndimage.gaussian_filter(images.astype(np.float32), (0, sigma, sigma, 0), mode="nearest")
-    return images.round().astype(np.uint8)
+    blur = ImageFilter.GaussianBlur(sigma)
+    return np.stack([np.asarray(Image.fromarray(image).filter(blur)) for image in images])
 
 
 def _spread(features: Float[np.ndarray, "N F"]) -> float:
