@@ -124,7 +124,7 @@ SAMPLING: dict[str, Field] = {
     ),
     "parallel_tolerance": Field(
         1e-4,
-        Number(above=0, traceable=True),
+        Number(above=0, most=1, traceable=True),
         "Largest difference (RMS of a latent) from steps one after another; of parallel_steps alone.",
     ),
 }

@@ -66,7 +66,7 @@ def sample_latents(
       **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0, or one per column, [L]),
         guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),
         temperature (1.0), max_position (None), modulation_times (None), parallel_steps (None),
-        parallel_tolerance (1e-4).
+        parallel_tolerance (0.0001).
 
     Returns:
       Latents, float32, scaled as the generator's are.
@@ -78,7 +78,7 @@ def sample_latents(
 
     Example:
       >>> generator = Generator(width=16, depth=1, num_heads=2, latent_dim=4, flow_width=8, flow_depth=1)
-      >>> params = generator.init_params(jax.random.key(0))
+      >>> params = jax.jit(generator.init_params)(jax.random.key(0))
       >>> key = jax.random.key(1)
       >>> sample_latents(generator, params, [7, 8], num_columns=5, num_flow_steps=2, key=key).shape
       (2, 5, 4)

@@ -54,7 +54,7 @@ class SamplingOptions:
       parallel_steps: solver steps of a column that are computed at once, ≥ 2, in sweeps until they settle (Picard
         iteration); with any solver. For a few images on a GPU or TPU. None: one after another.
       parallel_tolerance: largest root mean square difference of a column's latents from those of steps one after
-        another, > 0; latents have about unit scale. Used with parallel_steps.
+        another, > 0 and ≤ 1; latents have about unit scale. Used with parallel_steps.
 
     Raises:
       ValueError: an option is out of its range, or modulation_times saves nothing.

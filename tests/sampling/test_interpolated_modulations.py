@@ -68,7 +68,9 @@ def test_samples_are_met_better_by_more_times_in_chunks_too(monkeypatch):
 def test_without_shortcuts_the_program_is_that_of_the_plain_solver(monkeypatch):
     """The text of the program, which decides all bits."""
     m = local_model()
-    inputs = sampler.SamplerInputs.create(m.require("generator"), m.generator_params, np.zeros((2, 1), np.int32), OPTIONS)
+    inputs = sampler.SamplerInputs.create(
+        m.require("generator"), m.generator_params, np.zeros((2, 1), np.int32), OPTIONS
+    )
     assert inputs.shortcuts == Shortcuts(None, None, None)
 
     def program() -> str:

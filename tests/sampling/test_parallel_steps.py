@@ -94,7 +94,9 @@ def test_a_column_says_how_many_evaluations_waited_for_each_other():
 
     for options, least, most in ((dict(), 16, 16), (dict(parallel_steps=16, parallel_tolerance=0.1), 2, 12)):
         given = SamplingOptions(num_flow_steps=16, guidance_scale=2.0, **options)
-        inputs = sampler.SamplerInputs.create(m.require("generator"), m.generator_params, jnp.zeros((2, 1), jnp.int32), given)
+        inputs = sampler.SamplerInputs.create(
+            m.require("generator"), m.generator_params, jnp.zeros((2, 1), jnp.int32), given
+        )
         assert least <= int(column(inputs)) <= most
 
 
@@ -126,7 +128,7 @@ def test_a_panorama_is_the_whole_image_with_both_shortcuts():
     ("change", "message"),
     [
         (dict(parallel_steps=1), "parallel_steps=1 must be an integer ≥ 2, or None"),
-        (dict(parallel_tolerance=0), "parallel_tolerance=0 must be a finite number > 0"),
+        (dict(parallel_tolerance=0), "parallel_tolerance=0 must be a finite number > 0 and ≤ 1"),
         (dict(modulation_times=1), "modulation_times=1 must be an integer ≥ 2 and ≤ 64, or None"),
     ],
 )
