@@ -93,6 +93,7 @@ def test_values_at_the_bounds_are_read(tmp_path):
     assert load(tmp_path, b"ccollections\nOrderedDict\n" + code(([("a", 1)],)) + b"R") == {"a": 1}
 
 
+@pytest.mark.slow
 def test_as_many_opcodes_as_allowed_are_read_in_time_and_no_more(tmp_path):
     many = pickle_machine.MAX_OPCODES - 4  # Besides the protocol, the list, the mark and the end of the list.
     assert len(load(tmp_path, b"](" + b"}" * many + b"e")) == many
