@@ -92,7 +92,7 @@ def errors() -> dict[str, float]:
         prefix=case.get("prefix"),
     )
     loss = jax.jit(lambda params: training_loss(generator, params, arrays))(params)
-    return {
+    found = {
         "context": relative_error(generated("context", "hidden/12/latents", "labels"), arrays["hidden/12/hidden"]),
         "velocity": relative_error(
             generated("velocity", "velocity/x", "velocity/t", "velocity/c"), arrays["velocity/velocity"]
@@ -102,6 +102,7 @@ def errors() -> dict[str, float]:
         "latents of images": relative_error(coded("encode", "32x32/images").mean, images["32x32/mean"]),
         "decoded images": relative_error(coded("decode", "32x32/latents").images, images["32x32/decoded"]),
     }
+    return {name: float(error) for name, error in found.items()}
 
 
 def main() -> None:
