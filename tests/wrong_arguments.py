@@ -96,7 +96,7 @@ def calls(folder) -> dict[str, tuple[Any, dict[str, Any]]]:
             eqjax.sample_latents,
             {"generator": _GENERATOR, "params": _MODEL.generator_params, "labels": np.array([0]), "num_columns": 2,
              "noise": None, "key": _KEY, "prefix": None, "class_columns": None, "transition": 0, "mesh": None,
-             "progress": None, **_OPTIONS},
+             "progress": None, "precision": "highest", **_OPTIONS},
         ),
         # The name of the repository is refused before anything is pushed.
         "push_to_hub": (
