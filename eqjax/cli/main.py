@@ -36,6 +36,12 @@ COMMANDS = {
         ),
         Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor"),
         Command("plan", "estimates the cost of a training step on other machines", uses_jax=False),
+        Command(
+            "gpu_compile",
+            "compiles for a GPU without one: kernels, launches, memory, traffic",
+            "sampling|decoding|training",
+            uses_jax=False,
+        ),
     )
 }
 
