@@ -8,7 +8,10 @@ PYTHON_NEWEST ?= $(PYTHON)
 EXTRA ?=
 PYTEST_ARGS ?=
 # The tests of a file stay in one process, as they share what they compile and train.
-PYTEST = -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# EQJAX_TEST_PLATFORM=cuda runs them on a GPU, which one process holds.
+EQJAX_TEST_PLATFORM ?= cpu
+export EQJAX_TEST_PLATFORM
+PYTEST = -m pytest --numprocesses=$(if $(filter cpu,$(EQJAX_TEST_PLATFORM)),2,0) --dist=loadfile --no-loadscope-reorder
 VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
 VENV_NEWEST ?= .venv-newest

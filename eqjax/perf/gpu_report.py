@@ -85,7 +85,7 @@ def compile_request(request: GpuRequest) -> GpuReport:
 
 
 def _lower(request: GpuRequest, devices: list[Any]) -> programs.Lowered:
-    sizes = dict(batch_size=request.batch_size, num_columns=request.num_columns, dtype=request.dtype)
+    sizes: dict[str, Any] = dict(batch_size=request.batch_size, num_columns=request.num_columns, dtype=request.dtype)
     if request.kind == "sampling":
         return programs.lower_sampling(request.config, **sizes, sampling=request.sampling, device=devices[0])
     if request.kind == "decoding":

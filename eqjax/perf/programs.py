@@ -166,6 +166,7 @@ def _lower_step(
     state = loop.abstract_state(init, rules, mesh, key)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.BATCH_AXES))
     batch = {name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for name, s in batch.items()}
-    needed = float(flops.count(plain_step, state, batch, key))
+    # The arrays of the step are arguments, as they are of the program.
+    needed = float(flops.count(lambda step, *given: step(*given), plain_step, state, batch, key))
     lowered = loop.compile_step(step, rules, mesh, state, key).lower(state, batch)
     return Lowered(lowered, needed, state, batch)

@@ -19,6 +19,7 @@ PAGES = [
 NOT_RUN = {
     "make demo": "installs an environment; its commands are run by tests of eqjax demo",
     "make test": "these are the tests",
+    "EQJAX_TEST_PLATFORM=cuda make test": "these are the tests, on a GPU",
     "make lint": "CI runs it",
     "make docs": "CI runs it",
     "make gpu-compile": "installs the GPU compiler; its command is tested by itself",

@@ -1,5 +1,7 @@
 """Lowered programs: their arguments, FLOPs and batches, for devices of this machine; nothing is compiled."""
 
+from typing import Any
+
 import jax
 import pytest
 
@@ -34,7 +36,11 @@ def test_decoding_has_the_products_of_the_decoder():
     tokenizer, _ = build_modules("S", "bfloat16")
     params = jax.eval_shape(tokenizer.init_params, jax.random.key(0))
     latents = jax.ShapeDtypeStruct((2, 1, tokenizer.embed_dim), "float32")
-    decode = lambda p, x: tokenizer.apply({"params": p}, x, method="decode").images  # noqa: E731
+
+    def decode(params: Any, latents: Any) -> Any:
+        decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
+        return decoded.images
+
     assert lowered.flops == flops.count(decode, params, latents)
 
 
