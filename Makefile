@@ -52,7 +52,7 @@ test-slow: $(INSTALLED_DEV)  ## Runs the tests that take minutes: all meshes, ki
 	$(VENV)/bin/python $(PYTEST) -m slow $(PYTEST_ARGS)
 
 gpu-compile: $(GPU_COMPILER)/installed  ## Compiles for a GPU without one (0.6 GB of packages): GPU_ARGS="training --config=L".
-	PYTHONPATH=$(GPU_COMPILER) $(VENV)/bin/eqjax gpu-compile $(GPU_ARGS)
+	PYTHONPATH=$(GPU_COMPILER) $(VENV)/bin/python -m eqjax gpu-compile $(GPU_ARGS)
 
 test-gpu-compile: $(INSTALLED_DEV) $(GPU_COMPILER)/installed  ## Compares programs compiled for GPUs with their budgets (minutes).
 	PYTHONPATH=$(GPU_COMPILER) $(VENV)/bin/python -m pytest -m gpu_compiler $(PYTEST_ARGS) tests/perf/test_gpu_budgets.py

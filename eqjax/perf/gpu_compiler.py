@@ -205,12 +205,13 @@ def _compile(lowered: Any, chip: Chip, triton: bool) -> GpuProgram:
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
     """Leaves JAX's cache of compiled programs alone for the block."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    config: Any = jax.config  # Its fields are set at run time.
+    before = config.jax_enable_compilation_cache
+    config.update("jax_enable_compilation_cache", False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        config.update("jax_enable_compilation_cache", before)
 
 
 def _launches(text: str, folder: pathlib.Path) -> Launches | None:

@@ -1,5 +1,7 @@
 """The recorded cases of the package: all are run, at the precision that is asked for, and errors are found."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ def test_outputs_are_computed_at_the_precision(precision, expected, monkeypatch)
     seen = []
 
     def run():
-        seen.append(jax.config.jax_default_matmul_precision)
+        config: Any = jax.config
+        seen.append(config.jax_default_matmul_precision)
         return np.ones(2)
 
     monkeypatch.setattr(cases, "_cases", lambda: [("one", run, np.full(2, 2.0))])
