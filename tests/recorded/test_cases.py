@@ -9,6 +9,7 @@ import pytest
 from eqjax.recorded import cases
 
 
+@pytest.mark.slow
 def test_all_outputs_are_met_in_float32():
     found = list(cases.compare("highest"))
     names = [item.case for item in found]
