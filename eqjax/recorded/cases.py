@@ -30,7 +30,7 @@ class Comparison:
     Attributes:
       case: its name.
       precision: that of products of float32 numbers.
-      error: |ours − recorded| / |recorded|, over all values.
+      error: ‖ours − recorded‖ / ‖recorded‖, over all values.
       bound: the largest error that is right at this precision.
     """
 
@@ -46,7 +46,7 @@ class Comparison:
 
 
 def relative_error(out: Any, reference: Any) -> float:
-    """Returns |out − reference| / |reference| over all values.
+    """Returns ‖out − reference‖ / ‖reference‖ over all values.
 
     Raises:
       ValueError: the shapes differ.

@@ -23,7 +23,6 @@ NOT_RUN = {
     "make lint": "CI runs it",
     "make docs": "CI runs it",
     "make gpu-compile": "installs the GPU compiler; its command is tested by itself",
-    "make test-gpu-compile": "installs the GPU compiler",
     "eqjax check": "a slow test runs the same cases",
     "eqjax gpu-compile": "needs the GPU compiler; `make test-gpu-compile` runs it",
     "eqjax fetch-weights": "downloads from the publishers; tests of the command fetch from a mirror",
