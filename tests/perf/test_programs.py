@@ -44,6 +44,7 @@ def test_decoding_has_the_products_of_the_decoder():
     assert lowered.flops == flops.count(decode, params, latents)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_step_needs_no_files_of_its_frozen_networks(monkeypatch, tmp_path):
     frozen_network_files.narrow(monkeypatch)
     monkeypatch.setenv("EQJAX_WEIGHTS", str(tmp_path))
