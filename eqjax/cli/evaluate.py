@@ -8,7 +8,6 @@ r"""Evaluates a generator by FID and related metrics, or a tokenizer by its reco
 "generation" samples images and compares them with reference statistics, one row of results per guidance scale. An
 interrupted command resumes when it is run again. "reconstruction" encodes and decodes a data set, which the flags
 --data.… describe as in training configurations.
-
 The metrics need Inception's weights, and LPIPS its own. Without them, --network=none only samples images, for other
 evaluation programs (--png, --npz), or measures only PSNR and SSIM. Results are in results.json and table.md under
 --output; a later call with other options adds its rows.
