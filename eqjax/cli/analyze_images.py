@@ -9,6 +9,7 @@ from ml_collections import config_flags
 import numpy as np
 
 from eqjax import data
+from eqjax.data import datasets
 
 if TYPE_CHECKING:
     from eqjax.evaluation.tasks import LatentBatch
@@ -24,9 +25,9 @@ def photo_config(classes: tuple[str, ...] | None = None) -> ml_collections.Confi
 
 
 def crops(
-    config: ml_collections.ConfigDict, height: int, width: int, count: int, seed: int
+    config: ml_collections.ConfigDict, height: int, width: int, count: int, seed: int, held_out: bool = False
 ) -> tuple[UInt8[np.ndarray, "N H W 3"], Int[np.ndarray, "N"]]:
-    """Returns random crops of the training images, and the data source's labels.
+    """Returns random crops of the training images or of held-out ones, and the data source's labels.
 
     Args:
       config: data configuration.
@@ -34,9 +35,14 @@ def crops(
       width: width of the crops in pixels.
       count: number of crops.
       seed: seed of the choice of images and crops.
+      held_out: whether the images are those for evaluation.
     """
     config = config.copy_and_resolve_references()
     config.update(height=height, width=width)
+    if held_out:
+        records = datasets.train_dataset(config, data.make_source(config, train=False), seed)
+        drawn = [records[i] for i in range(count)]
+        return np.stack([record["image"] for record in drawn]), np.stack([record["label"] for record in drawn])
     with data.make_iterator(config, batch_size=count, seed=seed) as batches:
         batch = next(batches)
     return batch["image"], batch["label"]
