@@ -223,8 +223,8 @@ class Subject:
             )
             for which in (None, range(half))
         )
-        with announced("Compiling and measuring the losses and gradients of all columns"):
-            measures = analysis.generator_measures(generator, all_trained, batches, window)
+        with announced("Compiling and measuring the losses of all columns"):
+            measures = analysis.generator_measures(generator, all_trained, batches, window, gradients=config.gradients)
             held_out = self.latents(columns, count, 4000 + seed, held_out=True)
             long = self.latents(2 * columns, count, 6000 + seed)
             measures |= generalization.loss_measures(generator, all_trained, held_out, long, window)

@@ -9,7 +9,7 @@ from eqjax import config_fields, config_files
 from eqjax.config_fields import Field, Table
 from eqjax.messages import did_you_mean
 from eqjax.module_fields import GENERATOR
-from eqjax.rules import Instance, Integer, Items, Text
+from eqjax.rules import Boolean, Instance, Integer, Items, Text
 from eqjax.training.config import check_config
 from eqjax.typing import Config
 
@@ -29,6 +29,7 @@ COMPARISON: Table = {
     "num_samples": Field(576, Integer(least=32), "Images that are sampled, and real ones that they are compared with."),
     "tokenizer_steps": Field(400, _COUNT, "Training steps of each tokenizer."),
     "generator_steps": Field(400, _COUNT, "Training steps of each generator."),
+    "gradients": Field(True, Boolean(), "Compare the gradients of different columns' losses."),
     "training": Field(ml_collections.ConfigDict(), _SECTION, f"Fields of the training of tokenizers, over {BASE}."),
     "tokenizers": Field({}, _MODELS, "Tokenizers by name: fields of their training that differ from the others'."),
     "anchored": Field(

@@ -124,8 +124,6 @@ def gaussian_flow_loss(latents: Any) -> float:
     latents = np.asarray(Array(("images", "columns", "channels")).check("latents", latents), np.float64)
     columns = latents.reshape(-1, latents.shape[2])
     if len(columns) < 2:
-        raise ValueError(
-            f"latents of shape {latents.shape} hold {len(columns)} columns; a covariance needs at least 2."
-        )
+        raise ValueError(f"latents of shape {latents.shape} hold {len(columns)} columns; a covariance needs 2 or more.")
     eigenvalues = np.linalg.eigvalsh(np.atleast_2d(np.cov(columns, rowvar=False)))
     return float(np.pi / 2 * np.sqrt(np.maximum(eigenvalues, 0)).mean())

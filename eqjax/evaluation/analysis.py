@@ -100,7 +100,11 @@ def roughness_measures(
 
 
 def generator_measures(
-    generator: Generator, params: Params, batches: Sequence[tasks.LatentBatch], first_inner: int
+    generator: Generator,
+    params: Params,
+    batches: Sequence[tasks.LatentBatch],
+    first_inner: int,
+    gradients: bool = True,
 ) -> Measures:
     """Returns losses and cosines of a generator's columns as JSON values.
 
@@ -109,14 +113,16 @@ def generator_measures(
       params: its parameters.
       batches: scaled latents and labels, of one shape; at least two batches.
       first_inner: first column with a full window; measures named "…_inner" are over the columns from there on.
+      gradients: whether to measure cosines, which take most of the time.
     """
     losses = tasks.column_losses(generator, params, batches, jax.random.key(0))
+    measures: Measures = {"loss": losses.mean.tolist(), "loss_stderr": losses.stderr.tolist()}
+    if not gradients:
+        return measures
     conflict, ceiling = tasks.gradient_cosines(generator, params, batches, jax.random.key(1))
     corrected = tasks.noise_corrected_cosines(ceiling.mean)
     inner = slice(first_inner, None)
-    return {
-        "loss": losses.mean.tolist(),
-        "loss_stderr": losses.stderr.tolist(),
+    return measures | {
         "cosines": conflict.mean.tolist(),
         "cosines_stderr": conflict.stderr.tolist(),
         "cosine": float(tasks.off_diagonal_mean(conflict.mean)),
@@ -193,7 +199,8 @@ def write_report(output: str | os.PathLike[str], results: MeasuresByKind) -> str
         _plot_footprints(output, shifted)
     if trained := _having("loss", results):
         _plot_losses(output, trained)
-        _plot_cosines(output, trained)
+    if compared := _having("cosines", results):
+        _plot_cosines(output, compared)
     return table
 
 
