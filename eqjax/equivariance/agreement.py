@@ -63,9 +63,10 @@ def equivariance_score(codec: Any, images: Any, group: Any, margin: Any = 1) -> 
     actions = list(group.grid() if isinstance(group, Group) else group)
     if len(actions) < 2:
         raise ValueError(f"a score compares two or more elements; got {len(actions)}.")
-    codec.geometry.check_images(np.shape(images))
+    codec.geometry.check_images(images)
     columns = np.shape(images)[2] // codec.geometry.stride
-    masks = [check_element(codec.geometry, action, columns, margin)[0] for action in actions]
+    with jax.ensure_compile_time_eval():  # Masks are known while a caller traces the images.
+        masks = [check_element(codec.geometry, action, columns, margin)[0] for action in actions]
     views = [_view(codec, images, action, valid) for action, valid in zip(actions, masks, strict=True)]
     cosines = []
     for i, (first, inside) in enumerate(views):
@@ -82,9 +83,11 @@ def _view(
     """Returns the latents of moved images, moved back, and which of their columns come from valid ones alone."""
     undo = inverse(action)
     found = jnp.asarray(codec.encode(act_image(codec.geometry, action, images)[0]))
-    back, inside = act_columns(codec.geometry, undo, found)
-    carried, _ = act_columns(codec.geometry, undo, np.asarray(valid, np.float32)[:, None])
-    return back, np.asarray(inside) & (np.asarray(carried)[:, 0] > 0.99)
+    back, _ = act_columns(codec.geometry, undo, found)
+    with jax.ensure_compile_time_eval():
+        carried, inside = act_columns(codec.geometry, undo, np.asarray(valid, np.float32)[:, None])
+        known = np.asarray(inside) & (np.asarray(carried)[:, 0] > 0.99)
+    return back, known
 
 
 def _cosine(

@@ -120,7 +120,7 @@ def loss_measures(
     generator: Generator,
     params: Params,
     held_out: Sequence[tasks.LatentBatch],
-    long: Sequence[tasks.LatentBatch],
+    long: Sequence[tuple[Any, Any]],  # Of another length.
     first_inner: int,
 ) -> Measures:
     """Returns losses of a generator on held-out columns, on long images and at far indices as JSON values.

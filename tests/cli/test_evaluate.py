@@ -191,25 +191,16 @@ def test_a_comparison_resumes_with_what_is_missing(tmp_path, monkeypatch):
     (tmp_path / "results" / "strict_window_3_1.json").unlink()
     analyze.run(parse(analyze, *arguments), ["comparison"])
     assert computed[8:] == [("strict", False, 1, "window 3")] and reports[0] == reports[1]
-    config = config_files.load("comparison:tiny")
-    config.anchored = ("strict",)
-    args = types.SimpleNamespace(config=config, output=str(tmp_path))
-    monkeypatch.setattr(analyze_comparison.config_flags, "get_override_values", lambda _: {})
-    analyze_comparison.compare(_Arguments(args))
+    mine = tmp_path / "mine.py"
+    lines = ["from eqjax import config_files", "def get_config():", "    config = config_files.load('comparison:tiny')"]
+    mine.write_text("\n".join([*lines, "    config.anchored = ('strict',)", "    return config"]), encoding="utf-8")
+    analyze.run(parse(analyze, f"--config={mine}", f"--output={tmp_path}"), ["comparison"])
     assert [one[:3] for one in computed[9:]] == [("strict", True, seed) for seed in (0, 0, 1, 1)]
     assert list(reports[2])[4:] == ["anchored strict, window 3", "anchored strict, full causal"]
     with pytest.raises(
         ValueError, match=r"published_window_3_0.json was measured with other fields.*\n  generator_steps"
     ):
         analyze.run(parse(analyze, *arguments, "--config.generator_steps=3"), ["comparison"])
-
-
-class _Arguments(dict):
-    """Flags of a command, made from an object."""
-
-    def __init__(self, values):
-        super().__init__(data=None)
-        self.__dict__.update(vars(values))
 
 
 def test_a_comparison_rejects_data_flags():
