@@ -81,7 +81,8 @@ def _view(
     codec: Codec, images: Any, action: Action, valid: Bool[np.ndarray, "n"]
 ) -> tuple[Float[jax.Array, "B N D"], Bool[np.ndarray, "N"]]:
     """Returns the latents of moved images, moved back, and which of their columns come from valid ones alone."""
-    undo = inverse(action)
+    with jax.ensure_compile_time_eval():
+        undo = inverse(action)
     found = jnp.asarray(codec.encode(act_image(codec.geometry, action, images)[0]))
     back, _ = act_columns(codec.geometry, undo, found)
     with jax.ensure_compile_time_eval():

@@ -56,4 +56,4 @@ def test_wrong_input_is_refused():
         equivariance_score(codec, IMAGES[:, :, :30], flips())
     with pytest.raises(TypeError, match="Action"):
         equivariance_score(codec, IMAGES, [1, 2])
-    assert equivariance_score(codec, IMAGES, scales("1/2")).shape == (3,)
+    assert equivariance_score(codec, IMAGES, [make_action(), *scales("1/2").grid()]).shape == (3,)
