@@ -9,7 +9,6 @@ from ml_collections import config_flags
 import numpy as np
 
 from eqjax import data
-from eqjax.data import datasets
 
 if TYPE_CHECKING:
     from eqjax.evaluation.tasks import LatentBatch
@@ -40,8 +39,10 @@ def crops(
     config = config.copy_and_resolve_references()
     config.update(height=height, width=width)
     if held_out:
+        from eqjax.data import datasets  # Imports JAX, which flags need not wait for.
+
         records = datasets.train_dataset(config, data.make_source(config, train=False), seed)
-        drawn = [records[i] for i in range(count)]
+        drawn: list[Any] = [records[i] for i in range(count)]
         return np.stack([record["image"] for record in drawn]), np.stack([record["label"] for record in drawn])
     with data.make_iterator(config, batch_size=count, seed=seed) as batches:
         batch = next(batches)
