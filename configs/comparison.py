@@ -59,7 +59,7 @@ def get_config(variant: str | None = None) -> Config:
         }
         config.generators = {name: {"window_size": 3, "cross_rope": name == "index"} for name in ("index", "no index")}
     if args["tiny"]:
-        config.update(num_seeds=2, num_columns=6, num_batches=2, num_train_images=32, num_samples=32)
+        config.update(num_seeds=2, num_columns=6, num_batches=2, num_train_images=32, num_samples=96)
         config.update(tokenizer_steps=2, generator_steps=2)
         config.generator.update(width=16, flow_width=16, flow_depth=1)
     return config

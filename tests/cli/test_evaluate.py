@@ -203,26 +203,6 @@ def test_a_comparison_resumes_with_what_is_missing(tmp_path, monkeypatch):
         analyze.run(parse(analyze, *arguments, "--config.generator_steps=3"), ["comparison"])
 
 
-@pytest.mark.slow
-def test_a_tiny_comparison_is_trained_measured_and_reported(tmp_path):
-    options = ("--config=comparison:equivariance,tiny", "--config.num_seeds=1", f"--output={tmp_path}")
-    analyze.run(parse(analyze, *options), ["comparison"])
-    kinds = [f"{tokenizer}, {index}" for tokenizer in ("strict", "anchored strict", "published", "alias-free")
-             for index in ("index", "no index")]  # fmt: skip
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert list(found) == kinds
-    for kind, (measures,) in found.items():
-        assert ("shift_errors" in measures) == ("anchored" not in kind)
-        assert (abs(measures["far_ratio"] - 1) < 1e-6) == ("no index" in kind)
-        assert 0 < measures["held_out_ratio"] < 10 and measures["frechet_sampled_beyond"] > 0
-    # The same weights and the same crops, cut elsewhere.
-    strict, anchored = (found[f"{name}strict, index"][0] for name in ("", "anchored "))
-    assert strict["frechet_reconstructed"] == anchored["frechet_reconstructed"]
-    assert strict["held_out_loss"] != anchored["held_out_loss"]
-    table = (tmp_path / "generalization.md").read_text()
-    assert all(f"| {kind} |" in " ".join(table.split()) for kind in kinds) and table.endswith("One seed.\n")
-
-
 def test_held_out_crops_come_from_the_parts_for_evaluation(monkeypatch):
     asked, make_source = [], analyze_images.data.make_source
     monkeypatch.setattr(
