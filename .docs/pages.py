@@ -44,6 +44,7 @@ PARTS = {
     "equivariance": "Equivariance",
     "nets": "Frozen networks",
     "convert": "Conversion",
+    "recorded": "Recorded outputs",
     "perf": "Cost and benchmarks",
     "cli": "Commands",
 }
