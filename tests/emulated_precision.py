@@ -79,7 +79,7 @@ def errors() -> dict[str, float]:
     def coded(method: str, name: str) -> Any:
         return jax.jit(lambda p: tokenizer.apply({"params": p}, images[name], method=method))(tokenizer_params)
 
-    case = {key.split("/")[2]: arrays[key] for key in arrays.files if key.startswith("sample/0/")}
+    case = {key.split("/")[2]: arrays[key] for key in arrays if key.startswith("sample/0/")}
     sampled = sample_latents(
         generator,
         params,
