@@ -54,8 +54,9 @@ def _run(command: Command, arguments: Sequence[str]) -> None:
         verbose = any(argument in _VERBOSE for argument in arguments)
         args, words = parse(command, [argument for argument in arguments if argument not in _VERBOSE])
         for name in _PLACES:
-            if name in args and args[name].value and "://" not in args[name].value:  # Addresses have their own check.
-                check_writable(args[name].value, f"--{name}")
+            place = args[name].value if name in args else None
+            if isinstance(place, str) and place and "://" not in place:  # Addresses have their own check.
+                check_writable(place, f"--{name}")
         # What a command can say without JAX.
         answer = getattr(command.load(), "answer", lambda *_: None)(args, arguments)
     except (flags.Error, *_EXPLAINED) as error:

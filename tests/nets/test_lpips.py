@@ -88,8 +88,8 @@ def test_every_published_array_converts():
 
 def test_one_error_lists_all_that_differs():
     state = frozen_network_cases.lpips_state()
-    state["features.30.weight"] = np.zeros(3)
-    state["features.0.weight"] = np.zeros((64, 1, 3, 3))
+    state["features.30.weight"] = np.zeros(3, np.float32)
+    state["features.0.weight"] = np.zeros((64, 1, 3, 3), np.float32)
     del state["lin3.model.1.weight"]
     with pytest.raises(convert.ConversionError) as error:
         convert.lpips_params(state, nets.LPIPS())
