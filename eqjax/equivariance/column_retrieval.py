@@ -84,13 +84,13 @@ def column_smooth_ap(
     similarity = _unit(queries) @ _unit(candidates).T  # [Q, K]
     # steps[q, i, j]: whether candidate j comes before candidate i.
     steps = jax.nn.sigmoid((similarity[:, None] - similarity[:, :, None]) / temperature)
-    others = ~jnp.eye(shape[1], dtype=bool)
+    others = ~jnp.eye(shape[1], dtype=bool)[None]
     right = 1 + jnp.sum(jnp.where(others & positives[:, None], steps, 0), axis=2)
     found = 1 + jnp.sum(jnp.where(others & (positives | negatives)[:, None], steps, 0), axis=2)
-    count = jnp.sum(positives, axis=1)
+    count = jnp.sum(positives, axis=1).astype(jnp.float32)
     precision = jnp.sum(jnp.where(positives, right / found, 0), axis=1) / jnp.maximum(count, 1)
     asked = count > 0
-    return jnp.sum(jnp.where(asked, 1 - precision, 0)) / jnp.maximum(jnp.sum(asked), 1)
+    return jnp.sum(jnp.where(asked, 1 - precision, 0)) / jnp.maximum(jnp.sum(asked).astype(jnp.float32), 1)
 
 
 def stereo_retrieval_loss(
@@ -126,11 +126,11 @@ def stereo_retrieval_loss(
     places = jnp.asarray(Array((left.shape[0], 3), "integer").check("places", places))
     stride, height = Integer(least=1).check("stride", stride), Integer(least=1).check("height", height)
     count, columns, channels = left.shape
-    starts = (places[:, 2, None] + stride * jnp.arange(columns)).reshape(-1)  # [M N]
+    starts = (places[:, 2, None] + stride * jnp.arange(columns, dtype=places.dtype)[None]).reshape(-1)  # [M N]
     pair, row = (jnp.repeat(places[:, i], columns) for i in (0, 1))
-    apart = pair[:, None] != pair
-    apart |= jnp.abs(row[:, None] - row) >= height
-    apart |= jnp.abs(starts[:, None] - starts) >= stride
+    apart = pair[:, None] != pair[None]
+    apart |= jnp.abs(row[:, None] - row[None]) >= height
+    apart |= jnp.abs(starts[:, None] - starts[None]) >= stride
     same = jnp.eye(count * columns, dtype=bool)
     flat = (jnp.asarray(x).reshape(-1, channels) for x in (left, right))
     return column_smooth_ap(*flat, same, apart & ~same, temperature)

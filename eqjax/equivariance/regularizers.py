@@ -63,7 +63,7 @@ def transformed_pair(
     """
     target, valid = act_image(geometry, action, images)
     moved, _ = act_columns(geometry, action, latents)
-    return target, jnp.where(valid[:, None], decode(moved), target)
+    return target, jnp.where(valid[None, None, :, None], decode(moved), target)
 
 
 def implicit_loss(codec: Any, images: Any, action: Any, loss: Callable[[Any, Any], Any]) -> Float[jax.Array, ""]:
@@ -172,7 +172,7 @@ def encoder_error(
     Source: EQ-VAE, arXiv 2502.09509, section 4.3; AF-LDM, arXiv 2503.09419, section 3.
     """
     target, valid = act_columns(geometry, action, latents)
-    return _error(found, target, valid[:, None], relative)
+    return _error(found, target, valid, relative)
 
 
 def decoder_error(
@@ -194,12 +194,13 @@ def decoder_error(
     Source: AF-LDM, arXiv 2503.09419, section 3.
     """
     target, valid = act_image(geometry, action, decoded)
-    return _error(found, target, valid[:, None], relative)
+    return _error(found, target, valid, relative)
 
 
 def _error(
-    found: Float[AnyArray, "B ..."], target: Float[AnyArray, "B ..."], valid: Bool[AnyArray, "n 1"], relative: bool
+    found: Float[AnyArray, "B ..."], target: Float[AnyArray, "B ..."], valid: Bool[AnyArray, "n"], relative: bool
 ) -> Float[jax.Array, ""]:
+    valid = jnp.reshape(valid, (*[1] * (target.ndim - 2), -1, 1))
     error = jnp.sum(jnp.where(valid, jnp.square(found - target), 0))
     if not relative:
         return error / found.shape[0]

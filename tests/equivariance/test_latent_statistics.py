@@ -20,6 +20,21 @@ def test_repeated_points_do_not_count():
     assert twonn_dimension(np.concatenate([points, points])) == pytest.approx(twonn_dimension(points))
 
 
+def test_the_largest_tenth_of_the_ratios_does_not_count():
+    """The publication's fit, once more: distances by brute force, −log(1 − i/M) over log μ, the first 90 % of them."""
+    points = RANDOM.normal(size=(200, 4))
+    distances = np.linalg.norm(points[:, None] - points, axis=2) + np.diag(np.full(200, np.inf))
+    first, second = np.sort(distances, axis=1)[:, :2].T
+    ratios = np.sort(np.log(second / first))
+    heights = -np.log(1 - np.arange(1, 200) / 200)  # The last would be infinite.
+
+    def slope(count):
+        return (heights[:count] @ ratios[:count]) / (ratios[:count] @ ratios[:count])
+
+    assert twonn_dimension(points) == pytest.approx(slope(180), rel=1e-9)
+    assert min(abs(slope(count) / slope(180) - 1) for count in (160, 170, 190, 199)) > 1e-3
+
+
 def test_unexplained_variance_of_known_processes():
     noise = RANDOM.normal(size=(400, 9, 4))
     assert next_column_error(noise) == pytest.approx(1, abs=0.05)

@@ -145,16 +145,6 @@ class Regularization:
             return TransformChoice(Fraction(1), implicit)
         return TransformChoice(scales[random.integers(len(scales))], implicit)
 
-    def choices(self) -> set[TransformChoice | None]:
-        """Returns all that `choose` may return."""
-        implicit = {p for p in (False, True) if self.implicit_probability not in (float(not p), 2.0)}
-        implicit -= set() if self.explicit_weight else {False}
-        scales = set(self.group.scales)
-        if self.soft_power is not None and len(self.kinds) > sum(kind == "scale" for kind in self.kinds):
-            scales |= {Fraction(1)}
-        found: set[TransformChoice | None] = {TransformChoice(scale, p) for scale in scales for p in implicit}
-        return found | {None}
-
     def _draw(self, choice: TransformChoice, key: PRNGKey) -> tuple[Action, jax.Array | None]:
         """Returns the transform, and with soft weights the index of its kind."""
         if self.soft_power is None:
