@@ -41,7 +41,19 @@ def test_unexplained_variance_of_known_processes():
     walk = noise.copy()
     for k in range(1, 9):  # A stationary process: correlation 0.8 from column to column.
         walk[:, k] = 0.8 * walk[:, k - 1] + 0.6 * noise[:, k]
-    assert next_column_error(walk, window=2) == pytest.approx(0.36, abs=0.03)
+    assert next_column_error(walk, window=2, ridge=1e-2) == pytest.approx(0.36, abs=0.03)
+
+
+@pytest.mark.parametrize("count", [16, 32, 64])
+def test_the_default_does_not_follow_the_noise_of_a_few_images(count):
+    """40 to 160 rows of 96 predictors: where nothing can be explained, a fit of noise adds to the error."""
+    noise = RANDOM.normal(size=(count, 8, 32))
+    assert next_column_error(noise) < 1.4 < 1.6 < next_column_error(noise, ridge=1e-2)
+    walk = noise.copy()
+    for k in range(1, 8):
+        walk[:, k] = 0.8 * walk[:, k - 1] + 0.6 * noise[:, k]
+    assert next_column_error(walk) < next_column_error(walk, ridge=1e-2) - 0.1
+    assert next_column_error(walk) < next_column_error(noise)
 
 
 def test_wrong_input_is_refused():

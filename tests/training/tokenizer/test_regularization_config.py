@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 import json
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from eqjax.equivariance import flips, measure_orbit, model_codec, scales
 from eqjax.loading import load_pretrained
 from eqjax.training import tokenizer
 from eqjax.training.tokenizer.regularization_config import make_regularization
+from tests import subprocesses
 
 
 def make_config(variant="tiny", **changes):
@@ -138,22 +140,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         stereo_weight=0.1, stereo_windows=4,
     )  # fmt: skip
 
-    def run(name, total, **more):
+    def run(name, **more):
+        """Runs, then once more from the checkpoint half-way, in a folder as a kill leaves it; returns both states."""
         config = make_config("tiny,gan", **options, **more)
-        config.update(total_steps=total, accumulation_steps=2)
+        config.update(accumulation_steps=2)
         config.objective.adversarial_start = 2
-        return tokenizer.train_and_evaluate(config, str(tmp_path / name))
+        whole = tokenizer.train_and_evaluate(config, str(tmp_path / name))
+        shutil.copytree(tmp_path / name, tmp_path / "killed", dirs_exist_ok=False)
+        shutil.rmtree(tmp_path / "killed" / "checkpoints" / "8")
+        (tmp_path / "killed" / "model.safetensors").unlink()
+        resumed = tokenizer.train_and_evaluate(config, str(tmp_path / "killed"))
+        shutil.rmtree(tmp_path / "killed")
+        return whole, resumed
 
-    whole = run("whole", 8)
-    run("parts", 4)
-    assert same(run("parts", 8), whole)
-    log = metrics(tmp_path / "whole")
+    assert same(*run("first"))
+    log = metrics(tmp_path / "first")
     assert {"transformed_psnr" in line for line in log} == {True, False}
     assert all(("psnr" in line) != ("transformed_psnr" in line) and "stereo_loss" in line for line in log)
-    second = dict(explicit_weight=0.05, stage1_weights=str(tmp_path / "whole"))
-    whole = run("fine", 6, **second)
-    run("fine_parts", 3, **second)
-    assert same(run("fine_parts", 6, **second), whole)
+    assert same(*run("fine", explicit_weight=0.05, stage1_weights=str(tmp_path / "first")))
     assert all(line["collapsed"] == 0 and line["encoder_error"] > 0 for line in metrics(tmp_path / "fine"))
 
 
@@ -174,6 +178,24 @@ def test_the_command_line_takes_the_fields(tmp_path):
     )
     assert refused.returncode and "Traceback" not in refused.stderr
     assert "objective.equivariance.explicit_weight=1.0 is for fine-tuning" in refused.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same_transforms_as_one(tmp_path):
+    flags = ["--config=photos_tokenizer:tiny", "--config.objective.equivariance.implicit_probability=0.6",
+             "--config.objective.equivariance.soft_power=2.0", "--config.total_steps=6", "--config.eval_every=None",
+             "--config.image_every=None", "--config.log_every=1", "--config.optimizer.name=adamw"]  # fmt: skip
+    found = {}
+    for name, count in (("one", 1), ("two", 2)):
+        command = ("eqjax", "train-tokenizer", *flags, f"--workdir={tmp_path / name}")
+        codes, outputs = subprocesses.run_processes(*command, count=count, devices=4 // count)
+        assert codes == [0] * count, outputs
+        found[name] = metrics(tmp_path / name)
+    for one, two in zip(found["one"], found["two"], strict=True):
+        assert one.keys() == two.keys()
+        values = {name for name in one if name.endswith(("loss", "l1", "error")) or name.startswith("soft_")}
+        assert all(two[name] == pytest.approx(one[name], rel=1e-3) for name in values)
+    assert {"transformed_l1" in line for line in found["one"]} == {True, False}
 
 
 @pytest.mark.slow
