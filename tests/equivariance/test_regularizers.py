@@ -153,10 +153,10 @@ def _trained():
 
 def test_the_raw_explicit_loss_collapses_without_the_guard_and_not_with_it(trained):
     params, plain = trained
-    _, unguarded, collapsed = fine_tune(params, 1.0, 0.0)
+    _, unguarded, collapsed = fine_tune(params, 30.0, 0.0)
     assert not unguarded.fired and unguarded.spread < 0.5 * unguarded.start
     assert float(collapsed) < plain - 2
-    _, guard, rescued = fine_tune(params, 1.0, 0.5)
+    _, guard, rescued = fine_tune(params, 30.0, 0.5)
     assert guard.fired and guard.spread > 0.5 * guard.start
     assert float(rescued) > plain - 1
 
@@ -166,7 +166,7 @@ def test_the_guard_stays_fired_and_a_threshold_of_0_never_fires():
     for spread in (1.0, 0.9, 0.6, 0.0, 0.0, 0.0):
         guard, off = guard.update(spread), off.update(spread, threshold=0.0)
     assert not guard.fired and float(guard.weight) == 1  # A running mean, as single batches differ.
-    for spread in (0.0, 0.0, 0.0, 5.0, 5.0):
+    for spread in (0.0, 0.0, 0.0, 0.0, 5.0, 5.0):
         guard, off = guard.update(spread), off.update(spread, threshold=0.0)
     assert guard.fired and float(guard.weight) == 0 and not off.fired
     assert float(guard.start) == 1

@@ -12,7 +12,7 @@ from eqjax.training.state import TokenizerState
 from eqjax.training.tokenizer.discriminator import FrozenParams
 from eqjax.training.tokenizer.draws import Images
 from eqjax.training.tokenizer.objective import TERMS
-from eqjax.training.tokenizer.regularization import TransformChoice
+from eqjax.training.tokenizer.regularization import REGULARIZER_TERMS, TransformChoice
 from eqjax.training.tokenizer.step import TokenizerStep
 from eqjax.typing import PRNGKey
 
@@ -52,7 +52,7 @@ def first_nonfinite_term(
         return f"the discriminator's {bad['discriminator'][0]}"
     if bad["latents"]:
         return "output of the encoder"
-    if terms := [name for name in TERMS if name in bad["terms"]]:
+    if terms := [name for name in (*REGULARIZER_TERMS, *TERMS) if name in bad["terms"]]:
         return f"term {terms[0]}"
     if bad["grads"]:
         # They flow back, from the last part of the tokenizer to the first.

@@ -78,10 +78,7 @@ from eqjax.training.tokenizer.regularization import Regularization, StepRegulari
 from eqjax.typing import AnyArray, Params, PRNGKey, Scalar
 
 # The terms in the order in which they are computed; the other metrics derive from them.
-TERMS = (
-    "encoder_error", "decoder_error", "stereo_loss", "l1", "lpips", "seam", "spectrum", "kl_loss", "semantic_loss",
-    "gen_loss",
-)  # fmt: skip
+TERMS = ("l1", "lpips", "seam", "spectrum", "kl_loss", "semantic_loss", "gen_loss")
 
 
 @flax.struct.dataclass

@@ -38,7 +38,8 @@ from eqjax.training.state import stream
 from eqjax.training.tokenizer.draws import Images
 from eqjax.typing import AnyArray, PRNGKey
 
-Latents = Float[AnyArray, "B L D"]
+# The terms of `Regularization.losses`, which are computed before those of the objective.
+REGULARIZER_TERMS = ("encoder_error", "decoder_error", "stereo_loss")
 
 
 @jax.tree_util.register_static

@@ -154,6 +154,7 @@ def test_microbatches_add_up(choice):
     np.testing.assert_allclose(found[0], found[1], rtol=0.02)
 
 
+@pytest.mark.slow
 def test_the_step_does_not_depend_on_the_devices():
     step = make_step(implicit_probability=1.0, explicit_weight=0.1, soft_power=2.0)
     found = []
