@@ -132,8 +132,8 @@ def stereo_retrieval_loss(
     apart |= jnp.abs(row[:, None] - row[None]) >= height
     apart |= jnp.abs(starts[:, None] - starts[None]) >= stride
     same = jnp.eye(count * columns, dtype=bool)
-    flat = (jnp.asarray(x).reshape(-1, channels) for x in (left, right))
-    return column_smooth_ap(*flat, same, apart & ~same, temperature)
+    queries, candidates = (jnp.asarray(x).reshape(-1, channels) for x in (left, right))
+    return column_smooth_ap(queries, candidates, same, apart & ~same, temperature)
 
 
 def load_stereo_windows(

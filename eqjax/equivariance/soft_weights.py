@@ -11,6 +11,7 @@ Letters: G symmetries.
 Source: PER, arXiv 2306.00356, section 4 (its rule for the weights; its residuals are of weights, these of functions).
 """
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -67,7 +68,7 @@ class SoftWeights:
         rate = jnp.maximum(1 / (self.counts + 1).astype(jnp.float32), 1 - _DECAY)
         moved = self.residuals + rate * (jnp.asarray(residual, jnp.float32) - self.residuals)
         counts = self.counts + chosen.astype(jnp.int32)
-        return self.replace(residuals=jnp.where(chosen, moved, self.residuals), counts=counts)
+        return dataclasses.replace(self, residuals=jnp.where(chosen, moved, self.residuals), counts=counts)
 
     def adjust(self, is_due: Any = True, power: Any = 2.0) -> "SoftWeights":
         """Returns the weights, set once: when it is due and every symmetry has a reading.
@@ -93,6 +94,6 @@ class SoftWeights:
         now = jnp.asarray(is_due) & ~self.adjusted & jnp.all(self.counts > 0)
         residuals = jnp.maximum(self.residuals, 1e-12)
         ratios = residuals / jnp.min(residuals)
-        return self.replace(
-            weights=jnp.where(now, self.weights / ratios**power, self.weights), adjusted=self.adjusted | now
+        return dataclasses.replace(
+            self, weights=jnp.where(now, self.weights / ratios**power, self.weights), adjusted=self.adjusted | now
         )

@@ -163,7 +163,7 @@ class Regularization:
 
         warp = element.warp
         if warp is not None:
-            warp = warp.replace(target=jnp.where(is_kind("warp"), warp.target, warp.source))
+            warp = dataclasses.replace(warp, target=jnp.where(is_kind("warp"), warp.target, warp.source))
         return Action(jnp.where(is_kind("shift"), element.shift, 0.0), is_kind("flip"), warp), kind
 
     def for_step(

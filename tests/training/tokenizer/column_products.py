@@ -1,5 +1,7 @@
 """A tokenizer of one product per column and one back: it follows whole columns exactly, and compiles at once."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +90,7 @@ def make_step(adversarial=False, num_microbatches=1, posterior_std=0.1, **option
     )
 
 
-def make_state(step):
+def make_state(step) -> Any:
     """The state before the first step, with random parameters of the size that keeps images."""
     rng = np.random.default_rng(0)
     size = HEIGHT * STRIDE * 3
