@@ -91,7 +91,8 @@ def implicit_loss(codec: Any, images: Any, action: Any, loss: Callable[[Any, Any
       ...     ColumnGeometry(stride=4),
       ... )
       >>> images = jnp.broadcast_to(jnp.linspace(-1, 1, 4).repeat(4)[:, None], (2, 16, 16, 3))
-      >>> float(implicit_loss(codec, images, make_action(flip=True), lambda x, y: jnp.mean(jnp.abs(x - y))))
+      >>> loss = implicit_loss(codec, images, make_action(flip=True), lambda x, y: jnp.mean(jnp.abs(x - y)))
+      >>> round(float(loss), 6)
       0.0
     """
     Instance(Codec, "a Codec").check("codec", codec)

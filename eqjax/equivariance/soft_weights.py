@@ -87,8 +87,8 @@ class SoftWeights:
           >>> weights = SoftWeights.init(3)
           >>> for index, residual in enumerate((0.35, 0.61, 0.78)):  # Shift, scale, flip.
           ...     weights = weights.update(index, residual)
-          >>> weights.adjust().weights.round(2).tolist()
-          [1.0, 0.33000001311302185, 0.20000000298023224]
+          >>> [round(float(weight), 2) for weight in weights.adjust().weights]
+          [1.0, 0.33, 0.2]
         """
         power = Number(least=0).check("power", power)
         now = jnp.asarray(is_due) & ~self.adjusted & jnp.all(self.counts > 0)
