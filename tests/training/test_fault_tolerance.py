@@ -67,6 +67,7 @@ def test_a_failing_diagnosis_does_not_hide_the_nonfinite_metrics(tmp_path):
         loop.train(config, str(tmp_path), FailingTrainer(config, bad_steps=(1,)))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
     whole = train(tmp_path, toy_trainer.config(2))
     # In a process of its own, as Orbax leaves threads of the failed save behind.
