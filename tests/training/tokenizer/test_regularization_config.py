@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 
 from configs import photos_tokenizer
-from eqjax import pixels, pretrained
-from eqjax.data import eval_batches
-from eqjax.equivariance import flips, measure_orbit, model_codec, scales
-from eqjax.loading import load_pretrained
+from eqjax import pretrained
 from eqjax.training import tokenizer
 from eqjax.training.tokenizer.regularization_config import make_regularization
-from tests import subprocesses
 
 
 def make_config(variant="tiny", **changes):
@@ -133,32 +129,23 @@ def metrics(workdir):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    """With everything on but explicit errors; then a fine-tuning run with these, resumed within."""
-    options = dict(
-        implicit_probability=0.6, transforms=("scale", "flip", "shift", "warp"), scales=("1/2", "1"), soft_power=2.0,
-        stereo_weight=0.1, stereo_windows=4,
-    )  # fmt: skip
-
-    def run(name, **more):
-        """Runs, then once more from the checkpoint half-way, in a folder as a kill leaves it; returns both states."""
-        config = make_config("tiny,gan", **options, **more)
-        config.update(accumulation_steps=2)
-        config.objective.adversarial_start = 2
-        whole = tokenizer.train_and_evaluate(config, str(tmp_path / name))
-        shutil.copytree(tmp_path / name, tmp_path / "killed", dirs_exist_ok=False)
-        shutil.rmtree(tmp_path / "killed" / "checkpoints" / "8")
-        (tmp_path / "killed" / "model.safetensors").unlink()
-        resumed = tokenizer.train_and_evaluate(config, str(tmp_path / "killed"))
-        shutil.rmtree(tmp_path / "killed")
-        return whole, resumed
-
-    assert same(*run("first"))
-    log = metrics(tmp_path / "first")
+def test_runs_resume_bit_for_bit_and_explicit_errors_fine_tune(tmp_path):
+    options = dict(implicit_probability=0.5, scales=("1/2",), soft_power=2.0, total_steps=6, checkpoint_every=3)
+    whole = tokenizer.train_and_evaluate(make_config(**options), str(tmp_path / "whole"))
+    log = metrics(tmp_path / "whole")
     assert {"transformed_psnr" in line for line in log} == {True, False}
-    assert all(("psnr" in line) != ("transformed_psnr" in line) and "stereo_loss" in line for line in log)
-    assert same(*run("fine", explicit_weight=0.05, stage1_weights=str(tmp_path / "first")))
-    assert all(line["collapsed"] == 0 and line["encoder_error"] > 0 for line in metrics(tmp_path / "fine"))
+    assert all(("psnr" in line) != ("transformed_psnr" in line) for line in log)
+    # The folder is left as by a kill after the checkpoint of step 3.
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "6")
+    (tmp_path / "killed" / "model.safetensors").unlink()
+    assert same(tokenizer.train_and_evaluate(make_config(**options), str(tmp_path / "killed")), whole)
+    fine = make_config(
+        explicit_weight=0.05, stereo_weight=0.1, scales=("1/2",), total_steps=3, stage1_weights=str(tmp_path / "whole")
+    )
+    tokenizer.train_and_evaluate(fine, str(tmp_path / "fine"))
+    log = metrics(tmp_path / "fine")
+    assert all(line["collapsed"] == 0 and line["encoder_error"] > 0 < line["stereo_loss"] for line in log)
 
 
 @pytest.mark.slow
@@ -178,51 +165,3 @@ def test_the_command_line_takes_the_fields(tmp_path):
     )
     assert refused.returncode and "Traceback" not in refused.stderr
     assert "objective.equivariance.explicit_weight=1.0 is for fine-tuning" in refused.stderr
-
-
-@pytest.mark.slow
-def test_two_processes_choose_the_same_transforms_as_one(tmp_path):
-    flags = ["--config=photos_tokenizer:tiny", "--config.objective.equivariance.implicit_probability=0.6",
-             "--config.objective.equivariance.soft_power=2.0", "--config.total_steps=6", "--config.eval_every=None",
-             "--config.image_every=None", "--config.log_every=1", "--config.optimizer.name=adamw"]  # fmt: skip
-    found = {}
-    for name, count in (("one", 1), ("two", 2)):
-        command = ("eqjax", "train-tokenizer", *flags, f"--workdir={tmp_path / name}")
-        codes, outputs = subprocesses.run_processes(*command, count=count, devices=4 // count)
-        assert codes == [0] * count, outputs
-        found[name] = metrics(tmp_path / name)
-    for one, two in zip(found["one"], found["two"], strict=True):
-        assert one.keys() == two.keys()
-        values = {name for name in one if name.endswith(("loss", "l1", "error")) or name.startswith("soft_")}
-        assert all(two[name] == pytest.approx(one[name], rel=1e-3) for name in values)
-    assert {"transformed_l1" in line for line in found["one"]} == {True, False}
-
-
-@pytest.mark.slow
-def test_implicit_steps_lower_errors_of_scalings_and_flips_by_a_quarter_at_little_cost(tmp_path):
-    """Photographs 32 pixels high, 64 wide; a minute and a half per run on two cores."""
-    found = {}
-    for name, probability in (("plain", 0.0), ("implicit", 0.5)):
-        config = photos_tokenizer.get_config("tiny")
-        config.tokenizer.update(patch_size=4, channels=48, channel_multipliers=(1, 1), resolution=32)
-        config.tokenizer.update(z_channels=12, embed_dim=48, posterior_std=0.05)
-        config.data.update(height=32, width=64, min_scale=0.15, max_scale=0.4)
-        config.update(batch_size=16, total_steps=1200, log_every=100, eval_every=None, image_every=None)
-        config.update(checkpoint_every=None)
-        config.optimizer.warmup_steps = 50.0
-        config.objective.equivariance.implicit_probability = probability
-        trainer_config = config.copy_and_resolve_references()
-        tokenizer.train_and_evaluate(config, str(tmp_path / name))
-        model = load_pretrained(str(tmp_path / name))
-        codec, images = model_codec(model), held_out(trainer_config)
-        groups = scales("1/2", "3/4"), flips()
-        found[name] = [measure_orbit(codec, images, group, margin=0).summary() for group in groups]
-    for plain, implicit in zip(found["plain"], found["implicit"], strict=True):
-        assert implicit.encoder < 0.75 * plain.encoder
-        assert implicit.psnr > plain.psnr - 0.7
-
-
-def held_out(config):
-    """64 held-out crops in [-1, 1]."""
-    batches = eval_batches(config.data, batch_size=16, num_images=64, process_index=0, process_count=1)
-    return np.concatenate([np.asarray(pixels.from_uint8(np.asarray(batch["image"]))) for batch in batches])[:64]
