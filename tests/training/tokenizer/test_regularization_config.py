@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -130,7 +131,7 @@ def metrics(workdir):
 
 @pytest.mark.slow
 def test_runs_resume_bit_for_bit_and_explicit_errors_fine_tune(tmp_path):
-    options = dict(implicit_probability=0.5, scales=("1/2",), soft_power=2.0, total_steps=6, checkpoint_every=3)
+    options: Any = dict(implicit_probability=0.5, scales=("1/2",), soft_power=2.0, total_steps=6, checkpoint_every=3)
     whole = tokenizer.train_and_evaluate(make_config(**options), str(tmp_path / "whole"))
     log = metrics(tmp_path / "whole")
     assert {"transformed_psnr" in line for line in log} == {True, False}
