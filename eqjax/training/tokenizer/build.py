@@ -1,5 +1,6 @@
 """The objective of a configuration."""
 
+from collections.abc import Callable
 from typing import Any
 
 from eqjax import config_fields, nets
@@ -8,10 +9,12 @@ from eqjax.training import fields
 from eqjax.training.tokenizer.discriminator import make_discriminator
 from eqjax.training.tokenizer.objective import Objective
 from eqjax.training.tokenizer.regularization_config import make_regularization
-from eqjax.typing import Config
+from eqjax.typing import Config, Params
 
 
-def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dict[str, Any]]:
+def make_objective(
+    config: Config, tokenizer: Tokenizer, load_network: Callable[..., tuple[Any, Params]] = nets.load
+) -> tuple[Objective, dict[str, Any]]:
     """Returns the objective of a configuration, and the arrays that it reads by name: frozen networks, stereo windows.
 
     A term of weight 0 needs no weights; without an adversarial term there is no discriminator.
@@ -19,6 +22,7 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
     Args:
       config: a resolved `tokenizer_config`.
       tokenizer: the module; frozen networks compute in its dtype.
+      load_network: `nets.load`, or a function in its place.
 
     Raises:
       ValueError: a field of the objective or the discriminator is out of range, there is a semantic term without a
@@ -32,7 +36,7 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
     functions: dict[str, Any] = {}
     if weights.perceptual_weight:
         lpips: Any
-        lpips, frozen["lpips"] = nets.load("lpips", dtype=dtype)
+        lpips, frozen["lpips"] = load_network("lpips", dtype=dtype)
         functions["lpips"] = lambda frozen, x, y: nets.lpips(frozen["lpips"], x, y, lpips)
     if weights.semantic_weight:
         if tokenizer.semantic is None:
@@ -41,10 +45,10 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
                 "tokenizer.semantic, or the weight to 0."
             )
         dinov2: Any
-        dinov2, frozen["dinov2"] = nets.load("dinov2", dtype=dtype)
+        dinov2, frozen["dinov2"] = load_network("dinov2", dtype=dtype)
         functions["semantic_targets"] = lambda frozen, images: nets.dinov2_targets(frozen["dinov2"], images, dinov2)
     if weights.adversarial_weight:
-        functions["discriminator"], discriminator_frozen = make_discriminator(config.discriminator, dtype)
+        functions["discriminator"], discriminator_frozen = make_discriminator(config.discriminator, dtype, load_network)
         frozen |= discriminator_frozen
     regularization, stereo = make_regularization(config, tokenizer)
     if stereo is not None:
