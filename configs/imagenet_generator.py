@@ -10,7 +10,7 @@ results are not reproduced; evaluate your model before you rely on it.
 
 Variants (`--config=imagenet_generator:name`, several joined by commas):
   size=S|B|L|H        the model
-  precision=bfloat16  matrix products in bfloat16, all else in float32; default: float32, as the authors advise
+  dtype=bfloat16      matrix products in bfloat16, all else in float32; default: float32, as the authors advise
   remat=…             rematerialization in the backward pass: none, full, dots or projections
   tiny                20 steps of a very small model on built-in photographs, to see that everything runs, on a tiny
                       tokenizer:
@@ -32,14 +32,12 @@ def get_config(variant: str | None = None) -> Config:
     args = parse_variant(
         variant,
         size=("L", *sorted(GENERATOR_SIZES.keys() - {"L"})),
-        precision=("float32", "bfloat16"),
+        dtype=("float32", "bfloat16"),
         remat="none",
         tiny=False,
     )
     config = generator_config()
-    config.generator.update(
-        GENERATOR_SIZES[args["size"]], num_classes=1000, dtype=args["precision"], remat=args["remat"]
-    )
+    config.generator.update(GENERATOR_SIZES[args["size"]], num_classes=1000, dtype=args["dtype"], remat=args["remat"])
     config.data.update(source="folder", height=256, width=256, resize=256, num_workers=8)
     _set_recipe(config)
     if args["tiny"]:

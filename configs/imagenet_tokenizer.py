@@ -25,7 +25,7 @@ Variants (`--config=imagenet_tokenizer:name`, several joined by commas):
   stage2              stage 2; needs --config.stage1_weights
   style=strict        strictly equivariant: norms over each position, attention to neighboring columns only; default:
                       published
-  precision=bfloat16  matrix products in bfloat16; parameters, statistics of norms and losses stay in float32
+  dtype=bfloat16      matrix products in bfloat16; parameters, statistics of norms and losses stay in float32
   tiny                40 steps of a very small model on built-in photographs with PatchGAN, to see that everything runs,
                       without data or pretrained networks; for either stage
 """
@@ -39,7 +39,7 @@ from eqjax.typing import Config
 def get_config(variant: str | None = None) -> Config:
     """Returns the configuration of a variant; the module's docstring lists them."""
     args = parse_variant(
-        variant, stage2=False, style=("published", "strict"), precision=("float32", "bfloat16"), tiny=False
+        variant, stage2=False, style=("published", "strict"), dtype=("float32", "bfloat16"), tiny=False
     )
     config = tokenizer_config()
     config.tokenizer.semantic = dict(
@@ -53,7 +53,7 @@ def get_config(variant: str | None = None) -> Config:
         config.objective.semantic_weight = 0.0
     if args["style"] == "strict":
         config.tokenizer.update(norm="pixel", attention_window=1)
-    config.tokenizer.dtype = args["precision"]
+    config.tokenizer.dtype = args["dtype"]
     if args["tiny"]:
         config.tokenizer.update(
             channels=8,

@@ -10,7 +10,7 @@ This recipe has not been run with this code. A step costs as much as one of size
 64 GB and 38 to 68 ms for 256 images on one H100, in bfloat16, with cached latents (tables of launch/README.md).
 
 Variants (`--config=places_generator:name`, several joined by commas):
-  precision=bfloat16, remat=…  as in imagenet_generator
+  dtype=bfloat16, remat=…      as in imagenet_generator
   tiny                         20 steps of a very small model on built-in photographs, to see that everything runs, on a
                                tiny tokenizer:
 
@@ -25,7 +25,7 @@ from eqjax.typing import Config
 
 def get_config(variant: str | None = None) -> Config:
     """Returns the configuration of a variant; the module's docstring lists them."""
-    args = config_files.parse_variant(variant, precision="float32", remat="none", tiny=False)
+    args = config_files.parse_variant(variant, dtype="float32", remat="none", tiny=False)
     items = ",".join(f"{name}={value}" for name, value in args.items())
     config = config_files.load(f"imagenet_generator:size=L,{items}")
     config.sampling.guidance_scale = 7.0

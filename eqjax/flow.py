@@ -22,7 +22,7 @@ arXiv 2403.03206, section 5.3.2.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -158,8 +158,9 @@ def integrate(
     velocity: Callable[[jax.Array, Tree], jax.Array],
     noise: Float[AnyArray, "*batch D"],
     table: SolverTable,
-    prepare: Callable[[jax.Array], Tree] = lambda times: times,
+    prepare: Callable[[Any], Tree] = lambda times: times,
     chunk_size: int | None = None,
+    prepare_from: Tree | None = None,
 ) -> Float[jax.Array, "*batch D"]:
     """Integrates the flow from t = 1 to t = 0.
 
@@ -171,6 +172,7 @@ def integrate(
         many times at once; `velocity` receives one element of it.
       chunk_size: times per call of `prepare`, at most, to bound its memory; None: all M. It does not change the
         result.
+      prepare_from: leaves [M, …] of which `prepare` receives n rows instead of the times; None: the times.
 
     Returns:
       z at t = 0, float32.
@@ -183,19 +185,26 @@ def integrate(
         x = step_start + table.weight * v + table.previous_weight * previous_velocity
         return (x, jnp.where(table.completes_step > 0, x, step_start), v), None
 
-    def integrate_chunk(carry, table):
-        return jax.lax.scan(evaluate, carry, (prepare(table.times), table))[0], None
+    def integrate_chunk(carry, rows):
+        table, given = rows
+        prepared = prepare(table.times if given is None else given)
+        return jax.lax.scan(evaluate, carry, (prepared, table))[0], None
 
     noise = jnp.asarray(noise, jnp.float32)
     carry = noise, noise, jnp.zeros_like(noise)
-    table = jax.tree.map(jnp.asarray, table)
+    rows = jax.tree.map(jnp.asarray, (table, prepare_from))
     evaluations = table.times.shape[0]
     num_chunks = -(-evaluations // (chunk_size or evaluations))
     if num_chunks == 1:
-        return integrate_chunk(carry, table)[0][0]
+        return integrate_chunk(carry, rows)[0][0]
     size = -(-evaluations // num_chunks)
+
+    def pad(a):
+        widths = [(0, num_chunks * size - evaluations)] + [(0, 0)] * (a.ndim - 1)
+        return jnp.pad(a, widths).reshape(num_chunks, size, *a.shape[1:])
+
     # Rows of zeros pad the last chunk; they do not change step_start.
-    padded = jax.tree.map(lambda a: jnp.pad(a, (0, num_chunks * size - evaluations)).reshape(num_chunks, size), table)
+    padded = jax.tree.map(pad, rows)
     return jax.lax.scan(integrate_chunk, carry, padded)[0][1]
 
 

@@ -18,7 +18,8 @@ from eqjax.addresses import scheme, weights_folder
 from eqjax.hub import address as hub_address
 from eqjax.io import atomic_write, exclusive, read_json
 from eqjax.messages import did_you_mean, shorten
-from eqjax.model import Model, check_dtype, check_precision
+from eqjax.model import Model, check_dtype
+from eqjax.module_fields import PRECISION
 from eqjax.rules import PathName
 
 # Buckets that weights are copied from.
@@ -40,8 +41,8 @@ def load_pretrained(
         run's workdir); hf://owner/name[@revision][/file] or a link of the Hugging Face Hub; or an address in a bucket,
         gs://bucket/run.
       *more: further files, if tokenizer and generator are in separate ones; a later file takes precedence.
-      dtype: "float32", "bfloat16" or "float16": the modules compute in it, and parameters are cast to it once, see
-        `Model.astype`; None: the modules compute in the type of their configuration, and parameters are float32.
+      dtype: "float32", "bfloat16" or "float16" to compute in; None: the type of each module's configuration. Parameters
+        are cast to it once, see `Model.astype`.
       precision: of products of float32 numbers, "highest" (float32), "tf32" or "bfloat16", see `Model`.
 
     Returns:
@@ -59,14 +60,13 @@ def load_pretrained(
       >>> model.sample("cat", num_columns=8, num_flow_steps=5).shape
       (1, 128, 128, 3)
     """
-    precision = check_precision(precision)
+    precision = PRECISION.check("precision", precision)
     if dtype is not None:
         check_dtype(dtype)  # Raises an error before anything is read.
     sources = [PathName().check("source", path) for path in (source, *more)]
     weights = pretrained.join([load_weights(path) for path in sources], f"files: {sources}")
-    model = build_model(weights, precision)
     # Cast on the host, so that an accelerator never holds both copies.
-    return jax.tree.map(jnp.asarray, model if dtype is None else model.astype(dtype))
+    return jax.tree.map(jnp.asarray, build_model(weights, precision).cast(dtype))
 
 
 def build_model(weights: pretrained.Weights, precision: str = "highest") -> Model:

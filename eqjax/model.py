@@ -14,6 +14,7 @@ import numpy as np
 from eqjax import pixels
 from eqjax.generator import Generator
 from eqjax.messages import did_you_mean, shorten, show
+from eqjax.precision import computing_in, jax_name
 from eqjax.rules import Array, Choice, as_native
 from eqjax.sampling import memory
 from eqjax.sampling.checks import NUM_COLUMNS, SEED, as_seeds
@@ -34,8 +35,6 @@ ClassColumns: TypeAlias = tuple[ClassLabel, Scalar | None]
 # One random seed, or several.
 Seeds: TypeAlias = Scalar | Sequence[Any]
 
-# Precision of products of float32 numbers, with JAX's name for each.
-PRECISIONS = {"highest": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 # Types that a model computes in.
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -128,7 +127,8 @@ class Model:
           progress: called with the number of columns sampled since its last call, see `eqjax.sample_latents`.
           **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0, or one per column),
             guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),
-            temperature (1.0), max_position (None).
+            temperature (1.0), max_position (None), modulation_times (None), parallel_steps (None),
+            parallel_tolerance (0.0001).
 
         Returns:
           Images of the width of num_columns.
@@ -140,7 +140,7 @@ class Model:
           MemoryError: the images do not fit into memory; the message says what they take.
         """
         # Raises errors before anything is computed.
-        is_guided = SamplingOptions(**options).is_guided
+        checked = SamplingOptions(**options)
         generator, tokenizer, class_columns = self.require("generator"), self.require("tokenizer"), None
         num_columns = NUM_COLUMNS.check("num_columns", num_columns)
         if isinstance(labels, list | tuple) and labels and isinstance(labels[0], list | tuple):
@@ -157,13 +157,15 @@ class Model:
                 raise ValueError(f"{len(rows_seeds)} seeds for {rows.shape[0]} labels; give one seed per label.")
             key = jax.vmap(jax.random.key)(np.asarray(rows_seeds))
         devices = memory.count_devices(rows, mesh)
-        memory.check_latents(generator, rows.shape, num_columns, is_guided, devices)
+        memory.check_latents(
+            generator, rows.shape, num_columns, checked.is_guided, devices, checked.modulations_at_once
+        )
         memory.check_images(tokenizer, rows.shape[0], num_columns)
         window: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if mesh is None and not is_tracing(self, rows, key, prefix):  # With several devices threads can hang.
-            precision = PRECISIONS[check_precision(self.precision)]
+            precision = jax_name(self.precision)
             window = compiling(tokenizer, self.tokenizer_params, rows.shape[0], num_columns, precision)
-        with self.with_precision(), window:
+        with window:
             latents = sample_latents(
                 generator,
                 self.generator_params,
@@ -175,6 +177,7 @@ class Model:
                 prefix=prefix,
                 mesh=mesh,
                 progress=progress,
+                precision=self.precision,
                 **options,
             )
         return self.decode(latents)
@@ -243,7 +246,7 @@ class Model:
           ...     jax.config.jax_default_matmul_precision
           'tensorfloat32'
         """
-        return jax.default_matmul_precision(PRECISIONS[check_precision(self.precision)])
+        return computing_in(self.precision)
 
     def astype(self, dtype: Any) -> "Model":
         """Returns the model with modules that compute in `dtype`, and parameters that are cast to it once.
@@ -261,11 +264,15 @@ class Model:
           >>> eqjax.load_pretrained("photos").astype("bfloat16").generator.dtype
           dtype(bfloat16)
         """
-        dtype, cast = check_dtype(dtype), {}
+        return self.cast(check_dtype(dtype))
+
+    def cast(self, dtype: np.dtype | str | None) -> "Model":
+        """Returns `astype(dtype)`; None: parameters are cast to the type in which each module computes already."""
+        cast: dict[str, Any] = {}
         for name in ("tokenizer", "generator"):
             module = getattr(self, name)
             if module is not None:
-                cast[name] = module.clone(dtype=dtype)
+                cast[name] = module if dtype is None else module.clone(dtype=check_dtype(dtype))
                 cast[f"{name}_params"] = compute_params(cast[name], getattr(self, f"{name}_params"))
         return dataclasses.replace(self, **cast)
 
@@ -309,15 +316,6 @@ def check_dtype(dtype: Any) -> np.dtype:
     with contextlib.suppress(TypeError):  # It is no dtype: `Choice` says so.
         dtype = dtype if dtype is None else jnp.dtype(dtype).name  # None is NumPy's name for float64.
     return jnp.dtype(Choice(COMPUTE_DTYPES).check("dtype", dtype))
-
-
-def check_precision(precision: Any) -> str:
-    """Returns a precision.
-
-    Raises:
-      ValueError, TypeError: it is not one of `PRECISIONS`.
-    """
-    return Choice(tuple(PRECISIONS)).check("precision", precision)
 
 
 def _integers(labels: Any) -> Int[jax.Array, "..."]:

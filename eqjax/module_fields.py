@@ -15,6 +15,8 @@ RESAMPLINGS = ("shuffle", "kaiser", "fft")
 REMAT = ("none", "full", "dots", "projections")
 GUIDANCE_SCHEDULES = ("linear", "constant")
 SOLVERS = ("euler", "heun", "adams_bashforth")
+# Of products of float32 numbers, see `eqjax.precision`.
+PRECISION = Choice(("highest", "tf32", "bfloat16"))
 TIME_GRIDS = ("uniform", "shifted", "cosine")
 
 _COUNT = Integer(least=1)
@@ -109,5 +111,20 @@ SAMPLING: dict[str, Field] = {
     "temperature": Field(1.0, Number(least=0, traceable=True), "Factor of the initial noise."),
     "max_position": Field(
         None, Integer(least=0, optional=True, traceable=True), "Largest position in cross-attention; None: no limit."
+    ),
+    "modulation_times": Field(
+        None,
+        Integer(least=2, most=64, optional=True, none_means="at every evaluation"),
+        "Times at which modulations are computed, to be interpolated; None: at every evaluation, exactly.",
+    ),
+    "parallel_steps": Field(
+        None,
+        Integer(least=2, optional=True, none_means="one after another"),
+        "Solver steps computed at once, in sweeps until they settle; None: one after another.",
+    ),
+    "parallel_tolerance": Field(
+        1e-4,
+        Number(above=0, most=1, traceable=True),
+        "Largest difference (RMS of a latent) from steps one after another; of parallel_steps alone.",
     ),
 }

@@ -108,3 +108,12 @@ def test_guidance_by_hand():
         flow.guidance_scales(5.0, "cosine", 3)
     with pytest.raises(ValueError, match=r"guidance_scale has shape \(2,\); expected a number, or \[3\]"):
         flow.guidance_scales([1.0, 7.0], "linear", 3)
+
+
+def test_what_is_prepared_may_come_from_other_rows_than_the_times_in_chunks_too():
+    table, rows = flow.solver_table("euler", 7), np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
+    noise = np.ones((2, 3), np.float32)
+    expected = noise + np.einsum("n,nij->ij", table.weight, 2 * rows)
+    for chunk_size in (None, 3):
+        found = flow.integrate(lambda _, v: v, noise, table, lambda rows: 2 * rows, chunk_size, prepare_from=rows)
+        np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 import eqjax
 from eqjax import evaluation
 from eqjax.evaluation import ImageSet
-from eqjax.model import PRECISIONS
+from eqjax.module_fields import PRECISION
 from tests.sampling.small_models import local_model
 
 OPTIONS = {"num_flow_steps": 2, "guidance_scale": 2.0}
@@ -86,7 +86,7 @@ def test_a_model_computes_in_float32_unless_told_otherwise(used):
 
 
 def test_precisions_are_equal_on_a_cpu():
-    exact, *others = [draw(replaced(precision=precision)) for precision in PRECISIONS]
+    exact, *others = [draw(replaced(precision=precision)) for precision in PRECISION.choices]
     assert all((exact == other).all() for other in others)
 
 

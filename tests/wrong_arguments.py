@@ -51,6 +51,7 @@ _STATE = {"w": np.zeros(3, np.float32)}
 _OPTIONS: dict[str, Any] = {
     "guidance_scale": 1.0, "guidance_schedule": "linear", "num_flow_steps": 1, "solver": "euler",
     "time_grid": "uniform", "temperature": 1.0, "max_position": None,
+    "modulation_times": None, "parallel_steps": None, "parallel_tolerance": 1e-4,
 }  # fmt: skip
 _SAMPLING: dict[str, Any] = {"seed": 0, "seeds": None, "transition": 0, "mesh": None, "progress": None, **_OPTIONS}
 
@@ -95,7 +96,7 @@ def calls(folder) -> dict[str, tuple[Any, dict[str, Any]]]:
             eqjax.sample_latents,
             {"generator": _GENERATOR, "params": _MODEL.generator_params, "labels": np.array([0]), "num_columns": 2,
              "noise": None, "key": _KEY, "prefix": None, "class_columns": None, "transition": 0, "mesh": None,
-             "progress": None, **_OPTIONS},
+             "progress": None, "precision": "highest", **_OPTIONS},
         ),
         # The name of the repository is refused before anything is pushed.
         "push_to_hub": (

@@ -26,6 +26,7 @@ from ml_collections import config_flags
 
 from eqjax.cli.analyze_images import BATCH_SIZE, photo_config
 from eqjax.cli.command_line import flag_group
+from eqjax.cli.model_flags import define_model_flags
 
 KINDS = ("columns", "equivariance", "comparison")
 
@@ -33,8 +34,7 @@ KINDS = ("columns", "equivariance", "comparison")
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     with flag_group(values, "One model"):
-        flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs.",
-                          flag_values=values)  # fmt: skip
+        define_model_flags(values)
         config_flags.DEFINE_config_dict("data", photo_config(), "Images: --data.source, --data.root …",
                                         flag_values=values)  # fmt: skip
     with flag_group(values, "Measures"):

@@ -5,9 +5,9 @@ import os
 from absl import flags, logging
 import numpy as np
 
-import eqjax
 from eqjax import data, pixels
 from eqjax.cli.analyze_images import BATCH_SIZE, crops, encode, model_images
+from eqjax.cli.model_flags import load_model
 from eqjax.equivariance import load_stereo_pair, model_codec
 from eqjax.equivariance.report import default_groups, measure_codec, measure_generator, write_report
 from eqjax.evaluation.protocol import device_entries
@@ -25,8 +25,7 @@ def analyze_equivariance(args: flags.FlagValues) -> None:
     Raises:
       ValueError: the model has no tokenizer, or the images do not fit it.
     """
-    with announced(f"Loading {','.join(args.weights)}", patience=2.0):
-        model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     tokenizer = model.require("tokenizer")
     config, labels = model_images(args, model)
     width = args.num_columns * tokenizer.column_width
@@ -45,7 +44,7 @@ def analyze_equivariance(args: flags.FlagValues) -> None:
         )
     measures |= of_codec
     if model.generator is not None and labels is not None:
-        with announced("Compiling and measuring the generator at shifted indices"):
+        with model.with_precision(), announced("Compiling and measuring the generator at shifted indices"):
             few = encode(model, images[:_NUM_IMAGES]), labels[found[:_NUM_IMAGES]]
             measures["generator"] = measure_generator(model.generator, model.generator_params, *few)
     with announced("Drawing the plots", patience=2.0):

@@ -11,6 +11,7 @@ import numpy as np
 import eqjax
 from eqjax import data
 from eqjax.cli.analyze_images import BATCH_SIZE, crops, encode, latent_batches, model_images
+from eqjax.cli.model_flags import load_model
 from eqjax.evaluation import analysis
 from eqjax.evaluation.protocol import device_entries
 from eqjax.progress import ProgressLogger, announced
@@ -27,8 +28,7 @@ SAMPLING: dict[str, Any] = {
 
 def analyze(args: flags.FlagValues) -> None:
     """Measures the model of --weights, and writes the report."""
-    with announced(f"Loading {','.join(args.weights)}", patience=2.0):
-        model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     model.require("tokenizer")
     config, labels = model_images(args, model)
     measures = {"weights": args.weights, "source": config.root or config.source, **device_entries()}
@@ -41,7 +41,7 @@ def analyze(args: flags.FlagValues) -> None:
             model, config, labels, num_columns=args.num_columns, num_batches=args.num_batches, seed=2000
         )
         first_inner = min(model.generator.window_size or 1, args.num_columns - 2)
-        with announced("Compiling and measuring the losses and gradients of all columns"):
+        with model.with_precision(), announced("Compiling and measuring the losses and gradients of all columns"):
             measures |= analysis.generator_measures(model.generator, model.generator_params, batches, first_inner)
     write_report(args.output, {"model": [measures]})
 

@@ -97,6 +97,7 @@ def run(args: flags.FlagValues) -> None:
         process_index=index,
         process_count=count,
         wait=jax.distributed.is_initialized(),
+        precision=args.config.precision,
         between_calls=stop.check,
     )
     if not complete:

@@ -35,11 +35,11 @@ def run(args: flags.FlagValues) -> None:
     """
     import jax
 
-    from eqjax.model import check_precision
+    from eqjax.module_fields import PRECISION
     from eqjax.recorded import compare
     from eqjax.tables import markdown_table
 
-    precisions = [check_precision(name) for name in args.precision]
+    precisions = [PRECISION.check("precision", name) for name in args.precision]
     found = []
     for precision in precisions:
         with announced(f"Running the recorded cases at precision {precision}", patience=2.0):

@@ -2,13 +2,10 @@ r"""Evaluates a generator by FID and related metrics, or a tokenizer by its reco
 
     eqjax evaluate generation --weights=model.safetensors --num_images=50000 --guidance_scale=1.5,2,3 \
         --reference=VIRTUAL_imagenet256_labeled.npz --output=outputs/evaluation
-    eqjax evaluate reconstruction --weights=photos --data.source=folder --data.root=/path/to/root \
-        --data.height=256 --data.width=256 --data.resize=256 --output=outputs/reconstruction
+    eqjax evaluate reconstruction --weights=photos --data.source=folder --data.root=/path/to/root
 
 "generation" samples images and compares them with reference statistics, one row of results per guidance scale. An
-interrupted command resumes when it is run again. "reconstruction" encodes and decodes a data set, which the flags
---data.… describe as in training configurations.
-
+interrupted command resumes when it is run again. "reconstruction" encodes and decodes the data set of --data.…
 The metrics need Inception's weights, and LPIPS its own. Without them, --network=none only samples images, for other
 evaluation programs (--png, --npz), or measures only PSNR and SSIM. Results are in results.json and table.md under
 --output; a later call with other options adds its rows.

@@ -24,10 +24,10 @@ from absl import flags, logging
 from ml_collections import config_flags
 import numpy as np
 
-import eqjax
 from eqjax import data
 from eqjax.cli.analyze_images import model_images, photo_config
 from eqjax.cli.command_line import flag_group
+from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 from eqjax.progress import ProgressLogger, announced
 
@@ -41,8 +41,7 @@ _BATCH_SIZE = 32
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     with flag_group(values, "What"):
-        flags.DEFINE_list("weights", ["photos"], "A shipped model's name, or weights files and workdirs.",
-                          flag_values=values)  # fmt: skip
+        define_model_flags(values)
         config_flags.DEFINE_config_dict("data", photo_config(), "Images: --data.source, --data.root …",
                                         flag_values=values)  # fmt: skip
         flags.DEFINE_integer("num_columns", 8, "Width of the images in columns.", 2, flag_values=values)
@@ -68,7 +67,7 @@ def run(args: flags.FlagValues) -> None:
     from eqjax.io import atomic_write, write_json
 
     options = sampling_options(args).to_dict()
-    model = eqjax.load_pretrained(*args.weights)
+    model = load_model(args)
     tokenizer = model.require("tokenizer")
     model.require("generator")
     config, labels = model_images(args, model)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from eqjax.module_fields import PRECISION
 from eqjax.progress import announced
 
 if TYPE_CHECKING:
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 
 # As in eqjax.model, which is not imported here: it would import JAX, and --help should not wait for that.
 DTYPES = ["float32", "bfloat16", "float16"]
-PRECISIONS = ["highest", "tf32", "bfloat16"]
 WEIGHTS_HELP = "Weights: a model's name, files, workdirs, or hf://owner/name of the Hugging Face Hub."
 
 
@@ -24,7 +24,7 @@ def define_model_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("weights", ["photos"], WEIGHTS_HELP, flag_values=values)
     flags.DEFINE_enum("dtype", None, DTYPES, "Type to compute in; the weights' own.",
                       flag_values=values)  # fmt: skip
-    flags.DEFINE_enum("precision", "highest", PRECISIONS,
+    flags.DEFINE_enum("precision", "highest", list(PRECISION.choices),
                       "Of float32 products; highest is exact.",
                       flag_values=values)  # fmt: skip
 

@@ -170,7 +170,7 @@ def _end(error: Exception, request: str) -> None:
 
 
 def set_up(*, uses_jax: bool = True, joins: bool = True, cache: str | None = None, verbose: bool = False) -> None:
-    """Sets up logging to the terminal, connects the processes and sets JAX's folder of compiled programs.
+    """Sets up logging to the terminal, the precision of products and JAX's folder of programs; connects the processes.
 
     Args:
       uses_jax, joins, cache, verbose: as for `finish`.
@@ -188,6 +188,9 @@ def set_up(*, uses_jax: bool = True, joins: bool = True, cache: str | None = Non
     with announced("Loading JAX", patience=2.0):
         import jax
 
+    if not os.environ.get("JAX_DEFAULT_MATMUL_PRECISION"):
+        # Products outside of models too: losses, optimizers, measures.
+        jax.config.update("jax_default_matmul_precision", "highest")
     if joins:
         processes.join_processes()
     if cache is None and not os.environ.get(CACHE_VARIABLE):

@@ -18,6 +18,9 @@ _HELP = {
     "time_grid": "Times of the solver's steps: uniform, shifted or cosine.",
     "temperature": "Scale on the initial noise.",
     "max_position": "Bound on cross-attention's positions; none as published.",
+    "modulation_times": "Times of modulations, interpolated (12, say); none: exact.",
+    "parallel_steps": "Solver steps computed at once (20, say); none: one by one.",
+    "parallel_tolerance": "Largest RMS error of --parallel_steps.",
 }
 DEFAULTS: dict[str, Any] = {
     "guidance_scale": 1.0,
@@ -27,6 +30,9 @@ DEFAULTS: dict[str, Any] = {
     "time_grid": "uniform",
     "temperature": 1.0,
     "max_position": None,
+    "modulation_times": None,
+    "parallel_steps": None,
+    "parallel_tolerance": 1e-4,
 }
 
 
@@ -39,7 +45,8 @@ def define_sampling_flags(values: flags.FlagValues, *, guidance_help: str = "", 
       **defaults: defaults other than those of `SamplingOptions`.
     """
     define = {"num_flow_steps": flags.DEFINE_integer, "temperature": flags.DEFINE_float}
-    define["max_position"] = flags.DEFINE_integer
+    define |= dict.fromkeys(("max_position", "modulation_times", "parallel_steps"), flags.DEFINE_integer)
+    define["parallel_tolerance"] = flags.DEFINE_float
     for name, text in _HELP.items():
         default = {**DEFAULTS, **defaults}[name]
         if name == "guidance_scale":

@@ -158,6 +158,7 @@ def _make_sample(options: GenerationOptions) -> Callable[..., Tree]:
                 labels,
                 noise=noise,
                 guidance_scale=guidance_scale,
+                precision=model.precision,
                 **keywords,
             )
             images = decode_images(tokenizer, model.tokenizer_params, latents / model.latent_scale)

@@ -23,6 +23,7 @@ from eqjax.generator.flow_head import FlowHead, Modulations
 from eqjax.generator.layers import KVCache, layer_norm, normalize, stacked_blocks, window_mask, xavier
 from eqjax.generator.rope import rope_angles
 from eqjax.module_fields import GENERATOR
+from eqjax.precision import Float32Products
 from eqjax.typing import AnyArray, PRNGKey, Scalar
 
 _normal = nn.initializers.normal(0.02)
@@ -70,7 +71,7 @@ def mean_loss(losses: Float[AnyArray, "L"], columns: Iterable[int] | None = None
     return jnp.mean(losses) if columns is None else jnp.asarray(losses) @ column_weights(len(losses), columns)
 
 
-class Generator(nn.Module):
+class Generator(Float32Products):
     """Class-conditional transformer over column latents with a rectified-flow head.
 
     Latents are the tokenizer's, multiplied by the latent scale so that they have unit scale. Label

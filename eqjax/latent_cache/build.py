@@ -105,6 +105,7 @@ def build_cache(
     process_index: int = 0,
     process_count: int = 1,
     wait: bool = False,
+    precision: Any = "highest",
     between_calls: Callable[[], None] = lambda: None,
 ) -> bool:
     """Makes this process's shards of a cache, and the manifest if no shard is missing afterwards.
@@ -123,6 +124,7 @@ def build_cache(
       process_index: this process, in [0, process_count).
       process_count: number of processes.
       wait: whether to wait until the other processes' shards are complete too.
+      precision: of the encoder's products of float32 numbers, "highest" (float32), "tf32" or "bfloat16".
       between_calls: called before each call of the encoder; what it raises ends the work between two images.
 
     Returns:
@@ -158,7 +160,7 @@ def build_cache(
         logging.info("Nothing is left to do: all shards are complete.")
     # A call takes as many whole images as fit; an image with more variants than that takes several calls.
     images_per_call = max(1, batch_size // spec.num_variants)
-    encoder = MeanEncoder(weights, DTYPES[dtype], min(batch_size, images_per_call * spec.num_variants))
+    encoder = MeanEncoder(weights, DTYPES[dtype], min(batch_size, images_per_call * spec.num_variants), precision)
     read = functools.partial(_image_variants, spec, records, config)
 
     def encode(images: UInt8[np.ndarray, "N H W 3"]) -> Sequence[AnyArray]:

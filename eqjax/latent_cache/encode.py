@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped, UInt8
 import numpy as np
 
 from eqjax import pixels, sharding
+from eqjax.precision import computing_in
 from eqjax.pretrained import Weights
 from eqjax.published import LATENT_SCALE
 from eqjax.tokenizer import ENCODER_PARTS, Tokenizer
@@ -86,13 +87,14 @@ class MeanEncoder:
       batch_size: images per call, a multiple of the number of devices.
     """
 
-    def __init__(self, weights: Weights, dtype: np.dtype, batch_size: int) -> None:
+    def __init__(self, weights: Weights, dtype: np.dtype, batch_size: int, precision: str = "highest") -> None:
         """Puts the encoder on this process's devices.
 
         Args:
           weights: the tokenizer.
           dtype: dtype of the means.
           batch_size: images per call, rounded up to a multiple of the number of devices.
+          precision: of products of float32 numbers, see `eqjax.precision.computing_in`.
         """
         mesh = sharding.make_mesh(jax.local_devices())
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -102,7 +104,8 @@ class MeanEncoder:
 
         @jax.jit
         def encode(params: Params, images: UInt8[jax.Array, "B H W 3"]) -> Float[jax.Array, "B L D"]:
-            posterior = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")
+            with computing_in(precision):
+                posterior = tokenizer.apply({"params": params}, pixels.from_uint8(images), method="encode")
             return posterior.mode().astype(dtype)
 
         self._encode = encode

@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 import numpy as np
 
 from eqjax.nets.vgg import VGG16
+from eqjax.precision import Float32Products
 from eqjax.typing import AnyArray, Params, PRNGKey
 
 # Shift and scale of images in [-1, 1] in the original, [1, 1, 1, 3].
@@ -24,7 +25,7 @@ _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)[None, None, None]
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)[None, None, None]
 
 
-class LPIPS(nn.Module):
+class LPIPS(Float32Products):
     """Weighted squared differences of VGG16's features, each normalized over its channels.
 
     Attributes:

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from eqjax.precision import Float32Products
 
-class VGG16(nn.Module):
+
+class VGG16(Float32Products):
     """Features after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
 
     Attributes:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 import numpy as np
 
 from eqjax.nets.resize import resize
+from eqjax.precision import Float32Products
 from eqjax.typing import AnyArray, Params, PRNGKey
 
 # Mean and standard deviation of ImageNet's images in [0, 1], [1, 1, 1, 3].
@@ -71,7 +72,7 @@ class Block(nn.Module):
         return branch * self.param(name, nn.initializers.ones, branch.shape[-1:])[None, None]
 
 
-class ViT(nn.Module):
+class ViT(Float32Products):
     """A vision transformer with a class token and learned positions.
 
     Attributes:

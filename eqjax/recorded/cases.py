@@ -12,7 +12,7 @@ import numpy as np
 
 from eqjax import convert
 from eqjax.generator import Generator
-from eqjax.model import PRECISIONS, check_precision
+from eqjax.precision import computing_in
 from eqjax.recorded import weights
 from eqjax.sampling.latents import sample_latents
 from eqjax.tokenizer import Tokenizer
@@ -73,17 +73,16 @@ def compare(precision: str = "highest") -> Iterator[Comparison]:
     Raises:
       ValueError, TypeError: the precision is unknown.
     """
-    precision = check_precision(precision)
-    with jax.default_matmul_precision(PRECISIONS[precision]):
-        for case, run, recorded in _cases():
+    with computing_in(precision):
+        for case, run, recorded in _cases(precision):
             yield Comparison(case, precision, relative_error(run(), recorded), BOUNDS[precision])
 
 
-def _cases() -> Iterator[tuple[str, Callable[[], Any], AnyArray]]:
+def _cases(precision: str) -> Iterator[tuple[str, Callable[[], Any], AnyArray]]:
     """Yields (name, function that computes the output, recorded output)."""
     for name in TOKENIZERS:
         yield from _tokenizer_outputs(name)
-    yield from _generator_outputs()
+    yield from _generator_outputs(precision)
 
 
 def _tokenizer_outputs(name: str) -> Iterator[tuple[str, Callable[[], Any], AnyArray]]:
@@ -101,7 +100,7 @@ def _tokenizer_outputs(name: str) -> Iterator[tuple[str, Callable[[], Any], AnyA
         yield f"{name}/{size}/semantic", lambda decode=decode: decode().semantic, arrays[f"{size}/semantic"]
 
 
-def _generator_outputs() -> Iterator[tuple[str, Callable[[], Any], AnyArray]]:
+def _generator_outputs(precision: str) -> Iterator[tuple[str, Callable[[], Any], AnyArray]]:
     generator, params, arrays = generator_case()
 
     @functools.partial(jax.jit, static_argnames="method")
@@ -119,7 +118,7 @@ def _generator_outputs() -> Iterator[tuple[str, Callable[[], Any], AnyArray]]:
     yield "generator_tiny/loss", loss, arrays["train/loss"]
     for run in sorted({key.split("/")[1] for key in arrays if key.startswith("sample/")}):
         case = {key.split("/")[2]: arrays[key] for key in arrays if key.startswith(f"sample/{run}/")}
-        sample = functools.partial(_sample, generator, params, arrays["labels"], case)
+        sample = functools.partial(_sample, generator, params, arrays["labels"], precision, case)
         yield f"generator_tiny/sample/{run}", sample, case["latents"]
 
 
@@ -142,7 +141,7 @@ def training_loss(generator: Generator, params: Any, arrays: Mapping[str, Any]) 
     )
 
 
-def _sample(generator: Generator, params: Params, labels: Any, case: Mapping[str, Any]) -> Any:
+def _sample(generator: Generator, params: Params, labels: Any, precision: str, case: Mapping[str, Any]) -> Any:
     return sample_latents(
         generator,
         params,
@@ -153,6 +152,7 @@ def _sample(generator: Generator, params: Params, labels: Any, case: Mapping[str
         guidance_schedule=str(case["schedule"]),
         noise=case["noise"],
         prefix=case.get("prefix"),
+        precision=precision,
     )
 
 

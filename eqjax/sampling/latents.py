@@ -12,6 +12,8 @@ import numpy as np
 
 from eqjax import sharding
 from eqjax.generator import Generator
+from eqjax.module_fields import PRECISION
+from eqjax.precision import computing_in
 from eqjax.rules import Function, Instance
 from eqjax.sampling import chunks, memory, sampler
 from eqjax.sampling.checks import NUM_COLUMNS, as_labels, check_labels, check_noise_source, check_prefix
@@ -34,6 +36,7 @@ def sample_latents(
     prefix: Any = None,
     mesh: Any = None,
     progress: Any = None,
+    precision: Any = "highest",
     **options: Unpack[SamplingKeywords],
 ) -> Float[jax.Array, "B L D"]:
     """Samples latents of `num_columns` columns for every label.
@@ -59,9 +62,11 @@ def sample_latents(
       mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded.
       progress: called with 0 before the first columns, when programs may have to be compiled, and then with the number
         of columns sampled since its last call, at most 16. It cannot be called inside a jitted function.
+      precision: of products of float32 numbers, "highest" (float32), "tf32" or "bfloat16", see `eqjax.Model`.
       **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0, or one per column, [L]),
         guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),
-        temperature (1.0), max_position (None).
+        temperature (1.0), max_position (None), modulation_times (None), parallel_steps (None),
+        parallel_tolerance (0.0001).
 
     Returns:
       Latents, float32, scaled as the generator's are.
@@ -82,11 +87,13 @@ def sample_latents(
     Instance(Mapping, "a mapping of parameters, such as Model.generator_params").check("params", params)
     Instance(jax.sharding.Mesh, "a mesh of eqjax.sharding.make_mesh", optional=True).check("mesh", mesh)
     Function(optional=True).check("progress", progress)
+    PRECISION.check("precision", precision)
     sampling_options, labels = SamplingOptions(**options), as_labels(labels)
     check_labels(generator, labels)
     batch_size, num_columns = labels.shape[0], NUM_COLUMNS.check("num_columns", num_columns)
     devices = memory.count_devices(labels, mesh)
-    memory.check_latents(generator, labels.shape, num_columns, sampling_options.is_guided, devices)
+    is_guided, at_once = sampling_options.is_guided, sampling_options.modulations_at_once
+    memory.check_latents(generator, labels.shape, num_columns, is_guided, devices, at_once)
     check_noise_source(generator, batch_size, num_columns, noise, key)
     schedule = class_schedule(labels, class_columns, transition)
     schedule.check_length(num_columns)
@@ -98,13 +105,15 @@ def sample_latents(
     inputs = SamplerInputs.create(generator, params, labels.reshape(batch_size, -1), sampling_options)
     source = key if noise is None else noise
     if not is_tracing(inputs, prefix, columns, source):
-        return _sample_in_chunks(inputs, np.asarray(prefix, np.float32), schedule, columns, source, mesh, progress)
+        with computing_in(precision):
+            return _sample_in_chunks(inputs, np.asarray(prefix, np.float32), schedule, columns, source, mesh, progress)
     for name, value in (("mesh", mesh), ("progress", progress)):
         if value is not None:
             raise ValueError(f"{name} cannot be used inside a jitted function: leave it out there, or do not use jit.")
     first_classes = jax.tree.map(lambda a: a[0], schedule.at([0]))
     source = jnp.asarray(key) if noise is None else jnp.asarray(noise, jnp.float32)
-    return _sample(inputs, jnp.asarray(prefix, jnp.float32), first_classes, columns, source)
+    with computing_in(precision):
+        return _sample(inputs, jnp.asarray(prefix, jnp.float32), first_classes, columns, source)
 
 
 @jax.jit

@@ -62,7 +62,12 @@ def count_devices(labels: Any, mesh: Any) -> int | None:
 
 
 def check_latents(
-    generator: Generator, label_shape: Sequence[int], num_columns: int, is_guided: bool, num_devices: int | None = 1
+    generator: Generator,
+    label_shape: Sequence[int],
+    num_columns: int,
+    is_guided: bool,
+    num_devices: int | None = 1,
+    modulations_at_once: int = 1,
 ) -> None:
     """Checks that the latents of an image fit the host, and the state between two columns a device.
 
@@ -72,6 +77,7 @@ def check_latents(
       num_columns: columns of the images.
       is_guided: whether rows of the null class are computed too.
       num_devices: devices among which the batch is divided; None: unknown, and what they hold is not checked.
+      modulations_at_once: evaluations of the flow head whose modulations are in memory at once, at least.
 
     Raises:
       MemoryError: something does not fit; the message names what it takes and what to lower.
@@ -90,13 +96,14 @@ def check_latents(
     segments = label_shape[1] if len(label_shape) == 2 else 1
     slots = num_columns if generator.window_size is None else min(generator.window_size, num_columns)
     per_row = 2 * generator.depth * generator.width * (generator.num_cond_tokens * segments + slots)
-    per_row += (3 * generator.flow_depth + 2) * generator.flow_width
+    per_row += modulations_at_once * (3 * generator.flow_depth + 2) * generator.flow_width
     needed, device = rows * per_row * jnp.dtype(generator.dtype).itemsize / num_devices, device_bytes()
     if device is not None and needed > device:
         raise MemoryError(
             f"a batch of {batch_size} images ({rows} rows{' with guidance' if is_guided else ''}, {num_columns} "
             f"columns) takes at least {format_bytes(needed)} for conditions, KV cache and modulations on a device, "
             f"which has {format_bytes(device)}: sample fewer images at a time"
+            f"{', or leave parallel_steps out' if modulations_at_once > 1 else ''}"
             f"{'.' if generator.window_size is not None else ', or fewer columns: this generator has no window.'}"
         )
 

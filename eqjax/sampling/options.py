@@ -11,6 +11,8 @@ from eqjax import flow
 from eqjax.config_fields import checked
 from eqjax.messages import check_names
 from eqjax.module_fields import SAMPLING
+from eqjax.sampling.interpolated_modulations import check_saves, interpolation
+from eqjax.sampling.shortcuts import Shortcuts
 from eqjax.tracing import is_traced
 from eqjax.typing import AnyArray, Scalar
 
@@ -25,6 +27,9 @@ class SamplingKeywords(TypedDict, total=False):
     time_grid: flow.TimeGrid
     temperature: Scalar
     max_position: Scalar | None
+    modulation_times: Scalar | None
+    parallel_steps: Scalar | None
+    parallel_tolerance: Scalar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,9 +49,15 @@ class SamplingOptions:
       temperature: scale on the initial noise, ≥ 0.
       max_position: largest position by which queries of cross-attention are rotated, so that far columns stay within
         the positions seen in training (columns + max_rope_shift − 3); None: unbounded, as published.
+      modulation_times: number of Chebyshev times, 2 … 64, at which the flow head's modulations are computed, to be
+        interpolated to all evaluations; fewer than these. None: computed at every evaluation.
+      parallel_steps: solver steps of a column that are computed at once, ≥ 2, in sweeps until they settle (Picard
+        iteration); with any solver. For a few images on a GPU or TPU. None: one after another.
+      parallel_tolerance: largest root mean square difference of a column's latents from those of steps one after
+        another, > 0 and ≤ 1; latents have about unit scale. Used with parallel_steps.
 
     Raises:
-      ValueError: an option is out of its range.
+      ValueError: an option is out of its range, or modulation_times saves nothing.
       TypeError: an option is unknown, or of another type.
 
     Example:
@@ -64,6 +75,9 @@ class SamplingOptions:
     time_grid: Any = "uniform"
     temperature: Any = 1.0
     max_position: Any = None
+    modulation_times: Any = None
+    parallel_steps: Any = None
+    parallel_tolerance: Any = 1e-4
 
     def __new__(cls, **keywords: Any) -> "SamplingOptions":
         """Refuses unknown options; the message of `__init__` would not name the nearest one."""
@@ -73,12 +87,19 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         for name, value in checked(vars(self), SAMPLING).items():
             object.__setattr__(self, name, value)
-        self.solver_table()
+        times = len(self.solver_table().times)
+        if self.modulation_times is not None:
+            check_saves(self.modulation_times, times)
 
     @property
     def is_guided(self) -> bool:
         """Whether the null class is needed; True for a traced scale, which may have any value."""
         return is_traced(self.guidance_scale) or bool(np.any(np.asarray(self.guidance_scale) != 1))
+
+    @property
+    def modulations_at_once(self) -> int:
+        """Evaluations whose modulations are in memory at once, at least."""
+        return 1 if self.parallel_steps is None else len(self.solver_table().times)
 
     def guidance_scales(self, num_columns: int) -> Float[AnyArray, "num_columns"]:
         """Returns the guidance scale of every column; on the host, unless JAX traces.
@@ -95,6 +116,16 @@ class SamplingOptions:
         """Returns the flow solver as a table, one row per evaluation of the velocity."""
         num_steps: Any = self.num_flow_steps
         return flow.solver_table(self.solver, num_steps, self.time_grid)
+
+    def shortcuts(self) -> Shortcuts:
+        """Returns how modulations and steps are computed, if not one after another."""
+        times = self.solver_table().times
+        found = None if self.modulation_times is None else interpolation(np.asarray(times), self.modulation_times)
+        if self.parallel_steps is None:
+            return Shortcuts(None, found, None)
+        window = min(self.parallel_steps * (len(times) // self.num_flow_steps), len(times))
+        tolerance = self.parallel_tolerance
+        return Shortcuts(window, found, tolerance if is_traced(tolerance) else np.float32(tolerance))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as JSON values, {name: value}; `SamplingOptions(**values)` gives them back."""

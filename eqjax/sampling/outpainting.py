@@ -117,7 +117,8 @@ def outpaint(
       mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded.
       progress: called with the number of columns sampled since its last call, see `eqjax.sample_latents`.
       **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0), guidance_schedule ("linear"),
-        num_flow_steps (100), solver ("euler"), time_grid ("uniform"), temperature (1.0), max_position (None).
+        num_flow_steps (100), solver ("euler"), time_grid ("uniform"), temperature (1.0), max_position (None),
+        modulation_times (None), parallel_steps (None), parallel_tolerance (0.0001).
         The columns of a "linear" scale include those of the image. Scales per column are given for the added
         columns, [max(left, right)]; the shorter side uses the first ones.
 
@@ -173,6 +174,7 @@ def outpaint(
             prefix=prefix,
             mesh=mesh,
             progress=progress,
+            precision=model.precision,
             **_pad_scales(sampling_options, given, columns).to_dict(),
         )
         images = decode_columns(tokenizer, model.tokenizer_params, latents, scale=model.latent_scale, to_uint8=False)

@@ -63,7 +63,8 @@ def panorama(
       state: a file that `Panorama.save` wrote, or the arrays of `Panorama.state`, to resume from; it replaces all
         other arguments but `model`.
       **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0), guidance_schedule ("linear"),
-        num_flow_steps (100), solver ("euler"), time_grid ("uniform"), temperature (1.0), max_position (None).
+        num_flow_steps (100), solver ("euler"), time_grid ("uniform"), temperature (1.0), max_position (None),
+        modulation_times (None), parallel_steps (None), parallel_tolerance (0.0001).
         A "linear" guidance scale rises over num_columns; without end it rises over the columns of one training
         image and stays at guidance_scale. Scales per column may have any length; the last one applies to all later
         columns.
@@ -123,7 +124,8 @@ class Panorama:
         self._batch_shape = () if options.seeds is None else (batch_size,)
         labels = np.tile(np.asarray(options.labels, np.int32), (batch_size, 1))  # [B, S]
         check_labels(generator, labels)
-        memory.check_latents(generator, labels.shape, slots, options.is_guided)
+        at_once = options.modulations_at_once
+        memory.check_latents(generator, labels.shape, slots, options.is_guided, modulations_at_once=at_once)
         self._schedule = options.class_schedule()
         self._training_columns = max(1, tokenizer.resolution // tokenizer.column_width)
         self._inputs = SamplerInputs.create(generator, model.generator_params, labels, options)

@@ -28,6 +28,7 @@ from eqjax import flow
 from eqjax.generator import Condition, Generator, KVCache, Modulations
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
+from eqjax.sampling.shortcuts import Shortcuts, integrate
 from eqjax.tokenizer import Tokenizer
 from eqjax.tracing import is_traced
 from eqjax.typing import AnyArray, Params, Scalar
@@ -52,6 +53,7 @@ class SamplerInputs:
       solver_table: the flow solver.
       temperature: scale on the initial noise.
       max_position: largest position by which queries of cross-attention are rotated.
+      shortcuts: how the flow is integrated.
     """
 
     generator: Generator = flax.struct.field(pytree_node=False)
@@ -61,6 +63,7 @@ class SamplerInputs:
     solver_table: flow.SolverTable
     temperature: Scalar
     max_position: Scalar
+    shortcuts: Shortcuts
 
     @classmethod
     def create(
@@ -71,7 +74,16 @@ class SamplerInputs:
         position = position if is_traced(position) else np.int32(position)  # Not another program for another type.
         # A Python float would be float64 if JAX computes with 64 bits.
         temperature = options.temperature if is_traced(options.temperature) else np.float32(options.temperature)
-        return cls(generator, options.is_guided, params, labels, options.solver_table(), temperature, position)
+        return cls(
+            generator,
+            options.is_guided,
+            params,
+            labels,
+            options.solver_table(),
+            temperature,
+            position,
+            options.shortcuts(),
+        )
 
 
 @flax.struct.dataclass
@@ -86,6 +98,7 @@ class Sampler:
       solver_table: the flow solver.
       temperature: scale on the initial noise.
       max_position: largest position by which queries of cross-attention are rotated.
+      shortcuts: how the flow is integrated.
     """
 
     generator: Generator = flax.struct.field(pytree_node=False)
@@ -95,6 +108,7 @@ class Sampler:
     solver_table: flow.SolverTable
     temperature: Scalar
     max_position: Scalar
+    shortcuts: Shortcuts
 
     def apply(self, *args: Any, method: str) -> Any:
         """Calls a method of the generator with the parameters."""
@@ -137,7 +151,7 @@ def compute_params(module: Generator | Tokenizer, params: Params) -> Params:
     def cast(path: tuple[Any, ...], leaf: AnyArray) -> AnyArray:
         names = [key.key for key in path]
         keep = names[-1] not in ("kernel", "bias") or "norm" in names[-2]
-        return leaf if keep else leaf.astype(module.dtype)
+        return leaf if keep or leaf.dtype == jnp.dtype(module.dtype) else leaf.astype(module.dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
@@ -184,6 +198,7 @@ def make_sampler(inputs: SamplerInputs) -> Sampler:
         solver_table=inputs.solver_table,
         temperature=inputs.temperature,
         max_position=inputs.max_position,
+        shortcuts=inputs.shortcuts,
     )
 
 
@@ -254,6 +269,13 @@ def prefill(
 def sample_column(
     sampler: Sampler, context: Float[jax.Array, "R E"], noise: Float[jax.Array, "B D"], guidance_scale: Scalar
 ) -> Float[jax.Array, "B D"]:
+    """Returns the latents of one column, float32; the arguments are those of `integrate_column`."""
+    return integrate_column(sampler, context, noise, guidance_scale)[0]
+
+
+def integrate_column(
+    sampler: Sampler, context: Float[jax.Array, "R E"], noise: Float[jax.Array, "B D"], guidance_scale: Scalar
+) -> tuple[Float[jax.Array, "B D"], Scalar]:
     """Integrates the flow of one column from noise to latents.
 
     Args:
@@ -263,24 +285,24 @@ def sample_column(
       guidance_scale: unused without guidance.
 
     Returns:
-      Latents, float32.
+      Latents, float32, and how many evaluations of the flow head waited for each other.
     """
     head = sampler.generator
     values = context.shape[0] * (3 * head.flow_depth + 2) * head.flow_width
     chunk_size = max(1, MODULATION_BYTES // (values * jnp.dtype(head.dtype).itemsize))
 
-    def modulations(times: Float[jax.Array, "n"]) -> Modulations:
+    def modulations(times: Float[AnyArray, "n"]) -> Modulations:
         return sampler.apply(times[:, None], context[None], method="flow_modulations")  # [n, R, …]
 
-    def velocity(z: Float[jax.Array, "B D"], modulation: Modulations) -> Float[jax.Array, "B D"]:
+    def velocity(z: Float[jax.Array, "*P B D"], modulation: Modulations) -> Float[jax.Array, "*P B D"]:
         x = sampler.apply(z, method="flow_embed")
         if not sampler.is_guided:
             return sampler.apply(x, modulation, method="flow_denoise")
-        both = sampler.apply(jnp.concatenate([x, x]), modulation, method="flow_denoise")
-        conditional, unconditional = jnp.split(both, 2)
+        both = sampler.apply(jnp.concatenate([x, x], axis=-2), modulation, method="flow_denoise")
+        conditional, unconditional = jnp.split(both, 2, axis=-2)
         return jnp.asarray(flow.classifier_free_guidance(conditional, unconditional, guidance_scale))
 
-    return flow.integrate(velocity, noise, sampler.solver_table, modulations, chunk_size)
+    return integrate(sampler.shortcuts, velocity, noise, sampler.solver_table, modulations, chunk_size)
 
 
 def column_noise(

@@ -25,6 +25,7 @@ from eqjax.sampling import chunks, strips
 from eqjax.sampling.class_schedule import Blend, ClassSchedule
 from eqjax.sampling.options import SamplingOptions
 from eqjax.sampling.sampler import Sampler, SamplerInputs, compute_params
+from eqjax.sampling.shortcuts import Shortcuts
 from eqjax.sampling.streaming import Window
 from eqjax.serving.steering import Steering
 from eqjax.tokenizer import Tokenizer
@@ -224,6 +225,7 @@ def _sampler(
         solver_table=shared.solver_table,
         temperature=temperature,
         max_position=shared.max_position,
+        shortcuts=Shortcuts(None, None, None),
     )
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from eqjax.precision import Float32Products
 from eqjax.tokenizer.layers import torch_bias_init, torch_kernel_init
 from eqjax.typing import AnyArray, Params, PRNGKey
 
@@ -126,7 +127,7 @@ class FeatureHead(nn.Module):
         return SpectralConv(1, 1, self.dtype, name="conv_out")(x)[..., 0].astype(jnp.float32)
 
 
-class FeatureDiscriminator(nn.Module):
+class FeatureDiscriminator(Float32Products):
     """One head per intermediate feature map of a frozen vision transformer; the heads run as one batch.
 
     Attributes:
@@ -164,7 +165,7 @@ class FeatureDiscriminator(nn.Module):
         return jnp.moveaxis(logits, 0, 1).reshape(features.shape[1], -1)
 
 
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(Float32Products):
     """PatchGAN: strided convolutions whose every logit sees a patch of pixels (70 × 70 with 3 layers).
 
     Attributes:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 
 from eqjax.config_fields import checked
 from eqjax.module_fields import TOKENIZER
+from eqjax.precision import Float32Products
 from eqjax.tokenizer.decoder import Decoder, SemanticConfig, SemanticHead
 from eqjax.tokenizer.encoder import Encoder
 from eqjax.tokenizer.layers import Conv, LayerOptions
@@ -41,7 +42,7 @@ class Decoded:
     semantic: Float[AnyArray, "B h w C"] | None
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(Float32Products):
     """Convolutional autoencoder with one latent vector per column of the image.
 
     The defaults are the published full size: 256 pixels high, 16-pixel columns, 256 channels.

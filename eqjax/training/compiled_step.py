@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from eqjax import sharding
+from eqjax.precision import computing_in
 from eqjax.training.fault_tolerance import skip_nonfinite_updates
 from eqjax.training.trainer import Batch, Init, Rules, State, Step
 from eqjax.typing import Metrics, PRNGKey
@@ -42,7 +43,9 @@ def initial_state(init: Init, rules: Rules, mesh: jax.sharding.Mesh, root: PRNGK
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
 
 
-def compile_step(step: Step, rules: Rules, mesh: jax.sharding.Mesh, state: State, root: PRNGKey) -> "CompiledStep":
+def compile_step(
+    step: Step, rules: Rules, mesh: jax.sharding.Mesh, state: State, root: PRNGKey, precision: str = "highest"
+) -> "CompiledStep":
     """Returns the training step as the loop runs it: on a mesh, guarded, with a donated state.
 
     Args:
@@ -53,6 +56,7 @@ def compile_step(step: Step, rules: Rules, mesh: jax.sharding.Mesh, state: State
       mesh: the mesh.
       state: a state on the mesh, or its jax.ShapeDtypeStruct.
       root: the run's key.
+      precision: of products of float32 numbers, see `eqjax.precision.computing_in`.
     """
     partial: Any = step if isinstance(step, jax.tree_util.Partial) else jax.tree_util.Partial(step)
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((partial, state))):
@@ -60,7 +64,8 @@ def compile_step(step: Step, rules: Rules, mesh: jax.sharding.Mesh, state: State
     shardings = sharding.state_shardings(state, mesh, rules)
 
     def run(step, state, batch):
-        return skip_nonfinite_updates(step)(state, batch, jax.random.fold_in(root, state.step))
+        with computing_in(precision):
+            return skip_nonfinite_updates(step)(state, batch, jax.random.fold_in(root, state.step))
 
     jitted = jax.jit(run, donate_argnums=1, out_shardings=(shardings, sharding.replicated(mesh)))
     return CompiledStep(mesh, partial, jitted)

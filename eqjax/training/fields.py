@@ -11,6 +11,7 @@ An optional field is None where it is off. A command line sets it with --config.
 from eqjax import module_fields
 from eqjax.config_fields import Field, Table, with_defaults
 from eqjax.data.config import FIELDS as DATA
+from eqjax.module_fields import PRECISION
 from eqjax.rules import Boolean, Choice, Integer, Items, Number, Text
 
 _COUNT = Integer(least=1)
@@ -32,6 +33,9 @@ RUN: Table = {
     ),
     "mesh": Field(
         "data:-1", Text(), "Devices along the axes data, fsdp and tensor; -1: all others. See eqjax.sharding."
+    ),
+    "precision": Field(
+        "highest", PRECISION, "Of products of float32 numbers: highest is float32, as published; tf32; bfloat16."
     ),
     "log_every": Field(100, _EVERY, "Steps between lines of metrics; None: no metrics."),
     "eval_every": Field(1000, _EVERY, "Steps between evaluations on held-out images; None: no evaluation."),

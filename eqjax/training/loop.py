@@ -17,6 +17,7 @@ from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
 from eqjax.data import make_iterator
 from eqjax.io import remove_leftovers
 from eqjax.perf import chips, flops
+from eqjax.precision import computing_in
 from eqjax.progress import announced
 from eqjax.training.compiled_step import abstract_state, compile_step, initial_state
 from eqjax.training.fault_tolerance import (
@@ -63,7 +64,7 @@ def train(config: Config, workdir: str, trainer: Trainer) -> State:
       OutOfMemoryError: a batch does not fit into memory.
       PeerLostError: another process of the run is lost.
     """
-    with Run(config, workdir, trainer) as run, explained_failures(config):
+    with computing_in(config.precision), Run(config, workdir, trainer) as run, explained_failures(config):
         # ── State: from the newest checkpoint, or fresh ─────────────────────────────────────────
         state = run.restore_state()
         if state is None:
@@ -218,7 +219,9 @@ class Run:
         self._writer = self._stack.enter_context(MetricWriter(self._workdir, self._config.wandb_project))
         self._writer.config(self._config)
         step = jax.tree_util.Partial(self._trainer.step, self._trainer.frozen)
-        self._compiled_step = compile_step(step, self._trainer.rules, self._mesh, state, self._root)
+        self._compiled_step = compile_step(
+            step, self._trainer.rules, self._mesh, state, self._root, self._config.precision
+        )
         self._progress = Progress(int(state.step), self._config.total_steps, self._config.batch_size)
         self._stack.callback(self._progress.close)
         return range(int(state.step) + 1, self._config.total_steps + 1)

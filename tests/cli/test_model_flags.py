@@ -12,7 +12,6 @@ from eqjax.cli.main import COMMANDS
 
 def test_choices_are_those_of_the_library():
     assert tuple(model_flags.DTYPES) == model.COMPUTE_DTYPES
-    assert tuple(model_flags.PRECISIONS) == tuple(model.PRECISIONS)
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "demo"])

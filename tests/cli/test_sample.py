@@ -141,6 +141,7 @@ def test_a_saved_panorama_is_resumed(command, tmp_path):
         (dict(temperature=0.5), "--temperature: saved 1.0, given 0.5"),
         (dict(transition=2), "--transition: saved 0, given 2"),
         (dict(max_position=2), "--max_position: saved None, given 2"),
+        (dict(parallel_steps=2), "--parallel_steps: saved None, given 2"),
     ):
         with pytest.raises(ValueError, match=f"panorama of other options(.|\n)*{sides}"):
             command(state=state, **change)

@@ -18,13 +18,13 @@ VARIANTS = {
         None,
         "stage2",
         "style=strict",
-        "precision=bfloat16",
+        "dtype=bfloat16",
         "tiny",
         "tiny,stage2",
         "tiny,style=strict",
     ],
     "photos_generator": [None, "tiny", "quick"],
-    "imagenet_generator": ["size=S", "size=B", None, "size=H,precision=bfloat16,remat=full", "tiny"],
+    "imagenet_generator": ["size=S", "size=B", None, "size=H,dtype=bfloat16,remat=full", "tiny"],
     "places_generator": [None, "remat=projections", "tiny"],
 }
 
@@ -111,7 +111,7 @@ def test_published_generators():
     ("name", "message"),
     [
         ("photos_tokenizer:style=loose", "style='loose' in ':style=loose' is not one of"),
-        ("imagenet_tokenizer:precision=float16", "precision='float16' .* is not one of"),
+        ("imagenet_tokenizer:dtype=float16", "dtype='float16' .* is not one of"),
         ("imagenet_generator:size=XL", "size='XL' in ':size=XL' is not one of"),
         ("places_generator:size=S", "unknown variant 'size'"),
     ],

@@ -127,8 +127,9 @@ def test_encoder_calls_are_bounded(config, weights, tmp_path, monkeypatch, batch
     sizes = []
 
     class Recorder:
-        def __init__(self, weights, dtype, batch_size):
+        def __init__(self, weights, dtype, batch_size, precision):
             del weights
+            assert precision == "highest"
             sizes.append(batch_size)
             self._dtype = dtype
 

@@ -47,6 +47,10 @@ def test_a_batch_that_is_too_large_is_refused(monkeypatch):
     )
     refused(memory.check_latents, MemoryError, message, Generator(), (100_000,), 16, True)
     memory.check_latents(Generator(), (100_000,), 16, True, num_devices=32)
+    memory.check_latents(Generator(), (1000,), 16, True, modulations_at_once=1)
+    message = r"takes at least 49 GB .* which has 40 GB: sample fewer images at a time, or leave parallel_steps out\."
+    monkeypatch.setattr(memory, "device_bytes", lambda: 40 * 10**9)
+    refused(memory.check_latents, MemoryError, message, Generator(), (1000,), 16, True, modulations_at_once=100)
 
 
 def test_steps_beyond_the_resolution_of_times_are_refused():

@@ -29,6 +29,9 @@ def test_defaults_are_those_of_the_paper():
         "time_grid": "uniform",
         "temperature": 1.0,
         "max_position": None,
+        "modulation_times": None,
+        "parallel_steps": None,
+        "parallel_tolerance": 1e-4,
     }
 
 

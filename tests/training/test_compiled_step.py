@@ -62,3 +62,16 @@ def test_frozen_arrays_are_arguments_of_the_program(mesh):
     lowered = compile_step(jax.tree_util.Partial(draw, frozen), (), mesh, template, root).lower(template, {})
     assert len(jax.tree.leaves(lowered.args_info)) == 3  # The frozen array, the step's number and the weights.
     assert "0.123" not in lowered.as_text()
+
+
+def test_products_are_float32_unless_asked_otherwise(mesh):
+    def multiply(frozen, state, batch, key):
+        del frozen, batch, key
+        return State(state.step + 1, state.weights @ jnp.eye(128)), {"loss": jnp.zeros(())}
+
+    root, state = jax.random.key(7), abstract_state(init, (), mesh, jax.random.key(7))
+    step = jax.tree_util.Partial(multiply, np.ones(1, np.float32))
+    with jax.default_matmul_precision("bfloat16"):
+        default = compile_step(step, (), mesh, state, root).lower(state, {}).as_text()
+        asked = compile_step(step, (), mesh, state, root, "tf32").lower(state, {}).as_text()
+    assert "precision = [HIGHEST, HIGHEST]" in default and "precision = [HIGH, HIGH]" in asked

@@ -204,7 +204,8 @@ def load_model(config: Config) -> tuple[Model, str]:
     if config.loss_columns is not None:
         column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
     abstract, scale = pretrained.abstract_params(generator), latent_scale(weights)
-    return Model(tokenizer, params, generator, abstract, scale, class_names), weights.notes
+    model = Model(tokenizer, params, generator, abstract, scale, class_names, config.precision)
+    return model, weights.notes
 
 
 def load_tokenizer(config: Config) -> pretrained.Weights:

@@ -1,0 +1,61 @@
+"""How a column's flow is integrated: modulations at every time or interpolated, steps one after another or at once."""
+
+from collections.abc import Callable
+import functools
+
+import flax.struct
+import jax
+from jaxtyping import Float
+
+from eqjax import flow
+from eqjax.generator import Modulations
+from eqjax.sampling.interpolated_modulations import Interpolation, interpolate
+from eqjax.sampling.parallel_steps import integrate_parallel
+from eqjax.typing import AnyArray, Scalar
+
+
+@flax.struct.dataclass
+class Shortcuts:
+    """Two ways to integrate the flow with fewer products, or with fewer evaluations that wait for each other.
+
+    Attributes:
+      window: evaluations that are computed at once; None: one after another.
+      interpolation: from few times to those of all evaluations; None: modulations are computed at every time.
+      tolerance: bound of the error of evaluations at once; None without them.
+    """
+
+    window: int | None = flax.struct.field(pytree_node=False)
+    interpolation: Interpolation | None
+    tolerance: Scalar | None
+
+
+def integrate(
+    shortcuts: Shortcuts,
+    velocity: Callable[[jax.Array, Modulations], jax.Array],
+    noise: Float[AnyArray, "B D"],
+    table: flow.SolverTable,
+    modulations: Callable[[AnyArray], Modulations],
+    chunk_size: int,
+) -> tuple[Float[jax.Array, "B D"], Scalar]:
+    """Integrates the flow of a column.
+
+    Args:
+      shortcuts: how.
+      velocity: function of states [..., B, D] and modulations [..., R, …].
+      noise: the states at t = 1.
+      table: the flow solver.
+      modulations: function of times [n] → modulations, leaves [n, R, …].
+      chunk_size: times whose modulations are in memory at once, at most; with evaluations at once it is all of them.
+
+    Returns:
+      The states at t = 0, and how many evaluations waited for each other.
+    """
+    prepare, given = modulations, None
+    if shortcuts.interpolation is not None:
+        at_nodes, given = modulations(shortcuts.interpolation.nodes), shortcuts.interpolation.matrix
+        prepare = functools.partial(interpolate, at_nodes=at_nodes)
+    if shortcuts.window is None:
+        return flow.integrate(velocity, noise, table, prepare, chunk_size, given), table.times.shape[0]
+    assert shortcuts.tolerance is not None
+    prepared = prepare(table.times if given is None else given)
+    return integrate_parallel(velocity, noise, table, prepared, shortcuts.window, shortcuts.tolerance)
