@@ -52,7 +52,7 @@ def twonn_dimension(points: Any) -> float:
     return float(-np.log(1 - empirical) @ kept / (kept @ kept))
 
 
-def next_column_error(latents: Any, window: Any = 3, ridge: Any = 1e-2) -> float:
+def next_column_error(latents: Any, window: Any = 3, ridge: Any = 1.0) -> float:
     """Returns the fraction of the variance of a column that a linear map of the columns before it leaves unexplained.
 
     A cheap proxy for how hard a generator's task is. Ridge regression is fitted on the first half of the images and
@@ -61,7 +61,10 @@ def next_column_error(latents: Any, window: Any = 3, ridge: Any = 1e-2) -> float
     Args:
       latents: [B, N, D], at least two images.
       window: columns that predict the next one.
-      ridge: weight of the penalty, relative to the mean variance of the predictors.
+      ridge: weight of the penalty, relative to the mean variance of the predictors. The default is for tens of images,
+        where rows are about as many as predictors (window · D) and less lets the fit follow its noise: of 32 images of
+        8 columns of white noise of 32 channels, of which nothing can be explained, 0.01 leaves 4.4 unexplained, 1
+        leaves 1.2. With thousands of rows take less: it makes the result larger than it need be.
 
     Raises:
       TypeError: an argument is of another type.

@@ -104,6 +104,59 @@ METRICS: Table = {
     "sampling": with_defaults(module_fields.SAMPLING, num_flow_steps=50),
 }
 
+EQUIVARIANCE: Table = {
+    "implicit_probability": Field(
+        0.0,
+        _FRACTION,
+        "Fraction of the steps that decode transformed latents and compare with transformed images; 0.5 as in EQ-VAE.",
+    ),
+    "explicit_weight": Field(
+        0.0,
+        _WEIGHT,
+        "Weight of the relative errors of encoder and decoder under a transform beside L1; needs stage1_weights.",
+    ),
+    "transforms": Field(
+        ("scale", "flip"),
+        Items(Choice(("scale", "flip", "shift", "warp")), least=1),
+        "Kinds of horizontal transforms that are drawn; a step's transform is a product of one of each.",
+    ),
+    "scales": Field(
+        ("1/4", "1/2", "3/4", "1"),
+        Items(Text(pattern=r"[0-9]{1,4}(/[0-9]{1,4})?", form="a fraction in text, such as '3/4'"), least=1),
+        "Scale: widths of transformed images over those of images; each is a program of its own.",
+    ),
+    "shift_columns": Field(0.5, Number(above=0, most=1000), "Shift: the largest to either side, columns."),
+    "warp_strength": Field(0.25, Number(above=0, most=10), "Warp: standard deviation of the log of local scales."),
+    "warp_knots": Field(8, Integer(least=1, most=1000), "Warp: intervals between its knots over the image's width."),
+    "interpolation": Field(
+        "linear", Choice(("linear", "fourier")), "Interpolation of images and columns; fourier is band-limited."
+    ),
+    "start": Field(0, Integer(least=0), "Steps done before transforms and the stereo term are on."),
+    "soft_power": Field(
+        None,
+        Number(above=0, most=100, optional=True, none_means="off"),
+        "Power of the rule that takes weight from transforms which the data resist, one transform per step; 2 as in "
+        "PER. None: off.",
+    ),
+    "soft_after": Field(0.25, _FRACTION, "Fraction of the run after which soft_power sets the weights, once."),
+    "collapse_threshold": Field(
+        0.5,
+        _FRACTION,
+        "Explicit errors are off for good once the spread of latents is below this fraction of its start; 0: never.",
+    ),
+    "stereo_weight": Field(
+        0.0, _WEIGHT, "Weight of the retrieval of columns over the two views of stereo pairs, beside L1; 0: none."
+    ),
+    "stereo_pairs": Field(
+        None, _TEXT, "Rectified pairs: an .npz file or a folder of them; None: the pair that scikit-image ships."
+    ),
+    "stereo_windows": Field(8, Integer(least=1, most=10_000), "Corresponding windows per step and microbatch."),
+    "stereo_columns": Field(4, Integer(least=1, most=10_000), "Width of these windows, columns."),
+    "stereo_temperature": Field(
+        0.01, Number(above=0, most=100), "Width of the smooth step of the retrieval, in units of the cosine."
+    ),
+}
+
 OBJECTIVE: Table = {
     "kl_weight": Field(0.01, _WEIGHT, "Weight of the KL term."),
     "l2_weight": Field(0.0, _WEIGHT, "Weight of the squared error beside L1; not published, useful without LPIPS."),
@@ -127,6 +180,7 @@ OBJECTIVE: Table = {
         "Norm of the adversarial term's gradient, as a fraction of the reconstruction terms'; 0: no discriminator.",
     ),
     "adversarial_start": Field(5001, Integer(least=0), "Steps done before the adversarial term is on."),
+    "equivariance": EQUIVARIANCE,
 }
 
 DISCRIMINATOR: Table = {

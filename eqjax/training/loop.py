@@ -107,7 +107,10 @@ class Run:
         sharding.check_batch(self._mesh, config.batch_size, config.accumulation_steps)
         process_index, process_count = sharding.batch_shard(self._mesh)
         self._config, self._workdir, self._trainer = config, workdir, trainer
-        self._is_compiled, self._seconds_at_peak, self._compiled_works = False, None, frozenset[str]()
+        self._seconds_at_peak: dict[Any, float | None] = {}  # By the structure of the batch: each is a program.
+        self._seconds_since_log, self._steps_since_log = 0.0, 0
+        self._noticed: dict[str, Any] = {}
+        self._compiled_works = frozenset[str]()
         with contextlib.ExitStack() as stack:
             # ── Checkpoints ─────────────────────────────────────────────────────────────────────
             stack.enter_context(WorkdirLock(workdir))
@@ -226,15 +229,21 @@ class Run:
     def next_batch(self, step: int) -> Batch:
         """Returns the next batch, on the devices."""
         self._profiler.before(step, self._watch)
-        return sharding.shard_batch(next(self._data), self._mesh)
+        return sharding.shard_batch(self._trainer.prepare_batch(next(self._data), step), self._mesh)
 
     def update(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        """Runs the compiled step; the first call compiles it, which counts as no training time."""
-        if self._is_compiled:
-            return self._compiled_step(state, batch)
-        with self._progress.paused(), announced("Compiling the training step"):
-            self._is_compiled, self._seconds_at_peak = True, self._count_seconds_at_peak(state, batch)
+        """Runs the compiled step; the first call of each of its programs compiles it, which is no training time."""
+        program, is_first = jax.tree.structure(batch), not self._seconds_at_peak
+        if program in self._seconds_at_peak:
             after = self._compiled_step(state, batch)
+        else:
+            with self._progress.paused(), announced("Compiling the training step"):
+                self._seconds_at_peak[program] = self._count_seconds_at_peak(state, batch)
+                after = self._compiled_step(state, batch)
+        self._seconds_since_log += self._seconds_at_peak[program] or 0.0
+        self._steps_since_log += 1
+        if not is_first:
+            return after
         every, total = self._config.log_every, self._config.total_steps
         lines = f"metrics every {every} steps" if every else "without metrics, as log_every is None"
         if jax.process_index() == 0:
@@ -305,9 +314,13 @@ class Run:
             values["corrupt_images"] = self._data.num_corrupt
         images_per_second = self._progress.update(step, values)
         values["images_per_second"] = images_per_second
-        if self._seconds_at_peak is not None:
-            values["mfu"] = images_per_second / self._config.batch_size * self._seconds_at_peak
+        if self._seconds_since_log:
+            seconds_per_step = self._seconds_since_log / self._steps_since_log
+            values["mfu"] = images_per_second / self._config.batch_size * seconds_per_step
+        self._seconds_since_log, self._steps_since_log = 0.0, 0
         self._writer.scalars(step, values)
+        self._trainer.notice(step, values, self._noticed)
+        self._noticed |= values
 
     def evaluate_and_save(self, step: int, state: State) -> None:
         """Evaluates and saves; a checkpoint that may be the best includes the metrics of its step."""

@@ -33,9 +33,11 @@ class TokenizerState(TrainState):
 
     Attributes:
       discriminator: {"params", "spectral", "opt_state"}, or None without a discriminator.
+      regularization: what the regularizers of equivariance carry, or None.
     """
 
     discriminator: dict[str, Any] | None
+    regularization: Any = None
 
 
 def stream(key: PRNGKey, name: str) -> PRNGKey:

@@ -57,6 +57,26 @@ class Trainer(abc.ABC):
           key: the step's random key.
         """
 
+    def prepare_batch(self, batch: Batch, step: int) -> Batch:
+        """Adds what the host decides about a step, the same on every process; by default nothing.
+
+        Args:
+          batch: this process's batch, as numpy.
+          step: number of the step, counted from 1.
+        """
+        del step
+        return batch
+
+    def notice(self, step: int, metrics: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+        """Logs what the metrics of a step call for.
+
+        Args:
+          step: number of the step.
+          metrics: its metrics, on the host.
+          before: the last metrics by name that this was called with; empty at the start of a run.
+        """
+        del step, metrics, before
+
     def plain_step(self, frozen: Any, state: State, batch: Batch, key: PRNGKey) -> tuple[State, Metrics]:
         """Returns the results of `step`, computed without rematerialization; its FLOPs count as the model's."""
         return self.step(frozen, state, batch, key)

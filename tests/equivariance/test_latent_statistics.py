@@ -20,13 +20,40 @@ def test_repeated_points_do_not_count():
     assert twonn_dimension(np.concatenate([points, points])) == pytest.approx(twonn_dimension(points))
 
 
+def test_the_largest_tenth_of_the_ratios_does_not_count():
+    """The publication's fit, once more: distances by brute force, −log(1 − i/M) over log μ, the first 90 % of them."""
+    points = RANDOM.normal(size=(200, 4))
+    distances = np.linalg.norm(points[:, None] - points, axis=2) + np.diag(np.full(200, np.inf))
+    first, second = np.sort(distances, axis=1)[:, :2].T
+    ratios = np.sort(np.log(second / first))
+    heights = -np.log(1 - np.arange(1, 200) / 200)  # The last would be infinite.
+
+    def slope(count):
+        return (heights[:count] @ ratios[:count]) / (ratios[:count] @ ratios[:count])
+
+    assert twonn_dimension(points) == pytest.approx(slope(180), rel=1e-9)
+    assert min(abs(slope(count) / slope(180) - 1) for count in (160, 170, 190, 199)) > 1e-3
+
+
 def test_unexplained_variance_of_known_processes():
     noise = RANDOM.normal(size=(400, 9, 4))
     assert next_column_error(noise) == pytest.approx(1, abs=0.05)
     walk = noise.copy()
     for k in range(1, 9):  # A stationary process: correlation 0.8 from column to column.
         walk[:, k] = 0.8 * walk[:, k - 1] + 0.6 * noise[:, k]
-    assert next_column_error(walk, window=2) == pytest.approx(0.36, abs=0.03)
+    assert next_column_error(walk, window=2, ridge=1e-2) == pytest.approx(0.36, abs=0.03)
+
+
+@pytest.mark.parametrize("count", [32, 64])
+def test_the_default_does_not_follow_the_noise_of_a_few_images(count):
+    """80 and 160 rows of 96 predictors: where nothing can be explained, a fit of noise adds to the error."""
+    noise = np.random.default_rng(0).normal(size=(count, 8, 32))
+    assert next_column_error(noise) < 1.4 < 1.6 < next_column_error(noise, ridge=1e-2)
+    walk = noise.copy()
+    for k in range(1, 8):
+        walk[:, k] = 0.8 * walk[:, k - 1] + 0.6 * noise[:, k]
+    assert next_column_error(walk) < next_column_error(walk, ridge=1e-2) - 0.1
+    assert next_column_error(walk) < next_column_error(noise)
 
 
 def test_the_loss_of_a_gaussian_is_that_of_its_best_velocity():

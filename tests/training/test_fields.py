@@ -30,13 +30,14 @@ MAY_BE_ZERO = {
     "semantic_weight", "semantic_start", "adversarial_weight", "adversarial_start", "square_downsamples",
     "attention_window",
     "posterior_std", "dropout_rate", "label_dropout_rate", "guidance_scale", "temperature", "max_position",
+    "implicit_probability", "explicit_weight", "start", "soft_after", "collapse_threshold", "stereo_weight",
     "num_threads", "num_workers", "max_corrupt_fraction", "holdout_fraction",
 }  # fmt: skip
 # Numbers without an upper bound, of which 10**30 is one.
 UNBOUNDED = {
     "total_epochs", "warmup_steps", "warmup_epochs", "decay_every", "weight_decay", "grad_clip_norm", "kl_weight",
     "l2_weight", "seam_weight", "spectrum_weight", "perceptual_weight", "semantic_weight", "adversarial_weight",
-    "posterior_std", "temperature", "guidance_scale",
+    "posterior_std", "temperature", "guidance_scale", "explicit_weight", "stereo_weight",
 }  # fmt: skip
 
 

@@ -10,13 +10,20 @@ from eqjax.sharding import path_name
 from eqjax.training.forward_order import forward_order
 from eqjax.training.state import TokenizerState
 from eqjax.training.tokenizer.discriminator import FrozenParams
-from eqjax.training.tokenizer.objective import TERMS, Images
+from eqjax.training.tokenizer.draws import Images
+from eqjax.training.tokenizer.objective import TERMS
+from eqjax.training.tokenizer.regularization import REGULARIZER_TERMS, TransformChoice
 from eqjax.training.tokenizer.step import TokenizerStep
 from eqjax.typing import PRNGKey
 
 
 def first_nonfinite_term(
-    step: TokenizerStep, frozen: FrozenParams, state: TokenizerState, images: Images, key: PRNGKey
+    step: TokenizerStep,
+    frozen: FrozenParams,
+    state: TokenizerState,
+    images: Images,
+    key: PRNGKey,
+    choice: TransformChoice | None = None,
 ) -> str:
     """Repeats a training step and names the first value that is not finite.
 
@@ -29,11 +36,12 @@ def first_nonfinite_term(
       state: state before the step.
       images: images in [-1, 1].
       key: the step's random key.
+      choice: the host's choice of the step's transform, or None.
 
     Returns:
       A text, such as "term lpips".
     """
-    found = _repeat_step(step, frozen, state, images, key)
+    found = _repeat_step(step, frozen, state, images, key, choice)
     bad = {
         what: [path_name(path) for path, finite in jax.tree_util.tree_leaves_with_path(tree) if not finite]
         for what, tree in found.items()
@@ -44,7 +52,7 @@ def first_nonfinite_term(
         return f"the discriminator's {bad['discriminator'][0]}"
     if bad["latents"]:
         return "output of the encoder"
-    if terms := [name for name in TERMS if name in bad["terms"]]:
+    if terms := [name for name in (*REGULARIZER_TERMS, *TERMS) if name in bad["terms"]]:
         return f"term {terms[0]}"
     if bad["grads"]:
         # They flow back, from the last part of the tokenizer to the first.
@@ -60,16 +68,22 @@ def first_nonfinite_term(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _repeat_step(
-    step: TokenizerStep, frozen: FrozenParams, state: TokenizerState, images: Images, key: PRNGKey
+    step: TokenizerStep,
+    frozen: FrozenParams,
+    state: TokenizerState,
+    images: Images,
+    key: PRNGKey,
+    choice: TransformChoice | None,
 ) -> dict[str, Any]:
     """Returns whether arrays are finite, as trees of booleans."""
     posterior: Any = step.objective.tokenizer.apply({"params": state.params}, images, method="encode")
-    grads, terms, spectral = step.tokenizer_grads(frozen, state, images, key)
+    regularizer = step.regularizer(state, choice, key)
+    grads, terms, spectral = step.tokenizer_grads(frozen, state, images, key, regularizer)
     metrics: dict[str, Any] = {}
     if state.discriminator is not None:
         trained, _ = step.update_tokenizer(state, grads)
         params = {**state.params, **trained}
-        _, metrics = step.update_discriminator(frozen, state, params, spectral, images, key)
+        _, metrics = step.update_discriminator(frozen, state, params, spectral, images, key, regularizer)
     found = {
         "params": state.params,
         "discriminator": state.discriminator,

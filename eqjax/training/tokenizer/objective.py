@@ -8,6 +8,10 @@
 
     total = nll + w_kl · kl + w_semantic · semantic + λ · adversarial
 
+On an implicit step of `objective.equivariance`, x is the transformed image T x and x̂ = D(T' z), for both updates; the
+semantic term is off. Explicit errors and the stereo term add their weight · values per image. With soft weights, the
+total of an implicit step is multiplied by the weight of its transform. See `eqjax.training.tokenizer.regularization`.
+
 R is the distance of roughness by place in a column (`eqjax.tokenizer.seams`), S the distance of local amplitudes
 (`eqjax.tokenizer.local_spectrum`); neither is published.
 
@@ -34,6 +38,13 @@ Metrics of a step, in the order in which they are computed:
 | `disc_active` | whether the adversarial term is on, 0 or 1 |
 | `nll_grad_norm_last_layer` | norm of the gradient of `nll_loss` at the decoder's last kernel |
 | `gen_grad_norm_last_layer` | the same of `gen_loss` |
+| `encoder_error`, `decoder_error` | squared relative errors under the step's transform; with an explicit weight |
+| `stereo_loss` | one minus the smoothed precision of retrieval; with a stereo weight |
+| `equivariance_error` | relative error of the encoder under the step's transform; with explicit or soft weights |
+| `latent_spread` | root mean variance of latent channels; with an explicit weight |
+| `collapsed` | whether the guard has turned the explicit errors off, 0 or 1 |
+| `soft_scale`, `soft_flip`, … | soft weights of the kinds of transforms |
+| `transformed_l1`, … | on an implicit step the names of `l1` to `nll_loss` have this prefix |
 | `loss` | total |
 | `grad_norm` | global norm of the tokenizer's gradients |
 | `disc_loss` | loss of the discriminator; 0 while the adversarial term is off |
@@ -47,71 +58,48 @@ Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.1 and appendix; 
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, NamedTuple, TypeAlias
+import functools
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from eqjax import config_fields, nets
+from eqjax.equivariance import transformed_pair
 from eqjax.evaluation.image_metrics import psnr
-from eqjax.tokenizer import Decoded, Tokenizer, losses
-from eqjax.tokenizer.augment import NUM_UNIFORMS, diff_augment
+from eqjax.tokenizer import Tokenizer, losses
+from eqjax.tokenizer.augment import diff_augment
 from eqjax.tokenizer.local_spectrum import local_spectrum_distance
-from eqjax.tokenizer.posterior import posterior_noise
 from eqjax.tokenizer.seams import seam_distance
-from eqjax.training import fields
-from eqjax.training.state import stream
-from eqjax.training.tokenizer.discriminator import Discriminator, FrozenParams, Variables, make_discriminator
-from eqjax.typing import AnyArray, Config, Params, PRNGKey, Scalar
-
-Images: TypeAlias = Float[AnyArray, "B H W 3"]
-Terms: TypeAlias = dict[str, Any]
-# Whether a term is on: True if always, else a traced boolean.
-Switch: TypeAlias = bool | Bool[AnyArray, ""]
+from eqjax.training.tokenizer.discriminator import Discriminator, FrozenParams, Variables
+from eqjax.training.tokenizer.draws import ActiveTerms, Images, RandomDraws, Switch, Terms, only_if
+from eqjax.training.tokenizer.regularization import Regularization, StepRegularizer
+from eqjax.typing import AnyArray, Params, PRNGKey, Scalar
 
 # The terms in the order in which they are computed; the other metrics derive from them.
 TERMS = ("l1", "lpips", "seam", "spectrum", "kl_loss", "semantic_loss", "gen_loss")
 
 
 @flax.struct.dataclass
-class RandomDraws:
-    """The random draws of one pass over a batch.
+class Reconstruction:
+    """A pass through the tokenizer.
 
     Attributes:
-      posterior_noise: noise added to the posterior's mean, [B, L, D].
-      real_uniforms: uniforms in [0, 1) that augment the images, [B, 7].
-      fake_uniforms: uniforms in [0, 1) that augment the reconstructions, [B, 7].
-      real_key: key with which the discriminator crops or resizes images; None: it resizes.
-      fake_key: the same for reconstructions.
+      targets: the images, or on an implicit step the transformed ones.
+      images: reconstructions of the targets.
+      semantic: predicted semantic features; None without a semantic head, and on an implicit step.
+      kl: the KL term.
+      means: means of the posterior.
+      latents: latents with noise, before any transform.
     """
 
-    posterior_noise: jax.Array
-    real_uniforms: jax.Array
-    fake_uniforms: jax.Array
-    real_key: PRNGKey | None = None
-    fake_key: PRNGKey | None = None
-
-    @classmethod
-    def from_key(cls, key: PRNGKey, tokenizer: Tokenizer, shape: tuple[int, ...]) -> "RandomDraws":
-        """Returns draws for images of a shape [B, H, W, 3]."""
-        columns = shape[2] // tokenizer.column_width
-        latents_shape = (shape[0], columns, tokenizer.embed_dim)
-        return cls(
-            posterior_noise=posterior_noise(stream(key, "posterior"), latents_shape, tokenizer.posterior_std),
-            real_uniforms=jax.random.uniform(stream(key, "augment_real"), (shape[0], NUM_UNIFORMS), jnp.float32),
-            fake_uniforms=jax.random.uniform(stream(key, "augment_fake"), (shape[0], NUM_UNIFORMS), jnp.float32),
-            real_key=stream(key, "view_real"),
-            fake_key=stream(key, "view_fake"),
-        )
-
-
-class ActiveTerms(NamedTuple):
-    """Which of the terms that start late are on: True if always, else a traced boolean."""
-
-    semantic: Switch = True
-    adversarial: Switch = True
+    targets: Images
+    images: Images
+    semantic: Float[AnyArray, "B h w C"] | None
+    kl: Float[AnyArray, ""]
+    means: Float[AnyArray, "B L D"]
+    latents: Float[AnyArray, "B L D"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +119,7 @@ class Objective:
       semantic_targets: (frozen parameters, images) → [B, h, w, C].
       discriminator: maps augmented images to logits.
       discriminator_loss: (logits of images, logits of reconstructions) → scalar.
+      regularization: what trains equivariance, or None.
     """
 
     tokenizer: Tokenizer
@@ -145,23 +134,37 @@ class Objective:
     semantic_targets: Callable[..., jax.Array] | None = None
     discriminator: Discriminator | None = None
     discriminator_loss: Callable[..., jax.Array] = losses.hinge_loss
+    regularization: Regularization | None = None
 
     def reconstruct(
-        self, params: Params, images: Images, noise: Float[AnyArray, "B L D"]
-    ) -> tuple[Decoded, Float[jax.Array, ""]]:
-        """Encodes images, adds noise to the posterior's mean and decodes.
+        self,
+        params: Params,
+        images: Images,
+        noise: Float[AnyArray, "B L D"],
+        regularizer: StepRegularizer | None = None,
+    ) -> Reconstruction:
+        """Encodes images, adds noise to the posterior's mean and decodes; on an implicit step after a transform.
 
         Args:
           params: the tokenizer's parameters.
           images: images in [-1, 1].
           noise: posterior noise.
-
-        Returns:
-          The decoded latents, and the KL term.
+          regularizer: what the step adds to the objective; None: nothing.
         """
         posterior: Any = self.tokenizer.apply({"params": params}, images, method="encode")
-        decoded: Any = self.tokenizer.apply({"params": params}, posterior.mean + noise, method="decode")
-        return decoded, jnp.mean(posterior.kl())
+        latents = posterior.mean + noise
+        if self.regularization is not None and regularizer is not None and regularizer.implicit:
+            assert regularizer.action is not None
+            decode = functools.partial(self._decode, params)
+            targets, fakes = transformed_pair(self.regularization.geometry, regularizer.action, images, latents, decode)
+            return Reconstruction(targets, fakes, None, jnp.mean(posterior.kl()), posterior.mean, latents)
+        decoded: Any = self.tokenizer.apply({"params": params}, latents, method="decode")
+        kl = jnp.mean(posterior.kl())
+        return Reconstruction(images, decoded.images, decoded.semantic, kl, posterior.mean, latents)
+
+    def _decode(self, params: Params, latents: Float[AnyArray, "B L D"]) -> Images:
+        decoded: Any = self.tokenizer.apply({"params": params}, latents, method="decode")
+        return decoded.images
 
     def tokenizer_grads(
         self,
@@ -172,6 +175,7 @@ class Objective:
         images: Images,
         draws: RandomDraws,
         active: ActiveTerms,
+        regularizer: StepRegularizer | None = None,
     ) -> tuple[Params, Terms, Any]:
         """Computes the gradients of the total with respect to the tokenizer.
 
@@ -183,27 +187,33 @@ class Objective:
           images: images in [-1, 1].
           draws: random draws.
           active: which terms are on.
+          regularizer: what the step adds to the objective; None: nothing.
 
         Returns:
           Gradients like `trainable`, metrics, and the spectral vectors after the pass (None without a discriminator).
         """
 
-        def forward(trainable: Params) -> tuple[Any, Any, Any]:
-            decoded, kl = self.reconstruct({**fixed, **trainable}, images, draws.posterior_noise)
-            return decoded.images, decoded.semantic, kl
+        def forward(trainable: Params) -> tuple[tuple[Any, Any, Any, Any], tuple[Any, Any]]:
+            params = {**fixed, **trainable}
+            made = self.reconstruct(params, images, draws.posterior_noise, regularizer)
+            extra, readings = self._regularize(params, frozen, images, made, regularizer)
+            return (made.images, made.semantic, made.kl, extra), (made.targets, readings)
 
-        (fakes, semantic, kl), backward = jax.vjp(forward, trainable)
+        (fakes, semantic, kl, extra), backward, (targets, readings) = jax.vjp(forward, trainable, has_aux=True)
 
         def last_kernel_norm(to_fakes: jax.Array) -> jax.Array:
             # Only the last layer's gradient of this backward pass is used; the compiler drops the rest.
-            (grads,) = backward((to_fakes, jax.tree.map(jnp.zeros_like, semantic), jnp.zeros_like(kl)))
+            rest = jax.tree.map(jnp.zeros_like, (semantic, kl, extra))
+            (grads,) = backward((to_fakes, *rest))
             return jnp.linalg.norm(self.tokenizer.last_layer(grads)["kernel"])
 
-        to_fakes, terms = jax.grad(self._nll, has_aux=True)(fakes, frozen, images)
+        # Images of every width weigh alike beside the KL term.
+        size = images[0].size
+        to_fakes, terms = jax.grad(self._nll, has_aux=True)(fakes, frozen, targets, size)
         terms["kl_loss"] = kl
         total = terms["nll_loss"] + self.kl_weight * kl
         to_semantic, value, weight = self._semantic_term(semantic, frozen, images, active.semantic)
-        if self.semantic_targets is not None:
+        if self.semantic_targets is not None and semantic is not None:
             total += weight * value
             terms |= {"semantic_loss": value, "semantic_active": jnp.asarray(active.semantic, jnp.float32)}
         spectral = None
@@ -217,8 +227,35 @@ class Objective:
             total += weight * value
             terms |= {"gen_loss": value, "adaptive_weight": weight, "disc_active": is_on}
             terms |= {"nll_grad_norm_last_layer": norms[0], "gen_grad_norm_last_layer": norms[1]}
-        (grads,) = backward((to_fakes, to_semantic, jnp.full_like(kl, self.kl_weight)))
-        return grads, {**terms, "loss": total}, spectral
+        to_kl, to_losses = jnp.full_like(kl, self.kl_weight), {}
+        if self.regularization is not None and regularizer is not None:
+            if regularizer.implicit and regularizer.weight is not None:
+                # The data may lack the symmetry: the whole objective of its steps counts less.
+                to_fakes, to_kl, total = (regularizer.weight * x for x in (to_fakes, to_kl, total))
+            weights = self.regularization.weights(regularizer, extra)
+            to_losses = {name: size * weights[name] for name in extra}
+            total += sum((to_losses[name] * value for name, value in extra.items()), jnp.zeros(()))
+        (grads,) = backward((to_fakes, to_semantic, to_kl, to_losses))
+        return grads, {**extra, **readings, **terms, "loss": total}, spectral
+
+    def _regularize(
+        self,
+        params: Params,
+        frozen: FrozenParams,
+        images: Images,
+        made: Reconstruction,
+        regularizer: StepRegularizer | None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the terms of a step's regularizer, and its readings; nothing of a plain step."""
+        if self.regularization is None or regularizer is None:
+            return {}, {}
+
+        def encode(images: Images) -> jax.Array:
+            posterior: Any = self.tokenizer.apply({"params": params}, images, method="encode")
+            return posterior.mean
+
+        decode = functools.partial(self._decode, params)
+        return self.regularization.losses(regularizer, encode, decode, images, made, frozen)
 
     def discriminator_grads(
         self, variables: Variables, frozen: FrozenParams, images: Images, fakes: Images, draws: RandomDraws
@@ -265,8 +302,8 @@ class Objective:
         assert self.discriminator is not None
         return self.discriminator(frozen, variables, diff_augment(images, uniforms), key)
 
-    def _nll(self, fakes: Images, frozen: FrozenParams, images: Images) -> tuple[jax.Array, Terms]:
-        """Returns the reconstruction loss, summed over the values of an image, and its parts per value."""
+    def _nll(self, fakes: Images, frozen: FrozenParams, images: Images, size: int) -> tuple[jax.Array, Terms]:
+        """Returns the reconstruction loss, summed over `size` values of an image, and its parts per value."""
         l1 = jnp.abs(images - fakes)
         recon, terms = jnp.mean(l1 + self.l2_weight * jnp.square(l1)), {"l1": jnp.mean(l1)}
         if self.lpips is not None:
@@ -278,7 +315,7 @@ class Objective:
         if self.spectrum_weight:
             terms["spectrum"] = jnp.mean(local_spectrum_distance(images, fakes))
             recon += self.spectrum_weight * terms["spectrum"]
-        nll = recon * images[0].size
+        nll = recon * size
         terms["psnr"] = jnp.mean(psnr(images, fakes))
         return nll, terms | {"recon_loss": recon, "nll_loss": nll}
 
@@ -313,74 +350,3 @@ class Objective:
 
         (to_fakes, value), spectral = only_if(on, compute, variables["spectral"])
         return to_fakes, value, spectral
-
-
-def only_if(on: Switch, compute: Callable[[], tuple[Any, Any]], otherwise: Any) -> tuple[Any, Any]:
-    """Returns compute() if `on`, else (zeros, otherwise) without computing.
-
-    Args:
-      on: whether to compute; True makes no branch in the program.
-      compute: () → (values, state); traced.
-      otherwise: the state if nothing is computed.
-    """
-    if on is True:
-        return compute()
-
-    def skip() -> tuple[Any, Any]:
-        values, _ = jax.eval_shape(compute)
-        return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values), otherwise
-
-    return jax.lax.cond(on, compute, skip)
-
-
-def make_objective(
-    config: Config, tokenizer: Tokenizer, load_network: Callable[..., tuple[Any, Params]] = nets.load
-) -> tuple[Objective, dict[str, Params]]:
-    """Returns the objective of a configuration, and the parameters of its frozen networks by name.
-
-    A term of weight 0 needs no weights; without an adversarial term there is no discriminator.
-
-    Args:
-      config: a resolved `tokenizer_config`.
-      tokenizer: the module; frozen networks compute in its dtype.
-      load_network: `nets.load`, or a function in its place.
-
-    Raises:
-      ValueError: a field of the objective or the discriminator is out of range, or there is a semantic
-        term without a semantic head.
-      FileNotFoundError: the file of a frozen network is missing.
-      eqjax.nets.FrozenWeightsError: the file of a frozen network is damaged or holds other arrays.
-    """
-    weights, dtype = config.objective, tokenizer.dtype
-    config_fields.check(weights, fields.OBJECTIVE, "an objective's configuration", "objective.")
-    frozen: dict[str, Params] = {}
-    functions: dict[str, Any] = {}
-    if weights.perceptual_weight:
-        lpips: Any
-        lpips, frozen["lpips"] = load_network("lpips", dtype=dtype)
-        functions["lpips"] = lambda frozen, x, y: nets.lpips(frozen["lpips"], x, y, lpips)
-    if weights.semantic_weight:
-        if tokenizer.semantic is None:
-            raise ValueError(
-                f"objective.semantic_weight={weights.semantic_weight} needs a tokenizer with a semantic head; set "
-                "tokenizer.semantic, or the weight to 0."
-            )
-        dinov2: Any
-        dinov2, frozen["dinov2"] = load_network("dinov2", dtype=dtype)
-        functions["semantic_targets"] = lambda frozen, images: nets.dinov2_targets(frozen["dinov2"], images, dinov2)
-    if weights.adversarial_weight:
-        functions["discriminator"], discriminator_frozen = make_discriminator(config.discriminator, dtype, load_network)
-        frozen |= discriminator_frozen
-    objective = Objective(
-        tokenizer,
-        kl_weight=weights.kl_weight,
-        l2_weight=weights.l2_weight,
-        seam_weight=weights.seam_weight,
-        spectrum_weight=weights.spectrum_weight,
-        perceptual_weight=weights.perceptual_weight,
-        semantic_weight=weights.semantic_weight,
-        adversarial_weight=weights.adversarial_weight,
-        discriminator_loss=losses.DISCRIMINATOR_LOSSES[weights.discriminator_loss],
-        **functions,
-    )
-    return objective, frozen

@@ -16,20 +16,17 @@ from eqjax import nets, pixels
 from eqjax.tokenizer import ENCODER_PARTS, Tokenizer
 from eqjax.training import optim
 from eqjax.training.state import TokenizerState, ema_update, stream
+from eqjax.training.tokenizer.build import make_objective
 from eqjax.training.tokenizer.discriminator import FrozenParams
-from eqjax.training.tokenizer.objective import (
-    ActiveTerms,
-    Images,
-    Objective,
-    RandomDraws,
-    Switch,
-    Terms,
-    make_objective,
-    only_if,
-)
+from eqjax.training.tokenizer.draws import ActiveTerms, Images, RandomDraws, Switch, Terms, only_if
+from eqjax.training.tokenizer.objective import Objective
+from eqjax.training.tokenizer.regularization import StepRegularizer, TransformChoice
 from eqjax.typing import Config, Params, PRNGKey, Scalar
 
 Batch: TypeAlias = Mapping[str, Any]
+
+# Metrics of reconstructions; on implicit steps they are of transformed images, and are called so.
+_RECONSTRUCTION = ("l1", "lpips", "seam", "spectrum", "psnr", "recon_loss", "nll_loss")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +59,7 @@ class TokenizerStep:
     def from_config(
         cls, config: Config, tokenizer: Tokenizer, load_network: Callable[..., tuple[Any, Params]] = nets.load
     ) -> tuple["TokenizerStep", dict[str, Params]]:
-        """Returns the step of a configuration, and the parameters of its frozen networks by name.
+        """Returns the step of a configuration, and the arrays that it reads by name; see `make_objective`.
 
         Args:
           config: a resolved `tokenizer_config`.
@@ -70,9 +67,9 @@ class TokenizerStep:
           load_network: `nets.load`, or a function in its place.
 
         Raises:
-          ValueError: the kind of discriminator, loss or optimizer is unknown, or there is a semantic term without a
-            semantic head.
-          FileNotFoundError: the file of a frozen network is missing.
+          ValueError: the kind of discriminator, loss or optimizer is unknown, there is a semantic term without a
+            semantic head, or a regularizer does not fit the run.
+          FileNotFoundError: the file of a frozen network or of stereo pairs is missing.
         """
         objective, frozen = make_objective(config, tokenizer, load_network)
         optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps, optim.muon_dimension_numbers)
@@ -107,7 +104,9 @@ class TokenizerStep:
             discriminator = self.objective.discriminator.init(stream(key, "discriminator"), height, width)
             discriminator["opt_state"] = self.discriminator_optimizer.init(discriminator["params"])
         opt_state = self.optimizer.init(self.split(params)[0])
-        return TokenizerState(jnp.zeros((), jnp.int32), params, params, opt_state, discriminator)
+        regularization = self.objective.regularization
+        carried = None if regularization is None else regularization.init_state()
+        return TokenizerState(jnp.zeros((), jnp.int32), params, params, opt_state, discriminator, carried)
 
     def split(self, params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the parameters that are trained, and those that are not."""
@@ -123,30 +122,56 @@ class TokenizerStep:
         Args:
           frozen: parameters of the frozen networks.
           state: state before the step.
-          batch: "image", uint8 [B, H, W, 3].
+          batch: "image", uint8 [B, H, W, 3], and on a step with a transform "transform", a `TransformChoice`.
           key: the step's random key.
 
         Returns:
           The state after the step, and the metrics that `objective` lists, with "learning_rate".
         """
         images = pixels.from_uint8(batch["image"])
-        grads, metrics, spectral = self.tokenizer_grads(frozen, state, images, key)
+        regularizer = self.regularizer(state, batch.get("transform"), key)
+        grads, metrics, spectral = self.tokenizer_grads(frozen, state, images, key, regularizer)
         trained, opt_state = self.update_tokenizer(state, grads)
         metrics["grad_norm"] = optax.tree.norm(grads)
         params, discriminator = {**state.params, **trained}, None
         if state.discriminator is not None:
             discriminator, discriminator_metrics = self.update_discriminator(
-                frozen, state, params, spectral, images, key
+                frozen, state, params, spectral, images, key, regularizer
             )
             metrics |= discriminator_metrics
+        carried, more = state.regularization, {}
+        if self.objective.regularization is not None:
+            carried, more = self.objective.regularization.update_state(carried, regularizer, metrics, state.step)
         trained_ema = {name: state.ema_params[name] for name in trained}
         trained_ema = ema_update(trained_ema, trained, self.ema_decay(state.step + 1))
         metrics["learning_rate"] = self.schedule(state.step)
         ema_params = {**state.ema_params, **trained_ema}
-        return TokenizerState(state.step + 1, params, ema_params, opt_state, discriminator), metrics
+        if regularizer is not None and regularizer.implicit:
+            metrics = {f"transformed_{k}" if k in _RECONSTRUCTION else k: v for k, v in metrics.items()}
+        state = TokenizerState(state.step + 1, params, ema_params, opt_state, discriminator, carried)
+        return state, {**metrics, **more}
+
+    def regularizer(
+        self, state: TokenizerState, choice: TransformChoice | None, key: PRNGKey
+    ) -> StepRegularizer | None:
+        """Returns what the step adds for equivariance, drawn once for both updates; None for a plain step.
+
+        Args:
+          state: state before the step.
+          choice: the host's choice; None: no transform.
+          key: the step's random key.
+        """
+        if self.objective.regularization is None:
+            return None
+        return self.objective.regularization.for_step(choice, state.regularization, state.step, key)
 
     def tokenizer_grads(
-        self, frozen: FrozenParams, state: TokenizerState, images: Images, key: PRNGKey
+        self,
+        frozen: FrozenParams,
+        state: TokenizerState,
+        images: Images,
+        key: PRNGKey,
+        regularizer: StepRegularizer | None = None,
     ) -> tuple[Params, Terms, Any]:
         """Computes the gradients of the trained parameters.
 
@@ -155,6 +180,7 @@ class TokenizerStep:
           state: state before the step.
           images: images in [-1, 1].
           key: the step's random key.
+          regularizer: what the step adds for equivariance.
 
         Returns:
           Gradients, metrics, spectral vectors.
@@ -169,7 +195,7 @@ class TokenizerStep:
             variables = discriminator and {"params": discriminator["params"], "spectral": spectral}
             draws = RandomDraws.from_key(key, self.objective.tokenizer, images.shape)
             grads, terms, spectral = self.objective.tokenizer_grads(
-                trainable, fixed, variables, frozen, images, draws, active
+                trainable, fixed, variables, frozen, images, draws, active, regularizer
             )
             return (grads, terms), spectral
 
@@ -189,7 +215,14 @@ class TokenizerStep:
         return optax.apply_updates(trainable, updates), opt_state
 
     def update_discriminator(
-        self, frozen: FrozenParams, state: TokenizerState, params: Params, spectral: Any, images: Images, key: PRNGKey
+        self,
+        frozen: FrozenParams,
+        state: TokenizerState,
+        params: Params,
+        spectral: Any,
+        images: Images,
+        key: PRNGKey,
+        regularizer: StepRegularizer | None = None,
     ) -> tuple[dict[str, Any], Terms]:
         """Updates the discriminator on reconstructions by the updated tokenizer.
 
@@ -200,6 +233,7 @@ class TokenizerStep:
           spectral: spectral vectors after the tokenizer's update.
           images: images in [-1, 1].
           key: the step's random key.
+          regularizer: what the step adds for equivariance; its transform is that of the tokenizer's update.
 
         Returns:
           The discriminator's state after the step, and metrics.
@@ -209,9 +243,11 @@ class TokenizerStep:
 
         def compute(spectral: Any, images: Images, key: PRNGKey) -> tuple[Any, Any]:
             draws = RandomDraws.from_key(key, self.objective.tokenizer, images.shape)
-            fakes, _ = self.objective.reconstruct(params, images, draws.posterior_noise)
+            made = self.objective.reconstruct(params, images, draws.posterior_noise, regularizer)
             variables = {"params": old["params"], "spectral": spectral}
-            grads, terms, spectral = self.objective.discriminator_grads(variables, frozen, images, fakes.images, draws)
+            grads, terms, spectral = self.objective.discriminator_grads(
+                variables, frozen, made.targets, made.images, draws
+            )
             return (grads, terms), spectral
 
         def accumulate() -> tuple[Any, Any]:

@@ -1,8 +1,10 @@
 """The tokenizer's trainer: from a configuration to a run that evaluates, reconstructs and exports."""
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
@@ -18,7 +20,7 @@ from eqjax.training import loop
 from eqjax.training.config import check_config, check_length, resolve
 from eqjax.training.state import TokenizerState
 from eqjax.training.tokenizer import nan_report
-from eqjax.training.tokenizer.objective import Terms
+from eqjax.training.tokenizer.draws import Terms
 from eqjax.training.tokenizer.step import Batch, TokenizerStep
 from eqjax.typing import AnyArray, Config, Params, PRNGKey
 
@@ -87,11 +89,30 @@ class TokenizerTrainer(loop.Trainer):
         """Updates the tokenizer, then the discriminator; see `TokenizerStep`."""
         return self._train_step(frozen, state, batch, key)
 
+    def prepare_batch(self, batch: Batch, step: int) -> Batch:
+        """Returns the batch with the host's choice of the step's transform, if there is one."""
+        regularization = self._train_step.objective.regularization
+        choice = None if regularization is None else regularization.choose(step - 1)
+        return batch if choice is None else {**batch, "transform": choice}
+
+    def notice(self, step: int, metrics: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+        """Warns when the guard has turned explicit errors off; says which weights soft weighting has set."""
+        if metrics.get("collapsed") and not before.get("collapsed"):
+            logging.warning(
+                "Step %d: the spread of the latents fell below %g of its start, so they collapse under the explicit "
+                "errors of objective.equivariance, which are off from now on. Start again with a lower "
+                "explicit_weight.", step, self._config.objective.equivariance.collapse_threshold,
+            )  # fmt: skip
+        soft = {name: float(value) for name, value in metrics.items() if name.startswith("soft_")}
+        if soft and min(soft.values()) < 1 and not any(before.get(name, 1.0) < 1 for name in soft):
+            text = ", ".join(f"{name.removeprefix('soft_')} {value:.2g}" for name, value in soft.items())
+            logging.info("Step %d: transforms weigh from now on: %s.", step, text)
+
     def find_nonfinite(self, state: TokenizerState, batch: Batch, key: PRNGKey) -> str:
         """Names the first parameter, term or gradient that is not finite when the step is repeated."""
         frozen = sharding.put(self.frozen, sharding.replicated(sharding.mesh_of(state)))
         images = jax.jit(pixels.from_uint8)(batch["image"])
-        return nan_report.first_nonfinite_term(self._train_step, frozen, state, images, key)
+        return nan_report.first_nonfinite_term(self._train_step, frozen, state, images, key, batch.get("transform"))
 
     # ── Evaluation ──────────────────────────────────────────────────────────────────────────────
 

@@ -14,7 +14,8 @@ from eqjax import convert, pretrained, sharding
 from eqjax.tokenizer import ENCODER_PARTS
 from eqjax.training import loop, tokenizer
 from eqjax.training.config import check_config
-from eqjax.training.tokenizer.objective import ActiveTerms, RandomDraws, make_objective
+from eqjax.training.tokenizer.build import make_objective
+from eqjax.training.tokenizer.draws import ActiveTerms, RandomDraws
 from eqjax.training.tokenizer.train import load_modules
 from tests import frozen_network_files, published_checkpoints
 from tests.random_params import random_params
