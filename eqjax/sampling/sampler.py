@@ -272,7 +272,7 @@ def sample_column(
     def modulations(times: Float[jax.Array, "n"]) -> Modulations:
         return sampler.apply(times[:, None], context[None], method="flow_modulations")  # [n, R, …]
 
-    def velocity(z: Float[jax.Array, "B D"], modulation: Modulations) -> Float[jax.Array, "B D"]:
+    def velocity(z: Shaped[jax.Array, "B D"], modulation: Modulations) -> Float[jax.Array, "B D"]:
         x = sampler.apply(z, method="flow_embed")
         if not sampler.is_guided:
             return sampler.apply(x, modulation, method="flow_denoise")
@@ -280,7 +280,7 @@ def sample_column(
         conditional, unconditional = jnp.split(both, 2)
         return jnp.asarray(flow.classifier_free_guidance(conditional, unconditional, guidance_scale))
 
-    return flow.integrate(velocity, noise, sampler.solver_table, modulations, chunk_size)
+    return flow.integrate(velocity, noise, sampler.solver_table, modulations, chunk_size, head.dtype)
 
 
 def column_noise(

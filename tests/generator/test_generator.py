@@ -10,7 +10,7 @@ import pytest
 
 from eqjax import Generator
 from eqjax.generator import column_weights, layers
-from eqjax.generator.layers import Block, attend, normalize, window_mask
+from eqjax.generator.layers import Block, attend, window_mask
 from eqjax.generator.rope import rope_angles, rotate
 from tests.random_params import random_params
 
@@ -110,7 +110,7 @@ def test_cross_rope_is_the_published_program():
 
     class Published(Block):
         def _cross(self, x, keys_values, angles, weights_fn=lambda weights: weights):
-            query = rotate(self.cross_query(normalize(self.cross_norm, x)), angles)
+            query = rotate(self.cross_query(self.cross_norm(x)), angles)
             return attend(query, *keys_values, None, weights_fn)
 
     def text(generator, block=Block):
