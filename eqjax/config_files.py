@@ -9,6 +9,8 @@ import pathlib
 import runpy
 from typing import Any
 
+import ml_collections
+
 from eqjax.messages import nearest
 
 _PACKAGE = pathlib.Path(__file__).parent
@@ -56,15 +58,23 @@ def load(name: str) -> Any:  # A ConfigDict, whose fields no type checker knows.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the variant is unknown.
-      KeyError: the file defines no `get_config`.
+      ValueError: the variant is unknown, or the file defines no `get_config` that returns a ConfigDict.
 
     Example:
       >>> load("photos_tokenizer:tiny").tokenizer.resolution
       16
     """
     path, _, variant = find(name).partition(":")
-    return runpy.run_path(path)["get_config"](*filter(None, [variant]))
+    make = runpy.run_path(path).get("get_config")
+    if not callable(make):
+        raise ValueError(f"{path} defines no function get_config; it returns the configuration, a ConfigDict.")
+    config = make(*filter(None, [variant]))
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            f"get_config() of {path} returns {type(config).__name__}; return an ml_collections.ConfigDict, such as one "
+            "of eqjax.training.config."
+        )
+    return config
 
 
 def parse_variant(text: str | None, **defaults: bool | int | float | str | tuple[str, ...]) -> dict[str, Any]:

@@ -68,6 +68,32 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         os.close(handle)  # Ends the lock, as the end of the process would.
 
 
+def check_writable(path: str | os.PathLike[str], name: str) -> None:
+    """Checks that something can be written at a path, before the work whose results go there; makes nothing.
+
+    Args:
+      path: a file or folder, which may be missing, as may the folders above it.
+      name: what the message calls it, such as "--output".
+
+    Raises:
+      OSError: nothing can be written there.
+
+    Example:
+      >>> check_writable("outputs/grid.png", "--output")
+    """
+    place = os.path.abspath(path)
+    if os.path.lexists(place) and not os.path.isdir(place):  # A file or a link, which will be replaced.
+        place = os.path.dirname(place)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{name}={os.fspath(path)}: nothing can be written in {place}: {reason}.") from error
+
+
 @contextlib.contextmanager
 def exclusive(path: str | os.PathLike[str], waiting: str) -> Iterator[None]:
     """Lets one process after another run the block; where the file system has no locks, all at once.

@@ -40,6 +40,20 @@ def test_an_unknown_file_is_named_with_the_nearest():
         config_files.load("photo_tokenizer.py:tiny")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("get_config = None", "mine.py defines no function get_config"),
+        ("def get_config(): return {'a': 1}", r"get_config\(\) of .*mine.py returns dict; return an ml_collections"),
+        ("def get_config(): pass", r"get_config\(\) of .*mine.py returns NoneType; return"),
+    ],
+)
+def test_a_file_that_returns_no_configuration_is_refused(text, message, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        config_files.load(str(tmp_path / "mine.py"))
+
+
 def test_variants_take_the_types_of_their_defaults():
     assert parse_variant("tiny,width=3", tiny=False, width=1, scale=0.5) == {"tiny": True, "width": 3, "scale": 0.5}
     assert parse_variant("tiny=false,scale=2", tiny=True, scale=0.5) == {"tiny": False, "scale": 2.0}

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from eqjax.io import atomic_write, parse_json, read_json, remove_leftovers, write_json
+from eqjax.io import atomic_write, check_writable, parse_json, read_json, remove_leftovers, write_json
 
 # Begins to write the file of the command line, says under which name, and waits to be killed.
 _WRITER = """
@@ -53,6 +53,19 @@ def test_a_name_without_a_folder_is_written_to_the_current_one(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     write_json("a.json", [1])
     assert read_json(tmp_path / "a.json") == [1]
+
+
+def test_places_that_cannot_be_written_to_are_known_before(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name in ("", "file", "link", "new", "new/folder/file"):
+        check_writable(tmp_path / name, "--output")
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+    message = rf"--output={tmp_path}/file/a.png: nothing can be written in {tmp_path}/file: Not a directory"
+    with pytest.raises(OSError, match=message):
+        check_writable(tmp_path / "file" / "a.png", "--output")
+    with pytest.raises(OSError, match="nothing can be written in /proc: "):
+        check_writable("/proc/new/a.png", "--output")
 
 
 def test_json_is_read_back_and_ends_in_a_newline(tmp_path):

@@ -43,8 +43,8 @@ _GENERATOR = eqjax.Generator(
 _SAMPLERS = ("Model.sample", "outpaint", "panorama", "sample_latents", "two_sides")
 _KEY = jax.random.key(0)
 _MODEL = eqjax.Model(
-    tokenizer=_TOKENIZER, tokenizer_params=_TOKENIZER.init_params(_KEY), generator=_GENERATOR,
-    generator_params=_GENERATOR.init_params(_KEY), latent_scale=1.0, class_names=("cat", "dog", "eel"),
+    tokenizer=_TOKENIZER, tokenizer_params=jax.jit(_TOKENIZER.init_params)(_KEY), generator=_GENERATOR,
+    generator_params=jax.jit(_GENERATOR.init_params)(_KEY), latent_scale=1.0, class_names=("cat", "dog", "eel"),
 )  # fmt: skip
 _IMAGE, _WIDE_IMAGE = np.zeros((16, 8, 3), np.uint8), np.zeros((16, 12, 3), np.uint8)
 _STATE = {"w": np.zeros(3, np.float32)}

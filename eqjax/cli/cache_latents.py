@@ -81,7 +81,8 @@ def run(args: flags.FlagValues) -> None:
 
     # The shell has not connected the processes, because JAX ends none of them before all are done.
     index, count = find_process(args)
-    signal.signal(signal.SIGTERM, _stop)
+    stop = _Stop()
+    signal.signal(signal.SIGTERM, stop)
     complete = build_cache(
         args.output,
         args.config.data,
@@ -96,11 +97,27 @@ def run(args: flags.FlagValues) -> None:
         process_index=index,
         process_count=count,
         wait=jax.distributed.is_initialized(),
+        between_calls=stop.check,
     )
     if not complete:
         logging.info("The shards of this process are complete; those of other processes are not yet.")
 
 
-def _stop(*_: object) -> None:
-    logging.info("Asked to stop. Exit code %d. The same command makes the missing shards.", runner.EXIT_PREEMPTED)
-    raise SystemExit(runner.EXIT_PREEMPTED)
+class _Stop:
+    """Ends the command at SIGTERM: at once, or before the next call of the encoder.
+
+    Compiled code that calls Python, as JAX does while it traces, may drop the exception that a handler raises.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, *_: object) -> None:
+        logging.info("Asked to stop. Exit code %d. The same command makes the missing shards.", runner.EXIT_PREEMPTED)
+        self._asked = True
+        self.check()
+
+    def check(self) -> None:
+        """Raises SystemExit once the signal has come."""
+        if self._asked:
+            raise SystemExit(runner.EXIT_PREEMPTED)

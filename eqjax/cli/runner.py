@@ -11,6 +11,7 @@ from absl import flags, logging
 from eqjax import debug_log
 from eqjax.cli import processes
 from eqjax.cli.command_line import CACHE, CACHE_VARIABLE, Command, help_text, parse
+from eqjax.io import check_writable
 from eqjax.progress import announced
 
 # Exit codes: 0 for success, 1 for an error that a restart would meet again, and this one (EX_TEMPFAIL of sysexits.h)
@@ -23,6 +24,8 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 _EXPLAINED = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
 # Flags on which memory depends.
 _SIZES = ("batch_size", "num_columns", "classes", "seeds", "num_images", "num_stored_features", "left", "right")
+# Flags that name what a command writes.
+_PLACES = ("output", "animation", "workdir")
 _VERBOSE = ("-v", "--verbose")  # Of every command: prints traces instead of keeping them in a file.
 
 
@@ -50,6 +53,9 @@ def _run(command: Command, arguments: Sequence[str]) -> None:
     try:
         verbose = any(argument in _VERBOSE for argument in arguments)
         args, words = parse(command, [argument for argument in arguments if argument not in _VERBOSE])
+        for name in _PLACES:
+            if name in args and args[name].value and "://" not in args[name].value:  # Addresses have their own check.
+                check_writable(args[name].value, f"--{name}")
         # What a command can say without JAX.
         answer = getattr(command.load(), "answer", lambda *_: None)(args, arguments)
     except (flags.Error, *_EXPLAINED) as error:

@@ -19,8 +19,9 @@ from jaxtyping import UInt8
 import numpy as np
 
 from eqjax import zip_files
+from eqjax.convert.pickle_machine import MAX_PICKLE_BYTES
 from eqjax.convert.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe
-from eqjax.convert.torch_unpickle import MAX_PICKLE_BYTES, unpickle
+from eqjax.convert.torch_unpickle import unpickle
 from eqjax.io import atomic_write
 from eqjax.messages import shorten
 
@@ -37,7 +38,7 @@ _BIG_ENDIAN = "was written on a big-endian machine; load and save it again on a 
 def load(path: str | os.PathLike[str]) -> Any:
     """Reads a file of torch.save (zip or legacy) and executes nothing.
 
-    Time and memory are bounded by the constants in eqjax.convert.torch_unpickle and by `MAX_EXPANSION`. Arrays
+    Time and memory are bounded by the constants in eqjax.convert.pickle_machine and by `MAX_EXPANSION`. Arrays
     are read-only views of the mapped file, so that unused parts (the optimizer's state, say) take no memory.
 
     Args:

@@ -65,7 +65,7 @@ def index_shift_errors(
 
     Example:
       >>> generator = Generator(width=16, depth=1, num_heads=2, latent_dim=4, flow_width=8, flow_depth=1)
-      >>> params = generator.init_params(jax.random.key(0))
+      >>> params = jax.jit(generator.init_params)(jax.random.key(0))
       >>> latents = jax.random.normal(jax.random.key(1), (2, 6, 4))
       >>> found = index_shift_errors(generator, params, latents, [7, 8], [0, 4], key=jax.random.key(2))
       >>> float(found.context[0].max()), bool(found.context[1].max() > 0)
@@ -117,7 +117,7 @@ def sampler_shift_errors(
 
     Example:
       >>> generator = Generator(width=16, depth=1, num_heads=2, latent_dim=4, flow_width=8, flow_depth=1)
-      >>> params = generator.init_params(jax.random.key(0))
+      >>> params = jax.jit(generator.init_params)(jax.random.key(0))
       >>> latents = jax.random.normal(jax.random.key(1), (1, 6, 4))
       >>> arguments = dict(key=jax.random.key(2), num_flow_steps=2)
       >>> sampler_shift_errors(generator, params, latents, [7], [0, 4], **arguments).shape
@@ -189,5 +189,6 @@ def _outputs(
 
 
 def _column_errors(moved: Float[np.ndarray, "B L E"], reference: Float[np.ndarray, "B L E"]) -> Float[np.ndarray, "L"]:
-    norms = np.sqrt(np.square(reference).sum((0, 2)))
-    return np.sqrt(np.square(moved - reference).sum((0, 2))) / norms
+    distances, norms = (np.sqrt(np.square(x).sum((0, 2))) for x in (moved - reference, reference))
+    # Columns of zeros, such as velocities of a generator at its start, have moved if anything is there now.
+    return np.divide(distances, norms, out=np.where(distances > 0, np.inf, 0).astype(norms.dtype), where=norms > 0)

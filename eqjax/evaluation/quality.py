@@ -7,12 +7,17 @@ import dataclasses
 
 from jaxtyping import Float, Int, UInt8
 import numpy as np
+from PIL import Image, ImageFilter
 
 from eqjax import extras
 from eqjax.evaluation.fid import frechet_distance
 from eqjax.evaluation.filter_bank import filter_features
 from eqjax.evaluation.roughness import border_roughness
 from eqjax.evaluation.spectrum import energy_kept
+
+# Standard deviations in pixels. The classifier sees real images at all of them: sharpness is measured by itself, and
+# would otherwise decide which class a soft image is taken for.
+_BLURS = (0, 1, 2, 3, 5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,8 @@ class ClassQuality:
       energy_kept: power per octave over that of the reference, coarse to fine; see `spectrum.energy_kept`.
       border: roughness at column borders over the reference's; see `roughness.border_roughness`.
       middle: the same at the middles of columns.
-      recognized: fraction of images that a classifier trained on the reference takes for this class.
+      recognized: fraction of images that a classifier trained on the reference, sharp and blurred, takes for this
+        class.
       diversity: mean distance between two images of the class over that of two reference images, in the standardized
         space of `filter_features`; near 0: the images are all alike.
     """
@@ -95,6 +101,8 @@ class QualityReference:
     def __init__(self, reference: LabeledImages, column_width: int) -> None:
         """Computes features and trains the classifier: linear discriminants with a shrunk covariance.
 
+        It is trained on blurred copies of the images too, so that it judges colors and shapes rather than sharpness.
+
         Args:
           reference: at least two images of each of two or more classes.
           column_width: width of a column in pixels.
@@ -118,7 +126,8 @@ class QualityReference:
         self._mean, self._std = features.mean(0), np.maximum(features.std(0), 1e-6)
         self._features = (features - self._mean) / self._std
         self._classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        self._classifier.fit(self._features, reference.labels)
+        blurred = [(filter_features(_blurred(reference.images, sigma)) - self._mean) / self._std for sigma in _BLURS]
+        self._classifier.fit(np.concatenate(blurred), np.tile(reference.labels, len(_BLURS)))
 
     def measure(self, found: LabeledImages, *, paired: LabeledImages | None = None) -> Quality:
         """Compares images with the reference.
@@ -155,6 +164,11 @@ class QualityReference:
             )
         moments = [(x.mean(0), np.cov(x, rowvar=False)) for x in (features, self._features)]
         return Quality(classes, frechet_distance(*moments[0], *moments[1]))
+
+
+def _blurred(images: UInt8[np.ndarray, "N H W 3"], sigma: float) -> UInt8[np.ndarray, "N H W 3"]:
+    blur = ImageFilter.GaussianBlur(sigma)
+    return np.stack([np.asarray(Image.fromarray(image).filter(blur)) for image in images])
 
 
 def _spread(features: Float[np.ndarray, "N F"]) -> float:

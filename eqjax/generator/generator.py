@@ -104,10 +104,11 @@ class Generator(nn.Module):
       ValueError: a field is out of range, or fields contradict each other.
 
     Example:
-      >>> generator = Generator(width=32, depth=2, num_heads=4, latent_dim=8, num_classes=10)
-      >>> params = generator.init_params(jax.random.key(0))
+      >>> generator = Generator(width=32, depth=1, num_heads=4, latent_dim=8, flow_width=16, flow_depth=1)
+      >>> params = jax.jit(generator.init_params)(jax.random.key(0))
       >>> latents, labels = jnp.zeros((1, 6, 8)), jnp.array([3])
-      >>> generator.apply({"params": params}, latents, labels, method="context").shape
+      >>> context = jax.jit(lambda params: generator.apply({"params": params}, latents, labels, method="context"))
+      >>> context(params).shape
       (1, 6, 32)
     """
 

@@ -105,6 +105,7 @@ def build_cache(
     process_index: int = 0,
     process_count: int = 1,
     wait: bool = False,
+    between_calls: Callable[[], None] = lambda: None,
 ) -> bool:
     """Makes this process's shards of a cache, and the manifest if no shard is missing afterwards.
 
@@ -122,6 +123,7 @@ def build_cache(
       process_index: this process, in [0, process_count).
       process_count: number of processes.
       wait: whether to wait until the other processes' shards are complete too.
+      between_calls: called before each call of the encoder; what it raises ends the work between two images.
 
     Returns:
       Whether the cache is complete; without `wait`, False while other processes' shards are missing.
@@ -158,12 +160,17 @@ def build_cache(
     images_per_call = max(1, batch_size // spec.num_variants)
     encoder = MeanEncoder(weights, DTYPES[dtype], min(batch_size, images_per_call * spec.num_variants))
     read = functools.partial(_image_variants, spec, records, config)
+
+    def encode(images: UInt8[np.ndarray, "N H W 3"]) -> Sequence[AnyArray]:
+        between_calls()
+        return encoder(images)
+
     with futures.ThreadPoolExecutor(max(1, config.num_threads)) as pool:
         for done, shard in enumerate(mine, start=1):
             if not writer.is_complete(shard):  # Another process may have made it in the meantime.
                 images = spec.image_range(shard)
                 progress = ProgressLogger(f"images of shard {shard}", len(images))
-                writer.write_shard(shard, _encode(images, read, encoder, images_per_call, pool, progress))
+                writer.write_shard(shard, _encode(images, read, encode, images_per_call, pool, progress))
             logging.info("Shard %d is complete; this process has %d more to make.", shard, len(mine) - done)
     noise = noise_mean_square(weights.modules["tokenizer"].posterior_std)
     while not writer.write_manifest(noise):

@@ -73,7 +73,7 @@ def sample_latents(
 
     Example:
       >>> generator = Generator(width=16, depth=1, num_heads=2, latent_dim=4, flow_width=8, flow_depth=1)
-      >>> params = generator.init_params(jax.random.key(0))
+      >>> params = jax.jit(generator.init_params)(jax.random.key(0))
       >>> key = jax.random.key(1)
       >>> sample_latents(generator, params, [7, 8], num_columns=5, num_flow_steps=2, key=key).shape
       (2, 5, 4)

@@ -84,12 +84,13 @@ class Tokenizer(nn.Module):
       ...     channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(), resolution=16,
       ...     z_channels=2, embed_dim=4,
       ... )
-      >>> params = tokenizer.init_params(jax.random.key(0))
+      >>> params = jax.jit(tokenizer.init_params)(jax.random.key(0))
       >>> images = jnp.zeros((1, 16, 32, 3))
-      >>> posterior = tokenizer.apply({"params": params}, images, method="encode")
+      >>> apply = jax.jit(tokenizer.apply, static_argnames="method")
+      >>> posterior = apply({"params": params}, images, method="encode")
       >>> posterior.mean.shape  # One latent vector per column of 2 pixels.
       (1, 16, 4)
-      >>> tokenizer.apply({"params": params}, posterior.mode(), method="decode").images.shape
+      >>> apply({"params": params}, posterior.mode(), method="decode").images.shape
       (1, 16, 32, 3)
     """
 

@@ -3,7 +3,10 @@
 import signal
 import time
 
+import pytest
+
 from eqjax import pretrained
+from eqjax.cli import cache_latents
 from tests import subprocesses
 from tests.latent_cache import tiny_cache
 
@@ -20,3 +23,12 @@ def test_process_without_a_coordinator_stops_on_sigterm(tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 75 and "The same command makes the missing shards" in output, output
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["spec.json"]
+
+
+def test_a_stop_that_the_code_around_the_handler_drops_ends_the_command_at_the_next_check():
+    stop = cache_latents._Stop()
+    stop.check()
+    with pytest.raises(SystemExit):
+        stop()
+    with pytest.raises(SystemExit, match="75"):
+        stop.check()

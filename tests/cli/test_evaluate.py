@@ -245,6 +245,7 @@ def test_evaluate_needs_one_known_word(words):
         evaluate.run(parse(evaluate), words)
 
 
+@pytest.mark.slow
 def test_generation_writes_images_and_a_row_per_guidance_scale(files, tmp_path):
     options = [f"--weights={files}/both.safetensors", "--num_flow_steps=2", "--batch_size=2", "--num_images=6"]
     options += [f"--output={tmp_path / 'out'}"]

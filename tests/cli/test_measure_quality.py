@@ -28,6 +28,7 @@ def test_every_set_is_measured_for_every_class(folder):
     assert [line.split("|")[1].strip() for line in lines[2:]] == list(sets)
 
 
+@pytest.mark.slow
 def test_reconstructions_lose_fine_detail_and_real_crops_do_not(folder):
     sets = json.loads((folder / "quality.json").read_text())["sets"]
     finest = {

@@ -7,7 +7,7 @@ from configs import photos_tokenizer
 from eqjax import pretrained
 from eqjax.checkpoints import UnreadableError
 from eqjax.cli import command_line, runner
-from eqjax.cli.main import COMMANDS
+from eqjax.cli.main import COMMANDS, main
 from eqjax.training.fault_tolerance import Preempted
 from tests import subprocesses
 from tests.random_params import random_params
@@ -57,6 +57,14 @@ def test_an_unknown_field_ends_the_command_in_one_message(tmp_path):
     output = subprocesses.run("eqjax", "train-tokenizer", *arguments, code=1)
     assert "--config.nope: photos_tokenizer.py has no such field; the nearest is --config." in output
     assert "Traceback" not in output and not workdir.exists()
+
+
+@pytest.mark.parametrize("command", [["sample", "--output"], ["analyze", "columns", "--output"]])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(command, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main([*command[:-1], f"{command[-1]}={tmp_path / 'file' / 'a.png'}"])
+    assert f"nothing can be written in {tmp_path / 'file'}: Not a directory" in capsys.readouterr().err
 
 
 def test_the_demo_names_the_module_that_weights_lack(tmp_path):

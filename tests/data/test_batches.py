@@ -74,6 +74,7 @@ def test_running_iterator_can_be_rewound(config):
         _assert_same([next(iterator) for _ in range(2)], first)
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_batches(config):
     uncut, _ = _take(config, 4)
     _, state = _take(config, 1)

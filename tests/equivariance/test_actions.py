@@ -25,7 +25,7 @@ ELEMENTS = {
     "scale": make_action(scale=0.5),
     "all": make_action(shift=3.5, flip=True, warp=WARP, scale=1.5),
 }
-pairs = pytest.mark.parametrize(("a", "b"), itertools.product(ELEMENTS, ELEMENTS))
+pairs = pytest.mark.parametrize(("a", "b"), list(itertools.product(ELEMENTS, ELEMENTS)))
 every_element = pytest.mark.parametrize("name", ELEMENTS)
 
 

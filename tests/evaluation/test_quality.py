@@ -55,6 +55,13 @@ def test_blur_loses_energy_the_more_the_finer(reference, real):
     assert found.frechet > 3 * real.frechet
 
 
+def test_classes_are_recognized_by_more_than_their_sharpness(reference):
+    images = textures(1)
+    for _ in range(6):
+        images = LabeledImages(blurred(images.images), images.labels)
+    assert [found.recognized for found in reference.measure(images).classes.values()] == [1, 1, 1]
+
+
 def test_seams_are_found_in_the_class_that_has_them(reference):
     images = textures(1)
     seamed = images.images.copy()

@@ -110,6 +110,7 @@ def test_mean_of_the_off_diagonal():
     assert tasks.off_diagonal_mean(np.array([[1.0, 0.2], [0.4, 1.0]])) == pytest.approx(0.3)
 
 
+@pytest.mark.slow
 def test_only_the_columns_asked_for_are_trained(generator):
     """Columns 0 and 1 hold one vector, 2 and 3 its negative: who trains on the left alone is wrong on the right."""
     side = np.array([1.0, 1.0, -1.0, -1.0], "f4")[:, None]

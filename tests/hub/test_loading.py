@@ -92,6 +92,7 @@ def test_a_bare_name_is_no_address_but_names_it(start):
     )
 
 
+@pytest.mark.slow
 def test_the_published_files_are_converted_once(hub, published, start, tmp_path):
     hub.add(PUBLISHED, published)
     program = start()

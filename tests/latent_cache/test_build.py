@@ -49,6 +49,7 @@ def _run_config(data, weights_path):
     return run
 
 
+@pytest.mark.slow
 def test_training_from_a_cache_equals_training_from_images(caches, config, weights, tmp_path):
     """The same draws give the same loss, and the step accepts batches of the cache."""
     path = tmp_path / "tokenizer.safetensors"

@@ -48,6 +48,7 @@ def half_column_errors(resample):
     return relative_error(shifted(latents, 0.5, 1), moved, 1), relative_error(there, decoded, 2)
 
 
+@pytest.mark.slow
 def test_latents_move_by_half_a_column_with_the_image():
     assert min(half_column_errors("shuffle")) > 0.3
     assert max(half_column_errors("kaiser")) < 0.01

@@ -67,6 +67,7 @@ def test_a_failing_diagnosis_does_not_hide_the_nonfinite_metrics(tmp_path):
         loop.train(config, str(tmp_path), FailingTrainer(config, bad_steps=(1,)))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
     whole = train(tmp_path, toy_trainer.config(2))
     # In a process of its own, as Orbax leaves threads of the failed save behind.
@@ -82,6 +83,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
     assert int(train(tmp_path, toy_trainer.config(4)).step) == 4
 
 
+@pytest.mark.slow
 def test_a_process_that_loses_another_ends_with_one_sentence(tmp_path):
     options = json.dumps(dict(total_steps=4000, delay=0.05, checkpoint_every=10))
     names = dict(COORDINATOR_ADDRESS=f"localhost:{local.free_port()}", NUM_PROCESSES="2")

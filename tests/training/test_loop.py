@@ -102,6 +102,7 @@ def test_a_run_resumes_only_with_its_own_tokenizer(tmp_path):
     assert resume(2, "a" * 64) == 2
 
 
+@pytest.mark.slow
 def test_the_profiler_traces_its_steps_alone(tmp_path):
     traces = lambda: list((tmp_path / "profile").rglob("*.xplane.pb"))  # noqa: E731
     train(tmp_path, toy_trainer.config(3, profile_from=3, profile_steps=1))  # It ends inside the range.

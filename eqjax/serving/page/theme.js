@@ -2,14 +2,17 @@
 
 const NAME = "eqjax-theme";
 
+const root = document.documentElement;
+
+// At once: the page itself waits for the facts of the model.
+try {
+  root.dataset.theme = localStorage.getItem(NAME) ?? "";
+} catch {
+  // In a frame of another site there may be no storage.
+}
+
 export function setUpTheme(button, onChange) {
   const system = matchMedia("(prefers-color-scheme: light)");
-  const root = document.documentElement;
-  try {
-    root.dataset.theme = localStorage.getItem(NAME) ?? "";
-  } catch {
-    // In a frame of another site there may be no storage.
-  }
   button.addEventListener("click", () => {
     const isLight = root.dataset.theme ? root.dataset.theme === "light" : system.matches;
     root.dataset.theme = isLight ? "dark" : "light";
