@@ -49,5 +49,5 @@ def rotate(x: Float[AnyArray, "*batch L H d"], angles: Angles) -> Float[jax.Arra
     # Pairs swap places by a reversal, not by stacking, which a GPU's compiler would not fuse with what follows.
     pairs = jnp.asarray(x, jnp.float32).reshape(*x.shape[:-1], -1, 2)
     cos, sin = (jax.lax.broadcast_to_rank(a[..., None, :, None], pairs.ndim) for a in angles)  # [..., L, 1, d / 2, 1]
-    signs = jax.lax.broadcast_to_rank(np.float32([-1, 1]), pairs.ndim)
+    signs = jax.lax.broadcast_to_rank(np.array([-1, 1], np.float32), pairs.ndim)
     return (pairs * cos + pairs[..., ::-1] * (sin * signs)).reshape(x.shape).astype(x.dtype)

@@ -3,14 +3,15 @@
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eqjax import Generator
-from eqjax.generator import column_weights, layers
-from eqjax.generator.layers import Block, attend, window_mask
+from eqjax.generator import FlowHead, column_weights, layers
+from eqjax.generator.layers import Block, LayerNorm, attend, gelu, window_mask
 from eqjax.generator.rope import rope_angles, rotate
 from tests.random_params import random_params
 
@@ -210,16 +211,21 @@ def test_column_weights_by_hand():
         column_weights(4, [])
 
 
+def apply(module: nn.Module, x, params=None) -> Any:
+    return module.apply({"params": params or {}}, x)
+
+
 def test_norm_and_gelu_equal_those_of_the_libraries():
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 6, 24))
     affine = {"scale": jnp.linspace(0.5, 2, 24), "bias": jnp.linspace(-1, 1, 24)}
-    expected = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False).apply({"params": affine}, x)
-    np.testing.assert_allclose(LayerNorm(1e-5).apply({"params": affine}, x), expected, atol=2e-6)
-    plain = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, use_bias=False, use_scale=False).apply({}, x)
-    np.testing.assert_allclose(LayerNorm(1e-5, affine=False).apply({}, x), plain, atol=2e-6)
+    expected = apply(nn.LayerNorm(epsilon=1e-5, use_fast_variance=False), x, affine)
+    np.testing.assert_allclose(apply(LayerNorm(1e-5), x, affine), expected, atol=2e-6)
+    plain = apply(nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, use_bias=False, use_scale=False), x)
+    np.testing.assert_allclose(apply(LayerNorm(1e-5, affine=False), x), plain, atol=2e-6)
     far = jnp.linspace(-9, 9, 1001)
     np.testing.assert_allclose(gelu(far), jax.nn.gelu(far, approximate=False), atol=2e-6)
-    assert gelu(far.astype(jnp.bfloat16)).dtype == LayerNorm(1e-5, jnp.bfloat16, False).apply({}, x).dtype == jnp.bfloat16
+    assert gelu(far.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert apply(LayerNorm(1e-5, jnp.bfloat16, affine=False), x).dtype == jnp.bfloat16
 
 
 def test_biases_of_modulations_are_added_once():
@@ -230,7 +236,7 @@ def test_biases_of_modulations_are_added_once():
     # With no products there are only biases: shift, scale and gate of every block, then shift and scale.
     params["modulation"]["kernel"], params["final_modulation"]["kernel"] = jnp.zeros((8, 2, 3, 8)), jnp.zeros((8, 2, 8))
     h = x @ params["input_proj"]["kernel"] + params["input_proj"]["bias"][None]
-    norm = lambda h: nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False).apply({}, h)  # noqa: E731
+    norm = functools.partial(apply, nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False))
     for i in range(2):
         block, (shift, scale, gate) = params[f"blocks_{i}"], params["modulation"]["bias"][i][:, None]
         u = norm(h) * block["norm"]["scale"][None] + block["norm"]["bias"][None]
@@ -238,4 +244,5 @@ def test_biases_of_modulations_are_added_once():
         h = h + gate * (u @ block["mlp_out"]["kernel"] + block["mlp_out"]["bias"][None])
     shift, scale = params["final_modulation"]["bias"][:, None]
     out = (norm(h) * (1 + scale) + shift) @ params["output_proj"]["kernel"] + params["output_proj"]["bias"][None]
-    np.testing.assert_allclose(head.apply({"params": params}, x, time, context), out, rtol=2e-4, atol=1e-4)
+    velocity: Any = jax.jit(head.apply)({"params": params}, x, time, context)
+    np.testing.assert_allclose(velocity, out, rtol=2e-4, atol=1e-4)
