@@ -8,11 +8,17 @@ PYTHON_NEWEST ?= $(PYTHON)
 EXTRA ?=
 PYTEST_ARGS ?=
 # The tests of a file stay in one process, as they share what they compile and train.
-PYTEST = -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# EQJAX_TEST_PLATFORM=cuda runs them on a GPU, which one process holds.
+EQJAX_TEST_PLATFORM ?= cpu
+export EQJAX_TEST_PLATFORM
+PYTEST = -m pytest --numprocesses=$(if $(filter cpu,$(EQJAX_TEST_PLATFORM)),2,0) --dist=loadfile --no-loadscope-reorder
 VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
 VENV_NEWEST ?= .venv-newest
 OUTPUT ?= outputs/train_demo
+# The GPU compiler: JAX's CUDA plugin alone, beside the environment, so that nothing else finds a GPU that is not there.
+GPU_COMPILER ?= .cache/gpu-compiler
+GPU_ARGS ?= sampling --config=L --batch_size=64 --dtype=bfloat16
 
 # Stamps: an environment is installed into again when its requirements or EXTRA change.
 INSTALLED = $(VENV)/installed$(addprefix -,$(EXTRA))
@@ -20,7 +26,8 @@ INSTALLED_DEV = $(INSTALLED)-dev
 INSTALLED_OLDEST = $(VENV_OLDEST)/installed
 COMMA := ,
 
-.PHONY: help demo serve train-demo test test-slow browser test-oldest test-newest notebooks docs dist lint clean
+.PHONY: help demo serve train-demo test test-slow gpu-compile test-gpu-compile browser test-oldest test-newest
+.PHONY: notebooks docs dist lint clean
 
 help:  ## Lists the targets.
 	@echo "make TARGET [EXTRA=cuda12|cuda13|tpu] [PYTHON=python3.12] [PYTEST_ARGS=…]"
@@ -43,6 +50,12 @@ test: $(INSTALLED_DEV)  ## Runs the tests.
 
 test-slow: $(INSTALLED_DEV)  ## Runs the tests that take minutes: all meshes, kills, several processes.
 	$(VENV)/bin/python $(PYTEST) -m slow $(PYTEST_ARGS)
+
+gpu-compile: $(GPU_COMPILER)/installed  ## Compiles for a GPU without one (0.6 GB of packages): GPU_ARGS="training --config=L".
+	PYTHONPATH=$(GPU_COMPILER) $(VENV)/bin/python -m eqjax gpu-compile $(GPU_ARGS)
+
+test-gpu-compile: $(INSTALLED_DEV) $(GPU_COMPILER)/installed  ## Compares programs compiled for GPUs with their budgets (minutes).
+	PYTHONPATH=$(GPU_COMPILER) $(VENV)/bin/python -m pytest -m gpu_compiler $(PYTEST_ARGS) tests/perf/test_gpu_budgets.py
 
 browser:  ## Installs the browser that the slow tests of the page drive (Debian, Ubuntu).
 	for name in chromium chromium-browser google-chrome chrome; do command -v $$name && exit; done; \
@@ -77,6 +90,13 @@ docs: $(INSTALLED_DEV)  ## Builds the documentation into .cache/docs/html; warni
 clean:  ## Removes the environments, caches and outputs/.
 	rm -rf .docs/generated .docs/tutorials/notebooks
 	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) .cache outputs build dist eqjax.egg-info
+
+# No dependencies: neither CUDA's libraries nor another JAX.
+$(GPU_COMPILER)/installed: $(INSTALLED)
+	version=$$($(VENV)/bin/python -c "import jax; print(jax.__version__)"); \
+	$(VENV)/bin/python -m pip install --quiet --no-compile --no-deps --upgrade --target $(GPU_COMPILER) \
+		jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version nvidia-cuda-nvcc-cu12
+	touch $@
 
 # pip need not compile what is never imported: Python does it at the first import.
 $(INSTALLED): requirements.txt pyproject.toml setup.py

@@ -44,6 +44,7 @@ PARTS = {
     "equivariance": "Equivariance",
     "nets": "Frozen networks",
     "convert": "Conversion",
+    "recorded": "Recorded outputs",
     "perf": "Cost and benchmarks",
     "cli": "Commands",
 }
@@ -244,6 +245,7 @@ def configurations() -> dict[str, str]:
 
 def field_tables() -> dict[str, dict[str, tuple[Any, str, str]]]:
     """Returns {title: {field: (default, values in words, meaning)}} of every section of a configuration."""
+    from eqjax.cli.comparison_config import COMPARISON
     from eqjax.config_fields import Field, flatten
     from eqjax.training.config import TABLES
 
@@ -259,4 +261,14 @@ def field_tables() -> dict[str, dict[str, tuple[Any, str, str]]]:
             fields = {name: entry} if isinstance(entry, Field) else flatten(entry, f"{name}.")
             section = tables.setdefault(title, {})
             section |= {key: (field.default, field.rule.words, field.meaning) for key, field in fields.items()}
+    fields = flatten(COMPARISON)
+    tables["Comparison"] = {
+        # Sections of fields are dicts to the reader.
+        key: (
+            dict(field.default) if hasattr(field.default, "items") else field.default,
+            field.rule.words,
+            field.meaning,
+        )
+        for key, field in fields.items()
+    }
     return tables

@@ -165,4 +165,4 @@ plots.plot_lines("transfer.png", series, title="Transfer", x_label="column", y_l
 show("transfer.png", scale=1)
 
 # %% [markdown]
-# `eqjax analyze comparison` does all of this for four kinds of models and several seeds.
+# `eqjax analyze comparison` does all of this for several kinds of models, with several seeds each.

@@ -6,6 +6,8 @@ import re
 
 from jax.errors import JaxRuntimeError
 
+# The second is the CPU's, in an INTERNAL error, where a step is not awaited; in jax 0.7.
+_EXHAUSTED = re.compile("RESOURCE_EXHAUSTED|Out of memory allocating")
 # XLA: "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes", "Used 20.5G of 15.5G hbm", and others;
 # numpy: "Unable to allocate 7.3 TiB for an array".
 _AMOUNT = re.compile(r"(\d[\d.]*) ?([KMGTP]i?B|[KMGTP]\b|bytes)")
@@ -23,7 +25,9 @@ def is_out_of_memory(error: BaseException) -> bool:
       >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("Out of range"))
       (True, False)
     """
-    return isinstance(error, MemoryError) or (isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+    return isinstance(error, MemoryError) or (
+        isinstance(error, JaxRuntimeError) and _EXHAUSTED.search(str(error)) is not None
+    )
 
 
 def describe(error: BaseException, request: str, remedy: str) -> str:

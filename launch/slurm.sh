@@ -6,7 +6,7 @@
 #
 #SBATCH --job-name=eqjax
 #SBATCH --ntasks-per-node=8
-#SBATCH --gpus-per-task=1
+#SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --requeue
@@ -20,9 +20,11 @@ export PATH="$PWD/.venv/bin:$PATH"
 first_node=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-localhost}" 2>/dev/null | head -n 1)
 export COORDINATOR_ADDRESS="${first_node:-localhost}:${PORT:-29500}"
 
-# Each task gets its number from SLURM.
+# Each task gets its number from SLURM, and takes the GPU of its number on the node. It sees the others, which GPUs
+# need to send to each other directly: --gpus-per-task would hide them.
 # shellcheck disable=SC2016
-task='export NUM_PROCESSES=$SLURM_NTASKS PROCESS_ID=$SLURM_PROCID; exec "$@"'
+task='export NUM_PROCESSES=$SLURM_NTASKS PROCESS_ID=$SLURM_PROCID
+export LOCAL_RANK=${SLURM_LOCALID:-0} LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-1}; exec "$@"'
 # srun waits for all tasks and returns their highest code: 75 if all have saved. It must not end the others when the
 # first has saved; when one fails, JAX's heartbeats end them.
 command=(srun --kill-on-bad-exit=0 --wait=0 bash -c "$task" task "$@")

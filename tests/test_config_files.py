@@ -35,7 +35,7 @@ def test_an_existing_file_comes_before_a_shipped_one(tmp_path, monkeypatch):
 
 
 def test_an_unknown_file_is_named_with_the_nearest():
-    message = "there is no file photo_tokenizer.py, .* the nearest of imagenet_generator, .* is photos_tokenizer"
+    message = "there is no file photo_tokenizer.py, .* the nearest of comparison, .* is photos_tokenizer"
     with pytest.raises(FileNotFoundError, match=message):
         config_files.load("photo_tokenizer.py:tiny")
 

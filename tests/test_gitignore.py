@@ -46,5 +46,5 @@ def test_files_of_the_project_are_not_ignored(ignored):
     folders = ("colabs", "configs", "eqjax", "launch", "tests")
     files = [str(path.relative_to(ROOT)) for name in folders for path in (ROOT / name).rglob("*") if path.is_file()]
     made = re.compile(r"__pycache__|\.ipynb_checkpoints|^colabs/(programs/|[^/]*\.(npz|png)$)")
-    assert "eqjax/weights/photos.safetensors" in files and "tests/golden/generator_tiny.npz" in files
+    assert "eqjax/weights/photos.safetensors" in files and "eqjax/recorded/generator_tiny.npz" in files
     assert not ignored([file for file in files if not made.search(file)])

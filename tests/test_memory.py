@@ -37,6 +37,7 @@ def test_what_was_asked_for_is_said(allocate, message):
         ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.", "16 GiB"),
         ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.48G hbm.", "20.50 G"),
         ("RESOURCE_EXHAUSTED: no figure", None),
+        ("INTERNAL: Error preparing computation: Out of memory allocating 35184372088832 bytes.", "32 TiB"),
     ],
 )
 def test_figures_of_all_backends_are_found(text, amount):

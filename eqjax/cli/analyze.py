@@ -3,16 +3,18 @@ r"""Measures whether all columns are one task, and how a model follows transform
     eqjax analyze columns --weights=photos --output=outputs/analysis
     eqjax analyze columns --weights=runs/generator --data.source=folder --data.root=/path/to/root
     eqjax analyze equivariance --weights=photos --output=outputs/equivariance
-    eqjax analyze comparison --num_seeds=5 --tokenizer_steps=3000 --generator_steps=3000 --tokenizer_channels=96
+    eqjax analyze comparison --config=comparison --config.num_seeds=5 --output=outputs/comparison
+    eqjax analyze comparison --config=comparison:equivariance --output=outputs/comparison_equivariance
 
 "columns" asks whether all columns are one task for the generator, and whether latents shift with the image.
 "equivariance" follows encoder, decoder, generator and sampler along shifts, flips, scalings and warps. Both analyze one
 model and train nothing. The images are the built-in photographs if they are the model's classes; otherwise --data.…
 names them as training configurations do.
 
-"comparison" trains four kinds of small models on the built-in photographs, with several seeds each: tokenizers as
-published and strictly equivariant, generators with a window and with full causal attention. An interrupted comparison
-resumes when the command is run again: trained tokenizers and the results of each seed are under --output.
+"comparison" trains small models on the built-in photographs, with several seeds each: every generator of --config on
+every one of its tokenizers. The default compares tokenizers as published and strictly equivariant, and generators with
+a window and with full causal attention. An interrupted comparison resumes when the command is run again: trained
+tokenizers and the results of each seed are under --output.
 
 All write plots (PNG), their data (CSV), table.md and results.json. Plots need matplotlib: pip install 'eqjax[analysis]'
 """
@@ -48,17 +50,8 @@ def define_flags(values: flags.FlagValues) -> None:
                           flag_values=values)  # fmt: skip
         flags.DEFINE_bool("stereo", True, "Compare the views of scikit-image's stereo pair.", flag_values=values)
     with flag_group(values, "Comparison"):
-        _define_integers(
-            values,
-            ("num_seeds", 3, "Number of seeds.", 1),
-            ("height", 32, "Height of the images in pixels, a multiple of 8.", 16),
-            ("tokenizer_channels", 32, "Width of the tokenizers, a multiple of 32.", 32),
-            ("tokenizer_steps", 400, "Training steps of each tokenizer.", 1),
-            ("generator_width", 96, "Width of the generators.", 8),
-            ("generator_steps", 400, "Training steps of each generator.", 1),
-            ("window_size", 3, "Columns that the windowed generators see.", 1),
-            ("num_train_images", 1024, "Crops that the generators are trained on.", 32),
-        )
+        config_flags.DEFINE_config_file("config", None, "What is compared: a shipped name or a file, with :variant.",
+                                        flag_values=values)  # fmt: skip
     with flag_group(values, "Output"):
         flags.DEFINE_string("output", os.path.join("outputs", "analysis"), "Folder of plots, tables and models.",
                             flag_values=values)  # fmt: skip

@@ -24,9 +24,9 @@ def photo_config(classes: tuple[str, ...] | None = None) -> ml_collections.Confi
 
 
 def crops(
-    config: ml_collections.ConfigDict, height: int, width: int, count: int, seed: int
+    config: ml_collections.ConfigDict, height: int, width: int, count: int, seed: int, held_out: bool = False
 ) -> tuple[UInt8[np.ndarray, "N H W 3"], Int[np.ndarray, "N"]]:
-    """Returns random crops of the training images, and the data source's labels.
+    """Returns random crops of the training images or of held-out ones, and the data source's labels.
 
     Args:
       config: data configuration.
@@ -34,9 +34,16 @@ def crops(
       width: width of the crops in pixels.
       count: number of crops.
       seed: seed of the choice of images and crops.
+      held_out: whether the images are those for evaluation.
     """
     config = config.copy_and_resolve_references()
     config.update(height=height, width=width)
+    if held_out:
+        from eqjax.data import datasets  # Imports JAX, which flags need not wait for.
+
+        records = datasets.train_dataset(config, data.make_source(config, train=False), seed)
+        drawn: list[Any] = [records[i] for i in range(count)]
+        return np.stack([record["image"] for record in drawn]), np.stack([record["label"] for record in drawn])
     with data.make_iterator(config, batch_size=count, seed=seed) as batches:
         batch = next(batches)
     return batch["image"], batch["label"]

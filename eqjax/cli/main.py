@@ -34,8 +34,15 @@ COMMANDS = {
         Command(
             "analyze", "measures equivariance, and whether all columns are one task", "columns|equivariance|comparison"
         ),
+        Command("check", "compares this machine's outputs with recorded ones of the original", joins=False),
         Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor"),
         Command("plan", "estimates the cost of a training step on other machines", uses_jax=False),
+        Command(
+            "gpu_compile",
+            "compiles for a GPU without one: kernels, launches, memory, traffic",
+            "sampling|decoding|training",
+            uses_jax=False,
+        ),
     )
 }
 

@@ -2,9 +2,10 @@ r"""Estimates the cost of a generator's training step on other machines: memory,
 
     eqjax plan --config=imagenet_generator:size=L --num_chips=256 --mesh=data:16,fsdp:16 --chips=H100,v5p
 
-The command compiles the real step, from latents, for as many virtual CPU devices, and allocates no array. The
-partitioning is that of the real machine. Activation memory and the choice of collectives are the CPU compiler's,
-which widens bfloat16 and writes a reduce-scatter as an all-reduce, so both are upper estimates. If the step reads
+The command compiles the real step, from latents, and allocates no array. For GPUs it uses the GPU compiler where that
+is installed (`make gpu-compile`; no GPU is needed): memory and collectives are then those of the chip. For TPUs, and
+where there is no GPU compiler, it uses the CPU compiler on virtual devices, which widens bfloat16 and writes a
+reduce-scatter as an all-reduce, so both are upper estimates. The output says which it was. If the step reads
 images instead of cached latents (data.source), the encoder's parameters count as memory and --encoder_gflop per
 image is added to the compute time; the encoder's activations are left out.
 """
@@ -33,7 +34,12 @@ def define_flags(values: flags.FlagValues) -> None:
             "mesh", None, "Mesh of the devices; default: that of the configuration.", flag_values=values
         )
         flags.DEFINE_list(
-            "chips", ["H100", "v5e", "v5p"], "Chips to estimate for: H100, H200, A100, v4, v5e, v5p, v6e.",
+            "chips", ["H100", "v5e", "v5p"],
+            "Chips to estimate for: H100, H200, A100, RTX4090, L4, v4, v5e, v5p, v6e.", flag_values=values,
+        )  # fmt: skip
+        flags.DEFINE_enum(
+            "compiler", "auto", ["auto", "gpu", "cpu"],
+            "Compiler for GPUs: the GPU's own, that of the CPU, or the first where it is installed (auto).",
             flag_values=values,
         )  # fmt: skip
     with command_line.flag_group(values, "Output"):
@@ -46,8 +52,7 @@ def use_virtual_devices(count: int) -> None:
 
     flag = "--xla_force_host_platform_device_count"
     kept = [item for item in os.environ.get("XLA_FLAGS", "").split() if not item.startswith(flag)]
-    # Nothing runs, so time spent on optimizing the CPU program would be lost.
-    os.environ["XLA_FLAGS"] = " ".join([*kept, "--xla_backend_optimization_level=0"])
+    os.environ["XLA_FLAGS"] = " ".join(kept)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
 
@@ -56,20 +61,31 @@ def run(args: flags.FlagValues) -> None:
     """Plans the step, prints the tables and writes JSON.
 
     Raises:
+      ModuleNotFoundError: --compiler=gpu, and the GPU compiler is not installed.
       ValueError: an unknown chip; a configuration, mesh or batch size that does not fit.
     """
     with announced("Loading the libraries", patience=2.0):
-        from eqjax.perf import chips, step_plan
+        from eqjax.perf import chips, gpu_compiler, step_plan
 
-    for name in args.chips:
-        chips.find_chip(name)  # An unknown name fails here, before minutes of compiling.
+    found = [chips.find_chip(name) for name in args.chips]  # An unknown name fails here, before minutes of compiling.
+    if args.compiler == "gpu":
+        gpu_compiler.check_installed()
     config = args.config
     if args.mesh is not None:
         config.mesh = args.mesh
     use_virtual_devices(args.num_chips)
-    with announced(f"Compiling the training step for {args.num_chips} devices; minutes for a large model"):
-        plan = step_plan.plan_step(config, args.num_chips, args.num_columns)
-    estimates = [step_plan.estimate(plan, name, args.encoder_gflop * 1e9) for name in args.chips]
-    print(step_plan.format_plan(plan, estimates))
+    uses_gpu = args.compiler == "gpu" or (args.compiler == "auto" and gpu_compiler.is_installed())
+    # A program for every GPU, and one of the CPU compiler (None) for all other chips.
+    chips_of: dict[str | None, list[str]] = {}
+    for chip in found:
+        chips_of.setdefault(chip.name if uses_gpu and chip.cuda is not None else None, []).append(chip.name)
+    written = []
+    for compiled_for, names in chips_of.items():
+        target = f"{args.num_chips} {compiled_for or 'virtual'} devices"
+        with announced(f"Compiling the training step for {target}; minutes for a large model"):
+            plan = step_plan.plan_step(config, args.num_chips, args.num_columns, compiled_for)
+        estimates = [step_plan.estimate(plan, name, args.encoder_gflop * 1e9) for name in names]
+        print(step_plan.format_plan(plan, estimates), end="\n\n")
+        written.append(dataclasses.asdict(plan) | {"estimates": list(map(dataclasses.asdict, estimates))})
     if args.output:
-        write_json(args.output, dataclasses.asdict(plan) | {"estimates": list(map(dataclasses.asdict, estimates))})
+        write_json(args.output, {"plans": written})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eqjax.equivariance.actions import Action, Warp, act_columns, act_image, compose, inverse, make_action
+    from eqjax.equivariance.agreement import equivariance_score
     from eqjax.equivariance.canonicalize import CanonicalCodec, Canonicalizer, Chain, Code, FlipCanonicalizer
     from eqjax.equivariance.codecs import model_codec
     from eqjax.equivariance.crop_shifts import ShiftErrors, crop_shift_errors
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from eqjax.equivariance.geometry import Codec, ColumnGeometry
     from eqjax.equivariance.groups import Group, flips, identity, product, scales, shifts, warps
     from eqjax.equivariance.index_shifts import IndexShiftErrors, index_shift_errors, sampler_shift_errors
-    from eqjax.equivariance.latent_statistics import next_column_error, twonn_dimension
+    from eqjax.equivariance.latent_statistics import gaussian_flow_loss, next_column_error, twonn_dimension
     from eqjax.equivariance.learned import (
         LearnedCanonicalizer,
         ScoreNetwork,
@@ -77,11 +78,13 @@ _MODULES = {
     "crop_shift_errors": "crop_shifts",
     "decoder_footprints": "footprints",
     "encoder_footprints": "footprints",
+    "equivariance_score": "agreement",
     "flip_activation": "flip_layers",
     "flip_channels": "flip_layers",
     "flips": "groups",
     "footprint_fractions": "footprints",
     "footprint_score": "footprints",
+    "gaussian_flow_loss": "latent_statistics",
     "identity": "groups",
     "index_shift_errors": "index_shifts",
     "inverse": "actions",
@@ -137,11 +140,13 @@ __all__ = [
     "crop_shift_errors",
     "decoder_footprints",
     "encoder_footprints",
+    "equivariance_score",
     "flip_activation",
     "flip_channels",
     "flips",
     "footprint_fractions",
     "footprint_score",
+    "gaussian_flow_loss",
     "identity",
     "index_shift_errors",
     "inverse",

@@ -126,7 +126,7 @@ def measure_orbit(codec: Any, images: Any, group: Any, margin: Any = 1) -> Orbit
     geometry, latents = codec.geometry, encode(codec, images)
     images = jnp.asarray(images)
     columns = latents.shape[1]
-    checks = [_check(geometry, action, columns, margin) for action in actions]
+    checks = [check_element(geometry, action, columns, margin) for action in actions]
     decoded = decode(codec, latents)
     width = max(len(valid) for valid, _ in checks)
     rows, backs, seen = [], [], []
@@ -185,7 +185,7 @@ def interior(valid: Bool[np.ndarray, "n"], margin: int, boundary: str) -> Bool[n
     return np.all(np.lib.stride_tricks.sliding_window_view(padded, 2 * margin + 1), axis=1)
 
 
-def _check(geometry: ColumnGeometry, action: Any, columns: int, margin: int) -> tuple[np.ndarray, np.ndarray]:
+def check_element(geometry: ColumnGeometry, action: Any, columns: int, margin: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the columns and pixels that count for an element.
 
     Raises:

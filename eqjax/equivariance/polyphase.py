@@ -7,7 +7,7 @@ commutes with whole columns becomes equivariant to all shifts.
 
 Letters: B images, H height, W width in pixels, N columns, s stride.
 
-Source: Making vision transformers truly shift-equivariant, arXiv 2306.07470, section 4 (adaptive polyphase anchoring).
+Source: Reviving shift equivariance in vision transformers, arXiv 2306.07470 (adaptive polyphase anchoring).
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class PolyphaseAnchor:
       TypeError: a field is of another type.
       ValueError: a field is out of range.
 
-    Source: arXiv 2306.07470, section 4.
+    Source: arXiv 2306.07470, its adaptive polyphase anchoring.
 
     Example:
       >>> image = jnp.zeros((1, 1, 8, 3)).at[0, 0, 2].set(1.0)

@@ -6,6 +6,7 @@ Letters: N images, H height, L columns.
 """
 
 from collections.abc import Mapping, Sequence
+import json
 import os
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from jaxtyping import Int, Shaped, UInt8
 import numpy as np
 
 from eqjax import pixels
+from eqjax.differences import check_equal
 from eqjax.equivariance.codecs import model_codec
 from eqjax.equivariance.crop_shifts import crop_shift_errors
 from eqjax.equivariance.footprints import decoder_footprints, footprint_fractions
@@ -98,7 +100,11 @@ def roughness_measures(
 
 
 def generator_measures(
-    generator: Generator, params: Params, batches: Sequence[tasks.LatentBatch], first_inner: int
+    generator: Generator,
+    params: Params,
+    batches: Sequence[tasks.LatentBatch],
+    first_inner: int,
+    gradients: bool = True,
 ) -> Measures:
     """Returns losses and cosines of a generator's columns as JSON values.
 
@@ -107,14 +113,16 @@ def generator_measures(
       params: its parameters.
       batches: scaled latents and labels, of one shape; at least two batches.
       first_inner: first column with a full window; measures named "…_inner" are over the columns from there on.
+      gradients: whether to measure cosines, which take most of the time.
     """
     losses = tasks.column_losses(generator, params, batches, jax.random.key(0))
+    measures: Measures = {"loss": losses.mean.tolist(), "loss_stderr": losses.stderr.tolist()}
+    if not gradients:
+        return measures
     conflict, ceiling = tasks.gradient_cosines(generator, params, batches, jax.random.key(1))
     corrected = tasks.noise_corrected_cosines(ceiling.mean)
     inner = slice(first_inner, None)
-    return {
-        "loss": losses.mean.tolist(),
-        "loss_stderr": losses.stderr.tolist(),
+    return measures | {
         "cosines": conflict.mean.tolist(),
         "cosines_stderr": conflict.stderr.tolist(),
         "cosine": float(tasks.off_diagonal_mean(conflict.mean)),
@@ -125,19 +133,20 @@ def generator_measures(
     }
 
 
-def read_measures(path: str | os.PathLike[str], flags: Mapping[str, Any]) -> Measures:
+def read_measures(path: str | os.PathLike[str], made_with: Mapping[str, Any]) -> Measures:
     """Returns the measures in a file.
 
     Args:
-      path: JSON file of measures with their "flags".
-      flags: flags under which they must have been computed.
+      path: JSON file of measures with the "comparison" that they belong to.
+      made_with: what they must have been computed with, as JSON values.
 
     Raises:
-      ValueError: they were computed under other flags.
+      ValueError: they were computed with something else.
     """
     measures = read_json_object(path)
-    if measures.get("flags") != flags:
-        raise ValueError(f"{path} was measured with {measures.get('flags')}, now {flags}: give another --output.")
+    expected = json.loads(json.dumps(made_with))  # Tuples are lists in files.
+    message = f"{path} was measured with other fields: give another --output, or the same fields."
+    check_equal(measures.get("comparison", {}), expected, message, found_name="file", expected_name="now")
     return measures
 
 
@@ -163,8 +172,9 @@ def summary(measures: Measures) -> dict[str, float]:
     """Returns one seed's measures for the table; measures that are not finite are NaN, missing ones are left out."""
     values = {name: measures[name] for name in _TABLE if isinstance(measures.get(name, ""), float | None)}
     values = {name: np.nan if value is None else value for name, value in values.items()}  # null in JSON.
-    fractions = {int(reach): fraction for reach, fraction in measures["footprint_fraction"].items()}
-    values["footprint"] = fractions[0]
+    if "footprint_fraction" in measures:
+        fractions = {int(reach): fraction for reach, fraction in measures["footprint_fraction"].items()}
+        values["footprint"] = fractions[0]
     if "loss" in measures:
         values["spread"] = float(np.std(measures["loss"]) / np.mean(measures["loss"]))
     return {name: values[name] for name in _TABLE if name in values}
@@ -179,25 +189,32 @@ def write_report(output: str | os.PathLike[str], results: MeasuresByKind) -> str
     """
     write_json(os.path.join(output, "results.json"), json_values(dict(results)))
     table = make_table(results)
-    if all("roughness" in seeds[0] for seeds in results.values()):
-        table += "\n" + make_roughness_table(results)
-        _plot_roughness(output, results)
+    if rough := _having("roughness", results):
+        table += "\n" + make_roughness_table(rough)
+        _plot_roughness(output, rough)
     with atomic_write(os.path.join(output, "table.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(table)
-    _plot_shift_errors(output, results)
-    _plot_footprints(output, results)
-    if all("loss" in seeds[0] for seeds in results.values()):
-        _plot_losses(output, results)
-        _plot_cosines(output, results)
+    if shifted := _having("shift_errors", results):
+        _plot_shift_errors(output, shifted)
+        _plot_footprints(output, shifted)
+    if trained := _having("loss", results):
+        _plot_losses(output, trained)
+    if compared := _having("cosines", results):
+        _plot_cosines(output, compared)
     return table
+
+
+def _having(name: str, results: MeasuresByKind) -> MeasuresByKind:
+    """Returns the kinds of models that have a measure."""
+    return {kind: seeds for kind, seeds in results.items() if name in seeds[0]}
 
 
 def make_table(results: MeasuresByKind) -> str:
     """Formats means and standard deviations over seeds as a Markdown table, a row per kind."""
     rows = {kind: [summary(measures) for measures in seeds] for kind, seeds in results.items()}
-    names = [name for name in _TABLE if any(name in row[0] for row in rows.values())]
+    names = [name for name in _TABLE if any(name in row[0] for row in rows.values())]  # Some may lack some.
     cells = [
-        [kind, *(_mean_and_deviation([row[name] for row in seeds], name) for name in names)]
+        [kind, *(_mean_and_deviation([row.get(name, np.nan) for row in seeds], name) for name in names)]
         for kind, seeds in rows.items()
     ]
     return markdown_table(["", *(_TABLE[name] for name in names)], cells) + "\n"

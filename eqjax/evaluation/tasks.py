@@ -58,7 +58,9 @@ def mean_and_stderr(samples: Sequence[Float[AnyArray, "..."]] | Float[AnyArray, 
     return MeanAndStderr(samples.mean(0), stderr)
 
 
-def column_losses(generator: Generator, params: Params, batches: Iterable[LatentBatch], key: PRNGKey) -> MeanAndStderr:
+def column_losses(
+    generator: Generator, params: Params, batches: Iterable[LatentBatch], key: PRNGKey, rope_shift: int = 0
+) -> MeanAndStderr:
     """Returns the loss of every column, [L], without dropout.
 
     Args:
@@ -66,8 +68,11 @@ def column_losses(generator: Generator, params: Params, batches: Iterable[Latent
       params: its parameters.
       batches: scaled latents and labels, of one shape.
       key: random key of times and noise; batch i uses fold_in(key, i).
+      rope_shift: added to the index of every column.
     """
-    losses = [_losses(generator, params, *batch, jax.random.fold_in(key, i)) for i, batch in enumerate(batches)]
+    losses = [
+        _losses(generator, params, *batch, jax.random.fold_in(key, i), rope_shift) for i, batch in enumerate(batches)
+    ]
     return mean_and_stderr(jax.device_get(losses))
 
 
@@ -231,12 +236,13 @@ def _losses(
     latents: Float[AnyArray, "B L D"],
     labels: Int[AnyArray, "B"],
     key: PRNGKey,
+    rope_shift: int | jax.Array = 0,
 ) -> Float[jax.Array, "L"]:
     losses: Any = generator.apply(
         {"params": params},
         latents,
         labels,
-        rope_shift=0,
+        rope_shift=rope_shift,
         deterministic=True,
         method="column_losses",
         rngs=key,

@@ -1,5 +1,6 @@
 """Models to measure: a published size or a config with random weights, or a model with its own weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
-from eqjax import config_files, loading, pretrained
+from eqjax import config_files, convert, loading, pretrained
 from eqjax.generator import Generator
 from eqjax.model import Model
+from eqjax.nets import download
 from eqjax.published import GENERATOR_SIZES
 from eqjax.tokenizer import Tokenizer
 from eqjax.training.config import generator_config
@@ -68,6 +70,35 @@ def random_params(module: Tokenizer | Generator) -> Params:
         return jnp.asarray(random.standard_normal(leaf.shape, np.float32) * 0.02)
 
     return jax.tree.map(normal, pretrained.abstract_params(module))
+
+
+def random_network(name: str, dtype: DTypeLike | None = None) -> tuple[Any, Params]:
+    """Returns a frozen network with normal parameters of standard deviation 0.02; takes the place of `nets.load`.
+
+    Args:
+      name: "lpips", "dino", "dinov2" or "inception".
+      dtype: compute dtype of the module; None: float32.
+    """
+    random = np.random.default_rng(0)
+    return _network(name, dtype, lambda shape: random.standard_normal(shape, np.float32) * np.float32(0.02))
+
+
+def abstract_network(name: str, dtype: DTypeLike | None = None) -> tuple[Any, Params]:
+    """Returns a frozen network with shapes in the place of parameters; takes the place of `nets.load`.
+
+    Args:
+      name: "lpips", "dino", "dinov2" or "inception".
+      dtype: compute dtype of the module; None: float32.
+    """
+    module, params = _network(name, dtype, lambda shape: np.broadcast_to(np.float32(0), shape))
+    return module, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+
+
+def _network(name: str, dtype: DTypeLike | None, fill: Callable[[tuple[int, ...]], np.ndarray]) -> tuple[Any, Params]:
+    network = download.find_network(name)
+    module = network.module if dtype is None else network.module.clone(dtype=dtype)
+    state = {key: fill(shape) for key, shape in convert.frozen_shapes(name, module).items()}
+    return module, network.convert(state, module)
 
 
 def names_weights(config: str) -> bool:

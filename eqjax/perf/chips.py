@@ -4,7 +4,33 @@ Figures are the vendors', dense (without sparsity), per device as JAX counts dev
 """
 
 import dataclasses
+import re
 from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CudaTarget:
+    """What the GPU compiler has to know of a chip; "core" is a streaming multiprocessor.
+
+    Attributes:
+      device_name: the driver's name of the device.
+      compute_capability: (major, minor).
+      cores: number of cores.
+      clock_ghz: boost clock.
+      l2_cache: bytes.
+      shared_memory_per_core: bytes.
+      threads_per_core: threads that a core holds.
+      float32_units: units for float32 arithmetic in a core.
+    """
+
+    device_name: str
+    compute_capability: tuple[int, int]
+    cores: int
+    clock_ghz: float
+    l2_cache: int
+    shared_memory_per_core: int
+    threads_per_core: int
+    float32_units: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +48,7 @@ class Chip:
       link_bandwidth: bytes/s that a device sends inside a node.
       network_bandwidth: bytes/s that a device sends to other nodes.
       source: where the figures come from.
+      cuda: what the GPU compiler has to know; None: it is not a CUDA GPU.
     """
 
     name: str
@@ -34,6 +61,7 @@ class Chip:
     link_bandwidth: float
     network_bandwidth: float
     source: str
+    cuda: CudaTarget | None = None
 
     @property
     def float32_slowdown(self) -> int:
@@ -42,22 +70,54 @@ class Chip:
 
 
 # Network figures are those of cloud offers: 8 adapters of 400 Gbit/s per node of 8 GPUs, one per GPU (200 Gbit/s
-# for A100), and 25 GB/s per TPU host of 4 chips. Other clusters may have less.
+# for A100), and 25 GB/s per TPU host of 4 chips. Other clusters may have less. For RTX 4090 and L4: one adapter of
+# 100 Gbit/s per machine of 8. Compiler targets have the values that XLA records for the same or, for the cards of
+# capability 8.9, the nearest chips, with cores, clock and cache of the data sheets.
 _TABLE = (
     Chip(
         name="H100", platform="gpu", device_kinds=("NVIDIA H100",), peak_flops=989e12,
         memory=80e9, memory_bandwidth=3.35e12, node_size=8, link_bandwidth=450e9, network_bandwidth=50e9,
         source="NVIDIA H100 data sheet, SXM column: 1979 TFLOPS with sparsity, NVLink 900 GB/s both ways",
+        cuda=CudaTarget(
+            device_name="NVIDIA H100 80GB HBM3", compute_capability=(9, 0), cores=132, clock_ghz=1.98,
+            l2_cache=50 * 2**20, shared_memory_per_core=228 * 2**10, threads_per_core=2048, float32_units=128,
+        ),
     ),
     Chip(
         name="H200", platform="gpu", device_kinds=("NVIDIA H200",), peak_flops=989e12,
         memory=141e9, memory_bandwidth=4.8e12, node_size=8, link_bandwidth=450e9, network_bandwidth=50e9,
         source="NVIDIA H200 data sheet, SXM column",
+        cuda=CudaTarget(
+            device_name="NVIDIA H200", compute_capability=(9, 0), cores=132, clock_ghz=1.98,
+            l2_cache=50 * 2**20, shared_memory_per_core=228 * 2**10, threads_per_core=2048, float32_units=128,
+        ),
     ),
     Chip(
         name="A100", platform="gpu", device_kinds=("NVIDIA A100",), peak_flops=312e12,
         memory=80e9, memory_bandwidth=2.04e12, node_size=8, link_bandwidth=300e9, network_bandwidth=25e9,
         source="NVIDIA A100 80GB data sheet, SXM column: NVLink 600 GB/s both ways",
+        cuda=CudaTarget(
+            device_name="NVIDIA A100-SXM4-80GB", compute_capability=(8, 0), cores=108, clock_ghz=1.41,
+            l2_cache=40 * 2**20, shared_memory_per_core=164 * 2**10, threads_per_core=2048, float32_units=64,
+        ),
+    ),
+    Chip(
+        name="RTX4090", platform="gpu", device_kinds=("NVIDIA GeForce RTX 4090",), peak_flops=165.2e12,
+        memory=24e9, memory_bandwidth=1.008e12, node_size=8, link_bandwidth=32e9, network_bandwidth=1.6e9,
+        source="NVIDIA Ada architecture paper, sums in float32; no NVLink, PCIe 4.0 x16 is 64 GB/s both ways",
+        cuda=CudaTarget(
+            device_name="NVIDIA GeForce RTX 4090", compute_capability=(8, 9), cores=128, clock_ghz=2.52,
+            l2_cache=72 * 2**20, shared_memory_per_core=100 * 2**10, threads_per_core=1536, float32_units=128,
+        ),
+    ),
+    Chip(
+        name="L4", platform="gpu", device_kinds=("NVIDIA L4",), peak_flops=121e12,
+        memory=24e9, memory_bandwidth=0.3e12, node_size=8, link_bandwidth=32e9, network_bandwidth=1.6e9,
+        source="NVIDIA L4 data sheet: 242 TFLOPS with sparsity, 300 GB/s, PCIe 4.0 x16 64 GB/s both ways",
+        cuda=CudaTarget(
+            device_name="NVIDIA L4", compute_capability=(8, 9), cores=58, clock_ghz=2.04,
+            l2_cache=48 * 2**20, shared_memory_per_core=100 * 2**10, threads_per_core=1536, float32_units=128,
+        ),
     ),
     Chip(
         name="v4", platform="tpu", device_kinds=("TPU v4",), peak_flops=275e12,
@@ -102,12 +162,17 @@ def peak_flops(device_kind: str) -> float | None:
     """Returns the bfloat16 FLOP/s of a device, or None if the table does not have it.
 
     Args:
-      device_kind: JAX's name, `device.device_kind`. The longest matching prefix counts: "TPU v5 lite" is
-        a v5e, "TPU v5" a v5p.
+      device_kind: JAX's name, `device.device_kind`. The longest prefix of whole words counts: "TPU v5 lite" is
+        a v5e, "TPU v5" a v5p, and an L40 no L4. Laptops' chips of the same name are slower, and not in the table.
 
     Example:
       >>> peak_flops("NVIDIA H100 80GB HBM3")
       989000000000000.0
     """
-    matches = [(len(kind), chip) for chip in _TABLE for kind in chip.device_kinds if device_kind.startswith(kind)]
+    matches = [
+        (len(kind), chip)
+        for chip in _TABLE
+        for kind in chip.device_kinds
+        if re.match(rf"{re.escape(kind)}(?!\w| D\b| Laptop)", device_kind)
+    ]
     return max(matches, key=lambda match: match[0])[1].peak_flops if matches else None

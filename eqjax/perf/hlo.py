@@ -96,8 +96,16 @@ def device_groups(line: str) -> Int[np.ndarray, "groups size"]:
     return np.array([_integers(group) for group in re.findall(r"\{([\d,]+)\}", lists[1])])
 
 
-def _reachable_computations(text: str) -> list[tuple[list[str], int]]:
-    """Returns (lines, number of executions) of every computation that the entry reaches."""
+def computations(text: str) -> dict[str, list[str]]:
+    r"""Returns the lines of every computation of a program by its name; that of the entry is "ENTRY".
+
+    Args:
+      text: the program, `compiled.as_text()`.
+
+    Example:
+      >>> computations("ENTRY %main (p: f32[]) -> f32[] {\n  ROOT %p = f32[] parameter(0)\n}")["ENTRY"]
+      ['  ROOT %p = f32[] parameter(0)', '}']
+    """
     bodies: dict[str, list[str]] = {}
     name = None
     for line in text.splitlines():
@@ -107,15 +115,27 @@ def _reachable_computations(text: str) -> list[tuple[list[str], int]]:
             bodies[name] = []
         elif name is not None:
             bodies[name].append(line)
-    times, waiting = {"ENTRY": 1}, ["ENTRY"]
+    return bodies
+
+
+def trip_count(line: str) -> int | None:
+    """Returns the turns of the loop that an instruction starts, or None if the compiler does not know them."""
+    found = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    return int(found[1]) if found else None
+
+
+def _reachable_computations(text: str) -> list[tuple[list[str], int]]:
+    """Returns (lines, number of executions) of every computation that the entry reaches."""
+    bodies = computations(text)
+    times: dict[str, int] = {}
+    waiting = [("ENTRY", 1)]
     while waiting:
-        name = waiting.pop()
+        name, count = waiting.pop()
+        times[name] = times.get(name, 0) + count
         for line in bodies[name]:
-            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
             for callee in re.findall(r"(?:body|calls|to_apply)=%?([\w.-]+)", line):
                 if callee in bodies:
-                    times[callee] = times.get(callee, 0) + times[name] * (int(trips[1]) if trips else 1)
-                    waiting.append(callee)
+                    waiting.append((callee, count * (trip_count(line) or 1)))
     return [(bodies[name], count) for name, count in times.items()]
 
 

@@ -6,12 +6,9 @@ nothing stays in caches: weights for every use, keys and values, modulations wri
 Letters: B batch, R = B or 2B rows, L columns, T condition tokens, E width, W flow width, M velocity evaluations.
 """
 
-from collections.abc import Callable
 import dataclasses
 import math
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from eqjax.generator import Generator
@@ -92,15 +89,3 @@ def sampling_cost(
         "transformer": Cost(num_columns * column.flops, num_columns * column.bytes),
         "flow head": Cost(num_columns * head.flops, num_columns * head.bytes),
     }
-
-
-def compiled_cost(function: Callable[..., Any], *args: Any) -> Cost:
-    """Returns the compiler's count for a function without loops (it counts the body of a loop once).
-
-    Args:
-      function: any function that JAX can trace.
-      *args: its arguments, arrays or jax.ShapeDtypeStruct.
-    """
-    analysis: Any = jax.jit(function).lower(*args).compile().cost_analysis()
-    analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return Cost(analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0))

@@ -1,7 +1,8 @@
 """The cost model of `eqjax plan`: memory, FLOPs, traffic and time of a generator's training step on other machines.
 
-The real step is compiled for as many virtual devices, from shapes alone. Memory and collectives come from the
-compiled program, FLOPs from the traced one, and a roofline turns them into times.
+The real step is compiled for as many devices, from shapes alone: by the GPU compiler for the chip itself, or by the
+CPU compiler for virtual devices. Memory and collectives come from the compiled program, FLOPs from the traced one, and
+a roofline turns them into times.
 """
 
 from collections.abc import Sequence
@@ -11,17 +12,17 @@ from typing import Any
 
 import jax
 
-from eqjax import loading, pretrained, sharding
-from eqjax.generator import LOGICAL_AXES
+from eqjax import loading, pretrained
 from eqjax.latent_cache.encode import encoder_params
-from eqjax.perf import flops
+from eqjax.perf import gpu_compiler, programs
 from eqjax.perf.chips import find_chip
 from eqjax.perf.hlo import Collective, collectives
 from eqjax.tables import markdown_table, with_unit
 from eqjax.tokenizer import Tokenizer
-from eqjax.training import loop
-from eqjax.training.generator import GeneratorStep
 from eqjax.typing import Config, Tree
+
+# It widens bfloat16, and writes a reduce-scatter as an all-reduce.
+CPU_COMPILER = f"CPU compiler of jax {jax.__version__}: upper estimates"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class StepPlan:
     """Memory, FLOPs and traffic of a training step on a mesh, for any chip.
 
     Attributes:
+      compiler: which compiler memory and traffic come from.
       model: description of the generator.
       num_chips: devices of the mesh.
       mesh: its axes, as `sharding.parse_mesh` reads them.
@@ -40,6 +42,7 @@ class StepPlan:
       traffic: the collectives of a step.
     """
 
+    compiler: str
     model: str
     num_chips: int
     mesh: str
@@ -74,38 +77,6 @@ class Estimate:
     utilization: tuple[float, float]
 
 
-def lower(config: Config, devices: Sequence[Any], num_columns: int) -> tuple[Any, Tree, Tree, int]:
-    """Lowers the training step on latents, from shapes alone.
-
-    Args:
-      config: a generator's config; its mesh is used.
-      devices: the devices of the mesh.
-      num_columns: L of the training images.
-
-    Returns:
-      The lowered step, its state and batch as jax.ShapeDtypeStruct, and the FLOPs of the model.
-    """
-    config = config.copy_and_resolve_references()
-    config.total_steps = max(config.total_steps, 1)
-    generator = pretrained.build_module("generator", dict(config.generator))
-    generator_step = GeneratorStep.from_config(
-        config, generator, lambda _, batch, __: (batch["latents"], batch["label"])
-    )
-    step, plain_step = (jax.tree_util.Partial(s, {}) for s in (generator_step, generator_step.without_remat()))
-    mesh, key = sharding.make_mesh(devices, config.mesh), jax.random.key(0)
-    sharding.check_batch(mesh, config.batch_size, config.accumulation_steps)
-    state = loop.abstract_state(generator_step.init_state, LOGICAL_AXES, mesh, key)
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.BATCH_AXES))
-    batch = {
-        "latents": jax.ShapeDtypeStruct(
-            (config.batch_size, num_columns, generator.latent_dim), "float32", sharding=rows
-        ),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), "int32", sharding=rows),
-    }
-    needed = flops.count(plain_step, state, batch, key)
-    return loop.compile_step(step, LOGICAL_AXES, mesh, state, key).lower(state, batch), state, batch, needed
-
-
 def encoder_bytes(config: Config) -> int:
     """Returns the bytes of the encoder's parameters, which every device holds when a step reads images.
 
@@ -125,15 +96,18 @@ def encoder_bytes(config: Config) -> int:
     return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(encoder_params(params)))
 
 
-def plan_step(config: Config, num_chips: int, num_columns: int = 16) -> StepPlan:
+def plan_step(config: Config, num_chips: int, num_columns: int = 16, chip_name: str | None = None) -> StepPlan:
     """Plans a training step on a mesh; compiles, but allocates no array.
 
     Args:
       config: a generator's config; its mesh, batch size and accumulation steps are used.
-      num_chips: devices of the mesh; JAX must have at least as many (virtual ones will do).
+      num_chips: devices of the mesh.
       num_columns: L of the training images.
+      chip_name: a CUDA GPU of `eqjax.perf.chips.CHIPS`, for which the GPU compiler compiles; None: the CPU compiler
+        does, and JAX must have at least `num_chips` devices (virtual ones will do).
 
     Raises:
+      ModuleNotFoundError: the GPU compiler is not installed.
       ValueError: the config is a tokenizer's, the mesh or the batch size does not fit, or there are too few devices.
     """
     if "generator" not in config:
@@ -141,13 +115,21 @@ def plan_step(config: Config, num_chips: int, num_columns: int = 16) -> StepPlan
             f"--config has trainer={config.get('trainer')!r}, but only a generator's step is planned; give a "
             "configuration such as configs/imagenet_generator.py."
         )
-    devices = jax.devices()
-    if len(devices) < num_chips:
-        raise ValueError(f"there are {len(devices)} devices, not {num_chips}; start with `eqjax plan`.")
-    lowered, state, batch, needed = lower(config, devices[:num_chips], num_columns)
-    compiled = lowered.compile()
-    analysis: Any = compiled.memory_analysis()
+    if chip_name is None:
+        lowered = programs.lower_generator_step(config, _cpu_devices(num_chips), num_columns)
+        # Nothing runs, so time spent on optimizing the CPU program would be lost.
+        compiled = lowered.program.compile(compiler_options={"xla_backend_optimization_level": 0})
+        analysis: Any = compiled.memory_analysis()
+        compiler, temporary = CPU_COMPILER, int(analysis.temp_size_in_bytes)
+        traffic = collectives(str(compiled.as_text()))
+    else:
+        chip = find_chip(chip_name)
+        lowered = programs.lower_generator_step(config, gpu_compiler.devices(chip, num_chips), num_columns)
+        program = gpu_compiler.compile_program(lowered.program, chip, triton=False)
+        compiler, temporary, traffic = program.compiler, program.memory["temporary"], program.traffic
+    state: Any = lowered.state
     return StepPlan(
+        compiler=compiler,
         model=f"width {config.generator.width}, depth {config.generator.depth}, {config.generator.dtype}, "
         f"remat {config.generator.remat}",
         num_chips=num_chips,
@@ -159,13 +141,25 @@ def plan_step(config: Config, num_chips: int, num_columns: int = 16) -> StepPlan
             "EMA weights": _local_bytes(state.ema_params),
             "frozen encoder": encoder_bytes(config),
             "optimizer state": _local_bytes(state.opt_state),
-            "batch": _local_bytes(batch),
-            "activations and gradients": int(analysis.temp_size_in_bytes),
+            "batch": _local_bytes(lowered.batch),
+            "activations and gradients": temporary,
         },
-        flops=needed,
+        flops=lowered.flops,
         float32=str(config.generator.dtype) == "float32",
-        traffic=collectives(str(compiled.as_text())),
+        traffic=traffic,
     )
+
+
+def _cpu_devices(count: int) -> list[Any]:
+    """Returns the first devices.
+
+    Raises:
+      ValueError: there are too few.
+    """
+    devices = jax.devices()
+    if len(devices) < count:
+        raise ValueError(f"there are {len(devices)} devices, not {count}; start with `eqjax plan`.")
+    return devices[:count]
 
 
 def _local_bytes(tree: Tree) -> int:
@@ -236,6 +230,7 @@ def format_plan(plan: StepPlan, estimates: Sequence[Estimate]) -> str:
     parts = [
         f"{plan.model}: {plan.num_parameters / 1e6:.1f} M parameters, batch {plan.batch_size}, "
         f"{plan.num_chips} chips as {plan.mesh}",
+        f"Memory and traffic by the {plan.compiler}.",
         f"FLOPs of the model per step: {plan.flops:.4g}, per device {plan.flops / plan.num_chips:.4g}",
         markdown_table(("on each device", "memory"), memory),
         markdown_table(("sent per device and step", "devices in a group", "calls", "bytes"), traffic),

@@ -1,6 +1,5 @@
 """The commands of evaluation: their choice of images, results, and rejected flags."""
 
-import dataclasses
 import json
 import os
 import sys
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from eqjax import pretrained
+from eqjax import config_files, pretrained
 from eqjax.cli import analyze, analyze_comparison, analyze_images, command_line, evaluate, make_statistics
 from eqjax.cli.main import COMMANDS
 from eqjax.evaluation import Extractor, networks, results, statistics
@@ -156,14 +155,66 @@ def test_a_comparison_reuses_tokenizers_of_the_same_flags_only(tmp_path, monkeyp
         open(os.path.join(workdir, "model.safetensors"), "w").close()
 
     monkeypatch.setattr(analyze_comparison.tokenizer_training, "train_and_evaluate", train)
-    options = analyze_comparison.ComparisonOptions.from_flags(parse(analyze))
-    workdirs = {analyze_comparison.train_tokenizer(options, str(tmp_path), "strict", 0) for _ in range(2)}
+    config = config_files.load("comparison")
+    workdirs = {analyze_comparison.train_tokenizer(config, str(tmp_path), "strict", 0) for _ in range(2)}
     assert trained == list(workdirs)
-    other = dataclasses.replace(options, tokenizer_channels=64, num_columns=4)
+    config.num_columns, config.training.tokenizer.channels = 4, 64
     with pytest.raises(
         ValueError, match=r"strict_0 .*\n  data.width: workdir 64, now 32\n  tokenizer.channels: workdir 32"
     ):
-        analyze_comparison.train_tokenizer(other, str(tmp_path), "strict", 0)
+        analyze_comparison.train_tokenizer(config, str(tmp_path), "strict", 0)
+
+
+def test_a_comparison_resumes_with_what_is_missing(tmp_path, monkeypatch):
+    computed = []
+
+    class Subject:
+        """Measures of nothing."""
+
+        def __init__(self, _, model, anchored, seed):
+            self._name, self.tokenizer_measures = (model, anchored, seed), {"psnr": 20.0}
+
+        def measure(self, generator):
+            computed.append((*self._name, generator))
+            return {"held_out_ratio": 0.5}
+
+    monkeypatch.setattr(analyze_comparison, "train_tokenizer", lambda _config, _output, name, _seed: name)
+    monkeypatch.setattr(analyze_comparison.eqjax, "load_pretrained", lambda name: name)
+    monkeypatch.setattr(analyze_comparison, "Subject", Subject)
+    reports = []
+    monkeypatch.setattr(
+        analyze_comparison.comparison_report, "write_report", lambda _, results: reports.append(results) or ""
+    )
+    arguments = ["--config=comparison:tiny", f"--output={tmp_path}"]
+    analyze.run(parse(analyze, *arguments), ["comparison"])
+    assert len(computed) == 8 and len(reports[0]) == 4 and computed[0] == ("published", False, 0, "window 3")
+    (tmp_path / "results" / "strict_window_3_1.json").unlink()
+    analyze.run(parse(analyze, *arguments), ["comparison"])
+    assert computed[8:] == [("strict", False, 1, "window 3")] and reports[0] == reports[1]
+    mine = tmp_path / "mine.py"
+    lines = ["from eqjax import config_files", "def get_config():", "    config = config_files.load('comparison:tiny')"]
+    mine.write_text("\n".join([*lines, "    config.anchored = ('strict',)", "    return config"]), encoding="utf-8")
+    analyze.run(parse(analyze, f"--config={mine}", f"--output={tmp_path}"), ["comparison"])
+    assert [one[:3] for one in computed[9:]] == [("strict", True, seed) for seed in (0, 0, 1, 1)]
+    assert list(reports[2])[4:] == ["anchored strict, window 3", "anchored strict, full causal"]
+    with pytest.raises(
+        ValueError, match=r"published_window_3_0.json was measured with other fields.*\n  generator_steps"
+    ):
+        analyze.run(parse(analyze, *arguments, "--config.generator_steps=3"), ["comparison"])
+
+
+def test_held_out_crops_come_from_the_parts_for_evaluation(monkeypatch):
+    asked, make_source = [], analyze_images.data.make_source
+    monkeypatch.setattr(
+        analyze_images.data, "make_source", lambda config, train=True: asked.append(train) or make_source(config, train)
+    )
+    config = analyze_images.photo_config(("coffee", "cat"))
+    images, labels = analyze_images.crops(config, 32, 40, 6, seed=1, held_out=True)
+    assert asked == [False] and images.shape == (6, 32, 40, 3) and set(labels.tolist()) == {0, 1}
+    again, _ = analyze_images.crops(config, 32, 40, 6, seed=1, held_out=True)
+    trained, _ = analyze_images.crops(config, 32, 40, 6, seed=1)
+    np.testing.assert_array_equal(images, again)
+    assert (images != trained).any()
 
 
 def test_a_comparison_rejects_data_flags():

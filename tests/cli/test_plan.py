@@ -7,7 +7,7 @@ import sys
 from absl import flags
 import pytest
 
-from eqjax.cli import plan
+from eqjax.cli import command_line, main, plan
 
 
 def run_python(*arguments):
@@ -33,8 +33,38 @@ def test_plan_of_a_tiny_generator_is_printed_and_written(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0 and "| v5e " in done.stdout, done.stderr
     written = json.loads(output.read_text())
+    (written,) = written["plans"]
     assert (written["num_chips"], written["mesh"]) == (8, "data:4,fsdp:2")
     assert [estimate["chip"] for estimate in written["estimates"]] == ["v5e"]
+    assert written["compiler"].startswith("CPU compiler") and "upper estimates" in done.stdout
+
+
+def test_the_gpu_compiler_serves_gpus_where_it_is_installed(monkeypatch, capsys):
+    """A program for every GPU, and one of the CPU compiler for all other chips."""
+    from eqjax.perf import gpu_compiler, step_plan
+
+    asked = []
+    memory = {"parameters": 1, "EMA weights": 1, "optimizer state": 2, "activations and gradients": 1}
+
+    def plan_step(config, num_chips, num_columns, chip_name):
+        del config, num_chips, num_columns
+        asked.append(chip_name)
+        return step_plan.StepPlan(f"compiler for {chip_name}", "m", 8, "data:8", 8, 1, memory, 1.0, False, [])
+
+    monkeypatch.setattr(step_plan, "plan_step", plan_step)
+    monkeypatch.setattr(plan, "use_virtual_devices", lambda _: None)
+    for installed, choice, expected in (
+        (True, "auto", ["A100", None, "L4"]), (True, "cpu", [None]), (False, "auto", [None]),
+    ):  # fmt: skip
+        monkeypatch.setattr(gpu_compiler, "is_installed", lambda installed=installed: installed)
+        asked.clear()
+        arguments = ["--config=imagenet_generator:tiny", "--chips=A100,v5e,L4,v5p", f"--compiler={choice}"]
+        plan.run(command_line.parse(main.COMMANDS["plan"], arguments)[0])
+        assert asked == expected
+        printed = capsys.readouterr().out
+        assert all(f"compiler for {name}." in printed for name in expected) and printed.count("| v5p") == 1
+    with pytest.raises(ModuleNotFoundError, match="the GPU compiler is missing"):
+        plan.run(command_line.parse(main.COMMANDS["plan"], [*arguments[:-1], "--compiler=gpu"])[0])
 
 
 def test_the_help_of_chips_names_the_whole_table():

@@ -19,8 +19,12 @@ PAGES = [
 NOT_RUN = {
     "make demo": "installs an environment; its commands are run by tests of eqjax demo",
     "make test": "these are the tests",
+    "EQJAX_TEST_PLATFORM=cuda make test": "these are the tests, on a GPU",
     "make lint": "CI runs it",
     "make docs": "CI runs it",
+    "make gpu-compile": "installs the GPU compiler; its command is tested by itself",
+    "eqjax check": "a slow test runs the same cases",
+    "eqjax gpu-compile": "needs the GPU compiler; `make test-gpu-compile` runs it",
     "eqjax fetch-weights": "downloads from the publishers; tests of the command fetch from a mirror",
     "eqjax hub download": "asks the Hub; tests of the Hub ask a server that stands in for it",
     "eqjax hub upload": "pushes to the Hub; tests of the Hub push to a server that stands in for it",

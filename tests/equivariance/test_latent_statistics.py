@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eqjax.equivariance import next_column_error, twonn_dimension
+from eqjax.equivariance import gaussian_flow_loss, next_column_error, twonn_dimension
 
 RANDOM = np.random.default_rng(0)
 
@@ -29,7 +29,24 @@ def test_unexplained_variance_of_known_processes():
     assert next_column_error(walk, window=2) == pytest.approx(0.36, abs=0.03)
 
 
+def test_the_loss_of_a_gaussian_is_that_of_its_best_velocity():
+    """Columns with correlated channels; the best velocity at every time is linear, found by least squares."""
+    mixing = np.array([[2.0, 0, 0], [1.0, 0.5, 0], [0, 0.3, 0.1]])
+    latents = RANDOM.normal(size=(5000, 8, 3)) @ mixing.T
+    data, noise = latents.reshape(-1, 3), RANDOM.normal(size=(40000, 3))
+    losses = []
+    for time in (np.arange(40) + 0.5) / 40:
+        state, velocity = time * noise + (1 - time) * data, noise - data
+        best = np.linalg.lstsq(state, velocity, rcond=None)[0]
+        losses.append(np.square(velocity - state @ best).mean())
+    assert gaussian_flow_loss(latents + 3) == pytest.approx(np.mean(losses), rel=0.02)  # The mean is known.
+
+
 def test_wrong_input_is_refused():
+    with pytest.raises(ValueError, match="hold 1 columns; a covariance needs 2 or more"):
+        gaussian_flow_loss(np.zeros((1, 1, 2)))
+    with pytest.raises(ValueError, match="latents="):
+        gaussian_flow_loss(np.zeros((3, 2)))
     with pytest.raises(ValueError, match="at least 10 different points; there are 1"):
         twonn_dimension(np.zeros((50, 2)))
     with pytest.raises(TypeError, match="points="):

@@ -94,16 +94,27 @@ def test_nan_is_null_in_json_and_a_dash_in_the_table(tmp_path):
     assert written["corrected_cosine"] is None and written["shift_errors"][3][2] is None
     table = (tmp_path / "table.md").read_text()
     assert "–" in cells(table.splitlines()[2]) and "nan" not in table
-    write_json(tmp_path / "r.json", json_values(some | {"flags": {}}))
+    write_json(tmp_path / "r.json", json_values(some | {"comparison": {}}))
     read = analysis.read_measures(tmp_path / "r.json", {})
     assert analysis.make_table({"model": [read, read]}).count("–") == 1  # As a comparison reads it back.
 
 
-def test_measures_of_other_flags_are_rejected(tmp_path):
-    write_json(tmp_path / "r.json", {"flags": {"num_columns": 8}, "psnr": 1.0})
-    assert analysis.read_measures(tmp_path / "r.json", {"num_columns": 8})["psnr"] == 1.0
-    with pytest.raises(ValueError, match="give another --output"):
-        analysis.read_measures(tmp_path / "r.json", {"num_columns": 6})
+def test_measures_of_other_fields_are_rejected(tmp_path):
+    write_json(tmp_path / "r.json", {"comparison": {"num_columns": 8, "levels": (1, 1)}, "psnr": 1.0})
+    assert analysis.read_measures(tmp_path / "r.json", {"num_columns": 8, "levels": (1, 1)})["psnr"] == 1.0
+    with pytest.raises(ValueError, match="give another --output, or the same fields.\n  num_columns: file 8, now 6"):
+        analysis.read_measures(tmp_path / "r.json", {"num_columns": 6, "levels": (1, 1)})
+
+
+def test_a_kind_may_lack_measures_of_latents(tmp_path):
+    """Those of anchored columns have no errors under shifts."""
+    some = {name: value for name, value in result(1, 1).items() if "shift" not in name and "footprint" not in name}
+    table = analysis.write_report(tmp_path, {"strict, window 3": [result(0, 1)], "anchored strict, window 3": [some]})
+    assert cells(table.splitlines()[3])[1:4] == ["21.0", "–", "–"]
+    with open(tmp_path / "shifts.csv", encoding="utf-8") as file:
+        assert not [name for name in next(csv.reader(file)) if "anchored" in name]
+    with open(tmp_path / "losses.csv", encoding="utf-8") as file:
+        assert [name for name in next(csv.reader(file)) if "anchored" in name]
 
 
 def test_roughness_is_listed_by_class_for_one_model_and_by_kind_for_several(tmp_path):

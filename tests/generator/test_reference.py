@@ -46,7 +46,7 @@ def test_loss_and_gradients_equal_recorded_ones(remat):
     value, gradient = loss(params)
     assert abs(float(value) / float(arrays["train/loss"]) - 1) < 1e-5
     gradient = convert.generator_state_dict(gradient, generator)
-    norms = {key.split("grad_norm/")[1]: float(arrays[key]) for key in arrays.files if "train/grad_norm/" in key}
+    norms = {key.split("grad_norm/")[1]: float(arrays[key]) for key in arrays if "train/grad_norm/" in key}
     assert set(norms) == set(gradient)
     for name, norm in norms.items():
         out = np.linalg.norm(gradient[name])
@@ -56,5 +56,5 @@ def test_loss_and_gradients_equal_recorded_ones(remat):
             assert max(out, norm) < 1e-6 * norms[name.replace("bias", "weight")]
         else:
             assert abs(out - norm) <= 1e-4 * norm, name
-    for key in (key for key in arrays.files if key.startswith("train/grad/")):
+    for key in (key for key in arrays if key.startswith("train/grad/")):
         assert relative_error(gradient[key.removeprefix("train/grad/")], arrays[key]) < 1e-4

@@ -187,6 +187,21 @@ def test_a_preempted_job_goes_back_into_the_queue(tmp_path):
         assert done.returncode == code and ("again 12" in done.stdout) == (code == 75), done.stderr
 
 
+def test_tasks_of_slurm_see_all_gpus_of_their_node_and_take_their_own(tmp_path):
+    numbers = "SLURM_NTASKS=8 SLURM_PROCID=5 SLURM_NTASKS_PER_NODE=4 SLURM_LOCALID=1"
+    program(tmp_path / "srun", f'while [[ $1 == --* ]]; do shift; done; {numbers} "$@"')
+    program(tmp_path / "scontrol", "")
+    program(tmp_path / "python", "env")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = dry("slurm.sh", "python", SLURM_SUBMIT_DIR=str(tmp_path), PATH=path, DRY_RUN="")
+    variables = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    arguments = processes.distributed_arguments(variables)
+    assert arguments is not None and arguments["local_device_ids"] == [1], done.stderr
+    assert (arguments["process_id"], arguments["num_processes"]) == (5, 8)
+    asked = [line for line in (ROOT / "launch" / "slurm.sh").read_text().splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --gpus-per-node=8" in asked and not any("per-task=" in line and "gpus" in line for line in asked)
+
+
 def test_every_command_has_a_script_of_the_same_name():
     scripts = {path.stem for path in (ROOT / "launch").glob("*.py")} - {"local", "study_sampling"}
     assert scripts == {command.module for command in COMMANDS.values()}

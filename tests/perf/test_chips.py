@@ -11,6 +11,15 @@ def test_peak_flops_takes_the_longest_matching_device_kind():
     assert chips.peak_flops("TPU v5") == 459e12
 
 
+def test_chips_whose_names_only_begin_alike_are_not_taken():
+    assert chips.peak_flops("NVIDIA L4") == 121e12 and chips.peak_flops("NVIDIA L40S") is None
+    assert chips.peak_flops("NVIDIA GeForce RTX 4090") == 165.2e12
+    assert (
+        chips.peak_flops("NVIDIA GeForce RTX 4090 Laptop GPU") is chips.peak_flops("NVIDIA GeForce RTX 4090 D") is None
+    )
+    assert chips.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+
+
 def test_peak_flops_of_an_unknown_device_is_none():
     assert chips.peak_flops("cpu") is None
 

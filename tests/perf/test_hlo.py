@@ -41,6 +41,28 @@ def test_collectives_of_a_program(expected):
     assert [item for item in hlo.collectives(PROGRAM) if item.kind == expected.kind] == [expected]
 
 
+def test_a_computation_that_two_places_call_counts_for_both_and_so_does_what_it_calls():
+    program = """
+%inner (p: f32[2]) -> f32[2] {
+  ROOT %ar = f32[2]{0} all-reduce(f32[2]{0} %p), replica_groups=[1,2]<=[2], to_apply=%sum
+}
+
+%shared (p: f32[2]) -> f32[2] {
+  ROOT %c = f32[2]{0} call(%p), to_apply=%inner
+}
+
+%body (p: f32[2]) -> f32[2] {
+  ROOT %c = f32[2]{0} call(%p), to_apply=%shared
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %w = f32[2]{0} while(%p), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %c = f32[2]{0} call(%w), to_apply=%shared
+}
+"""
+    assert [item.count for item in hlo.collectives(program)] == [4]
+
+
 def test_groups_of_one_device_send_nothing():
     assert len(hlo.collectives(PROGRAM)) == 4
 

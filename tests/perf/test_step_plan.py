@@ -8,7 +8,7 @@ import pytest
 
 from configs import imagenet_generator, photos_generator, photos_tokenizer
 from eqjax import loading, pretrained
-from eqjax.perf import chips, hlo, step_plan
+from eqjax.perf import chips, gpu_compiler, hlo, programs, step_plan
 
 
 def tiny_plan(**changes):
@@ -20,7 +20,8 @@ def tiny_plan(**changes):
 def by_hand(**changes):
     """A plan with round numbers: one second of each term on the chip `unit`."""
     values: dict[str, Any] = dict(
-        model="by hand", num_chips=2, mesh="data:2", batch_size=4, num_parameters=1, flops=2e12, float32=False,
+        compiler="compiler by hand", model="by hand", num_chips=2, mesh="data:2", batch_size=4, num_parameters=1,
+        flops=2e12, float32=False,
         memory={"parameters": 100, "EMA weights": 100, "frozen encoder": 7, "optimizer state": 200, "batch": 3,
                 "activations and gradients": 100},
         traffic=[hlo.Collective("all-reduce", 2, 2, 1, 8.0), hlo.Collective("all-reduce", 2, 9, 1, 4.0)],
@@ -67,6 +68,7 @@ def test_encoder_flops_are_added_per_image(unit):
 
 def test_formatted_plan_names_terms_and_collectives(unit):
     text = step_plan.format_plan(by_hand(), [step_plan.estimate(by_hand(), unit.name)])
+    assert "Memory and traffic by the compiler by hand." in text
     assert "| unit | 102 %" in text and "| network " in text
     assert text.count("| all-reduce ") == 2 and "| EMA weights " in text
 
@@ -96,6 +98,27 @@ def test_plan_of_a_tiny_generator():
 def test_batches_that_do_not_divide_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_plan(**changes)
+
+
+@pytest.mark.usefixtures("gpu_compiled")
+def test_a_plan_for_a_gpu_has_the_memory_and_traffic_of_its_own_compiler():
+    config = imagenet_generator.get_config("tiny")
+    config.mesh = "data:4"
+    plan = step_plan.plan_step(config, num_chips=4, num_columns=4, chip_name="L4")
+    assert plan.compiler == gpu_compiler.compiler_name(chips.find_chip("L4"))
+    assert plan.memory["activations and gradients"] == 5 and plan.memory["parameters"] == 4 * plan.num_parameters
+    assert plan.traffic == [hlo.Collective("all-gather", 4, 4, 1, 9.0)]
+
+
+@pytest.fixture(name="gpu_compiled")
+def _gpu_compiled(monkeypatch):
+    """The GPU compiler, replaced: it takes the devices of this machine, and knows one program."""
+    program = gpu_compiler.GpuProgram(
+        gpu_compiler.compiler_name(chips.find_chip("L4")), 1.0, 3, [], None,
+        {"arguments": 1, "results": 2, "temporary": 5}, [hlo.Collective("all-gather", 4, 4, 1, 9.0)],
+    )  # fmt: skip
+    monkeypatch.setattr(gpu_compiler, "devices", lambda _, count: jax.devices()[:count])
+    monkeypatch.setattr(gpu_compiler, "compile_program", lambda *_, **__: program)
 
 
 def test_a_tokenizer_config_is_refused():
@@ -133,7 +156,7 @@ def test_model_flops_of_the_large_size_agree_with_a_count_by_hand():
     config = imagenet_generator.get_config()
     config.mesh = "data:1"
     config.batch_size = 1
-    _, _, _, counted = step_plan.lower(config, jax.devices()[:1], 16)
+    counted = programs.lower_generator_step(config, jax.devices()[:1], 16).flops
     width, flow = 1024, 1280
     columns = 15 * 32 * 2 * (4 + 2 + 8) * width**2  # Self-attention, query and output of cross-attention, MLP.
     condition = 16 * 32 * 2 * (2 + 8) * width**2

@@ -19,7 +19,7 @@ from tests.random_params import random_params
 @pytest.mark.parametrize("run", range(4))
 def test_samples_equal_recorded_ones(run):
     generator, params, arrays = generator_case()
-    case = {key.split("/")[2]: arrays[key] for key in arrays.files if key.startswith(f"sample/{run}/")}
+    case = {key.split("/")[2]: arrays[key] for key in arrays if key.startswith(f"sample/{run}/")}
     out = sample_latents(
         generator,
         params,

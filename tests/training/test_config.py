@@ -181,7 +181,7 @@ def test_published_recipes_have_the_published_ema_and_others_a_warm_up():
     expected = {"imagenet_generator": False, "places_generator": False, "imagenet_generator:tiny": True}
     expected |= {"photos_generator": True, "photos_generator:tiny": True, "imagenet_tokenizer": True}
     assert {name: config_files.load(name).optimizer.ema_warmup for name in expected} == expected
-    for name in config_files.names():
+    for name in (name for name in config_files.names() if name != "comparison"):
         for variant in ("", ":tiny"):
             config = config_files.load(name + variant)
             assert ema_start_weight(config.optimizer, config.total_steps) < 1e-3 or config.total_epochs

@@ -5,7 +5,7 @@ Letters: B batch, H and W pixels, N logits per image.
 Source: arXiv 2301.09515 (StyleGAN-T), section 3.2, for the discriminator on frozen features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -122,12 +122,15 @@ class PatchGanDiscriminator:
         return logits, {}
 
 
-def make_discriminator(config: Config, dtype: DTypeLike = jnp.float32) -> tuple[Discriminator, dict[str, Params]]:
+def make_discriminator(
+    config: Config, dtype: DTypeLike = jnp.float32, load_network: Callable[..., tuple[Any, Params]] = nets.load
+) -> tuple[Discriminator, dict[str, Params]]:
     """Returns the discriminator of a configuration, and the parameters of its frozen network by name.
 
     Args:
       config: `fields.DISCRIMINATOR`.
       dtype: compute dtype.
+      load_network: `nets.load`, or a function in its place.
 
     Raises:
       ValueError: a field is unknown or out of range.
@@ -136,7 +139,7 @@ def make_discriminator(config: Config, dtype: DTypeLike = jnp.float32) -> tuple[
     config_fields.check(config, fields.DISCRIMINATOR, "a discriminator's configuration", "discriminator.")
     if config.kind == "patch":
         return PatchGanDiscriminator(PatchDiscriminator(config.channels, config.num_layers, dtype)), {}
-    network, params = nets.load("dino", dtype=dtype)
+    network, params = load_network("dino", dtype=dtype)
     backbone: Any = network
     heads = FeatureDiscriminator(backbone.width, len(backbone.intermediate_layers), dtype=dtype)
     return DinoDiscriminator(backbone, heads), {"dino": params}

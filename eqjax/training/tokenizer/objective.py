@@ -333,7 +333,9 @@ def only_if(on: Switch, compute: Callable[[], tuple[Any, Any]], otherwise: Any) 
     return jax.lax.cond(on, compute, skip)
 
 
-def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dict[str, Params]]:
+def make_objective(
+    config: Config, tokenizer: Tokenizer, load_network: Callable[..., tuple[Any, Params]] = nets.load
+) -> tuple[Objective, dict[str, Params]]:
     """Returns the objective of a configuration, and the parameters of its frozen networks by name.
 
     A term of weight 0 needs no weights; without an adversarial term there is no discriminator.
@@ -341,6 +343,7 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
     Args:
       config: a resolved `tokenizer_config`.
       tokenizer: the module; frozen networks compute in its dtype.
+      load_network: `nets.load`, or a function in its place.
 
     Raises:
       ValueError: a field of the objective or the discriminator is out of range, or there is a semantic
@@ -354,7 +357,7 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
     functions: dict[str, Any] = {}
     if weights.perceptual_weight:
         lpips: Any
-        lpips, frozen["lpips"] = nets.load("lpips", dtype=dtype)
+        lpips, frozen["lpips"] = load_network("lpips", dtype=dtype)
         functions["lpips"] = lambda frozen, x, y: nets.lpips(frozen["lpips"], x, y, lpips)
     if weights.semantic_weight:
         if tokenizer.semantic is None:
@@ -363,10 +366,10 @@ def make_objective(config: Config, tokenizer: Tokenizer) -> tuple[Objective, dic
                 "tokenizer.semantic, or the weight to 0."
             )
         dinov2: Any
-        dinov2, frozen["dinov2"] = nets.load("dinov2", dtype=dtype)
+        dinov2, frozen["dinov2"] = load_network("dinov2", dtype=dtype)
         functions["semantic_targets"] = lambda frozen, images: nets.dinov2_targets(frozen["dinov2"], images, dinov2)
     if weights.adversarial_weight:
-        functions["discriminator"], discriminator_frozen = make_discriminator(config.discriminator, dtype)
+        functions["discriminator"], discriminator_frozen = make_discriminator(config.discriminator, dtype, load_network)
         frozen |= discriminator_frozen
     objective = Objective(
         tokenizer,

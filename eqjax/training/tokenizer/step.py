@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eqjax import pixels
+from eqjax import nets, pixels
 from eqjax.tokenizer import ENCODER_PARTS, Tokenizer
 from eqjax.training import optim
 from eqjax.training.state import TokenizerState, ema_update, stream
@@ -59,19 +59,22 @@ class TokenizerStep:
     num_microbatches: int = 1
 
     @classmethod
-    def from_config(cls, config: Config, tokenizer: Tokenizer) -> tuple["TokenizerStep", dict[str, Params]]:
+    def from_config(
+        cls, config: Config, tokenizer: Tokenizer, load_network: Callable[..., tuple[Any, Params]] = nets.load
+    ) -> tuple["TokenizerStep", dict[str, Params]]:
         """Returns the step of a configuration, and the parameters of its frozen networks by name.
 
         Args:
           config: a resolved `tokenizer_config`.
           tokenizer: the module.
+          load_network: `nets.load`, or a function in its place.
 
         Raises:
           ValueError: the kind of discriminator, loss or optimizer is unknown, or there is a semantic term without a
             semantic head.
           FileNotFoundError: the file of a frozen network is missing.
         """
-        objective, frozen = make_objective(config, tokenizer)
+        objective, frozen = make_objective(config, tokenizer, load_network)
         optimizer, schedule = optim.make_optimizer(config.optimizer, config.total_steps, optim.muon_dimension_numbers)
         discriminator_optimizer, _ = optim.make_optimizer(config.discriminator_optimizer, config.total_steps)
         step = cls(

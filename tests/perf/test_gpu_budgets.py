@@ -1,0 +1,58 @@
+"""Budgets of the programs that the GPU compiler makes: kernels, memory, time of compiling.
+
+`make test-gpu-compile` installs the compiler and runs these; without it they fail. The suites of CI leave them out: it
+has no such compiler. What reads the compiler's output is tested there on programs written by hand.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.gpu_compiler
+
+# Seconds of compiling on one core that does nothing else, and what several processes may make of it.
+_COMPILE_SECONDS = 60
+
+
+def compiled(tmp_path, *arguments):
+    """Returns the report of the command, which runs without the flags of tests."""
+    output = tmp_path / "report.json"
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "eqjax", "gpu-compile", *arguments, f"--output={output}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(output.read_text())["program"]
+
+
+@pytest.mark.parametrize(("dtype", "gigabytes"), [("bfloat16", 2.0), ("float32", 3.6)])
+def test_sampling_of_the_large_size(dtype, gigabytes, tmp_path):
+    program = compiled(tmp_path, "sampling", "--config=L", "--batch_size=64", f"--dtype={dtype}")
+    largest = max(program["loops"], key=lambda loop: loop["kernels"])
+    assert largest["kernels"] <= 91  # One evaluation of the flow head, at 100 steps of 16 columns.
+    assert sum(loop["turns"] * loop["visits"] for loop in program["loops"] if loop == largest) == 1600
+    assert program["memory"]["temporary"] <= gigabytes * 1e9
+    assert program["compile_seconds"] <= _COMPILE_SECONDS
+    launches = program["launches"]
+    assert launches["kernels_in_buffers"] + launches["single_kernels"] == program["kernels"]
+    assert launches["kernels_in_buffers"] > 0.9 * program["kernels"]
+
+
+def test_decoding(tmp_path):
+    program = compiled(tmp_path, "decoding", "--config=L", "--batch_size=16")
+    assert program["kernels"] <= 600 and program["memory"]["temporary"] <= 2.5e9
+
+
+def test_a_step_of_the_large_size_compiles_and_fits_a_card_of_80_gigabytes(tmp_path):
+    program = compiled(tmp_path, "training", "--config=L", "--batch_size=256")
+    assert sum(program["memory"].values()) < 60e9
+
+
+def test_a_step_on_eight_devices_gathers_weights_and_scatters_gradients(tmp_path):
+    program = compiled(
+        tmp_path, "training", "--config=S", "--batch_size=256", "--num_chips=8", "--mesh=fsdp:8", "--chip=A100"
+    )
+    kinds = {item["kind"] for item in program["traffic"]}
+    assert {"all-gather", "reduce-scatter"} <= kinds
