@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 import numpy as np
 
@@ -48,7 +49,7 @@ class SolverTable(NamedTuple):
 
     An evaluation computes the velocity v at (x, time) and updates
     x ← step_start + weight · v + previous_weight · v_previous, with v_previous the velocity of the evaluation
-    before. Where `completes_step` is 1, step_start ← x follows.
+    before. Where `completes_step` is 1, step_start ← x follows; where it is 0, `previous_weight` is 0.
 
     Attributes:
       times: times of the evaluations.
@@ -161,8 +162,9 @@ def integrate(
     prepare: Callable[[Any], Tree] = lambda times: times,
     chunk_size: int | None = None,
     prepare_from: Tree | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[jax.Array, "*batch D"]:
-    """Integrates the flow from t = 1 to t = 0.
+    """Integrates the flow from t = 1 to t = 0; states are summed in float32.
 
     Args:
       velocity: function of (z, prepared) → [..., D].
@@ -173,17 +175,19 @@ def integrate(
       chunk_size: times per call of `prepare`, at most, to bound its memory; None: all M. It does not change the
         result.
       prepare_from: leaves [M, …] of which `prepare` receives n rows instead of the times; None: the times.
+      dtype: of the states that `velocity` receives.
 
     Returns:
       z at t = 0, float32.
     """
 
+    # Between evaluations there are the state and the part of the next state that is known before the next velocity.
     def evaluate(carry, row):
-        x, step_start, previous_velocity = carry
-        prepared, table = row
-        v = velocity(x, prepared).astype(jnp.float32)
-        x = step_start + table.weight * v + table.previous_weight * previous_velocity
-        return (x, jnp.where(table.completes_step > 0, x, step_start), v), None
+        z, known = carry
+        prepared, (_, weight, next_weight, completes_step) = row
+        v = velocity(z, prepared).astype(jnp.float32)
+        x = known + weight * v
+        return (x.astype(dtype), jnp.where(completes_step > 0, x, known) + next_weight * v), None
 
     def integrate_chunk(carry, rows):
         table, given = rows
@@ -191,19 +195,22 @@ def integrate(
         return jax.lax.scan(evaluate, carry, (prepared, table))[0], None
 
     noise = jnp.asarray(noise, jnp.float32)
-    carry = noise, noise, jnp.zeros_like(noise)
-    rows = jax.tree.map(jnp.asarray, (table, prepare_from))
+    carry = noise.astype(dtype), noise
+    table = jax.tree.map(jnp.asarray, table)
+    # Each evaluation adds what its velocity contributes to the next state too.
+    table = table._replace(previous_weight=jnp.append(table.previous_weight[1:], jnp.zeros_like(table.weight[:1])))
+    rows = table, jax.tree.map(jnp.asarray, prepare_from)
     evaluations = table.times.shape[0]
     num_chunks = -(-evaluations // (chunk_size or evaluations))
     if num_chunks == 1:
-        return integrate_chunk(carry, rows)[0][0]
+        return integrate_chunk(carry, rows)[0][1]
     size = -(-evaluations // num_chunks)
 
     def pad(a):
         widths = [(0, num_chunks * size - evaluations)] + [(0, 0)] * (a.ndim - 1)
         return jnp.pad(a, widths).reshape(num_chunks, size, *a.shape[1:])
 
-    # Rows of zeros pad the last chunk; they do not change step_start.
+    # Rows of zeros pad the last chunk; they change nothing.
     padded = jax.tree.map(pad, rows)
     return jax.lax.scan(integrate_chunk, carry, padded)[0][1]
 

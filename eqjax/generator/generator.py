@@ -20,7 +20,7 @@ import numpy as np
 from eqjax import flow, sharding
 from eqjax.config_fields import checked
 from eqjax.generator.flow_head import FlowHead, Modulations
-from eqjax.generator.layers import KVCache, layer_norm, normalize, stacked_blocks, window_mask, xavier
+from eqjax.generator.layers import KVCache, LayerNorm, stacked_blocks, window_mask, xavier
 from eqjax.generator.rope import rope_angles
 from eqjax.module_fields import GENERATOR
 from eqjax.precision import Float32Products
@@ -145,7 +145,7 @@ class Generator(Float32Products):
         self.null_embedding = self.param("null_embedding", _normal, (1, self.width))
         self.cond_positions = self.param("cond_positions", _normal, (self.num_cond_tokens, self.width))
         self.latent_proj = nn.Dense(self.width, dtype=self.dtype, kernel_init=xavier)
-        self.input_norm = layer_norm(1e-6, self.dtype)
+        self.input_norm = LayerNorm(1e-6, self.dtype)
         self.blocks = stacked_blocks(
             self.depth,
             self.remat,
@@ -155,7 +155,7 @@ class Generator(Float32Products):
             cross_rope=self.cross_rope,
             dtype=self.dtype,
         )
-        self.output_norm = layer_norm(1e-6, self.dtype)
+        self.output_norm = LayerNorm(1e-6, self.dtype)
         self.flow_head = FlowHead(self.flow_width, self.flow_depth, self.latent_dim, self.dtype, self.remat)
 
     @property
@@ -205,7 +205,7 @@ class Generator(Float32Products):
         mask = window_mask(length, self.window_size)
         keys_values = condition.keys, condition.values
         x, _ = self.blocks.columns(x, keys_values, angles, mask, deterministic)
-        return jnp.concatenate([condition.first[:, None], normalize(self.output_norm, x)], axis=1)
+        return jnp.concatenate([condition.first[:, None], self.output_norm(x)], axis=1)
 
     def velocity(
         self, x_t: Float[AnyArray, "... D"], time: Float[AnyArray, "..."], context: Float[AnyArray, "... E"]
@@ -316,10 +316,10 @@ class Generator(Float32Products):
         """
         table = jnp.concatenate([self.class_embedding, self.null_embedding])
         tokens = table[labels][:, None] + self.cond_positions[None]  # [B, T, E]
-        tokens = normalize(self.input_norm, tokens.astype(self.dtype))
+        tokens = self.input_norm(tokens.astype(self.dtype))
         tokens = sharding.constrain(tokens, "batch", None, None)
         tokens, (keys, values) = self.blocks.condition(tokens, deterministic)
-        return Condition(keys, values, normalize(self.output_norm, tokens[:, -1]))
+        return Condition(keys, values, self.output_norm(tokens[:, -1]))
 
     @nn.nowrap
     def init_cache(self, batch_size: int, num_columns: int) -> KVCache:
@@ -363,7 +363,7 @@ class Generator(Float32Products):
         mask = jnp.arange(slots) <= column  # Later slots have not been written yet.
         keys_values = condition.keys, condition.values
         x, cache = self.blocks.decode_step(x, cache, keys_values, angles, cross_angles, column % slots, mask)
-        return normalize(self.output_norm, x[:, 0]), cache
+        return self.output_norm(x[:, 0]), cache
 
     def flow_modulations(self, time: Float[AnyArray, "..."], context: Float[AnyArray, "... E"]) -> Modulations:
         """Returns the flow head's `Modulations` for times and contexts that broadcast against each other."""
@@ -379,7 +379,7 @@ class Generator(Float32Products):
 
     def _embed_latents(self, latents: Float[AnyArray, "... D"]) -> Float[jax.Array, "... E"]:
         """Projects scaled latents to the width of the transformer."""
-        return normalize(self.input_norm, self.latent_proj(jnp.asarray(latents, self.dtype)))
+        return self.input_norm(self.latent_proj(jnp.asarray(latents, self.dtype)))
 
     def _check_latents(self, latents: AnyArray) -> None:
         if latents.ndim != 3 or latents.shape[1] < 1 or latents.shape[2] != self.latent_dim:

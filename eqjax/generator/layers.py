@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
+import numpy as np
 
 from eqjax import sharding
 from eqjax.generator.rope import Angles, rotate
@@ -41,22 +42,44 @@ class KVCache:
     values: Float[jax.Array, "depth B R H d"]
 
 
-def layer_norm(epsilon: float, dtype: DTypeLike, **kwargs: Any) -> nn.LayerNorm:
-    """Returns a LayerNorm with float32 statistics, whose variance is computed in the accurate two-pass form.
+class LayerNorm(nn.Module):
+    """Norm over channels with float32 statistics, whose variance is computed in the accurate two-pass form.
 
-    Args:
+    The order of the products matters on a GPU: (x − mean) · 1/deviation first, then scale and bias. Its compiler then
+    recognizes the norm and computes it in one kernel, together with what follows; `flax.linen.LayerNorm` multiplies
+    scale and 1/deviation first, which takes three.
+
+    Attributes:
       epsilon: added to the variance.
       dtype: of the output.
-      **kwargs: other fields of `nn.LayerNorm`.
+      affine: whether there are a learned scale and bias.
     """
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, **kwargs)
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "... C"]) -> Float[jax.Array, "... C"]:
+        """Normalizes the last axis."""
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+            y = y * jax.lax.broadcast_to_rank(scale, y.ndim) + jax.lax.broadcast_to_rank(bias, y.ndim)
+        return y.astype(self.dtype)
 
 
-def normalize(norm: nn.LayerNorm, x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
-    """Applies a `layer_norm` to inputs of its dtype."""
-    # Flax promotes bfloat16 to float32 implicitly. A cast of x beforehand would change the rounding of gradients.
-    with jax.numpy_dtype_promotion("standard"):
-        return norm(x)
+def gelu(x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
+    """Returns x · Φ(x) with the normal distribution function Φ, computed in float32.
+
+    It is `jax.nn.gelu(x, approximate=False)`, which takes the complementary error function, whose two branches a GPU
+    computes in a kernel of their own.
+    """
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * np.float32(np.sqrt(0.5))))).astype(x.dtype)
 
 
 def window_mask(length: int, window: int | None) -> Bool[jax.Array, "L L"]:
@@ -125,14 +148,14 @@ class Block(nn.Module):
         def project(features: int | Sequence[int], axis: int | Sequence[int] = -1) -> nn.DenseGeneral:
             return nn.DenseGeneral(features, axis=axis, dtype=self.dtype, kernel_init=xavier)
 
-        self.self_norm = layer_norm(1e-6, self.dtype)
+        self.self_norm = LayerNorm(1e-6, self.dtype)
         # Query, key and value share one matrix, because its Xavier bound depends on its size.
         self.self_qkv = project((3, *heads))
         self.self_out = project(self.width, (-2, -1))
-        self.cross_norm, self.cross_condition_norm = layer_norm(1e-5, self.dtype), layer_norm(1e-5, self.dtype)
+        self.cross_norm, self.cross_condition_norm = LayerNorm(1e-5, self.dtype), LayerNorm(1e-5, self.dtype)
         self.cross_query, self.cross_key, self.cross_value = (project(heads) for _ in range(3))
         self.cross_out = project(self.width, (-2, -1))
-        self.mlp_norm = layer_norm(1e-6, self.dtype)
+        self.mlp_norm = LayerNorm(1e-6, self.dtype)
         self.mlp_in, self.mlp_out = project(4 * self.width), project(self.width)
         self.dropout = nn.Dropout(self.dropout_rate)
 
@@ -140,7 +163,7 @@ class Block(nn.Module):
         self, tokens: Float[jax.Array, "B T E"], deterministic: bool
     ) -> tuple[Float[jax.Array, "B T E"], KeysValues]:
         """Returns the next layer's condition tokens, and their keys and values for this layer's cross-attention."""
-        x = normalize(self.cross_condition_norm, tokens)
+        x = self.cross_condition_norm(tokens)
         keys_values = self.cross_key(x), self.cross_value(x)
         return self._mlp(tokens, deterministic), keys_values
 
@@ -194,7 +217,7 @@ class Block(nn.Module):
         return self._mlp(x, True), cache
 
     def _self_projections(self, x: Float[jax.Array, "B L E"], angles: Angles) -> tuple[jax.Array, jax.Array, jax.Array]:
-        query, key, value = jnp.moveaxis(self.self_qkv(normalize(self.self_norm, x)), -3, 0)
+        query, key, value = jnp.moveaxis(self.self_qkv(self.self_norm(x)), -3, 0)
         return rotate(query, angles), rotate(key, angles), value
 
     def _cross(
@@ -204,13 +227,13 @@ class Block(nn.Module):
         angles: Angles,
         weights_fn: Callable[[jax.Array], jax.Array] = lambda weights: weights,
     ) -> Float[jax.Array, "B L H d"]:
-        query = self.cross_query(normalize(self.cross_norm, x))
+        query = self.cross_query(self.cross_norm(x))
         if self.cross_rope:  # As published: by the absolute position, whereas keys of the condition have none.
             query = rotate(query, angles)
         return attend(query, *keys_values, None, weights_fn)
 
     def _mlp(self, x: Float[jax.Array, "B N E"], deterministic: bool) -> Float[jax.Array, "B N E"]:
-        h = nn.gelu(self.mlp_in(normalize(self.mlp_norm, x)), approximate=False)
+        h = gelu(self.mlp_in(self.mlp_norm(x)))
         h = self.mlp_out(self.dropout(h, deterministic=deterministic))
         return x + self.dropout(h, deterministic=deterministic)
 

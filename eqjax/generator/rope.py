@@ -46,9 +46,8 @@ def rotate(x: Float[AnyArray, "*batch L H d"], angles: Angles) -> Float[jax.Arra
       x: queries or keys, [..., L, H, d].
       angles: of positions [L].
     """
-    rank = x.ndim
-    cos, sin = (jax.lax.broadcast_to_rank(a[..., None, :], rank) for a in angles)  # [..., L, 1, d / 2]
+    # Pairs swap places by a reversal, not by stacking, which a GPU's compiler would not fuse with what follows.
     pairs = jnp.asarray(x, jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return rotated.reshape(x.shape).astype(x.dtype)
+    cos, sin = (jax.lax.broadcast_to_rank(a[..., None, :, None], pairs.ndim) for a in angles)  # [..., L, 1, d / 2, 1]
+    signs = jax.lax.broadcast_to_rank(np.array([-1, 1], np.float32), pairs.ndim)
+    return (pairs * cos + pairs[..., ::-1] * (sin * signs)).reshape(x.shape).astype(x.dtype)

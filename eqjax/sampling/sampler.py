@@ -294,7 +294,7 @@ def integrate_column(
     def modulations(times: Float[AnyArray, "n"]) -> Modulations:
         return sampler.apply(times[:, None], context[None], method="flow_modulations")  # [n, R, …]
 
-    def velocity(z: Float[jax.Array, "*P B D"], modulation: Modulations) -> Float[jax.Array, "*P B D"]:
+    def velocity(z: Shaped[jax.Array, "*P B D"], modulation: Modulations) -> Float[jax.Array, "*P B D"]:
         x = sampler.apply(z, method="flow_embed")
         if not sampler.is_guided:
             return sampler.apply(x, modulation, method="flow_denoise")
@@ -302,7 +302,7 @@ def integrate_column(
         conditional, unconditional = jnp.split(both, 2, axis=-2)
         return jnp.asarray(flow.classifier_free_guidance(conditional, unconditional, guidance_scale))
 
-    return integrate(sampler.shortcuts, velocity, noise, sampler.solver_table, modulations, chunk_size)
+    return integrate(sampler.shortcuts, velocity, noise, sampler.solver_table, modulations, chunk_size, head.dtype)
 
 
 def column_noise(

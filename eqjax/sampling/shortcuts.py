@@ -5,6 +5,7 @@ import functools
 
 import flax.struct
 import jax
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from eqjax import flow
@@ -36,6 +37,7 @@ def integrate(
     table: flow.SolverTable,
     modulations: Callable[[AnyArray], Modulations],
     chunk_size: int,
+    dtype: DTypeLike,
 ) -> tuple[Float[jax.Array, "B D"], Scalar]:
     """Integrates the flow of a column.
 
@@ -46,6 +48,7 @@ def integrate(
       table: the flow solver.
       modulations: function of times [n] → modulations, leaves [n, R, …].
       chunk_size: times whose modulations are in memory at once, at most; with evaluations at once it is all of them.
+      dtype: of the states that `velocity` receives one after another; sums are float32.
 
     Returns:
       The states at t = 0, and how many evaluations waited for each other.
@@ -55,7 +58,7 @@ def integrate(
         at_nodes, given = modulations(shortcuts.interpolation.nodes), shortcuts.interpolation.matrix
         prepare = functools.partial(interpolate, at_nodes=at_nodes)
     if shortcuts.window is None:
-        return flow.integrate(velocity, noise, table, prepare, chunk_size, given), table.times.shape[0]
+        return flow.integrate(velocity, noise, table, prepare, chunk_size, given, dtype), table.times.shape[0]
     assert shortcuts.tolerance is not None
     prepared = prepare(table.times if given is None else given)
     return integrate_parallel(velocity, noise, table, prepared, shortcuts.window, shortcuts.tolerance)

@@ -3,14 +3,15 @@
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eqjax import Generator
-from eqjax.generator import column_weights, layers
-from eqjax.generator.layers import Block, attend, normalize, window_mask
+from eqjax.generator import FlowHead, column_weights, layers
+from eqjax.generator.layers import Block, LayerNorm, attend, gelu, window_mask
 from eqjax.generator.rope import rope_angles, rotate
 from tests.random_params import random_params
 
@@ -110,7 +111,7 @@ def test_cross_rope_is_the_published_program():
 
     class Published(Block):
         def _cross(self, x, keys_values, angles, weights_fn=lambda weights: weights):
-            query = rotate(self.cross_query(normalize(self.cross_norm, x)), angles)
+            query = rotate(self.cross_query(self.cross_norm(x)), angles)
             return attend(query, *keys_values, None, weights_fn)
 
     def text(generator, block=Block):
@@ -208,3 +209,40 @@ def test_column_weights_by_hand():
         column_weights(4, [4])
     with pytest.raises(ValueError, match=r"columns=\[\] must be one or more"):
         column_weights(4, [])
+
+
+def apply(module: nn.Module, x, params=None) -> Any:
+    return module.apply({"params": params or {}}, x)
+
+
+def test_norm_and_gelu_equal_those_of_the_libraries():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 6, 24))
+    affine = {"scale": jnp.linspace(0.5, 2, 24), "bias": jnp.linspace(-1, 1, 24)}
+    expected = apply(nn.LayerNorm(epsilon=1e-5, use_fast_variance=False), x, affine)
+    np.testing.assert_allclose(apply(LayerNorm(1e-5), x, affine), expected, atol=2e-6)
+    plain = apply(nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, use_bias=False, use_scale=False), x)
+    np.testing.assert_allclose(apply(LayerNorm(1e-5, affine=False), x), plain, atol=2e-6)
+    far = jnp.linspace(-9, 9, 1001)
+    np.testing.assert_allclose(gelu(far), jax.nn.gelu(far, approximate=False), atol=2e-6)
+    assert gelu(far.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert apply(LayerNorm(1e-5, jnp.bfloat16, affine=False), x).dtype == jnp.bfloat16
+
+
+def test_biases_of_modulations_are_added_once():
+    head = FlowHead(width=8, depth=2, latent_dim=4)
+    x, time, context = jnp.ones((3, 4)), jnp.full(3, 0.5), jnp.ones((3, 6))
+    params = head.init(jax.random.key(0), x, time, context)["params"]
+    params = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape), params)
+    # With no products there are only biases: shift, scale and gate of every block, then shift and scale.
+    params["modulation"]["kernel"], params["final_modulation"]["kernel"] = jnp.zeros((8, 2, 3, 8)), jnp.zeros((8, 2, 8))
+    h = x @ params["input_proj"]["kernel"] + params["input_proj"]["bias"][None]
+    norm = functools.partial(apply, nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False))
+    for i in range(2):
+        block, (shift, scale, gate) = params[f"blocks_{i}"], params["modulation"]["bias"][i][:, None]
+        u = norm(h) * block["norm"]["scale"][None] + block["norm"]["bias"][None]
+        u = jax.nn.silu((u * (1 + scale) + shift) @ block["mlp_in"]["kernel"] + block["mlp_in"]["bias"][None])
+        h = h + gate * (u @ block["mlp_out"]["kernel"] + block["mlp_out"]["bias"][None])
+    shift, scale = params["final_modulation"]["bias"][:, None]
+    out = (norm(h) * (1 + scale) + shift) @ params["output_proj"]["kernel"] + params["output_proj"]["bias"][None]
+    velocity: Any = jax.jit(head.apply)({"params": params}, x, time, context)
+    np.testing.assert_allclose(velocity, out, rtol=2e-4, atol=1e-4)
