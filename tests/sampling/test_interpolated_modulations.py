@@ -82,9 +82,9 @@ def test_without_shortcuts_the_program_is_that_of_the_plain_solver(monkeypatch):
 
     with_hooks = program()
 
-    def plain(shortcuts, velocity, noise, table, modulations, chunk_size):
+    def plain(shortcuts, velocity, noise, table, modulations, chunk_size, dtype):
         del shortcuts
-        return flow.integrate(velocity, noise, table, modulations, chunk_size), 0
+        return flow.integrate(velocity, noise, table, modulations, chunk_size, dtype=dtype), 0
 
     monkeypatch.setattr(sampler, "integrate", plain)
     assert program() == with_hooks
