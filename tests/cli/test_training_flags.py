@@ -12,7 +12,7 @@ from eqjax.config_fields import flatten
 from eqjax.training.config import TABLES
 
 VARIANTS = [
-    *((name, "") for name in config_files.names()),
+    *((name, "") for name in config_files.names() if name != "comparison"),  # Which is no trainer's.
     ("photos_tokenizer", ":stage2"),
     ("photos_generator", ":tiny"),
     ("imagenet_generator", ":size=S"),
