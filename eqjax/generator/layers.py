@@ -7,6 +7,7 @@ arXiv 1706.03762.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -62,14 +63,31 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "... C"]) -> Float[jax.Array, "... C"]:
         """Normalizes the last axis."""
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        affine = ()
         if self.affine:
             scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-            y = y * jax.lax.broadcast_to_rank(scale, y.ndim) + jax.lax.broadcast_to_rank(bias, y.ndim)
-        return y.astype(self.dtype)
+            affine = scale, self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        return _recomputed(functools.partial(_normalize, self.epsilon, self.dtype))(x, *affine)
+
+
+def _normalize(
+    epsilon: float,
+    dtype: DTypeLike,
+    x: Float[jax.Array, "... C"],
+    scale: Float[jax.Array, "C"] | None = None,
+    bias: Float[jax.Array, "C"] | None = None,
+) -> Float[jax.Array, "... C"]:
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+    if scale is not None and bias is not None:
+        y = y * jax.lax.broadcast_to_rank(scale, y.ndim) + jax.lax.broadcast_to_rank(bias, y.ndim)
+    return y.astype(dtype)
+
+
+def _recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Lets gradients keep a function's arguments, in their dtype, instead of several float32 arrays of their size."""
+    return jax.checkpoint(function, prevent_cse=False)
 
 
 def gelu(x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
@@ -78,6 +96,10 @@ def gelu(x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
     It is `jax.nn.gelu(x, approximate=False)`, which takes the complementary error function, whose two branches a GPU
     computes in a kernel of their own.
     """
+    return _recomputed(_gelu)(x)
+
+
+def _gelu(x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * np.float32(np.sqrt(0.5))))).astype(x.dtype)
 
