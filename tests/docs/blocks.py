@@ -58,6 +58,7 @@ _SMALLER = [
     (r"places-large|hf://owner/name(@main/best\.safetensors)?", "stand_in.safetensors"),
     # Python.
     (r"num_flow_steps=\d+", "num_flow_steps=2"),
+    (r"modulation_times=\d+", "modulation_times=2, num_flow_steps=3"),
     (r"num_columns=128\b", "num_columns=4"),
     (r"num_columns=144\b", "num_columns=6"),
 ]
