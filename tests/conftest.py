@@ -37,7 +37,7 @@ os.environ["NPROC"] = "16"
 if hasattr(os, "sched_setaffinity") and "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     _CORES, _WORKERS = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     if len(_CORES) == _WORKERS:
-        os.sched_setaffinity(0, {_CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))]})
+        os.sched_setaffinity(0, {_CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % _WORKERS]})
 # Mixed dtypes and implicit broadcasting over ranks are errors, except where the code asks for them.
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
