@@ -10,7 +10,6 @@ import shutil
 import signal
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
