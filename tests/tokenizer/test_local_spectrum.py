@@ -11,8 +11,9 @@ NOISE = np.random.default_rng(0).normal(scale=0.2, size=(2, 2, 48, 64, 3)).astyp
 
 
 def test_it_is_zero_for_equal_images_only():
-    assert np.all(local_spectrum_distance(NOISE[0], NOISE[0]) == 0)
-    assert np.all(local_spectrum_distance(NOISE[0], NOISE[1]) > 0)
+    # Rounding: the newest XLA computes the two equal transforms in different orders.
+    assert np.all(local_spectrum_distance(NOISE[0], NOISE[0]) < 1e-9)
+    assert np.all(local_spectrum_distance(NOISE[0], NOISE[1]) > 1e-3)
 
 
 def test_white_noise_has_its_own_size():
