@@ -14,9 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eqjax import sample_latents
+from eqjax.recorded.cases import outputs, relative_error
 from eqjax.tables import markdown_table
-from tests.golden_cases import generator_case, relative_error, tokenizer_case, training_loss
 
 # Of products, and of convolutions: bits of the mantissa, and products per product. JAX gives convolutions none of the
 # modes of several products, but the default of the device, which is TF32 on GPUs.
@@ -27,6 +26,16 @@ MODES = {
     "TF32_TF32_F32_X3": ((10, 3), (10, 1)),
     "BF16_BF16_F32_X3": ((7, 3), (10, 1)),
     "BF16_BF16_F32_X6": ((7, 6), (10, 1)),
+}
+
+# Columns of the table.
+CASES = {
+    "tokenizer_tiny/32x32/mean": "latents of images",
+    "tokenizer_tiny/32x32/images": "decoded images",
+    "generator_tiny/context/12": "context",
+    "generator_tiny/velocity": "velocity",
+    "generator_tiny/loss": "loss",
+    "generator_tiny/sample/0": "samples",
 }
 
 
@@ -68,41 +77,8 @@ def rounded(bind: Callable[..., Any], bits: int, parts: int) -> Callable[..., An
 
 
 def errors() -> dict[str, float]:
-    """Returns the relative errors of what is recorded from the original, by name."""
-    generator, params, arrays = generator_case()
-    tokenizer, tokenizer_params, images = tokenizer_case("tokenizer_tiny")
-
-    def generated(method: str, *names: str) -> jax.Array:
-        given = [arrays[name] for name in names]
-        return jax.jit(lambda params: generator.apply({"params": params}, *given, method=method))(params)
-
-    def coded(method: str, name: str) -> Any:
-        return jax.jit(lambda p: tokenizer.apply({"params": p}, images[name], method=method))(tokenizer_params)
-
-    case = {key.split("/")[2]: arrays[key] for key in arrays if key.startswith("sample/0/")}
-    sampled = sample_latents(
-        generator,
-        params,
-        arrays["labels"],
-        num_columns=int(case["meta"][0]),
-        guidance_scale=float(case["guidance"]),
-        guidance_schedule=str(case["schedule"]),
-        num_flow_steps=10,
-        noise=case["noise"],
-        prefix=case.get("prefix"),
-    )
-    loss = jax.jit(lambda params: training_loss(generator, params, arrays))(params)
-    found = {
-        "context": relative_error(generated("context", "hidden/12/latents", "labels"), arrays["hidden/12/hidden"]),
-        "velocity": relative_error(
-            generated("velocity", "velocity/x", "velocity/t", "velocity/c"), arrays["velocity/velocity"]
-        ),
-        "samples": relative_error(sampled, case["latents"]),
-        "loss": abs(float(loss) / float(arrays["train/loss"]) - 1),
-        "latents of images": relative_error(coded("encode", "32x32/images").mean, images["32x32/mean"]),
-        "decoded images": relative_error(coded("decode", "32x32/latents").images, images["32x32/decoded"]),
-    }
-    return {name: float(error) for name, error in found.items()}
+    """Returns the relative errors of some of what is recorded from the original, by `CASES`."""
+    return {CASES[case]: relative_error(run(), recorded) for case, run, recorded in outputs() if case in CASES}
 
 
 def main() -> None:

@@ -74,12 +74,16 @@ def compare(precision: str = "highest") -> Iterator[Comparison]:
       ValueError, TypeError: the precision is unknown.
     """
     with computing_in(precision):
-        for case, run, recorded in _cases(precision):
+        for case, run, recorded in outputs(precision):
             yield Comparison(case, precision, relative_error(run(), recorded), BOUNDS[precision])
 
 
-def _cases(precision: str) -> Iterator[tuple[str, Callable[[], Any], AnyArray]]:
-    """Yields (name, function that computes the output, recorded output)."""
+def outputs(precision: str = "highest") -> Iterator[tuple[str, Callable[[], Any], AnyArray]]:
+    """Yields (case, function that computes the output, recorded output) of all recorded cases.
+
+    Args:
+      precision: that samples are computed at.
+    """
     for name in TOKENIZERS:
         yield from _tokenizer_outputs(name)
     yield from _generator_outputs(precision)

@@ -30,7 +30,7 @@ def test_outputs_are_computed_at_the_precision(precision, expected, monkeypatch)
         seen.append(config.jax_default_matmul_precision)
         return np.ones(2)
 
-    monkeypatch.setattr(cases, "_cases", lambda _: [("one", run, np.full(2, 2.0))])
+    monkeypatch.setattr(cases, "outputs", lambda _: [("one", run, np.full(2, 2.0))])
     (found,) = cases.compare(precision)
     assert seen == [expected] and (found.precision, found.error) == (precision, 0.5)
     assert not found.is_close and found.bound == cases.BOUNDS[precision]
