@@ -1,6 +1,7 @@
 """Checkpoints of a training run: state, data position and configuration, in one Orbax step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 import contextlib
 import json
 import os
@@ -176,16 +177,23 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(
             primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix="alone"
         )
-        with ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(**checkpoint_items.handlers()), multiprocessing_options=alone
-        ) as reader:
-            folder = self._manager.directory / str(step)
-            checkpoint_items.check(folder)
-            names = dict(data=checkpoint_items.JsonRestore(), config=checkpoint_items.JsonRestore())
-            parts = reader.restore(folder, args=ocp.args.Composite(**names))
-            self._check(parts.config, template, step)
-            args = ocp.args.Composite(state=checkpoint_items.StateRestore(template))
-            return reader.restore(folder, args=args).state, parts.data
+        folder = self._manager.directory / str(step)
+        with (
+            futures.ThreadPoolExecutor(1) as background,
+            ocp.Checkpointer(
+                ocp.CompositeCheckpointHandler(**checkpoint_items.handlers()), multiprocessing_options=alone
+            ) as reader,
+        ):
+            # Files are compared with their checksums while they are read; whatever else damage causes, that error wins.
+            checked = background.submit(checkpoint_items.check, folder)
+            try:
+                names = dict(data=checkpoint_items.JsonRestore(), config=checkpoint_items.JsonRestore())
+                parts = reader.restore(folder, args=ocp.args.Composite(**names))
+                self._check(parts.config, template, step)
+                args = ocp.args.Composite(state=checkpoint_items.StateRestore(template))
+                return reader.restore(folder, args=args).state, parts.data
+            finally:
+                checked.result()
 
     def _put_aside(self, steps: Sequence[int]) -> None:
         """Renames damaged steps, as Orbax silently refuses to save again onto one that exists; deletes nothing."""
