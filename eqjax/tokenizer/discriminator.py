@@ -72,15 +72,17 @@ class SpectralModule(nn.Module):
 
     def _normalized(self, kernel: Float[jax.Array, "*K C F"]) -> Float[jax.Array, "*K C F"]:
         """Returns the kernel over the estimate, and advances u if the collection is mutable."""
-        features = kernel.shape[-1]
-        u = self.variable("spectral", "u", lambda: _unit(jax.random.normal(self.make_rng("params"), (features,))))
-        matrix = kernel.reshape(-1, features)
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        u = self.variable("spectral", "u", self._init_vector, kernel.shape[-1])
         fixed = jax.lax.stop_gradient(matrix)
         right = _unit(fixed @ u.value)
         left = _unit(right @ fixed)
         if self.is_mutable_collection("spectral") and not self.is_initializing():
             u.value = left
         return kernel / (right @ matrix @ left)
+
+    def _init_vector(self, features: int) -> Float[jax.Array, "F"]:
+        return _unit(jax.random.normal(self.make_rng("params"), (features,), jnp.float32))
 
 
 class SpectralConv(SpectralModule):

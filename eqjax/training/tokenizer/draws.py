@@ -44,7 +44,7 @@ class RandomDraws:
     def from_key(
         cls, key: PRNGKey, tokenizer: Tokenizer, shape: tuple[int, ...], pool: Float[AnyArray, "N L D"] | None = None
     ) -> "RandomDraws":
-        """Returns draws for images of a shape [B, H, W, 3], and as many samples of a pool of latents, if there is one."""
+        """Returns draws for images of a shape [B, H, W, 3], with as many latents of the pool, if there is one."""
         columns = shape[2] // tokenizer.column_width
         latents_shape, sampled = (shape[0], columns, tokenizer.embed_dim), None
         if pool is not None:

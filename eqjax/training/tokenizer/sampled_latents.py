@@ -75,4 +75,4 @@ def _contradictions(config: Config) -> Iterator[str]:
     if not config.objective.adversarial_weight:
         yield "shows samples to a discriminator: set objective.adversarial_weight above 0."
     if config.objective.equivariance.implicit_probability:
-        yield "does not go with objective.equivariance.implicit_probability, whose images change their width: set it to 0."
+        yield "excludes objective.equivariance.implicit_probability, whose images have other widths: set it to 0."

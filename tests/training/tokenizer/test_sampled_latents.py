@@ -56,6 +56,7 @@ def made(folder):
     """(step, frozen arrays, state) with samples."""
     config = make_config(folder)
     module: Any = pretrained.build_module("tokenizer", dict(config.tokenizer))
+    frozen: dict[str, Any]
     step, frozen = TokenizerStep.from_config(config, module)
     frozen["sampled"] = draw_sampled_latents(config, module)
     return step, frozen, step.init_state(jax.random.key(0), config.data.height, config.data.width)
@@ -66,7 +67,8 @@ def test_samples_are_unscaled_latents_of_all_classes_and_the_same_every_time(fol
     config = make_config(folder)
     columns = config.data.width // step.objective.tokenizer.column_width
     assert frozen["sampled"].shape == (70, columns, config.tokenizer.embed_dim)
-    assert np.array_equal(draw_sampled_latents(config, step.objective.tokenizer), frozen["sampled"])
+    again: Any = draw_sampled_latents(config, step.objective.tokenizer)
+    assert np.array_equal(again, frozen["sampled"])
     generator = pretrained.load(folder / "generator.safetensors")
     # The second batch of 64 begins with class 64 % 3.
     expected = sample_latents(
@@ -75,7 +77,7 @@ def test_samples_are_unscaled_latents_of_all_classes_and_the_same_every_time(fol
         np.arange(64, 128) % 3,
         num_columns=columns,
         key=jax.random.fold_in(jax.random.key(config.seed), 64),
-        num_flow_steps=2,
+        **config.sampled.sampling,
     )
     assert np.allclose(frozen["sampled"][64:], np.asarray(expected)[:6] / SCALE, rtol=1e-5, atol=1e-5)
 
