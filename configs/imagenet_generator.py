@@ -38,7 +38,7 @@ def get_config(variant: str | None = None) -> Config:
     )
     config = generator_config()
     config.generator.update(GENERATOR_SIZES[args["size"]], num_classes=1000, dtype=args["dtype"], remat=args["remat"])
-    config.data.update(source="folder", height=256, width=256, resize=256, num_workers=8)
+    config.data.update(source="folder", height=256, width=256, resize=256)
     _set_recipe(config)
     if args["tiny"]:
         _shrink(config)
@@ -77,7 +77,7 @@ def _shrink(config: Config) -> None:
         flow_width=16,
         flow_depth=1,
     )
-    config.data.update(source="photos", photo_classes=DEMO_CLASSES, height=32, width=32, resize=32, num_workers=0)
+    config.data.update(source="photos", photo_classes=DEMO_CLASSES, height=32, width=32, resize=32)
     config.update(batch_size=8, total_steps=20, total_epochs=None, eval_images=16)
     config.update(log_every=5, eval_every=20, image_every=20, checkpoint_every=10, keep_every=None)
     config.sampling.update(num_columns=4, num_flow_steps=4)

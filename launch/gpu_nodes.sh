@@ -31,7 +31,7 @@ trap 'exec 9>&-' INT TERM HUP
 pids=()
 for node in "${!hosts[@]}"; do
     # One shell per machine; it starts a process per GPU, stops them when its input ends, and ends when all have.
-    remote="cd $(printf '%q' "$folder"); export PATH=\$PWD/.venv/bin:\$PATH NUM_PROCESSES=$total"
+    remote="cd $(printf '%q' "$folder"); export PATH=\$PWD/.venv/bin:\$PATH NUM_PROCESSES=$total LOCAL_WORLD_SIZE=$gpus"
     remote+=" COORDINATOR_ADDRESS=${hosts[0]}:${PORT:-29500};"
     remote+=" exec 3<&0; for gpu in \$(seq 0 $((gpus - 1))); do"
     remote+=" CUDA_VISIBLE_DEVICES=\$gpu PROCESS_ID=\$(($node * $gpus + gpu)) $arguments 3<&- & pids=\"\$pids \$!\"; done;"

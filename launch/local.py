@@ -2,10 +2,10 @@ r"""Starts a command as several connected processes on this machine.
 
     python -m launch.local --num_processes=2 --num_gpus=8 -- eqjax train-generator --config=… --workdir=…
 
-Each process gets COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID, and with --num_gpus an equal part of the GPUs
-(CUDA_VISIBLE_DEVICES). If one process fails, the others are stopped. SIGTERM and SIGINT are passed on, and processes
-that save before they end (code 75) are waited for. The exit code is that of the first process that did not end with 0,
-else 0.
+Each process gets COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID and LOCAL_WORLD_SIZE, and with --num_gpus an equal part
+of the GPUs (CUDA_VISIBLE_DEVICES). If one process fails, the others are stopped. SIGTERM and SIGINT are passed on, and
+processes that save before they end (code 75) are waited for. The exit code is that of the first process that did not
+end with 0, else 0.
 
 torchrun works too (see launch/README.md), but it needs PyTorch, and it stops the other processes as soon as one ends
 with a code other than 0, such as 75.
@@ -48,6 +48,7 @@ def environments(count: int, num_gpus: int, port: int) -> list[dict[str, str]]:
     found = []
     for index in range(count):
         names = dict(COORDINATOR_ADDRESS=f"localhost:{port}", NUM_PROCESSES=str(count), PROCESS_ID=str(index))
+        names["LOCAL_WORLD_SIZE"] = str(count)
         if each:
             names["CUDA_VISIBLE_DEVICES"] = ",".join(str(index * each + i) for i in range(each))
         found.append(names)

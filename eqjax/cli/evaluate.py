@@ -36,7 +36,8 @@ def define_flags(values: flags.FlagValues) -> None:
         define_model_flags(values)
         flags.DEFINE_integer("num_images", None, f"Number of images; {_NUM_IMAGES} to sample, or the whole data set.",
                              1, flag_values=values)  # fmt: skip
-        flags.DEFINE_integer("batch_size", 16, "Images that each device processes at a time.", 1, flag_values=values)
+        flags.DEFINE_integer("batch_size", None, "Images at a time on each device; as its memory allows.", 1,
+                             flag_values=values)  # fmt: skip
     with flag_group(values, "Metrics"):
         flags.DEFINE_enum("network", "inception", ["inception", "none"], "Feature network.", flag_values=values)
         flags.DEFINE_string("nets_folder", None, "Folder of frozen weights; by default that of `eqjax fetch-weights`.",

@@ -37,7 +37,8 @@ def define_flags(values: flags.FlagValues) -> None:
     with flag_group(values, "Features"):
         flags.DEFINE_integer("num_stored_features", 10_000, "Images whose features are stored; 0 for none.", 0,
                              flag_values=values)  # fmt: skip
-        flags.DEFINE_integer("batch_size", 32, "Images that each device processes at a time.", 1, flag_values=values)
+        flags.DEFINE_integer("batch_size", None, "Images at a time on each device; as its memory allows.", 1,
+                             flag_values=values)  # fmt: skip
         flags.DEFINE_string("nets_folder", None, "Folder of frozen weights; by default that of `eqjax fetch-weights`.",
                             flag_values=values)  # fmt: skip
     with flag_group(values, "Output"):

@@ -8,9 +8,10 @@ processes, workers or threads, and even with another batch size.
 
 from collections.abc import Iterator
 from concurrent import futures
+import os
 from typing import TypeAlias
 
-from absl import flags
+from absl import flags, logging
 import grain
 import jax
 from jaxtyping import Int
@@ -18,7 +19,8 @@ import numpy as np
 
 from eqjax.arguments import check_arguments
 from eqjax.config_fields import CONFIG
-from eqjax.data import datasets
+from eqjax.data import datasets, workers
+from eqjax.data.image_source import ImageSource
 from eqjax.rules import Integer
 from eqjax.typing import Config
 
@@ -64,13 +66,13 @@ class BatchIterator(Iterator[Batch]):
         self._identity = {"seed": seed, "num_records": len(source)}
         # Grain reads whole batches ahead here; its default of 500 would fill the memory.
         read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-        workers = None
+        processes = None
         if num_workers:
-            workers = grain.MultiprocessingOptions(num_workers=num_workers)
+            processes = grain.MultiprocessingOptions(num_workers=num_workers)
             if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which notebooks and tests never parse.
                 flags.FLAGS.mark_as_parsed()
         self._iterator = grain.experimental.ElasticIterator(
-            dataset, batch_size, shard, read_options=read_options, multiprocessing_options=workers
+            dataset, batch_size, shard, read_options=read_options, multiprocessing_options=processes
         )
 
     @property
@@ -161,8 +163,20 @@ def make_iterator(
         seed=seed,
         shard=shard,
         num_threads=config.num_threads,
-        num_workers=config.num_workers,
+        num_workers=_num_workers(config, source),
     )
+
+
+def _num_workers(config: Config, source: datasets.Source) -> int:
+    """Returns the worker processes of a configuration, by cores if it leaves them open."""
+    if config.num_workers is not None:
+        return config.num_workers
+    if not isinstance(source, ImageSource):
+        return 0  # Photographs are in memory, and cached latents need no decoder.
+    count = workers.default_num_workers(len(source), workers.cores_of_process(workers.available_cores(), os.environ))
+    if count:
+        logging.info("%d worker processes decode images; data.num_workers sets another number.", count)
+    return count
 
 
 class EvalBatches:

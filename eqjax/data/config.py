@@ -41,7 +41,9 @@ FIELDS: Table = {
         4, Integer(least=0), "Reading threads per process (per worker if there are workers); 0 reads on demand."
     ),
     "num_workers": Field(
-        0, Integer(least=0), "Worker processes per process, which take seconds to start; for folders and many cores."
+        None,
+        Integer(least=0, optional=True, none_means="by cores"),
+        "Worker processes per process; their number changes no batch. None: for files, by cores and images; else 0.",
     ),
     # All but photographs.
     "root": Field(None, _TEXT, "Folder of the training data; not for photographs."),

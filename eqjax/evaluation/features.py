@@ -20,7 +20,7 @@ import numpy as np
 
 from eqjax import sharding
 from eqjax.addresses import local_path
-from eqjax.evaluation import feature_metrics, fid
+from eqjax.evaluation import batch_size, feature_metrics, fid
 from eqjax.evaluation.parallel import BatchedShardMap
 from eqjax.evaluation.statistics import Statistics
 from eqjax.progress import ProgressLogger
@@ -28,6 +28,8 @@ from eqjax.typing import AnyArray, Params
 
 _NUM_SPLITS = 10
 _CHOICE_SEED = 2020
+# Inception takes this for an image: its widest array has 147 × 147 × 64 float32 values, and four of them live at once.
+_IMAGE_BYTES = 4 * 147 * 147 * 64 * 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +85,21 @@ class Extractor:
       >>> statistics.save("statistics.npz", features.statistics)  # doctest: +SKIP
     """
 
-    def __init__(self, network: FeatureNetwork, mesh: Mesh | None = None, per_device_batch_size: int = 32) -> None:
+    def __init__(
+        self, network: FeatureNetwork, mesh: Mesh | None = None, per_device_batch_size: int | None = None
+    ) -> None:
         """Copies the network's parameters to the devices.
 
         Args:
           network: the frozen network.
           mesh: devices to use; None: all.
-          per_device_batch_size: images that each device processes at a time.
+          per_device_batch_size: images that each device processes at a time; None: as its memory allows.
         """
         self.network = network
-        self._map = BatchedShardMap(network.apply, network.params, mesh or sharding.make_mesh(), per_device_batch_size)
+        mesh = mesh or sharding.make_mesh()
+        if per_device_batch_size is None:
+            per_device_batch_size = batch_size.by_memory(_IMAGE_BYTES, mesh, default=32)
+        self._map = BatchedShardMap(network.apply, network.params, mesh, per_device_batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -127,7 +134,7 @@ class Extractor:
         """
         pass_ = _Pass(self.network, num_images, num_stored_features, folder)
         progress = ProgressLogger(name, num_images)
-        for images in _rebatch(batches, self.batch_size):
+        for images in rebatch(batches, self.batch_size):
             pass_.update(images.shape[1:3], self(images))
             progress.update(len(images))
         return pass_.result(progress.seconds)
@@ -207,8 +214,16 @@ def _memory_mapped(shape: tuple[int, int], folder: str | os.PathLike[str] | None
         return np.memmap(file, np.float32, "w+", shape=shape)
 
 
-def _rebatch(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Checks images, and joins and splits them into batches of `size` (the last may be smaller)."""
+def rebatch(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Checks images, and joins and splits them into batches of `size` (the last may be smaller).
+
+    Args:
+      batches: uint8 [n, H, W, 3], with any n.
+      size: images of a batch.
+
+    Raises:
+      ValueError: images are not uint8 or are of mixed sizes.
+    """
     waiting, shape = [], None
     for batch in batches:
         _check_images(batch)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from eqjax import pixels, sharding
+from eqjax.evaluation import batch_size
 from eqjax.evaluation.features import Extractor
 from eqjax.evaluation.parallel import BatchedShardMap
 from eqjax.evaluation.protocol import device_entries, model_entries, weights_id
@@ -69,7 +70,7 @@ def generate(
     folder: str | os.PathLike[str],
     *,
     mesh: Mesh | None = None,
-    per_device_batch_size: int = 16,
+    per_device_batch_size: int | None = None,
 ) -> SampleFolder:
     """Generates images 0 … num_images − 1 in a folder, except those that exist already.
 
@@ -80,7 +81,7 @@ def generate(
         classes get one image more.
       folder: folder of this set of images, on a file system that all processes see.
       mesh: devices to use; None: all.
-      per_device_batch_size: images that each device generates at a time.
+      per_device_batch_size: images that each device generates at a time; None: as its memory allows.
 
     Returns:
       The folder with its images.
@@ -117,7 +118,12 @@ def generate(
         return samples
     # Seed and guidance scale are arguments of the compiled program, so a sweep compiles once.
     params = model, jax.random.key_data(jax.random.key(options.seed)), np.asarray(options.guidance_scale, np.float32)
-    sample = BatchedShardMap(_make_sample(options), params, mesh or sharding.make_mesh(), per_device_batch_size)
+    mesh = mesh or sharding.make_mesh()
+    if per_device_batch_size is None:
+        needed = batch_size.decoder_bytes(model.require("tokenizer"), options.num_columns)
+        needed += batch_size.sampler_bytes(model.require("generator"), options.num_columns)
+        per_device_batch_size = batch_size.by_memory(needed, mesh, num_images=num_images)
+    sample = BatchedShardMap(_make_sample(options), params, mesh, per_device_batch_size)
     if done:
         logging.info("%s holds images 0 … %d; resuming after them.", folder, done - 1)
     progress = ProgressLogger("images", num_images, done)
@@ -196,7 +202,7 @@ class GenerationEvaluator:
         reference: Statistics | None = None,
         reference_name: str = "",
         mesh: Mesh | None = None,
-        per_device_batch_size: int = 16,
+        per_device_batch_size: int | None = None,
         write_png: bool = False,
         write_npz: bool = False,
         num_stored_features: int = 0,
@@ -211,7 +217,7 @@ class GenerationEvaluator:
           reference: statistics of the reference images; None: the Inception Score only.
           reference_name: name of the reference in the protocol.
           mesh: devices to use; None: all.
-          per_device_batch_size: images that each device generates at a time.
+          per_device_batch_size: images that each device generates at a time; None: as its memory allows.
           write_png: whether to write every image as PNG.
           write_npz: whether to write samples.npz.
           num_stored_features: number of images whose features KID, precision and recall compare, if the reference

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 import numpy as np
 
 from eqjax import pixels, sharding
-from eqjax.evaluation.features import Extractor
+from eqjax.evaluation import batch_size
+from eqjax.evaluation.features import Extractor, rebatch
 from eqjax.evaluation.image_metrics import psnr, ssim
 from eqjax.evaluation.image_sets import ImageSet
 from eqjax.evaluation.networks import PerceptualDistance
@@ -32,7 +33,7 @@ def evaluate_reconstruction(
     lpips: PerceptualDistance | None = None,
     reference: Statistics | None = None,
     mesh: Mesh | None = None,
-    per_device_batch_size: int = 16,
+    per_device_batch_size: int | None = None,
 ) -> dict[str, float]:
     """Reconstructs a set of images and measures the loss of quality.
 
@@ -43,7 +44,7 @@ def evaluate_reconstruction(
       lpips: perceptual distance, such as `networks.lpips()`; None: without it.
       reference: statistics to compare reconstructions with; None: those of `images`, computed here.
       mesh: devices to use; None: all.
-      per_device_batch_size: images that each device processes at a time.
+      per_device_batch_size: images that each device processes at a time; None: as its memory allows.
 
     Returns:
       Means over the images: "psnr", "ssim", and if requested "lpips", "rfid" and "rsfid".
@@ -57,24 +58,27 @@ def evaluate_reconstruction(
       >>> evaluate_reconstruction(eqjax.load_pretrained("photos"), images)  # doctest: +SKIP
       {'psnr': 27.8, 'ssim': 0.85}
     """
-    model.require("tokenizer")
+    tokenizer, mesh = model.require("tokenizer"), mesh or sharding.make_mesh()
+    if per_device_batch_size is None:
+        columns = -(-next(iter(images.batches())).shape[2] // tokenizer.column_width)
+        # LPIPS takes as much again, for two images at half the channels.
+        needed = batch_size.decoder_bytes(tokenizer, columns) * (1 if lpips is None else 2)
+        per_device_batch_size = batch_size.by_memory(needed, mesh, num_images=images.count)
     measure = BatchedShardMap(
         _make_measure(None if lpips is None else lpips.apply),
         (model, None if lpips is None else lpips.params),
-        mesh or sharding.make_mesh(),
+        mesh,
         per_device_batch_size,
     )
     scores: list[dict[str, np.ndarray]] = []
     progress = ProgressLogger("reconstructions", images.count)
 
     def reconstructions() -> Iterator[np.ndarray]:
-        for batch in images.batches():
-            for start in range(0, len(batch), measure.batch_size):
-                rows = batch[start : start + measure.batch_size]
-                rounded, found = measure(rows)
-                scores.append(found)
-                progress.update(len(rows))
-                yield rounded
+        for rows in rebatch(images.batches(), measure.batch_size):
+            rounded, found = measure(rows)
+            scores.append(found)
+            progress.update(len(rows))
+            yield rounded
 
     result: dict[str, float] = {}
     if extractor is None:

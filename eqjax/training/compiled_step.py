@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from eqjax import sharding
+from eqjax import sharding, xla_flags
 from eqjax.precision import computing_in
 from eqjax.training.fault_tolerance import skip_nonfinite_updates
 from eqjax.training.trainer import Batch, Init, Rules, State, Step
@@ -44,7 +44,14 @@ def initial_state(init: Init, rules: Rules, mesh: jax.sharding.Mesh, root: PRNGK
 
 
 def compile_step(
-    step: Step, rules: Rules, mesh: jax.sharding.Mesh, state: State, root: PRNGKey, precision: str = "highest"
+    step: Step,
+    rules: Rules,
+    mesh: jax.sharding.Mesh,
+    state: State,
+    root: PRNGKey,
+    precision: str = "highest",
+    *,
+    profiled: bool = False,
 ) -> "CompiledStep":
     """Returns the training step as the loop runs it: on a mesh, guarded, with a donated state.
 
@@ -57,6 +64,7 @@ def compile_step(
       state: a state on the mesh, or its jax.ShapeDtypeStruct.
       root: the run's key.
       precision: of products of float32 numbers, see `eqjax.precision.computing_in`.
+      profiled: whether a profiler will trace it; see `eqjax.xla_flags`, whose options it gets.
     """
     partial: Any = step if isinstance(step, jax.tree_util.Partial) else jax.tree_util.Partial(step)
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((partial, state))):
@@ -67,7 +75,13 @@ def compile_step(
         with computing_in(precision):
             return skip_nonfinite_updates(step)(state, batch, jax.random.fold_in(root, state.step))
 
-    jitted = jax.jit(run, donate_argnums=1, out_shardings=(shardings, sharding.replicated(mesh)))
+    options = xla_flags.options(mesh.devices.flat[0].platform, num_devices=mesh.size, profiled=profiled)
+    jitted = jax.jit(
+        run,
+        donate_argnums=1,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        compiler_options=options or None,
+    )
     return CompiledStep(mesh, partial, jitted)
 
 

@@ -224,6 +224,11 @@ GENERATOR: Table = {
         Items(Integer(least=0), least=1, optional=True, none_means="all"),
         "Indices of the columns whose loss is trained, (0, 1, 2, 3), to test transfer to the others; None: all.",
     ),
+    "dropout_rng": Field(
+        "threefry2x32",
+        Choice(("threefry2x32", "rbg", "unsafe_rbg")),
+        "Generator of dropout's random bits; rbg is that of the device: faster on GPUs, other numbers on each backend.",
+    ),
     # For images in the logs.
     "sampling": {
         **with_defaults(module_fields.SAMPLING, guidance_scale=3.0, num_flow_steps=50),

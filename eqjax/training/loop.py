@@ -30,6 +30,7 @@ from eqjax.training.fault_tolerance import (
     not_finite,
 )
 from eqjax.training.logging import MetricWriter, Progress
+from eqjax.training.prefetch import DevicePrefetch
 from eqjax.training.profiler import Profiler
 from eqjax.training.trainer import Batch, State, Trainer
 from eqjax.typing import Config, Metrics
@@ -76,6 +77,7 @@ def train(config: Config, workdir: str, trainer: Trainer) -> State:
         for step in run.remaining_steps(state):
             batch = run.next_batch(step)
             state, metrics = run.update(state, batch)
+            run.read_ahead(step)
             run.check_finite(step, state, metrics, batch)
             run.log_metrics(step, metrics)
             run.evaluate_and_save(step, state)
@@ -139,6 +141,9 @@ class Run:
                     process_count=process_count,
                 )
             )
+            self._batches = DevicePrefetch(
+                self._data, lambda batch, step: sharding.shard_batch(trainer.prepare_batch(batch, step), self._mesh)
+            )
             if config.eval_every is not None:
                 trainer.evaluation_batches(self._mesh)
             # ── Signals, profile ────────────────────────────────────────────────────────────────
@@ -182,7 +187,7 @@ class Run:
             )
         counts = position.pop("nonfinite_steps", 0), position.pop("consecutive_nonfinite", 0)
         self._watch = StepWatch(self._config.max_consecutive_nonfinite, *counts)
-        self._data.set_state(position)
+        self._batches.set_state(position)
         logging.info("Resuming %s at step %d.", self._workdir, state.step)
         return state
 
@@ -219,8 +224,9 @@ class Run:
         self._writer = self._stack.enter_context(MetricWriter(self._workdir, self._config.wandb_project))
         self._writer.config(self._config)
         step = jax.tree_util.Partial(self._trainer.step, self._trainer.frozen)
+        profiled = self._config.profile_from is not None
         self._compiled_step = compile_step(
-            step, self._trainer.rules, self._mesh, state, self._root, self._config.precision
+            step, self._trainer.rules, self._mesh, state, self._root, self._config.precision, profiled=profiled
         )
         self._progress = Progress(int(state.step), self._config.total_steps, self._config.batch_size)
         self._stack.callback(self._progress.close)
@@ -229,7 +235,12 @@ class Run:
     def next_batch(self, step: int) -> Batch:
         """Returns the next batch, on the devices."""
         self._profiler.before(step, self._watch)
-        return sharding.shard_batch(self._trainer.prepare_batch(next(self._data), step), self._mesh)
+        return self._batches.take(step)
+
+    def read_ahead(self, step: int) -> None:
+        """Puts the next step's batch on the devices, which compute this step meanwhile."""
+        if step < self._config.total_steps:
+            self._batches.read_ahead(step + 1)
 
     def update(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """Runs the compiled step; the first call of each of its programs compiles it, which is no training time."""
@@ -368,7 +379,7 @@ class Run:
             "tokenizer": self._trainer.tokenizer_fingerprint,
         }
         with announced(f"Step {step}: saving a checkpoint", patience=_PATIENCE):
-            self._checkpoints.save(step, state, {**self._data.get_state(), **counts}, results or None)
+            self._checkpoints.save(step, state, {**self._batches.get_state(), **counts}, results or None)
 
     def log_images(self, step: int, state: State, batch: Batch) -> None:
         """Writes the trainer's images."""

@@ -5,6 +5,7 @@ import zlib
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import Int
 
 from eqjax.typing import Params, PRNGKey, Scalar, Tree
@@ -49,6 +50,28 @@ def stream(key: PRNGKey, name: str) -> PRNGKey:
       False
     """
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def dropout_key(key: PRNGKey, rng: str) -> PRNGKey:
+    """Returns the key of dropout, whose random bits a generator of JAX makes.
+
+    Args:
+      key: the key from which dropout draws by default.
+      rng: "threefry2x32", the same numbers on every device: the key itself. "rbg" and "unsafe_rbg" are the generator
+        of the device (Philox on GPUs), faster there; their numbers depend on the backend, on the version of XLA and on
+        how a batch is split. "unsafe_rbg" also derives keys from keys with it, without a proof that these differ.
+
+    Raises:
+      ValueError: JAX has no such generator.
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> dropout_key(key, "threefry2x32") is key, str(jax.random.key_impl(dropout_key(key, "rbg")))
+      (True, 'rbg')
+    """
+    if rng == "threefry2x32":
+        return key
+    return jax.random.wrap_key_data(jax.random.bits(key, (4,), jnp.uint32), impl=rng)
 
 
 def ema_update(ema_params: Tree, params: Tree, decay: Scalar) -> Tree:

@@ -96,7 +96,7 @@ def local_run(*arguments):
 
 def test_local_starter_prints_its_commands_on_a_dry_run():
     out = local_run("--dry_run", "--num_processes=2", "--port=7", "--", "eqjax", "train-generator").stdout
-    expected = "COORDINATOR_ADDRESS=localhost:7 NUM_PROCESSES=2 PROCESS_ID=1 eqjax train-generator"
+    expected = "COORDINATOR_ADDRESS=localhost:7 NUM_PROCESSES=2 PROCESS_ID=1 LOCAL_WORLD_SIZE=2 eqjax train-generator"
     assert out.splitlines()[1] == expected
     assert local_run("--dry_run").returncode == 1
 
@@ -123,6 +123,7 @@ def test_scripts_print_their_commands_on_a_dry_run():
     out = dry("gpu_nodes.sh", "/eqjax", *command, HOSTS="first second", GPUS="4").stdout.splitlines()
     assert [line.split()[1] for line in out] == ["first", "second"]
     assert all("COORDINATOR_ADDRESS=first:29500" in line and "NUM_PROCESSES=8" in line for line in out)
+    assert all("LOCAL_WORLD_SIZE=4" in line for line in out)
     assert dry("tpu_pod.sh", "pod").returncode == 2 and dry("gpu_nodes.sh", "/eqjax").returncode == 2
 
 

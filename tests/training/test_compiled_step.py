@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import sharding
+from eqjax import sharding, xla_flags
 from eqjax.training.compiled_step import abstract_state, compile_step, initial_state
 
 
@@ -75,3 +75,19 @@ def test_products_are_float32_unless_asked_otherwise(mesh):
         default = compile_step(step, (), mesh, state, root).lower(state, {}).as_text()
         asked = compile_step(step, (), mesh, state, root, "tf32").lower(state, {}).as_text()
     assert "precision = [HIGHEST, HIGHEST]" in default and "precision = [HIGH, HIGH]" in asked
+
+
+def test_the_compiler_gets_the_options_of_the_program(mesh, monkeypatch):
+    asked = []
+
+    def options(platform, **values):
+        asked.append((platform, values))
+        return {"xla_no_such_option": True}
+
+    monkeypatch.setattr(xla_flags, "options", options)
+    root, frozen = jax.random.key(7), np.ones((64, 128), np.float32)
+    state = abstract_state(init, (), mesh, root)
+    step = compile_step(jax.tree_util.Partial(draw, frozen), (), mesh, state, root, profiled=True)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        step.lower(state, {}).compile()
+    assert asked == [("cpu", {"num_devices": 4, "profiled": True})]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from eqjax.sharding import path_name
 from eqjax.training.forward_order import forward_order
-from eqjax.training.generator.step import RNG_STREAMS, Batch, GeneratorStep
+from eqjax.training.generator.step import Batch, GeneratorStep
 from eqjax.training.state import stream
 from eqjax.typing import Params, PRNGKey, Tree
 
@@ -54,7 +54,7 @@ def _first_in_microbatch(
     latents, labels = jax.jit(step.encode)(encoder_params, batch, stream(key, "posterior"))
     if not jnp.isfinite(latents).all():
         return "latents, which come from the tokenizer or the data"
-    rngs = {name: stream(key, name) for name in RNG_STREAMS}
+    rngs = step.rngs(key)
 
     def loss(params: Params, **options: Any) -> Any:
         return step.generator.apply({"params": params}, latents, labels, method="loss", rngs=rngs, **options)

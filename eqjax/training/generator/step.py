@@ -12,7 +12,7 @@ import optax
 
 from eqjax.generator import Generator, mean_loss
 from eqjax.training import optim
-from eqjax.training.state import TrainState, ema_update, stream
+from eqjax.training.state import TrainState, dropout_key, ema_update, stream
 from eqjax.typing import Config, Params, PRNGKey, Scalar
 
 Batch: TypeAlias = Mapping[str, Any]
@@ -35,6 +35,7 @@ class GeneratorStep:
       ema_decay: decay of the EMA weights by the number of the step, counted from 1.
       loss_columns: indices of the columns whose loss is trained; None: all.
       num_microbatches: microbatches for gradient accumulation.
+      dropout_rng: generator of dropout's random bits, see `dropout_key`.
     """
 
     generator: Generator
@@ -44,6 +45,7 @@ class GeneratorStep:
     ema_decay: Callable[..., Scalar]
     loss_columns: tuple[int, ...] | None = None
     num_microbatches: int = 1
+    dropout_rng: str = "threefry2x32"
 
     @classmethod
     def from_config(cls, config: Config, generator: Generator, encode: Encode) -> "GeneratorStep":
@@ -66,6 +68,7 @@ class GeneratorStep:
             ema_decay=functools.partial(optim.ema_decay, config.optimizer),
             loss_columns=config.loss_columns,
             num_microbatches=config.accumulation_steps,
+            dropout_rng=config.dropout_rng,
         )
 
     def without_remat(self) -> "GeneratorStep":
@@ -108,12 +111,17 @@ class GeneratorStep:
         }
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
+    def rngs(self, key: PRNGKey) -> dict[str, PRNGKey]:
+        """Returns the keys of the random streams of a step, by name."""
+        rngs = {name: stream(key, name) for name in RNG_STREAMS}
+        return {**rngs, "dropout": dropout_key(rngs["dropout"], self.dropout_rng)}
+
     def loss(
         self, params: Params, encoder_params: Params, batch: Batch, key: PRNGKey
     ) -> tuple[Float[jax.Array, ""], Float[jax.Array, " L"]]:
         """Returns the loss of a batch, and the losses of all columns."""
         latents, labels = self.encode(encoder_params, batch, stream(key, "posterior"))
-        rngs = {name: stream(key, name) for name in RNG_STREAMS}
+        rngs = self.rngs(key)
         losses: Any = self.generator.apply({"params": params}, latents, labels, method="column_losses", rngs=rngs)
         return mean_loss(losses, self.loss_columns), losses
 

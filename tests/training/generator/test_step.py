@@ -1,4 +1,4 @@
-"""The generator's training step: which columns it trains."""
+"""The generator's training step: which columns it trains, what its dropout draws from."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from eqjax.generator import Generator
+from eqjax.training.config import check_config
 from eqjax.training.generator import GeneratorStep, default_config
 
 
@@ -36,3 +37,47 @@ def test_the_loss_of_some_columns_is_trained_alone(columns, loss, moved):
     after, metrics = jax.jit(step)({}, state, batch, jax.random.key(0))
     assert float(metrics["loss"]) == loss and metrics["column_loss"].tolist() == [1, 4, 9, 16]
     assert np.flatnonzero(after.params["weights"] != state.params["weights"]).tolist() == moved
+
+
+@pytest.fixture(name="lowered", scope="module")
+def _lowered():
+    """Returns a function from a generator of random bits to a step with dropout: its text, and two of its losses."""
+    generator = Generator(
+        width=8, depth=1, num_heads=2, latent_dim=4, num_classes=2, num_cond_tokens=1, flow_width=8, flow_depth=1,
+        dropout_rate=0.5, label_dropout_rate=0.0,
+    )  # fmt: skip
+    shapes = jax.eval_shape(generator.init_params, jax.random.key(0))
+    # Initial parameters have gates of zero, behind which no loss depends on dropout.
+    params = jax.tree.map(lambda leaf: 0.3 * jax.random.normal(jax.random.key(0), leaf.shape), shapes)
+    batch = {"latents": jnp.ones((4, 3, 4)), "label": jnp.zeros(4, jnp.int32)}
+
+    def lower(rng=None):
+        config = default_config()
+        if rng is not None:
+            config.dropout_rng = rng
+        step = GeneratorStep.from_config(config, generator, lambda _, batch, __: (batch["latents"], batch["label"]))
+        loss = jax.jit(lambda key: step.loss(params, {}, batch, key)[0])
+        return loss.lower(jax.random.key(1)).as_text(), [float(loss(jax.random.key(seed))) for seed in (1, 1, 2)]
+
+    return lower
+
+
+def test_dropout_draws_from_threefry_unless_asked_otherwise(lowered):
+    text, losses = lowered()
+    assert "rng_bit_generator" not in text and (text, losses) == lowered("threefry2x32")
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("rng", ["rbg", "unsafe_rbg"])
+def test_dropout_draws_from_the_generator_of_the_device_where_asked(lowered, rng):
+    text, losses = lowered(rng)
+    assert "rng_bit_generator" in text
+    assert losses[0] == losses[1] != losses[2]  # A function of the step's key still.
+    assert losses[0] != lowered()[1][0]
+
+
+def test_an_unknown_generator_of_bits_is_refused():
+    config = default_config()
+    config.dropout_rng = "philox"
+    with pytest.raises(ValueError, match="dropout_rng='philox' must be one of .*threefry2x32.*rbg.*unsafe_rbg"):
+        check_config(config, "generator")
