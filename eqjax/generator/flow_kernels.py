@@ -19,7 +19,9 @@ _DEPRECATED = (0, 11)
 # Rows up to which reading all of them for every tile costs less than the kernels that are saved: a prediction. True
 # float32 has no tensor cores, and the kernels' products are then far from those of cuBLAS.
 _MOST_ROWS, _MOST_FLOAT32_ROWS = 128, 16
-# Relative errors of a small case on this machine's GPU, float32 and 16 bits; rounding explains a tenth of each.
+# Ampere: older GPUs have no bfloat16, and less shared memory than the kernels take.
+_LEAST_CAPABILITY = 8.0
+# Relative errors on this machine's GPU, of float32 and 16 bits; rounding explains a tenth of each.
 _BOUNDS = {4: 1e-4, 2: 5e-2}
 
 
@@ -97,6 +99,9 @@ def _place(arrays: Any, mesh: jax.sharding.Mesh | None) -> tuple[str, int]:
 def is_worthwhile(rows: int, width: int, latent_dim: int, dtype: DTypeLike) -> bool:
     """Returns whether "auto" takes the fused kernels, where `check` allowed them.
 
+    It does where they are predicted to be faster, and where a GPU is at hand only if they are right there: once per
+    process and size they are compared with the plain path.
+
     Args:
       rows: rows of a batch, those of the null class included.
       width: of the flow head.
@@ -113,15 +118,19 @@ def is_worthwhile(rows: int, width: int, latent_dim: int, dtype: DTypeLike) -> b
     )
     if rows > (_MOST_ROWS if has_tensor_cores else _MOST_FLOAT32_ROWS):
         return False
-    # Without a GPU the program is compiled for one that is elsewhere.
-    return jax.default_backend() != "gpu" or error_here(jnp.dtype(dtype).name) <= _BOUNDS[jnp.dtype(dtype).itemsize]
+    if jax.default_backend() != "gpu":
+        return True  # The program is compiled for a GPU that is elsewhere.
+    return error_here(rows, width, latent_dim, jnp.dtype(dtype).name) <= _BOUNDS[jnp.dtype(dtype).itemsize]
 
 
 @functools.cache
-def error_here(dtype: str, interpret: bool = False) -> float:
-    """Returns the error of the fused kernels in a small case on this process's first device.
+def error_here(rows: int, width: int, latent_dim: int, dtype: str, interpret: bool = False) -> float:
+    """Returns the error of the fused kernels on this process's first device, with random weights of one block.
 
     Args:
+      rows: rows of a batch.
+      width: of the flow head.
+      latent_dim: channels of a latent.
       dtype: compute dtype.
       interpret: emulates the kernels.
 
@@ -130,7 +139,10 @@ def error_here(dtype: str, interpret: bool = False) -> float:
     """
     from eqjax.generator import fused_flow
 
-    head = FlowHead(width=96, depth=2, latent_dim=32, dtype=jnp.dtype(dtype))
+    capability = getattr(jax.local_devices()[0], "compute_capability", None)
+    if not interpret and (capability is None or float(capability) < _LEAST_CAPABILITY):
+        return float("inf")
+    head = FlowHead(width=width, depth=1, latent_dim=latent_dim, dtype=jnp.dtype(dtype))
     rng = np.random.default_rng(0)
 
     def random(*shape: int) -> np.ndarray:
@@ -143,12 +155,15 @@ def error_here(dtype: str, interpret: bool = False) -> float:
         fused = fused_flow.velocity(weights, *given, interpret=interpret)
         x: Any = head.apply({"params": params}, z, method="embed")
         at = jax.tree.map(lambda leaf: leaf[1], modulations)
-        plain: Any = head.apply({"params": params}, jnp.concatenate([x, x]), at, method="denoise")
+        plain: Any = head.apply({"params": params}, jnp.tile(x, (rows // len(z), 1)), at, method="denoise")
         return fused, plain
 
-    shapes: Any = jax.eval_shape(head.init, jax.random.key(0), np.zeros((1, 32)), np.zeros(1), np.zeros((1, 16)))
+    states = rows // 2 if rows % 2 == 0 else rows
+    shapes: Any = jax.eval_shape(
+        head.init, jax.random.key(0), np.zeros((1, latent_dim)), np.zeros(1), np.zeros((1, 16))
+    )
     params = jax.tree.map(lambda leaf: random(*leaf.shape) / np.sqrt(np.float32(leaf.shape[0])), shapes["params"])
-    arguments = params, random(3, 32), np.float32([[0.9], [0.4]]), random(1, 6, 16)
+    arguments = params, random(states, latent_dim), np.array([[0.9], [0.4]], np.float32), random(1, rows, 16)
     try:
         # This may be called while another program is traced, of which a call of a jitted function would become a part.
         with computing_in("highest"):

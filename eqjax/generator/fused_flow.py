@@ -226,10 +226,13 @@ def _product(
     tile: Tile, depth: int, left: Callable[[Any], jax.Array], kernel: Any, bias: Any, columns: Any
 ) -> jax.Array:
     """Returns a tile of left · kernel + bias, float32; `left` returns columns of the left factor from an index on."""
+    config: Any = jax.config
+    precision = config.jax_default_matmul_precision or "highest"
 
     def add(k: Any, total: jax.Array) -> jax.Array:
         at = pl.ds(k * tile.depth, tile.depth)
-        return total + jnp.dot(left(at), _load(kernel.at[at, columns]), preferred_element_type=jnp.float32)
+        right = _load(kernel.at[at, columns])
+        return total + jnp.dot(left(at), right, precision=precision, preferred_element_type=jnp.float32)
 
     total = jax.lax.fori_loop(0, depth // tile.depth, add, jnp.zeros((tile.rows, tile.columns), jnp.float32))
     return total + _load(bias.at[columns]).astype(jnp.float32)[None]

@@ -1,7 +1,7 @@
 """Integration of a column's flow with the fused kernels of the flow head (`eqjax.generator.fused_flow`).
 
-They are for one NVIDIA GPU. Whether a program is compiled for one is known only when it is lowered, so "auto" leaves the
-choice to that moment. Derivatives are those of the plain path.
+They are for one NVIDIA GPU. Whether a program is compiled for one is known only when it is lowered, so "auto" leaves
+the choice to that moment. Derivatives are those of the plain path.
 
 Letters: B batch, R = B or 2B rows, D latent size, E width.
 """
@@ -75,11 +75,13 @@ def _integrate_fused(
     def modulations(times: Float[AnyArray, "n"]) -> Modulations:
         return sampler.apply(times[:, None], context[None], method="flow_modulations")
 
-    def velocity(z: Float[jax.Array, "B D"], read: tuple[Modulations, jax.Array]) -> Float[jax.Array, "B D"]:
-        found = fused_flow.velocity(weights, z, *read, interpret=_INTERPRET)
+    def velocity(z: Float[jax.Array, "B D"], read: Any) -> Float[jax.Array, "B D"]:
+        all_modulations, index = read
+        found = fused_flow.velocity(weights, z, all_modulations, index, interpret=_INTERPRET)
         if not sampler.is_guided:
             return found
-        return jnp.asarray(flow.classifier_free_guidance(*jnp.split(found, 2), guidance_scale))
+        conditional, unconditional = jnp.split(found, 2)
+        return jnp.asarray(flow.classifier_free_guidance(conditional, unconditional, guidance_scale))
 
     dtype = sampler.generator.dtype
     found = integrate(

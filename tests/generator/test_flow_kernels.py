@@ -1,5 +1,8 @@
 """Which kernels evaluate the flow head: where there are fused ones, where "auto" takes them, what is said where not."""
 
+import functools
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ LARGE = (1280, 256, "bfloat16")
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """As with JAX's CUDA plugin, in a process that sees one device."""
+    """As with JAX's CUDA plugin and the last version that supports the kernels, in a process that sees one device."""
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
     monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: True)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
@@ -31,32 +35,36 @@ def test_without_a_gpu_auto_is_plain_and_fused_is_refused():
         flow_kernels.check("fused", *LARGE)
 
 
-def test_arrays_on_a_cpu_are_not_for_a_gpu(cuda):
+@pytest.mark.usefixtures("cuda")
+def test_arrays_on_a_cpu_are_not_for_a_gpu():
     arrays = {"a": jax.device_put(np.zeros(3), jax.devices("cpu")[1])}
     assert flow_kernels.check("auto", *LARGE, arrays=arrays) == "plain"
     with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this computation runs on a cpu"):
         flow_kernels.check("fused", *LARGE, arrays=arrays)
 
 
-def test_what_is_traced_is_decided_when_it_is_lowered(cuda):
+@pytest.mark.usefixtures("cuda")
+def test_what_is_traced_is_decided_when_it_is_lowered():
     assert traced("auto") == "auto" and traced("fused") == "fused" and traced("plain") == "plain"
 
 
-def test_several_devices_have_the_plain_path(cuda, monkeypatch):
+@pytest.mark.usefixtures("cuda")
+def test_several_devices_have_the_plain_path(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     assert traced("auto") == "plain"
     with pytest.raises(ValueError, match="needs one device, and this computation may have 8"):
         traced("fused")
 
 
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("head", [(1000, 256, "float32"), (1280, 8, "float32"), (1280, 256, "float64")])
-def test_sizes_without_kernels_have_the_plain_path(cuda, head):
+def test_sizes_without_kernels_have_the_plain_path(head):
     assert flow_kernels.check("auto", *head) == "plain"
     with pytest.raises(ValueError, match=f"multiples of 16 for flow_width={head[0]} and latent_dim={head[1]}"):
         flow_kernels.check("fused", *head)
 
 
-@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="auto is plain there, see the test below")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize(
     ("rows", "dtype", "precision", "expected"),
     [
@@ -64,33 +72,43 @@ def test_sizes_without_kernels_have_the_plain_path(cuda, head):
         (128, "float32", "highest", False), (128, "float32", "tf32", True),
     ],
 )  # fmt: skip
-def test_auto_takes_them_for_few_rows(cuda, rows, dtype, precision, expected):
+def test_auto_takes_them_for_few_rows(rows, dtype, precision, expected):
     with computing_in(precision):
         assert flow_kernels.is_worthwhile(rows, 1280, 256, dtype) == expected
 
 
-def test_auto_does_not_take_them_where_jax_calls_their_compiler_deprecated(cuda, monkeypatch):
+@pytest.mark.usefixtures("cuda")
+def test_auto_does_not_take_them_where_jax_calls_their_compiler_deprecated(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
     assert not flow_kernels.is_worthwhile(2, *LARGE)
 
 
-@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="auto is plain there, see the test above")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize(("error", "expected"), [(1e-3, True), (0.1, False), (float("inf"), False)])
-def test_on_a_gpu_auto_takes_them_if_a_small_case_is_right_there(cuda, monkeypatch, error, expected):
+def test_on_a_gpu_auto_takes_them_if_they_are_right_there(monkeypatch, error, expected):
+    asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(flow_kernels, "error_here", lambda dtype: error)
+    monkeypatch.setattr(flow_kernels, "error_here", lambda *case: asked.append(case) or error)
     assert flow_kernels.is_worthwhile(2, *LARGE) == expected
+    assert asked == [(2, *LARGE)]
 
 
-def test_the_small_case_is_right_and_can_be_run_while_jax_traces():
+@pytest.mark.parametrize("rows", [5, 6])
+def test_the_kernels_are_right_here_also_while_jax_traces(rows):
     found = []
-    jax.eval_shape(lambda: found.append(flow_kernels.error_here("float32", interpret=True)))
+    jax.eval_shape(lambda: found.append(flow_kernels.error_here(rows, 48, 16, "float32", interpret=True)))
     assert found[0] < 1e-5
 
 
-def test_the_small_case_shows_wrong_and_failing_kernels(monkeypatch):
-    small_error = flow_kernels.error_here.__wrapped__
-    assert small_error("float32") == float("inf")  # There is no compiler for CPUs.
+def test_wrong_kernels_are_found_and_old_gpus_have_none(monkeypatch):
+    error_here = functools.partial(flow_kernels.error_here.__wrapped__, 6, 48, 16, "float32")
+    assert error_here() == float("inf")  # A CPU.
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="7.5")])
+    assert error_here() == float("inf")
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="8.9")])
     for value, least in ((0.0, 0.5), (np.nan, float("inf"))):
-        monkeypatch.setattr(fused_flow, "velocity", lambda *_, value=value, **__: jax.numpy.full((6, 32), value))
-        assert small_error("float32", interpret=True) >= least
+        monkeypatch.setattr(fused_flow, "velocity", lambda *_, value=value, **__: jax.numpy.full((6, 16), value))
+        assert error_here() >= least
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
+    assert error_here() == float("inf")  # What cannot be compiled: there is no compiler for CPUs.

@@ -1,6 +1,7 @@
 """The fused kernels compute what the flow head computes: emulated on the CPU, at sizes that tiles do not divide."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +31,21 @@ def evaluate(width, states, dtype="float32", depth=2, repeats=2):
     rng = np.random.default_rng(1)
     rows = repeats * states
     z = rng.normal(size=(states, LATENT)).astype(np.float32)
-    modulations = Modulations(
+    modulations: Any = (
         0.3 * rng.normal(size=(EVALUATIONS, rows, depth, 3, width)).astype(np.float32),
         0.3 * rng.normal(size=(EVALUATIONS, rows, 2, width)).astype(np.float32),
     )
 
     def fused(params, z, modulations):
         weights = fused_flow.Weights.from_params(params, dtype)
-        given = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (z, modulations))
-        return fused_flow.velocity(weights, *given, jnp.full(1, INDEX, jnp.int32), interpret=True)
+        z, *modulations = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (z, *modulations))
+        index = jnp.full(1, INDEX, jnp.int32)
+        return fused_flow.velocity(weights, z, Modulations(*modulations), index, interpret=True)
 
     def plain(params, z, modulations, dtype):
         head = FlowHead(width, depth, LATENT, jnp.dtype(dtype))
-        x = head.apply({"params": params}, z, method="embed")
-        here = jax.tree.map(lambda leaf: jnp.asarray(leaf[INDEX], dtype), modulations)
+        x: Any = head.apply({"params": params}, z, method="embed")
+        here = Modulations(*(jnp.asarray(leaf[INDEX], dtype) for leaf in modulations))
         return head.apply({"params": params}, jnp.concatenate([x] * repeats), here, method="denoise")
 
     plain = jax.jit(plain, static_argnums=3)
@@ -51,9 +53,7 @@ def evaluate(width, states, dtype="float32", depth=2, repeats=2):
     return (np.asarray(a) for a in (jax.jit(fused)(*given), plain(*given, dtype), plain(*given, "float32")))
 
 
-@pytest.mark.parametrize(
-    ("width", "states", "repeats"), [(960, 3, 2), (80, 1, 2), (32, 130, 2), (48, 5, 1)]
-)
+@pytest.mark.parametrize(("width", "states", "repeats"), [(960, 3, 2), (80, 1, 2), (32, 130, 2), (48, 5, 1)])
 def test_float32_is_that_of_the_flow_head(width, states, repeats):
     fused, plain, _ = evaluate(width, states, repeats=repeats)
     assert fused.shape == (repeats * states, LATENT) and np.abs(plain).max() > 1
@@ -71,7 +71,7 @@ def test_the_norms_of_parts_are_accurate_far_from_zero(monkeypatch):
     """Plain sums of squares would lose all digits."""
     params = head_params(FlowHead(64, 1, LATENT))
     params["input_proj"]["bias"] = params["input_proj"]["bias"] + np.float32(1e3)
-    monkeypatch.setattr("tests.generator.test_fused_flow.head_params", lambda head: params)
+    monkeypatch.setattr("tests.generator.test_fused_flow.head_params", lambda _: params)
     fused, plain, _ = evaluate(64, 3, depth=1)
     assert np.abs(fused - plain).max() <= 1e-3  # A state of 1000 has seven digits.
 
