@@ -7,8 +7,9 @@ Images are 32 pixels high, columns 8 pixels wide. By default tokenizers as publi
 each a generator with a window of 3 columns and one with full causal attention.
 
 Variants (`--config=comparison:name`, several joined by commas):
-  equivariance  tokenizers strict, strict and anchored at the image's strongest phase, as published, and alias-free;
-                generators with a window of 3 columns, with and without the index in cross-attention
+  equivariance  tokenizers strict, strict and anchored at the image's strongest phase, as published, alias-free, and
+                trained with the implicit loss; generators with a window of 3 columns, with and without the index in
+                cross-attention
   tiny          a few steps of very small models, to see that everything runs
 """
 
@@ -20,6 +21,9 @@ from eqjax.typing import Config
 
 # What makes a tokenizer strictly equivariant to shifts by whole columns.
 _STRICT = {"norm": "pixel", "attention_window": 1}
+
+# Half of the steps compare images that are mirrored, half as wide, or both, with decoded latents that are.
+_IMPLICIT = {"implicit_probability": 0.5, "transforms": ("scale", "flip"), "scales": ("1/2", "1")}
 
 
 def get_config(variant: str | None = None) -> Config:
@@ -56,6 +60,7 @@ def get_config(variant: str | None = None) -> Config:
             "strict": {"tokenizer": _STRICT},
             "published": {},
             "alias-free": {"tokenizer": _STRICT | {"resample": "kaiser"}},
+            "implicit": {"tokenizer": _STRICT, "objective": {"equivariance": _IMPLICIT}},
         }
         config.generators = {name: {"window_size": 3, "cross_rope": name == "index"} for name in ("index", "no index")}
     if args["tiny"]:

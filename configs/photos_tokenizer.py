@@ -2,14 +2,14 @@ r"""The tokenizer of the demo: built-in photographs, 128 pixels high, strictly e
 
     eqjax train-tokenizer --config=photos_tokenizer --workdir=runs/photos_tokenizer
     eqjax train-tokenizer --config=photos_tokenizer:stage2 --workdir=runs/photos_stage2 \
-        --config.stage1_weights=runs/photos_tokenizer
+        --config.stage1_weights=runs/photos_tokenizer --config.sampled.generator_weights=runs/photos_generator
 
-Stage 1 minimizes L1 + KL. Stage 2 keeps the latents, so a generator may be trained beside it, and trains the decoder to
-keep detail: with the distance of local amplitudes, and against a PatchGAN discriminator. Figures and times are in
+Stage 1 minimizes L1 + KL. Stage 2 keeps the latents, and trains the decoder against a PatchGAN discriminator. It sees
+reconstructions and, if a generator of these latents is given, its decoded samples. Figures and times are in
 eqjax/weights/photos.md.
 
 Variants (`--config=photos_tokenizer:name`, several joined by commas):
-  stage2           stage 2; needs --config.stage1_weights
+  stage2           stage 2; needs --config.stage1_weights, takes --config.sampled.generator_weights
   gan              the discriminator in stage 1 already, after 500 steps, for comparison
   style=published  GroupNorm over the image and global attention, as in the paper, for comparison; default: strict
   quick            for `make train-demo`: 64 pixels high, about 5 minutes on 2 CPU cores
@@ -20,9 +20,6 @@ from eqjax.config_files import parse_variant
 from eqjax.data.photos import DEMO_CLASSES
 from eqjax.training.config import tokenizer_config
 from eqjax.typing import Config
-
-# Below the published 0.5, which is balanced by LPIPS.
-ADVERSARIAL_WEIGHT = 0.2
 
 
 def get_config(variant: str | None = None) -> Config:
@@ -64,17 +61,22 @@ def get_config(variant: str | None = None) -> Config:
         ema_decay=0.998,
     )
     if args["gan"] or args["stage2"]:
-        config.objective.update(adversarial_weight=ADVERSARIAL_WEIGHT, adversarial_start=500)
-        config.discriminator.update(kind="patch", channels=32, num_layers=3)
-        config.discriminator_optimizer.learning_rate = 4e-4
+        config.objective.update(adversarial_weight=0.5, adversarial_start=500)
+        config.discriminator.update(kind="patch", norm="spectral", channels=32, num_layers=3)
+        config.discriminator_optimizer.update(learning_rate=4e-4, b1=0.0, b2=0.9)
     if args["stage2"]:
         config.freeze_encoder = True
-        config.objective.update(adversarial_weight=0.0, spectrum_weight=3.0, seam_weight=0.1)
-        config.total_steps = 2000
+        config.objective.adversarial_start = 0
+        config.total_steps = 3000
         # Small steps of Adam, as the decoder is already good.
         config.optimizer.update(
-            name="adamw", learning_rate=4e-4, b1=0.5, b2=0.9, grad_clip_norm=None, warmup_steps=200.0
+            name="adamw", learning_rate=2e-4, b1=0.5, b2=0.9, grad_clip_norm=None, warmup_steps=100.0
         )
+        # As in `eqjax demo`.
+        config.sampled.sampling.update(
+            guidance_scale=2.0, guidance_schedule="constant", solver="adams_bashforth", time_grid="cosine"
+        )
+        config.sampled.sampling.num_flow_steps = 25
     if args["quick"]:
         config.tokenizer.update(channel_multipliers=(1, 1), resolution=64, embed_dim=96, refine_channels=None)
         config.data.update(height=64, width=64, min_scale=0.25, max_scale=0.6)

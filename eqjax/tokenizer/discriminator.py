@@ -3,7 +3,8 @@
 `FeatureDiscriminator` has one small head on each intermediate feature map of a frozen vision transformer;
 `PatchDiscriminator` classifies overlapping patches of pixels and needs no pretrained network. Both normalize by the
 statistics of the batch they see and keep no running averages. Statistics are those of the global batch, or of
-fixed groups of its images, so they do not depend on the number of devices.
+fixed groups of its images, so they do not depend on the number of devices. `PatchDiscriminator(norm="spectral")` has
+none: statistics of a batch of reconstructions hide that they have less detail than a batch of images.
 
 The vectors of the spectral norm's power iteration are the collection "spectral": apply with
 `mutable=["spectral"]` to advance them.
@@ -60,18 +61,37 @@ def num_groups(batch: int, group_size: int | None) -> int:
     return next(groups for groups in range(least, batch + 1) if batch % groups == 0)
 
 
-class SpectralConv(nn.Module):
-    """Convolution along tokens whose kernel is divided by an estimate of its largest singular value.
+class SpectralModule(nn.Module):
+    """A module whose kernel is divided by an estimate of its largest singular value.
 
     The estimate is one power iteration from the stored vector u, which the collection "spectral" holds; no
     gradient passes through the vectors.
+
+    Source: Spectral Normalization for GANs, arXiv 1802.05957, section 2 and appendix A.
+    """
+
+    def _normalized(self, kernel: Float[jax.Array, "*K C F"]) -> Float[jax.Array, "*K C F"]:
+        """Returns the kernel over the estimate, and advances u if the collection is mutable."""
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        u = self.variable("spectral", "u", self._init_vector, kernel.shape[-1])
+        fixed = jax.lax.stop_gradient(matrix)
+        right = _unit(fixed @ u.value)
+        left = _unit(right @ fixed)
+        if self.is_mutable_collection("spectral") and not self.is_initializing():
+            u.value = left
+        return kernel / (right @ matrix @ left)
+
+    def _init_vector(self, features: int) -> Float[jax.Array, "F"]:
+        return _unit(jax.random.normal(self.make_rng("params"), (features,), jnp.float32))
+
+
+class SpectralConv(SpectralModule):
+    """Convolution along tokens with a normalized kernel.
 
     Attributes:
       features: output channels.
       width: kernel size in tokens; the token before the first is the last one.
       dtype: compute dtype of the convolution.
-
-    Source: Spectral Normalization for GANs, arXiv 1802.05957, section 2 and appendix A.
     """
 
     features: int
@@ -83,21 +103,36 @@ class SpectralConv(nn.Module):
         """Maps tokens [B, N, C] to [B, N, features]."""
         kernel = self.param("kernel", torch_kernel_init, (self.width, x.shape[-1], self.features))
         bias = self.param("bias", torch_bias_init(self.width * x.shape[-1]), (self.features,))
-        u = self.variable("spectral", "u", self._init_vector)
-        matrix = kernel.reshape(-1, self.features)  # [k·C, features]
-        fixed = jax.lax.stop_gradient(matrix)
-        right = _unit(fixed @ u.value)
-        left = _unit(right @ fixed)
-        if self.is_mutable_collection("spectral") and not self.is_initializing():
-            u.value = left
-        kernel = (kernel / (right @ matrix @ left)).astype(self.dtype)
+        kernel = self._normalized(kernel).astype(self.dtype)
         left_pad = (self.width - 1) // 2
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (left_pad, self.width - 1 - left_pad), (0, 0)), mode="wrap")
         x = jax.lax.conv_general_dilated(x, kernel, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"))
         return x + bias.astype(self.dtype)[None, None]
 
-    def _init_vector(self) -> jax.Array:
-        return _unit(jax.random.normal(self.make_rng("params"), (self.features,), jnp.float32))
+
+class SpectralImageConv(SpectralModule):
+    """Convolution of images, 4 × 4 with one pixel of zeros around them, with a normalized kernel.
+
+    Attributes:
+      features: output channels.
+      stride: pixels between outputs.
+      dtype: compute dtype of the convolution.
+    """
+
+    features: int
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "B H W C"]) -> Float[jax.Array, "B h w {self.features}"]:
+        """Maps images [B, H, W, C] to [B, h, w, features]."""
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (4, 4, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel, strides = self._normalized(kernel).astype(self.dtype), (self.stride, self.stride)
+        x = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel, strides, [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return x + bias.astype(self.dtype)[None, None, None]
 
 
 def _unit(vector: Float[jax.Array, "N"]) -> Float[jax.Array, "N"]:
@@ -171,24 +206,28 @@ class PatchDiscriminator(Float32Products):
     Attributes:
       channels: width after the first layer; doubles with every layer, up to eight times.
       num_layers: layers that halve the image.
+      norm: "batch", statistics of the batch after every layer, as in the paper; or "spectral", normalized kernels.
       dtype: compute dtype; parameters, statistics and logits are float32.
     """
 
     channels: int = 64
     num_layers: int = 3
+    norm: str = "batch"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[jax.Array, "B h w"]:
         """Maps images [B, H, W, 3] to logits [B, h, w]."""
-        x = nn.leaky_relu(self._conv(jnp.asarray(images, self.dtype), self.channels, 2, True, "conv0"), 0.2)
+        x = self._activate(self._conv(jnp.asarray(images, self.dtype), self.channels, 2, True, "conv0"))
         for i in range(1, self.num_layers + 1):
             stride = 2 if i < self.num_layers else 1
             x = self._conv(x, self.channels * min(2**i, 8), stride, False, f"conv{i}")
-            x = nn.leaky_relu(BatchStatistics(name=f"norm{i}")(x), 0.2)
+            x = self._activate(x if self.norm == "spectral" else BatchStatistics(name=f"norm{i}")(x))
         return self._conv(x, 1, 1, True, "conv_out")[..., 0].astype(jnp.float32)
 
     def _conv(self, x: jax.Array, features: int, stride: int, use_bias: bool, name: str) -> jax.Array:
+        if self.norm == "spectral":
+            return SpectralImageConv(features, stride, self.dtype, name=name)(x)
         return nn.Conv(
             features,
             (4, 4),
@@ -200,3 +239,8 @@ class PatchDiscriminator(Float32Products):
             bias_init=torch_bias_init(16 * x.shape[-1]),
             name=name,
         )(x)
+
+    def _activate(self, x: jax.Array) -> jax.Array:
+        x = nn.leaky_relu(x, 0.2)
+        # Kernels of norm 1 never enlarge what passes them, and the activation halves its energy.
+        return x * math.sqrt(2) if self.norm == "spectral" else x

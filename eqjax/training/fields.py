@@ -191,6 +191,21 @@ DISCRIMINATOR: Table = {
     ),
     "channels": Field(64, _COUNT, "PatchGAN: channels of the first layer."),
     "num_layers": Field(3, _COUNT, "PatchGAN: layers that halve the image."),
+    "norm": Field(
+        "batch",
+        Choice(("batch", "spectral")),
+        "PatchGAN: statistics of the batch, as published; or of kernels, which shows how much detail images have.",
+    ),
+}
+
+SAMPLED: Table = {
+    "generator_weights": Field(
+        None,
+        _TEXT,
+        "Stage 2: name, file or workdir of a generator, whose decoded samples the discriminator sees too; None: none.",
+    ),
+    "num_images": Field(2048, _COUNT, "Samples that are drawn before the first step, of all classes alike."),
+    "sampling": with_defaults(module_fields.SAMPLING, guidance_scale=3.0, num_flow_steps=50),
 }
 
 TOKENIZER: Table = {
@@ -199,6 +214,7 @@ TOKENIZER: Table = {
     "tokenizer": module_fields.TOKENIZER,
     "objective": OBJECTIVE,
     "discriminator": DISCRIMINATOR,
+    "sampled": SAMPLED,
     "freeze_encoder": Field(False, Boolean(), "Stage 2: trains the decoder's side alone; needs stage1_weights."),
     "stage1_weights": Field(None, _TEXT, "Name, file or workdir whose EMA weights the run starts from."),
     "data": DATA,

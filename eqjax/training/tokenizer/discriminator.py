@@ -91,7 +91,7 @@ class DinoDiscriminator:
 
 @dataclasses.dataclass(frozen=True)
 class PatchGanDiscriminator:
-    """PatchGAN, which needs no frozen network and has no spectral vectors.
+    """PatchGAN, which needs no frozen network; its spectral vectors are an empty tree with norm="batch".
 
     Attributes:
       network: the module.
@@ -111,15 +111,16 @@ class PatchGanDiscriminator:
                 f"discriminator.num_layers={self.network.num_layers} needs images of at least {least} × {least} "
                 f"pixels; these are {height} × {width}: lower num_layers, or enlarge data.height and data.width."
             )
-        return {"params": self.network.init(key, jnp.zeros((1, height, width, 3)))["params"], "spectral": {}}
+        return {"spectral": {}, **self.network.init(key, jnp.zeros((1, height, width, 3)))}
 
     def __call__(
         self, frozen: FrozenParams, variables: Variables, images: Float[jax.Array, "B H W 3"], key: PRNGKey | None
     ) -> tuple[Float[jax.Array, "B h w"], Any]:
-        """Returns logits of patches, and no spectral vectors."""
+        """Returns logits of patches, and the spectral vectors after one power iteration."""
         del frozen, key
-        logits: Any = self.network.apply({"params": variables["params"]}, images)
-        return logits, {}
+        variables = {"params": variables["params"], "spectral": variables["spectral"]}
+        logits, changed = self.network.apply(variables, images, mutable=["spectral"])
+        return logits, changed.get("spectral", {})
 
 
 def make_discriminator(
@@ -138,7 +139,7 @@ def make_discriminator(
     """
     config_fields.check(config, fields.DISCRIMINATOR, "a discriminator's configuration", "discriminator.")
     if config.kind == "patch":
-        return PatchGanDiscriminator(PatchDiscriminator(config.channels, config.num_layers, dtype)), {}
+        return PatchGanDiscriminator(PatchDiscriminator(config.channels, config.num_layers, config.norm, dtype)), {}
     network, params = load_network("dino", dtype=dtype)
     backbone: Any = network
     heads = FeatureDiscriminator(backbone.width, len(backbone.intermediate_layers), dtype=dtype)

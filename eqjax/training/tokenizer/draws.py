@@ -27,7 +27,8 @@ class RandomDraws:
     Attributes:
       posterior_noise: noise added to the posterior's mean, [B, L, D].
       real_uniforms: uniforms in [0, 1) that augment the images, [B, 7].
-      fake_uniforms: uniforms in [0, 1) that augment the reconstructions, [B, 7].
+      fake_uniforms: uniforms in [0, 1) that augment the reconstructions, [B, 7], and decoded samples, [2B, 7].
+      sampled: unscaled latents of a generator's samples, [B, L, D], or None.
       real_key: key with which the discriminator crops or resizes images; None: it resizes.
       fake_key: the same for reconstructions.
     """
@@ -35,18 +36,26 @@ class RandomDraws:
     posterior_noise: jax.Array
     real_uniforms: jax.Array
     fake_uniforms: jax.Array
+    sampled: jax.Array | None = None
     real_key: PRNGKey | None = None
     fake_key: PRNGKey | None = None
 
     @classmethod
-    def from_key(cls, key: PRNGKey, tokenizer: Tokenizer, shape: tuple[int, ...]) -> "RandomDraws":
-        """Returns draws for images of a shape [B, H, W, 3]."""
+    def from_key(
+        cls, key: PRNGKey, tokenizer: Tokenizer, shape: tuple[int, ...], pool: Float[AnyArray, "N L D"] | None = None
+    ) -> "RandomDraws":
+        """Returns draws for images of a shape [B, H, W, 3], with as many latents of the pool, if there is one."""
         columns = shape[2] // tokenizer.column_width
-        latents_shape = (shape[0], columns, tokenizer.embed_dim)
+        latents_shape, sampled = (shape[0], columns, tokenizer.embed_dim), None
+        if pool is not None:
+            index = jax.random.randint(stream(key, "sampled"), shape[:1], 0, len(pool), jnp.int32)
+            sampled = jnp.asarray(pool)[index]
+        num_fakes = shape[0] if sampled is None else 2 * shape[0]
         return cls(
             posterior_noise=posterior_noise(stream(key, "posterior"), latents_shape, tokenizer.posterior_std),
             real_uniforms=jax.random.uniform(stream(key, "augment_real"), (shape[0], NUM_UNIFORMS), jnp.float32),
-            fake_uniforms=jax.random.uniform(stream(key, "augment_fake"), (shape[0], NUM_UNIFORMS), jnp.float32),
+            fake_uniforms=jax.random.uniform(stream(key, "augment_fake"), (num_fakes, NUM_UNIFORMS), jnp.float32),
+            sampled=sampled,
             real_key=stream(key, "view_real"),
             fake_key=stream(key, "view_fake"),
         )

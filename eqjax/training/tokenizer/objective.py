@@ -48,7 +48,7 @@ Metrics of a step, in the order in which they are computed:
 | `loss` | total |
 | `grad_norm` | global norm of the tokenizer's gradients |
 | `disc_loss` | loss of the discriminator; 0 while the adversarial term is off |
-| `logits_real`, `logits_fake` | mean logits of images and of reconstructions |
+| `logits_real`, `logits_fake` | mean logits of images, and of reconstructions (and decoded samples) |
 | `disc_grad_norm` | global norm of the discriminator's gradients |
 
 Letters: B batch, L columns, D latent channels, H and W pixels, h and w semantic positions, C semantic channels.
@@ -162,6 +162,15 @@ class Objective:
         kl = jnp.mean(posterior.kl())
         return Reconstruction(images, decoded.images, decoded.semantic, kl, posterior.mean, latents)
 
+    def decode_samples(self, params: Params, draws: RandomDraws) -> Images | None:
+        """Returns the images of the draws' samples of a generator; None without any.
+
+        Args:
+          params: the tokenizer's parameters.
+          draws: random draws.
+        """
+        return None if draws.sampled is None else self._decode(params, draws.sampled)
+
     def _decode(self, params: Params, latents: Float[AnyArray, "B L D"]) -> Images:
         decoded: Any = self.tokenizer.apply({"params": params}, latents, method="decode")
         return decoded.images
@@ -193,18 +202,20 @@ class Objective:
           Gradients like `trainable`, metrics, and the spectral vectors after the pass (None without a discriminator).
         """
 
-        def forward(trainable: Params) -> tuple[tuple[Any, Any, Any, Any], tuple[Any, Any]]:
+        def forward(trainable: Params) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
             params = {**fixed, **trainable}
             made = self.reconstruct(params, images, draws.posterior_noise, regularizer)
             extra, readings = self._regularize(params, frozen, images, made, regularizer)
-            return (made.images, made.semantic, made.kl, extra), (made.targets, readings)
+            sampled = self.decode_samples(params, draws)
+            return (made.images, sampled, made.semantic, made.kl, extra), (made.targets, readings)
 
-        (fakes, semantic, kl, extra), backward, (targets, readings) = jax.vjp(forward, trainable, has_aux=True)
+        (fakes, sampled, semantic, kl, extra), backward, (targets, readings) = jax.vjp(forward, trainable, has_aux=True)
+        to_sampled = jax.tree.map(jnp.zeros_like, sampled)
 
-        def last_kernel_norm(to_fakes: jax.Array) -> jax.Array:
+        def last_kernel_norm(to_fakes: jax.Array, to_sampled: jax.Array | None) -> jax.Array:
             # Only the last layer's gradient of this backward pass is used; the compiler drops the rest.
             rest = jax.tree.map(jnp.zeros_like, (semantic, kl, extra))
-            (grads,) = backward((to_fakes, *rest))
+            (grads,) = backward((to_fakes, to_sampled, *rest))
             return jnp.linalg.norm(self.tokenizer.last_layer(grads)["kernel"])
 
         # Images of every width weigh alike beside the KL term.
@@ -219,11 +230,14 @@ class Objective:
         spectral = None
         if self.discriminator is not None and variables is not None:
             on = active.adversarial
-            to_adversarial, value, spectral = self._adversarial_term(fakes, variables, frozen, draws, on)
-            norms = last_kernel_norm(to_fakes), last_kernel_norm(to_adversarial)
+            (to_adversarial, to_samples), value, spectral = self._adversarial_term(
+                (fakes, sampled), variables, frozen, draws, on
+            )
+            norms = last_kernel_norm(to_fakes, to_sampled), last_kernel_norm(to_adversarial, to_samples)
             is_on = jnp.asarray(on, jnp.float32)
             weight = is_on * losses.adaptive_weight(*norms, self.adversarial_weight)
             to_fakes += weight * to_adversarial
+            to_sampled = jax.tree.map(lambda gradient: weight * gradient, to_samples)
             total += weight * value
             terms |= {"gen_loss": value, "adaptive_weight": weight, "disc_active": is_on}
             terms |= {"nll_grad_norm_last_layer": norms[0], "gen_grad_norm_last_layer": norms[1]}
@@ -235,7 +249,7 @@ class Objective:
             weights = self.regularization.weights(regularizer, extra)
             to_losses = {name: size * weights[name] for name in extra}
             total += sum((to_losses[name] * value for name, value in extra.items()), jnp.zeros(()))
-        (grads,) = backward((to_fakes, to_semantic, to_kl, to_losses))
+        (grads,) = backward((to_fakes, to_sampled, to_semantic, to_kl, to_losses))
         return grads, {**extra, **readings, **terms, "loss": total}, spectral
 
     def _regularize(
@@ -258,7 +272,12 @@ class Objective:
         return self.regularization.losses(regularizer, encode, decode, images, made, frozen)
 
     def discriminator_grads(
-        self, variables: Variables, frozen: FrozenParams, images: Images, fakes: Images, draws: RandomDraws
+        self,
+        variables: Variables,
+        frozen: FrozenParams,
+        images: Images,
+        fakes: Float[AnyArray, "F H W 3"],
+        draws: RandomDraws,
     ) -> tuple[Params, Terms, Any]:
         """Computes the gradients of the discriminator's loss with respect to its parameters.
 
@@ -266,7 +285,7 @@ class Objective:
           variables: {"params", "spectral"} of the discriminator.
           frozen: parameters of the frozen networks.
           images: images in [-1, 1].
-          fakes: their reconstructions.
+          fakes: their reconstructions, and decoded samples after them, see `with_samples`.
           draws: random draws, not those of the tokenizer's gradients.
 
         Returns:
@@ -336,12 +355,26 @@ class Objective:
         return 2 * weight * difference / images.shape[0], value, weight
 
     def _adversarial_term(
-        self, fakes: jax.Array, variables: Variables, frozen: FrozenParams, draws: RandomDraws, on: Switch
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        """Returns the gradient of the adversarial term at the reconstructions, the term, the spectral vectors."""
+        self,
+        fakes: tuple[jax.Array, jax.Array | None],
+        variables: Variables,
+        frozen: FrozenParams,
+        draws: RandomDraws,
+        on: Switch,
+    ) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array, Any]:
+        """Returns the gradient of the adversarial term at `fakes`, the term, the spectral vectors.
 
-        def loss(fakes: jax.Array) -> tuple[jax.Array, Any]:
-            logits, spectral = self._logits(frozen, variables, fakes, draws.fake_uniforms, draws.fake_key)
+        Args:
+          fakes: reconstructions, and decoded samples or None.
+          variables: {"params", "spectral"} of the discriminator.
+          frozen: parameters of the frozen networks.
+          draws: random draws.
+          on: whether the term is on.
+        """
+
+        def loss(fakes: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, Any]:
+            images = with_samples(*fakes)
+            logits, spectral = self._logits(frozen, variables, images, draws.fake_uniforms, draws.fake_key)
             return losses.generator_loss(logits), spectral
 
         def compute() -> tuple[Any, Any]:
@@ -350,3 +383,8 @@ class Objective:
 
         (to_fakes, value), spectral = only_if(on, compute, variables["spectral"])
         return to_fakes, value, spectral
+
+
+def with_samples(fakes: Images, sampled: Images | None) -> Float[AnyArray, "F H W 3"]:
+    """Returns what the discriminator takes for fake: reconstructions [B, …], and as many decoded samples after them."""
+    return fakes if sampled is None else jnp.concatenate([fakes, sampled])

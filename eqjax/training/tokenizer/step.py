@@ -19,7 +19,7 @@ from eqjax.training.state import TokenizerState, ema_update, stream
 from eqjax.training.tokenizer.build import make_objective
 from eqjax.training.tokenizer.discriminator import FrozenParams
 from eqjax.training.tokenizer.draws import ActiveTerms, Images, RandomDraws, Switch, Terms, only_if
-from eqjax.training.tokenizer.objective import Objective
+from eqjax.training.tokenizer.objective import Objective, with_samples
 from eqjax.training.tokenizer.regularization import StepRegularizer, TransformChoice
 from eqjax.typing import Config, Params, PRNGKey, Scalar
 
@@ -193,7 +193,7 @@ class TokenizerStep:
 
         def compute(spectral: Any, images: Images, key: PRNGKey) -> tuple[Any, Any]:
             variables = discriminator and {"params": discriminator["params"], "spectral": spectral}
-            draws = RandomDraws.from_key(key, self.objective.tokenizer, images.shape)
+            draws = RandomDraws.from_key(key, self.objective.tokenizer, images.shape, frozen.get("sampled"))
             grads, terms, spectral = self.objective.tokenizer_grads(
                 trainable, fixed, variables, frozen, images, draws, active, regularizer
             )
@@ -224,7 +224,7 @@ class TokenizerStep:
         key: PRNGKey,
         regularizer: StepRegularizer | None = None,
     ) -> tuple[dict[str, Any], Terms]:
-        """Updates the discriminator on reconstructions by the updated tokenizer.
+        """Updates the discriminator on reconstructions, and decoded samples, by the updated tokenizer.
 
         Args:
           frozen: parameters of the frozen networks.
@@ -242,12 +242,11 @@ class TokenizerStep:
         old = state.discriminator
 
         def compute(spectral: Any, images: Images, key: PRNGKey) -> tuple[Any, Any]:
-            draws = RandomDraws.from_key(key, self.objective.tokenizer, images.shape)
+            draws = RandomDraws.from_key(key, self.objective.tokenizer, images.shape, frozen.get("sampled"))
             made = self.objective.reconstruct(params, images, draws.posterior_noise, regularizer)
+            fakes = with_samples(made.images, self.objective.decode_samples(params, draws))
             variables = {"params": old["params"], "spectral": spectral}
-            grads, terms, spectral = self.objective.discriminator_grads(
-                variables, frozen, made.targets, made.images, draws
-            )
+            grads, terms, spectral = self.objective.discriminator_grads(variables, frozen, made.targets, fakes, draws)
             return (grads, terms), spectral
 
         def accumulate() -> tuple[Any, Any]:

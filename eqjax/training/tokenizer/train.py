@@ -21,6 +21,7 @@ from eqjax.training.config import check_config, check_length, resolve
 from eqjax.training.state import TokenizerState
 from eqjax.training.tokenizer import nan_report
 from eqjax.training.tokenizer.draws import Terms
+from eqjax.training.tokenizer.sampled_latents import draw_sampled_latents
 from eqjax.training.tokenizer.step import Batch, TokenizerStep
 from eqjax.typing import AnyArray, Config, Params, PRNGKey
 
@@ -63,12 +64,15 @@ class TokenizerTrainer(loop.Trainer):
           config: a resolved `tokenizer_config`.
 
         Raises:
-          ValueError: fields do not fit each other, or the weights of stage 1 are missing or of another architecture.
-          FileNotFoundError: the file of stage 1 or of a frozen network is missing.
+          ValueError: fields do not fit each other, the weights of stage 1 are missing or of another architecture, or
+            the generator of samples is one of other latents.
+          FileNotFoundError: the file of stage 1, of a generator or of a frozen network is missing.
         """
         self._config = config
         self._tokenizer, self._stage1 = load_modules(config)
         self._train_step, self.frozen = TokenizerStep.from_config(config, self._tokenizer)
+        if (sampled := draw_sampled_latents(config, self._tokenizer)) is not None:
+            self.frozen["sampled"] = sampled
         self._reconstruct = jax.jit(self._psnr_and_images)
 
     # ── Training ────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,156 @@
+"""A generator's samples beside reconstructions, in front of the discriminator of stage 2."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import photos_tokenizer
+from eqjax import Generator, pretrained, sample_latents
+from eqjax.tokenizer import losses
+from eqjax.tokenizer.augment import diff_augment
+from eqjax.training import tokenizer
+from eqjax.training.config import resolve
+from eqjax.training.tokenizer.draws import ActiveTerms, RandomDraws
+from eqjax.training.tokenizer.sampled_latents import draw_sampled_latents
+from eqjax.training.tokenizer.step import TokenizerStep
+from tests.random_params import random_params
+
+SCALE = 0.5
+
+
+def make_config(folder, **sampled):
+    config = photos_tokenizer.get_config("tiny,stage2")
+    config.stage1_weights = str(folder / "stage1.safetensors")
+    config.objective.adversarial_weight = 0.2
+    config.objective.adversarial_start = 0
+    config.discriminator.update(kind="patch", channels=8, num_layers=2, norm="spectral")
+    config.sampled.update(generator_weights=str(folder / "generator.safetensors"), num_images=70)
+    config.sampled.sampling.update(num_flow_steps=2, guidance_scale=1.0)
+    config.sampled.update(sampled)
+    return resolve(config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The weights of a tokenizer, and of two generators, one of them of other latents."""
+    root = tmp_path_factory.mktemp("weights")
+    module: Any = pretrained.build_module("tokenizer", dict(photos_tokenizer.get_config("tiny").tokenizer))
+    weights = pretrained.Weights({"tokenizer": module}, {"tokenizer": random_params(module)}, latent_scale=SCALE)
+    pretrained.save(root / "stage1.safetensors", weights)
+    for name, dim in (("generator", module.embed_dim), ("other", module.embed_dim + 8)):
+        generator = Generator(
+            width=16, depth=1, num_heads=2, latent_dim=dim, flow_width=8, flow_depth=1, num_classes=3, window_size=2
+        )
+        weights = pretrained.Weights(
+            {"generator": generator}, {"generator": random_params(generator)}, latent_scale=SCALE
+        )
+        pretrained.save(root / f"{name}.safetensors", weights)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    """(step, frozen arrays, state) with samples."""
+    config = make_config(folder)
+    module: Any = pretrained.build_module("tokenizer", dict(config.tokenizer))
+    frozen: dict[str, Any]
+    step, frozen = TokenizerStep.from_config(config, module)
+    frozen["sampled"] = draw_sampled_latents(config, module)
+    return step, frozen, step.init_state(jax.random.key(0), config.data.height, config.data.width)
+
+
+def test_samples_are_unscaled_latents_of_all_classes_and_the_same_every_time(folder, made):
+    step, frozen, _ = made
+    config = make_config(folder)
+    columns = config.data.width // step.objective.tokenizer.column_width
+    assert frozen["sampled"].shape == (70, columns, config.tokenizer.embed_dim)
+    again: Any = draw_sampled_latents(config, step.objective.tokenizer)
+    assert np.array_equal(again, frozen["sampled"])
+    generator = pretrained.load(folder / "generator.safetensors")
+    # The second batch of 64 begins with class 64 % 3.
+    expected = sample_latents(
+        generator.modules["generator"],
+        generator.params["generator"],
+        np.arange(64, 128) % 3,
+        num_columns=columns,
+        key=jax.random.fold_in(jax.random.key(config.seed), 64),
+        **config.sampled.sampling,
+    )
+    assert np.allclose(frozen["sampled"][64:], np.asarray(expected)[:6] / SCALE, rtol=1e-5, atol=1e-5)
+
+
+def test_the_discriminator_and_the_decoder_see_samples_beside_reconstructions(made):
+    step, frozen, state = made
+    objective, discriminator = step.objective, state.discriminator
+    images = jax.random.uniform(jax.random.key(3), (2, *step_shape(made)), minval=-1.0)
+    draws = RandomDraws.from_key(jax.random.key(4), objective.tokenizer, images.shape, frozen["sampled"])
+    assert draws.sampled is not None and draws.sampled.shape[0] == 2 and draws.fake_uniforms.shape[0] == 4
+    trainable, fixed = step.split(state.params)
+    _, terms, _ = objective.tokenizer_grads(
+        trainable, fixed, discriminator, frozen, images, draws, ActiveTerms(False, True)
+    )
+
+    def logits(fakes, uniforms, variables=discriminator):
+        return objective.discriminator(frozen, variables, diff_augment(fakes, uniforms), None)
+
+    first = objective.reconstruct(state.params, images, draws.posterior_noise).images
+    second: Any = objective.tokenizer.apply({"params": state.params}, draws.sampled, method="decode")
+    both = jnp.concatenate([first, second.images])
+    fake, _ = logits(both, draws.fake_uniforms)
+    assert float(terms["gen_loss"]) == pytest.approx(-float(fake.mean()), rel=1e-4)
+    _, found, _ = objective.discriminator_grads(discriminator, frozen, images, both, draws)
+    real, spectral = logits(images, draws.real_uniforms)
+    fake, _ = logits(both, draws.fake_uniforms, {**discriminator, "spectral": spectral})
+    assert float(found["disc_loss"]) == pytest.approx(float(losses.hinge_loss(real, fake)), rel=1e-4)
+
+
+def step_shape(made):
+    step, frozen, _ = made
+    width = frozen["sampled"].shape[1] * step.objective.tokenizer.column_width
+    return step.objective.tokenizer.resolution, width, 3
+
+
+def test_samples_move_the_decoder_where_the_adversarial_term_is_on(made):
+    step, frozen, state = made
+    images = np.random.default_rng(0).integers(256, size=(2, *step_shape(made)), dtype=np.uint8)
+    run = jax.jit(lambda frozen, state: step.tokenizer_grads(frozen, state, images / 127.5 - 1.0, jax.random.key(1))[0])
+    with_samples = run(frozen, state)
+    other = run({**frozen, "sampled": frozen["sampled"] + 1}, state)
+    kernels = [np.asarray(step.objective.tokenizer.last_layer(grads)["kernel"]) for grads in (with_samples, other)]
+    assert np.isfinite(kernels[0]).all() and not np.allclose(*kernels, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(freeze_encoder=False), "set freeze_encoder=True and stage1_weights"),
+        (lambda c: c.objective.update(adversarial_weight=0.0), "set objective.adversarial_weight above 0"),
+        (lambda c: c.objective.equivariance.update(implicit_probability=0.5), "implicit_probability.*set it to 0"),
+        (lambda c: c.sampled.update(generator_weights=c.stage1_weights), "holds no generator"),
+        (
+            lambda c: c.sampled.update(generator_weights=c.stage1_weights.replace("stage1", "other")),
+            "samples columns of .* values, and this tokenizer has",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_sampled(folder, made, change, message):
+    config = make_config(folder)
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        draw_sampled_latents(config, made[0].objective.tokenizer)
+
+
+@pytest.mark.slow
+def test_a_run_with_samples_resumes_bit_for_bit(folder, tmp_path):
+    def run(workdir, steps):
+        config = make_config(folder)
+        config.update(total_steps=steps, checkpoint_every=2, eval_every=None, image_every=None, log_every=1)
+        return tokenizer.train_and_evaluate(config, str(workdir))
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "cut", 2)
+    resumed = run(tmp_path / "cut", 4)
+    assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), whole, resumed))
