@@ -1,6 +1,5 @@
 """Which kernels evaluate the flow head: where there are fused ones, where "auto" takes them, what is said where not."""
 
-import functools
 import types
 
 import jax
@@ -28,8 +27,8 @@ def traced(choice):
     return found[0]
 
 
-def test_without_a_gpu_auto_is_plain_and_fused_is_refused():
-    assert not flow_kernels.cuda_is_installed()
+def test_without_a_gpu_auto_is_plain_and_fused_is_refused(monkeypatch):
+    monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: False)
     assert flow_kernels.check("auto", *LARGE) == flow_kernels.check("plain", *LARGE) == "plain"
     with pytest.raises(ValueError, match="flow_kernels='fused' needs an NVIDIA GPU and JAX's CUDA plugin: choose"):
         flow_kernels.check("fused", *LARGE)
@@ -37,7 +36,7 @@ def test_without_a_gpu_auto_is_plain_and_fused_is_refused():
 
 @pytest.mark.usefixtures("cuda")
 def test_arrays_on_a_cpu_are_not_for_a_gpu():
-    arrays = {"a": jax.device_put(np.zeros(3), jax.devices("cpu")[1])}
+    arrays = {"a": jax.device_put(np.zeros(3), jax.devices("cpu")[0])}
     assert flow_kernels.check("auto", *LARGE, arrays=arrays) == "plain"
     with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this computation runs on a cpu"):
         flow_kernels.check("fused", *LARGE, arrays=arrays)
@@ -101,14 +100,19 @@ def test_the_kernels_are_right_here_also_while_jax_traces(rows):
 
 
 def test_wrong_kernels_are_found_and_old_gpus_have_none(monkeypatch):
-    error_here = functools.partial(flow_kernels.error_here.__wrapped__, 6, 48, 16, "float32")
-    assert error_here() == float("inf")  # A CPU.
-    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="7.5")])
-    assert error_here() == float("inf")
-    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="8.9")])
-    for value, least in ((0.0, 0.5), (np.nan, float("inf"))):
-        monkeypatch.setattr(fused_flow, "velocity", lambda *_, value=value, **__: jax.numpy.full((6, 16), value))
-        assert error_here() >= least
-    monkeypatch.undo()
-    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
-    assert error_here() == float("inf")  # What cannot be compiled: there is no compiler for CPUs.
+    def error_on(capability, result):
+        monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+        monkeypatch.setattr(fused_flow, "velocity", result)
+        return flow_kernels.error_here.__wrapped__(6, 48, 16, "float32")
+
+    def constant(value):
+        return lambda *_, **__: jax.numpy.full((6, 16), value, jax.numpy.float32)
+
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    assert 0.5 < error_on("8.9", constant(0)) < float("inf")
+    assert error_on("8.9", constant(np.nan)) == float("inf")
+    assert error_on("9.0", refuse) == float("inf")
+    for capability in (None, "7.5"):  # A CPU, and a GPU before Ampere.
+        assert error_on(capability, constant(0)) == float("inf")

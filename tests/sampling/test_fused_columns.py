@@ -86,6 +86,7 @@ def test_on_a_cpu_auto_is_the_plain_program_to_the_bit(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
     monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: True)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     generator, params = model()
     noise = np.random.default_rng(0).normal(size=(2, 2, 16)).astype(np.float32)
     taken = []
@@ -98,13 +99,15 @@ def test_on_a_cpu_auto_is_the_plain_program_to_the_bit(monkeypatch):
                 generator, params, [0, 1], num_columns=2, num_flow_steps=3, noise=noise, flow_kernels=kernels
             )
 
-        return np.asarray(jax.jit(run)(noise))
+        with jax.default_device(jax.devices("cpu")[0]):
+            return np.asarray(jax.jit(run)(noise))
 
     np.testing.assert_array_equal(sample("auto"), sample("plain"))
     assert taken == [True, False]
 
 
-def test_fused_kernels_are_refused_where_there_is_no_gpu():
+def test_fused_kernels_are_refused_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: False)
     generator, params = model()
     with pytest.raises(ValueError, match="flow_kernels='fused' needs an NVIDIA GPU"):
         sample_latents(generator, params, [0], num_columns=1, key=jax.random.key(0), flow_kernels="fused")
