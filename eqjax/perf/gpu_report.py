@@ -98,7 +98,7 @@ def _lower(request: GpuRequest, devices: list[Any]) -> programs.Lowered:
 
 
 def _least_seconds(request: GpuRequest, chip: Chip, program: GpuProgram, flops: float) -> dict[str, float]:
-    slowdown = chip.float32_slowdown if request.dtype == "float32" else 1
+    slowdown = chip.float32_slowdown("highest") if request.dtype == "float32" else 1
     seconds = {
         "products": flops / request.num_chips * slowdown / chip.peak_flops,
         "kernels": program.kernels * KERNEL_SECONDS,
