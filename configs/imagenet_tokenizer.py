@@ -14,9 +14,8 @@ step 5001. The number of steps is not published; after four drops the learning r
 stage 2 encoder and latents are frozen, and decoder and discriminator train on without the semantic term.
 
 A step of stage 1 with all terms costs 2128 GFLOP per image, counted in the compiled program: 89 % in encoder and
-decoder (154 and 319 forward), 5.7 % in LPIPS, 2.2 % in DINOv2, 1.8 % in DINO. In float32 it needs 2.5 GiB of
-activations per image (compiled for a CPU, 2 and 8 images) besides 4.4 GiB of state: about 35 GiB for 12 images on a
-GPU.
+decoder (154 and 319 forward), 5.7 % in LPIPS, 2.2 % in DINOv2, 1.8 % in DINO. In float32, 12 images take
+21.6 GB of a GPU: 4.8 GB of state and frozen networks, and 16.8 GB of activations (compiled for an H100).
 
 This recipe has not been run with this code, so its results are not known. The published weights can be converted
 instead (`eqjax convert`); `eqjax evaluate reconstruction` measures either model.

@@ -4,12 +4,18 @@ A configuration file is a Python file with a function `get_config(variant)` that
 ones are the files of the repository's folder configs/, which the wheel holds as eqjax/configs/.
 """
 
+from collections.abc import Iterator, Sequence
+import contextlib
 import os
 import pathlib
 import runpy
+import sys
 from typing import Any
 
+from absl import flags
 import ml_collections
+from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
 from eqjax.messages import nearest
 
@@ -75,6 +81,78 @@ def load(name: str) -> Any:  # A ConfigDict, whose fields no type checker knows.
             "of eqjax.training.config."
         )
     return config
+
+
+@contextlib.contextmanager
+def as_sys_argv(argv: list[str]) -> Iterator[None]:
+    """Sets sys.argv, in which ml_collections looks for the fields of a configuration, for the block.
+
+    Args:
+      argv: the command line, with the name of the program.
+    """
+    before, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def check_field(config: Any, field: str, source: str) -> None:
+    """Checks that a configuration has a field.
+
+    Args:
+      config: a ConfigDict.
+      field: full name of the field, such as "optimizer.learning_rate".
+      source: name of the configuration, for the message.
+
+    Raises:
+      ValueError: it has none of that name; the nearest is named.
+    """
+    try:
+        config_path.get_value(field, config)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"--config.{field}: {os.path.basename(source).partition(':')[0]} has no such field; the nearest is "
+            f"--config.{nearest(field, _field_names(config))}."
+        ) from error
+
+
+def _field_names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _field_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def override(config: Any, fields: Sequence[str], source: str) -> None:
+    """Sets fields of a configuration by text, as a command line sets them with --config.NAME=VALUE.
+
+    Args:
+      config: a ConfigDict, which is changed.
+      fields: "NAME=VALUE" texts.
+      source: name of the configuration, for messages.
+
+    Raises:
+      ValueError: there is no such field, or the value has another type.
+
+    Example:
+      >>> config = load("photos_generator:tiny")
+      >>> override(config, ["generator.remat=full", "optimizer.learning_rate=2e-3"], "photos_generator")
+      >>> config.generator.remat, config.optimizer.learning_rate
+      ('full', 0.002)
+    """
+    for field, equals, _ in (text.partition("=") for text in fields):
+        if not equals:
+            raise ValueError(f"--config.{field} has no value; fields are given as --config.NAME=VALUE.")
+        check_field(config, field, source)
+    argv, values = ["eqjax", *(f"--config.{text}" for text in fields)], flags.FlagValues()
+    with as_sys_argv(argv):
+        config_flags.DEFINE_config_dict("config", config, flag_values=values)
+        try:
+            values(argv)
+        except flags.IllegalFlagValueError as error:
+            raise ValueError(f"{error} (in the configuration {source}).") from error
 
 
 def parse_variant(text: str | None, **defaults: bool | int | float | str | tuple[str, ...]) -> dict[str, Any]:

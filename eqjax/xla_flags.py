@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import re
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ GPU_FLAGS = (
 
 def options(
     platform: str, *, num_devices: int = 1, profiled: bool = False, environment: Mapping[str, str] = os.environ
-) -> dict[str, bool | int]:
+) -> dict[str, Any]:
     """Returns the options of a program that eqjax sets itself.
 
     Args:

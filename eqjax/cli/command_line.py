@@ -6,14 +6,12 @@ import dataclasses
 import importlib
 import os
 import re
-import sys
 import textwrap
 import types
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
-from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from eqjax import config_files
@@ -21,6 +19,8 @@ from eqjax.messages import nearest
 
 # Folder of compiled programs unless this variable names another.
 CACHE_VARIABLE, CACHE = "JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "eqjax", "xla")
+# The flag whose values are "name=value" of fields, where --config may name several configurations.
+FIELDS = "config.NAME"
 _GROUP, _WIDTH, _INDENT = "group: ", 100, 29
 
 
@@ -75,6 +75,31 @@ def define_config(
     flags.mark_flag_as_required("config", flag_values=values)
 
 
+def define_fields(values: flags.FlagValues) -> None:
+    """Defines the fields of a --config that may name several configurations, as --config.NAME=VALUE; see `FIELDS`.
+
+    Args:
+      values: the flags to add to.
+    """
+    flags.DEFINE_multi_string(FIELDS, None, "", flag_values=values)
+    values[FIELDS].help = "A field of every configuration."  # Not that the flag may be repeated.
+
+
+def _collect_fields(argv: Sequence[str]) -> list[str]:
+    """Returns a command line whose --config.x=1, or --config.x 1, is --config.NAME=x=1."""
+    collected, rest = [], iter(argv)
+    for argument in rest:
+        field = re.match(r"--?config\.(.+)", argument)
+        if field is None:
+            collected.append(argument)
+        else:
+            text = (
+                field[1] if "=" in field[1] else "=".join([field[1], *[value for value in [next(rest, None)] if value]])
+            )
+            collected.append(f"--{FIELDS}={text}")
+    return collected
+
+
 def parse(command: Command, arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     """Parses the flags of a command.
 
@@ -92,9 +117,11 @@ def parse(command: Command, arguments: Sequence[str]) -> tuple[flags.FlagValues,
         for a command that takes none.
     """
     argv = [f"eqjax {command.name}", *arguments]
-    with _as_sys_argv(argv):
+    with config_files.as_sys_argv(argv):
         values = _define(command)
         config = values["config"].parser if "config" in values else None
+        if FIELDS in values:
+            argv[:] = _collect_fields(argv)
         if isinstance(config, ConfigFileFlagParser):
             argv[:] = find_config(argv)
             check_fields(argv)
@@ -109,16 +136,6 @@ def parse(command: Command, arguments: Sequence[str]) -> tuple[flags.FlagValues,
     if words and not command.words:
         raise ValueError(f"unknown arguments {' '.join(words)}; flags are given as --name=value.")
     return values, words
-
-
-@contextlib.contextmanager
-def _as_sys_argv(argv: list[str]) -> Iterator[None]:
-    """Sets sys.argv, in which ml_collections looks for the fields of a configuration, for the block."""
-    before, sys.argv = sys.argv, argv
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def _define(command: Command) -> flags.FlagValues:
@@ -171,21 +188,7 @@ def check_fields(argv: Sequence[str]) -> None:
         return
     config = config_files.load(values[-1])
     for field in (found[1] for argument in argv if (found := re.match(r"--?(?:no)?config\.([^=]+)", argument))):
-        try:
-            config_path.get_value(field, config)
-        except (AttributeError, LookupError, TypeError) as error:
-            raise ValueError(
-                f"--config.{field}: {os.path.basename(values[-1]).partition(':')[0]} has no such field; the nearest is "
-                f"--config.{nearest(field, _field_names(config))}."
-            ) from error
-
-
-def _field_names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _field_names(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+        config_files.check_field(config, field, values[-1])
 
 
 # ── Help ──────────────────────────────────────────────────────────────────────────────────────
@@ -193,7 +196,7 @@ def _field_names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterato
 
 def help_text(command: Command) -> str:
     """Returns the help of a command: the head of its module's docstring, and its flags in groups."""
-    with _as_sys_argv([f"eqjax {command.name}"]):
+    with config_files.as_sys_argv([f"eqjax {command.name}"]):
         values = _define(command)
     lines = [f"usage: eqjax {command.name} {f'{command.words} ' if command.words else ''}[--flag=value …]", ""]
     lines += _head(command.load().__doc__ or "")

@@ -35,7 +35,7 @@ COMMANDS = {
             "analyze", "measures equivariance, and whether all columns are one task", "columns|equivariance|comparison"
         ),
         Command("check", "compares this machine's outputs with recorded ones of the original", joins=False),
-        Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor"),
+        Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor …"),
         Command("plan", "estimates the cost of a training step on other machines", uses_jax=False),
         Command(
             "gpu_compile",

@@ -11,11 +11,23 @@ IMAGES_PER_WORKER = 1000
 _FEWEST_CORES = 4
 
 
-def available_cores() -> int:
-    """Returns the number of cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+# A container's share of the processors' time, "quota period" in µs, or "max period" without a limit.
+_QUOTA = "/sys/fs/cgroup/cpu.max"
+
+
+def available_cores(quota: str = _QUOTA) -> int:
+    """Returns the number of cores that this process may use: those it may run on, or a container's share of them.
+
+    Args:
+      quota: file of the container's share, of control groups version 2.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open(quota, encoding="utf-8") as file:
+            time, period = map(int, file.read().split())
+    except (OSError, ValueError):  # No such file, or no limit.
+        return cores
+    return max(1, min(cores, time // period))
 
 
 def cores_of_process(cores: int, environment: Mapping[str, str]) -> int:

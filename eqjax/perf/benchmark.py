@@ -1,389 +1,208 @@
 """Measures how fast this machine samples, decodes and trains, and compares with its peak."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 import dataclasses
-import functools
-import resource
-import statistics
+import json
+import os
 import time
 from typing import Any
 
+from absl import logging
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
-import numpy as np
 
-from eqjax import pretrained, sharding
-from eqjax.generator import LOGICAL_AXES, Generator
-from eqjax.latent_cache.encode import LatentEncoder
+from eqjax import memory
+from eqjax.io import read_json_object, write_json
 from eqjax.model import Model
-from eqjax.perf import flops
-from eqjax.perf.benchmark_models import (
-    build_modules,
-    make_model,
-    names_weights,
-    random_network,
-    random_params,
-    read_config,
-)
-from eqjax.perf.sampling_cost import Cost, sampling_cost
+from eqjax.perf.benchmark_models import make_model, names_weights
+from eqjax.perf.benchmark_options import BenchmarkOptions
+from eqjax.perf.benchmark_parts import Measurement, measure_part
+from eqjax.perf.timing import PATIENCE, matmul_peak, peak_memory
 from eqjax.progress import announced
-from eqjax.published import LATENT_SCALE
-from eqjax.sampling import sampler
-from eqjax.sampling.class_schedule import Blend
-from eqjax.sampling.latents import sample_latents
-from eqjax.sampling.options import SamplingOptions
-from eqjax.tables import markdown_table
-from eqjax.tokenizer import Tokenizer
-from eqjax.training import loop
-from eqjax.training.generator import GeneratorStep
-from eqjax.training.state import TrainState
-from eqjax.training.tokenizer.step import TokenizerStep
-from eqjax.training.trainer import Rules, Step
-from eqjax.typing import Config, Params, Tree
+from eqjax.tables import markdown_table, with_unit
 
-KINDS = ("sampling", "decoding", "training", "floor")
-_PATIENCE = 2.0  # Seconds after which work that may be quick is announced.
-_SAMPLING = SamplingOptions(guidance_scale=7.0)  # Any scale but 1 takes the same time.
+Row = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
-    """The model, batch and sampling options of a benchmark.
+def run_benchmark(
+    requests: Sequence[BenchmarkOptions],
+    *,
+    output: str | None = None,
+    resume: bool = False,
+    time_limit: float | None = None,
+) -> dict[str, Any]:
+    """Measures all parts of all requests, one row after another.
 
-    Attributes:
-      config: a published size ("S", "B", "L", "H"), a config file with ":variant", or a model with weights.
-      batch_size: images per call.
-      num_columns: columns of an image.
-      dtype: compute dtype of tokenizer and generator.
-      sampling: the sampling options.
-      repeats: number of timed calls, whose median is reported.
-    """
-
-    config: str = "S"
-    batch_size: int = 1
-    num_columns: int = 16
-    dtype: str = "float32"
-    sampling: SamplingOptions = _SAMPLING
-    repeats: int = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Times of a compiled function.
-
-    Attributes:
-      seconds: median duration of its calls.
-      compile_seconds: duration of tracing and compiling.
-      temporary_bytes: memory that the program needs beside its arguments and results.
-    """
-
-    seconds: float
-    compile_seconds: float
-    temporary_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    """One part of the work.
-
-    Attributes:
-      part: its name.
-      flops: FLOPs of its matrix products.
-      bytes: bytes that slow memory must deliver; None: not counted.
-      timing: its times; None if nothing ran.
-    """
-
-    part: str
-    flops: float
-    bytes: float | None
-    timing: Timing | None
-
-
-def run_benchmark(kind: str, options: BenchmarkOptions) -> dict[str, Any]:
-    """Measures one kind of work.
+    A row that fails, such as for want of memory, has an "error", a sentence, and the next row follows.
 
     Args:
-      kind: "sampling" (with the decoder), "decoding", "training", or "floor" (FLOPs and bytes; runs nothing).
-      options: the model, the batch and the sampling options.
+      requests: what to measure.
+      output: JSON file with the result, written again after every row; None: no file.
+      resume: keep the rows of that file that were measured on this kind of device with this version of JAX, and
+        measure the others.
+      time_limit: seconds after which no further row is started; None: no limit.
 
     Returns:
-      The options, the machine, and "rows", one per part, as JSON values.
+      {"device": …, "jax": …, "rows": […]} as JSON values; a row has the options, "part" and the figures.
 
     Raises:
-      ValueError: the kind or the config is unknown.
-      FileNotFoundError: there are no such weights.
+      ValueError: an option is wrong, before anything is measured; no row could be measured; the file holds something
+        else.
+      FileNotFoundError: there are no such weights or config file.
     """
-    if kind not in KINDS:
-        raise ValueError(f"{kind!r} is not one of {KINDS}.")
-    if kind == "training":
-        measured = list(measure_training(options))
-    elif kind == "floor":
-        measured = list(floor(options))
-    else:
-        with announced(f"Making the model {options.config}", patience=_PATIENCE):
-            model = make_model(options.config, options.dtype)
-        measured = list(measure_sampling(options, model)) if kind == "sampling" else []
-        measured.append(measure_decoding(options, model))
-    peak = None if kind == "floor" else matmul_peak(options.dtype)
-    return {
-        "kind": kind,
-        "device": jax.devices()[0].device_kind,
-        "dtype": options.dtype,
-        "config": options.config,
-        "batch_size": options.batch_size,
-        "num_columns": options.num_columns,
-        **options.sampling.to_dict(),
-        "peak_tflops": peak and peak / 1e12,
-        "peak_memory_megabytes": peak_memory() / 1e6,
-        "jax": jax.__version__,
-        "rows": [_to_row(measurement, options, peak) for measurement in measured],
-    }
+    names = [request.part_names() for request in requests]  # Wrong options are refused here.
+    results: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": []}
+    kept = _rows_to_keep(output, results) if resume and output else []
+    if not resume and output:
+        write_json(output, results)
+    start, models = time.monotonic(), _Models()
+    for request, parts in zip(requests, names, strict=True):
+        for part in parts:
+            described = _describe(request, part)
+            row = next((row for row in kept if described.items() <= row.items()), None)
+            if row is None and time_limit is not None and time.monotonic() - start > time_limit:
+                row = {**described, "error": f"not started, as {time_limit:g} s were over"}
+            row = row or {**described, **_measure(request, part, models)}
+            logging.info("%s: %s", _name(row), row.get("error") or _summary(row))
+            results["rows"].append(row)
+            if output:
+                write_json(output, {**results, "rows": [*results["rows"], *_missing(kept, results["rows"])]})
+    failed = [row for row in results["rows"] if "error" in row]
+    if results["rows"] and len(failed) == len(results["rows"]):
+        raise ValueError(f"nothing could be measured: {failed[0]['error']}")
+    return results
 
 
-def _to_row(measurement: Measurement, options: BenchmarkOptions, peak: float | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"part": measurement.part, "gflop": measurement.flops / 1e9}
-    if measurement.bytes is not None:
-        row["gigabytes"] = measurement.bytes / 1e9
-    timing = measurement.timing
-    if timing is not None:
-        row["seconds_per_column"] = timing.seconds / options.num_columns
-        row["images_per_second"] = options.batch_size / timing.seconds
-        row["compile_seconds"] = timing.compile_seconds
-        row["temporary_megabytes"] = timing.temporary_bytes / 1e6
-        row["tflops"] = measurement.flops / timing.seconds / 1e12
-        if peak is not None:
-            row["fraction_of_peak"] = measurement.flops / timing.seconds / peak
+def _rows_to_keep(output: str, machine: dict[str, Any]) -> list[Row]:
+    """Returns the rows of an earlier result without errors, if it is of the same machine.
+
+    Raises:
+      ValueError: the file holds something else.
+    """
+    if not os.path.exists(output):
+        return []
+    found = read_json_object(output)
+    if not isinstance(found.get("rows"), list):
+        raise ValueError(f"{output} holds no rows of a benchmark; give another --output, or leave --resume out.")
+    if any(found.get(name) != machine[name] for name in ("device", "jax")):
+        logging.warning(
+            "%s was measured on %s with jax %s, this is %s with jax %s: everything is measured again.",
+            output, found.get("device"), found.get("jax"), machine["device"], machine["jax"],
+        )  # fmt: skip
+        return []
+    return [row for row in found["rows"] if "error" not in row]
+
+
+def _missing(kept: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of an earlier result that are not among the rows: still to come, or not asked for."""
+    return [row for row in kept if row not in rows]
+
+
+def _describe(request: BenchmarkOptions, part: str) -> Row:
+    """Returns the options that determine a row, as JSON values."""
+    described = dataclasses.asdict(request)
+    del described["sampling"], described["parts"], described["num_kernels"]
+    if request.kind in ("sampling", "floor") and part != "decoder":
+        described |= request.sampling.to_dict()
+    return json.loads(json.dumps({**described, "part": part}))
+
+
+def _name(row: Row) -> str:
+    return f"{row['kind']} of {row['config']}, batch {row['batch_size']}, {row['dtype']}, {row['part']}"
+
+
+class _Models:
+    """Makes models, of which it holds one."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Any, Model] | None = None
+
+    def get(self, request: BenchmarkOptions) -> Model | None:
+        """Returns the model that a request needs, or None."""
+        if request.kind == "training" or (request.kind == "floor" and not names_weights(request.config)):
+            self._held = None  # A training step wants the memory.
+            return None
+        wanted = request.config, request.dtype, request.fields
+        if self._held is None or self._held[0] != wanted:
+            self._held = None
+            with announced(f"Making the model {request.config}", patience=PATIENCE):
+                self._held = wanted, make_model(*wanted)
+        return self._held[1]
+
+
+def _measure(request: BenchmarkOptions, part: str, models: _Models) -> Row:
+    """Returns the figures of a row, or its error."""
+    try:
+        measured = measure_part(request, part, models.get(request))
+        peak = None if measured.timing is None else matmul_peak(request.dtype, request.precision)
+        return _figures(measured, request, peak)
+    except Exception as error:  # Whatever it is, other rows may be measured.
+        logging.debug("A row failed.", exc_info=True)
+        remedy = "lower batch_size, or take a device with more memory"
+        if memory.is_out_of_memory(error):
+            return {"error": memory.describe(error, f"batch_size={request.batch_size}", remedy)}
+        return {"error": next(iter(str(error).splitlines()), type(error).__name__)}
+
+
+def _figures(measured: Measurement, request: BenchmarkOptions, peak: float | None) -> Row:
+    row: Row = {"gflop": measured.flops / 1e9}
+    if measured.bytes is not None:
+        row["gigabytes"] = measured.bytes / 1e9
+    timing = measured.timing
+    if timing is None or peak is None:
+        return row
+    row["seconds"] = timing.seconds
+    row["seconds_per_column"] = timing.seconds / request.num_columns
+    row["images_per_second"] = request.batch_size / timing.seconds
+    row["compile_seconds"] = timing.compile_seconds
+    row["temporary_megabytes"] = timing.temporary_bytes / 1e6
+    row["peak_memory_megabytes"] = peak_memory() / 1e6
+    row["tflops"], row["peak_tflops"] = measured.flops / timing.seconds / 1e12, peak / 1e12
+    row["fraction_of_peak"] = measured.flops / timing.seconds / peak
+    if timing.kernels:
+        row["kernels"] = [dataclasses.asdict(kernel) for kernel in timing.kernels]
     return row
 
 
+# ── Text ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _summary(row: Row) -> str:
+    if "seconds" not in row:
+        return f"{row['gflop']:.4g} GFLOP"
+    return (
+        f"{with_unit(row['seconds'], 's')}, {row['images_per_second']:.4g} images per second, "
+        f"{100 * row['fraction_of_peak']:.3g} % of the peak"
+    )
+
+
 def format_results(results: dict[str, Any]) -> str:
-    """Formats results as text: a line with the options and the machine, and a table of the parts."""
-    described = " ".join(f"{name}={_format(value)}" for name, value in results.items() if name != "rows")
-    names = list(dict.fromkeys(name for row in results["rows"] for name in row))
-    rows = [[_format(row.get(name, "")) for name in names] for row in results["rows"]]
-    return f"{described}\n\n{markdown_table(names, rows)}"
+    """Formats results as text: what all rows share in a line, a table of the rows, and tables of their kernels."""
+    rows = [{k: _format(v) for k, v in row.items() if k != "kernels"} for row in results["rows"]]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    shared = {name: rows[0][name] for name in names if len({row.get(name, "") for row in rows}) == 1} if rows else {}
+    shared = {name: value for name, value in shared.items() if name not in ("part", *_FIGURES)}
+    machine = {name: value for name, value in results.items() if name != "rows"}
+    line = " ".join(f"{name}={value}" for name, value in {**machine, **shared}.items() if value != "")
+    shown = sorted((name for name in names if name not in shared), key=lambda name: name in _FIGURES)
+    parts = [line, markdown_table(shown, [[row.get(name, "") for name in shown] for row in rows])]
+    for row in results["rows"]:
+        if kernels := row.get("kernels"):
+            cells = [
+                (k["name"], k["calls"], with_unit(k["seconds"], "s"), f"{100 * k['fraction']:.1f} %") for k in kernels
+            ]
+            parts.append(f"{_name(row)}, longest kernels of a call:")
+            parts.append(markdown_table(("kernel", "calls", "time", "of all"), cells))
+    return "\n\n".join(parts)
+
+
+# Columns of the table that are measured; others are options.
+_FIGURES = (
+    "gflop", "gigabytes", "seconds", "seconds_per_column", "images_per_second", "compile_seconds",
+    "temporary_megabytes", "peak_memory_megabytes", "tflops", "peak_tflops", "fraction_of_peak", "error",
+)  # fmt: skip
 
 
 def _format(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-# ── Measuring ───────────────────────────────────────────────────────────────────────────────────
-
-
-def measure(function: Callable[..., Any], *args: Any, repeats: int = 3) -> Timing:
-    """Compiles a function, calls it once, and times `repeats` further calls."""
-    name, start = function.__name__.replace("_", " "), time.perf_counter()
-    with announced(f"Compiling {name}", patience=_PATIENCE):
-        compiled = jax.jit(function).lower(*args).compile()
-    compile_seconds = time.perf_counter() - start
-    times = []
-    with announced(f"Timing {repeats} calls of {name}, after a first one", patience=_PATIENCE):
-        jax.block_until_ready(compiled(*args))
-        for _ in range(repeats):
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(*args))
-            times.append(time.perf_counter() - start)
-    return Timing(statistics.median(times), compile_seconds, _temporary_bytes(compiled))
-
-
-def _temporary_bytes(compiled: jax.stages.Compiled) -> int:
-    return getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)  # Not every backend has an analysis.
-
-
-def matmul_peak(dtype: DTypeLike) -> float:
-    """Measures the FLOP/s of large matrix products.
-
-    The numbers are random: chips draw less power for products of equal numbers, and an H200 multiplies ones a tenth
-    faster. Ten products follow each other, as starting a single one takes a part of its time.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    n, count = (2048, 1) if on_cpu else (8192, 10)
-    a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n), np.float32) / np.sqrt(np.float32(n)), dtype)
-
-    def products(a: Float[Array, "n n"], b: Float[Array, "n n"]) -> Float[Array, "n n"]:
-        return jax.lax.fori_loop(0, count, lambda _, c: c @ b, a)
-
-    return count * 2 * n**3 / measure(products, a, a, repeats=5).seconds
-
-
-def peak_memory() -> int:
-    """Returns the peak memory in bytes: of the device if it reports it, else of this process."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-# ── Sampling ────────────────────────────────────────────────────────────────────────────────────
-
-
-def _sampling_costs(generator: Generator, options: BenchmarkOptions) -> dict[str, Cost]:
-    return sampling_cost(
-        generator,
-        batch_size=options.batch_size,
-        num_columns=options.num_columns,
-        num_evaluations=options.sampling.solver_table().times.size,
-        guided=options.sampling.is_guided,
-    )
-
-
-def measure_sampling(options: BenchmarkOptions, model: Model) -> Iterator[Measurement]:
-    """Measures the transformer, the flow head, and both together as `sample_latents` runs them."""
-    generator, params = model.require("generator"), model.generator_params
-    batch_size, num_columns, guided = options.batch_size, options.num_columns, options.sampling.is_guided
-    labels = jnp.arange(batch_size, dtype=jnp.int32) % generator.num_classes
-    latents = jax.random.normal(jax.random.key(0), (num_columns, batch_size, generator.latent_dim), jnp.float32)
-    rows = batch_size * (2 if guided else 1)
-    context = jax.random.normal(jax.random.key(1), (rows, generator.width), jnp.float32).astype(generator.dtype)
-
-    def bind(params: Params) -> sampler.Sampler:
-        inputs = sampler.SamplerInputs.create(generator, params, labels[:, None], options.sampling)
-        return sampler.make_sampler(inputs)
-
-    def transformer(params: Params, latents: Float[Array, "L B D"]) -> Float[Array, "R E"]:
-        bound = bind(params)
-        state = sampler.init_state(bound, Blend(0, 0.0), num_columns)
-        after = Blend(jnp.zeros(num_columns, jnp.int32), jnp.zeros(num_columns))
-        return sampler.prefill(bound, state, latents, after).context
-
-    def flow_head(params: Params, latents: Float[Array, "L B D"], context: Float[Array, "R E"]) -> Float[Array, "R E"]:
-        bound = bind(params)  # The compiler removes the conditions, which are unused here.
-
-        def column(context: Float[Array, "R E"], noise: Float[Array, "B D"]) -> tuple[Float[Array, "R E"], None]:
-            latent = sampler.sample_column(bound, context, noise, 2.0)
-            return context + jnp.mean(latent).astype(context.dtype), None
-
-        return jax.lax.scan(column, context, latents)[0]
-
-    def sample(params: Params, key: PRNGKeyArray) -> Float[Array, "B L D"]:
-        return sample_latents(generator, params, labels, num_columns=num_columns, key=key, **options.sampling.to_dict())
-
-    costs = _sampling_costs(generator, options)
-    body, head = costs["condition"] + costs["transformer"], costs["flow head"]
-    timed = functools.partial(measure, repeats=options.repeats)
-    yield Measurement("transformer", body.flops, body.bytes, timed(transformer, params, latents))
-    yield Measurement("flow head", head.flops, head.bytes, timed(flow_head, params, latents, context))
-    total = body + head
-    yield Measurement("sampling", total.flops, total.bytes, timed(sample, params, jax.random.key(0)))
-
-
-def measure_decoding(options: BenchmarkOptions, model: Model) -> Measurement:
-    """Measures the decoder."""
-    tokenizer = model.require("tokenizer")
-    shape = (options.batch_size, options.num_columns, tokenizer.embed_dim)
-    arguments = model.tokenizer_params, jax.random.normal(jax.random.key(0), shape, jnp.float32)
-    decode = _decode(tokenizer)
-    timing = measure(decode, *arguments, repeats=options.repeats)
-    return Measurement("decoder", flops.count(decode, *arguments), None, timing)
-
-
-def _decode(tokenizer: Tokenizer) -> Callable[[Params, Float[Array, "B L D"]], Float[Array, "B H W 3"]]:
-    def decode(params: Params, latents: Float[Array, "B L D"]) -> Float[Array, "B H W 3"]:
-        decoded: Any = tokenizer.apply({"params": params}, latents, method="decode")
-        return decoded.images
-
-    return decode
-
-
-def floor(options: BenchmarkOptions) -> Iterator[Measurement]:
-    """Counts FLOPs and bytes of all parts by closed forms, and FLOPs of the decoder from its traced program."""
-    if names_weights(options.config):
-        with announced(f"Making the model {options.config}", patience=_PATIENCE):
-            model = make_model(options.config, options.dtype)
-        tokenizer, generator = model.require("tokenizer"), model.require("generator")
-    else:
-        tokenizer, generator = build_modules(options.config, options.dtype)
-    for part, cost in _sampling_costs(generator, options).items():
-        yield Measurement(part, cost.flops, cost.bytes, None)
-    latents = jax.ShapeDtypeStruct((options.batch_size, options.num_columns, tokenizer.embed_dim), jnp.float32)
-    yield Measurement(
-        "decoder", flops.count(_decode(tokenizer), pretrained.abstract_params(tokenizer), latents), None, None
-    )
-
-
-# ── Training ────────────────────────────────────────────────────────────────────────────────────
-
-
-def measure_training(options: BenchmarkOptions) -> Iterator[Measurement]:
-    """Measures training steps on one device: a generator's from cached latents and from images, or a tokenizer's."""
-    config = read_config(options.config)
-    config.batch_size, config[config.trainer].dtype = options.batch_size, options.dtype
-    if config.trainer == "tokenizer":
-        yield _measure_tokenizer_step(config, options)
-    else:
-        yield from _measure_generator_steps(config, options)
-
-
-def _measure_tokenizer_step(config: Config, options: BenchmarkOptions) -> Measurement:
-    images = _random_images(pretrained.build_module("tokenizer", dict(config.tokenizer)), options)
-    _, config.data.height, config.data.width, _ = images["image"].shape
-    tokenizer: Any = pretrained.build_module("tokenizer", dict(config.tokenizer))
-    # Their weights do not matter to the time, and a machine that is measured need not have them.
-    tokenizer_step, frozen = TokenizerStep.from_config(config, tokenizer, random_network)
-    step = jax.tree_util.Partial(tokenizer_step, frozen)
-    init = functools.partial(tokenizer_step.init_state, height=config.data.height, width=config.data.width)
-    return _measure_step("step", step, step, (), jax.jit(init)(jax.random.key(0)), images, options.repeats)
-
-
-def _measure_generator_steps(config: Config, options: BenchmarkOptions) -> Iterator[Measurement]:
-    tokenizer, generator = build_modules(options.config, options.dtype)
-    if tokenizer.embed_dim != generator.latent_dim:
-        raise ValueError(
-            f"--config={options.config}: the generator takes latents of {generator.latent_dim} channels, the tokenizer "
-            f"has {tokenizer.embed_dim}; set tokenizer_weights in the config to the generator's own tokenizer."
-        )
-    images = _random_images(tokenizer, options)
-    shape = (options.batch_size, options.num_columns, generator.latent_dim)
-    means = np.random.default_rng(1).standard_normal(shape, np.float32)
-    generator_step = GeneratorStep.from_config(config, generator, LatentEncoder(tokenizer, LATENT_SCALE))
-    frozen = random_params(tokenizer)
-    step, plain_step = (jax.tree_util.Partial(s, frozen) for s in (generator_step, generator_step.without_remat()))
-    for part, batch in (
-        ("step from cached latents", {"latents": means, "label": images["label"]}),
-        ("step from images", images),
-    ):
-        params, ema_params = random_params(generator), random_params(generator)
-        opt_state = jax.jit(generator_step.optimizer.init)(params)
-        state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state)
-        yield _measure_step(part, step, plain_step, LOGICAL_AXES, state, batch, options.repeats)
-
-
-def _random_images(tokenizer: Tokenizer, options: BenchmarkOptions) -> dict[str, np.ndarray]:
-    shape = (options.batch_size, tokenizer.resolution, options.num_columns * tokenizer.column_width, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    return {"image": images, "label": np.zeros(options.batch_size, np.int32)}
-
-
-def _measure_step(
-    part: str, step: Step, plain_step: Step, rules: Rules, state: Tree, batch: Tree, repeats: int
-) -> Measurement:
-    """Measures a training step on one device.
-
-    Args:
-      part: name of the measurement.
-      step: (state, batch, key) → (state, metrics).
-      plain_step: the same without rematerialization, whose FLOPs count.
-      rules: how the state is split, as `loop.compile_step` takes them.
-      state: the state before the first step.
-      batch: a batch of numpy arrays.
-      repeats: timed steps.
-    """
-    mesh, key = sharding.make_mesh(jax.devices()[:1]), jax.random.key(0)
-    state = sharding.put(state, sharding.state_shardings(state, mesh, rules))
-    batch = sharding.shard_batch(batch, mesh)
-    num_flops = flops.count(lambda step, *given: step(*given), plain_step, state, batch, key)
-    run = loop.compile_step(step, rules, mesh, state, key)
-
-    start = time.perf_counter()
-    with announced(f"Compiling the {part}"):
-        compiled = run.lower(state, batch).compile()
-    compile_seconds = time.perf_counter() - start
-    times = []
-    with announced(f"Timing {repeats} steps, after a first one", patience=_PATIENCE):
-        for _ in range(repeats + 1):  # Every step donates its state. The first one is not counted.
-            start = time.perf_counter()
-            state, _ = jax.block_until_ready(compiled(run.step, state, batch))
-            times.append(time.perf_counter() - start)
-    timing = Timing(statistics.median(times[1:]), compile_seconds, _temporary_bytes(compiled))
-    return Measurement(part, num_flops, None, timing)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,6 +1,6 @@
 """Models to measure: a published size or a config with random weights, or a model with its own weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,48 +18,54 @@ from eqjax.training.config import generator_config
 from eqjax.typing import Config, Params
 
 
-def build_modules(config: str, dtype: DTypeLike = "float32") -> tuple[Tokenizer, Generator]:
+def build_modules(config: str, dtype: DTypeLike = "float32", fields: Sequence[str] = ()) -> tuple[Tokenizer, Generator]:
     """Returns the modules of a published size or of a generator's config, without weights.
 
     Args:
       config: "S", "B", "L" or "H", or a config file with ":variant". If it names no tokenizer, the published one
         is used.
       dtype: the compute dtype of both modules.
+      fields: fields of the config to set, as "NAME=VALUE".
 
     Raises:
-      ValueError: `config` is neither a size nor a generator's config.
+      ValueError: `config` is neither a size nor a generator's config, or has no such field.
     """
-    if config in GENERATOR_SIZES:
+    if config in GENERATOR_SIZES and not fields:
         tokenizer, generator = Tokenizer(), Generator(**GENERATOR_SIZES[config])
     else:
-        fields = read_config(config)
-        if "generator" not in fields:
+        values = read_config(config, fields)
+        if "generator" not in values:
             raise ValueError(f"--config={config} holds no generator; give a generator's config.")
-        if fields.tokenizer_weights:
-            tokenizer = loading.load_weights(fields.tokenizer_weights).modules["tokenizer"]
+        if values.tokenizer_weights:
+            tokenizer = loading.load_weights(values.tokenizer_weights).modules["tokenizer"]
         else:
             tokenizer = Tokenizer()
-        generator = pretrained.build_module("generator", dict(fields.generator))
+        generator = pretrained.build_module("generator", dict(values.generator))
     return tokenizer.clone(dtype=jnp.dtype(dtype)), generator.clone(dtype=jnp.dtype(dtype))
 
 
-def read_config(config: str) -> Config:
+def read_config(config: str, fields: Sequence[str] = ()) -> Config:
     """Returns the training config of a file, or of a published size.
 
     Args:
       config: "S", "B", "L" or "H", or a file as `config_files.find` takes it.
+      fields: fields to set, as "NAME=VALUE".
 
     Raises:
-      ValueError: `config` is neither a size nor a file, or its variant is unknown.
+      ValueError: `config` is neither a size nor a file, its variant is unknown, or it has no such field.
     """
     if config in GENERATOR_SIZES:
-        fields = generator_config()
-        fields.generator.update(GENERATOR_SIZES[config])
-        return fields
-    try:
-        return config_files.load(config)
-    except FileNotFoundError as error:
-        raise ValueError(f"--config={config} is none of the sizes {', '.join(GENERATOR_SIZES)}, and {error}") from error
+        values = generator_config()
+        values.generator.update(GENERATOR_SIZES[config])
+    else:
+        try:
+            values = config_files.load(config)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"--config={config} is none of the sizes {', '.join(GENERATOR_SIZES)}, and {error}"
+            ) from error
+    config_files.override(values, fields, config)
+    return values
 
 
 def random_params(module: Tokenizer | Generator) -> Params:
@@ -113,21 +119,26 @@ def names_weights(config: str) -> bool:
     return config not in GENERATOR_SIZES and not is_config
 
 
-def make_model(config: str, dtype: DTypeLike = "float32") -> Model:
-    """Returns the `Model` to measure.
+def make_model(config: str, dtype: DTypeLike = "float32", fields: Sequence[str] = ()) -> Model:
+    """Returns the `Model` to measure, with parameters in its compute dtype, as `eqjax.load_pretrained` returns it.
 
     Args:
       config: as in `build_modules`, for a model with random weights; or a shipped model's name, a weights
         file or a workdir.
       dtype: the compute dtype of both modules.
+      fields: fields of a config to set, as "NAME=VALUE".
 
     Raises:
-      ValueError: `config` is neither a size, nor a generator's config, nor a model with weights.
+      ValueError: `config` is neither a size, nor a generator's config, nor a model with weights; fields are set of
+        one that has none.
       FileNotFoundError: there are no such weights.
     """
     if names_weights(config):
-        model: Any = loading.load_pretrained(config)
-        modules = {name: model.require(name).clone(dtype=jnp.dtype(dtype)) for name in ("tokenizer", "generator")}
-        return model.replace(**modules)
-    tokenizer, generator = build_modules(config, dtype)
-    return Model(tokenizer, random_params(tokenizer), generator, random_params(generator), 1.0, None)
+        if fields:
+            raise ValueError(
+                f"--config={config} is a model with weights, so --config.{fields[0]} has no effect; give a size or a "
+                "configuration."
+            )
+        return loading.load_pretrained(config).astype(dtype)
+    tokenizer, generator = build_modules(config, dtype, fields)
+    return Model(tokenizer, random_params(tokenizer), generator, random_params(generator), 1.0, None).astype(dtype)

@@ -63,10 +63,25 @@ class Chip:
     source: str
     cuda: CudaTarget | None = None
 
-    @property
-    def float32_slowdown(self) -> int:
-        """Time of a float32 product over a bfloat16 one: GPUs run TF32 at half the rate, TPUs take six passes."""
-        return {"gpu": 2, "tpu": 6}[self.platform]
+    def float32_slowdown(self, precision: str) -> float:
+        """Returns the time of a product of float32 numbers over that of a bfloat16 one, at the peaks.
+
+        At "highest" GPUs leave their tensor cores idle, and TPUs take six passes of bfloat16; "tf32" is half the rate
+        of GPUs, and three passes; "bfloat16" is one pass on TPUs, and the same as TF32 on GPUs.
+
+        Args:
+          precision: see `eqjax.precision.computing_in`.
+
+        Example:
+          >>> [round(CHIPS[name].float32_slowdown("highest"), 1) for name in ("A100", "RTX4090", "v5p")]
+          [16.0, 2.0, 6.0]
+        """
+        if self.platform == "tpu":
+            return {"highest": 6.0, "tf32": 3.0, "bfloat16": 1.0}[precision]
+        if precision == "highest" and self.cuda is not None:
+            # Two FLOPs per unit and clock: a product, and a sum.
+            return self.peak_flops / (2 * self.cuda.cores * self.cuda.float32_units * self.cuda.clock_ghz * 1e9)
+        return 2.0
 
 
 # Network figures are those of cloud offers: 8 adapters of 400 Gbit/s per node of 8 GPUs, one per GPU (200 Gbit/s

@@ -168,5 +168,5 @@ def _lower_step(
     batch = {name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for name, s in batch.items()}
     # The arrays of the step are arguments, as they are of the program.
     needed = float(flops.count(lambda step, *given: step(*given), plain_step, state, batch, key))
-    lowered = loop.compile_step(step, rules, mesh, state, key).lower(state, batch)
+    lowered = loop.compile_step(step, rules, mesh, state, key, config.precision).lower(state, batch)
     return Lowered(lowered, needed, state, batch)

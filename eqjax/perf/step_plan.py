@@ -38,7 +38,8 @@ class StepPlan:
       num_parameters: number of the generator's parameters.
       memory: bytes per device, by kind of content.
       flops: FLOPs of the model in a step, all devices together, without rematerialization.
-      float32: whether products are float32 rather than bfloat16.
+      float32: whether products are of float32 numbers rather than of bfloat16.
+      precision: of products of float32 numbers, see `eqjax.precision.computing_in`.
       traffic: the collectives of a step.
     """
 
@@ -51,6 +52,7 @@ class StepPlan:
     memory: dict[str, int]
     flops: float
     float32: bool
+    precision: str
     traffic: list[Collective]
 
 
@@ -130,7 +132,7 @@ def plan_step(config: Config, num_chips: int, num_columns: int = 16, chip_name: 
     state: Any = lowered.state
     return StepPlan(
         compiler=compiler,
-        model=f"width {config.generator.width}, depth {config.generator.depth}, {config.generator.dtype}, "
+        model=f"width {config.generator.width}, depth {config.generator.depth}, {_products(config)}, "
         f"remat {config.generator.remat}",
         num_chips=num_chips,
         mesh=config.mesh,
@@ -146,8 +148,15 @@ def plan_step(config: Config, num_chips: int, num_columns: int = 16, chip_name: 
         },
         flops=lowered.flops,
         float32=str(config.generator.dtype) == "float32",
+        precision=config.precision,
         traffic=traffic,
     )
+
+
+def _products(config: Config) -> str:
+    """Returns what products are computed in, such as "bfloat16" or "float32 at tf32"."""
+    dtype = str(config.generator.dtype)
+    return f"{dtype} at {config.precision}" if dtype == "float32" else dtype
 
 
 def _cpu_devices(count: int) -> list[Any]:
@@ -170,10 +179,9 @@ def _local_bytes(tree: Tree) -> int:
 def estimate(plan: StepPlan, chip_name: str, encoder_flops: float = 0.0) -> Estimate:
     """Predicts the time of a planned step on a chip by a roofline of three terms.
 
-    compute: FLOPs at the bfloat16 peak, or at the chip's slower rate of float32 products. memory: the state
-    and the activations, each written once and read once. network: the bytes that a device sends, over the
-    fast links where a group stays in a node. A step takes the longest term if all overlap, and their sum if
-    none do.
+    compute: FLOPs at the bfloat16 peak, or at the chip's slower rate of float32 products at their precision. memory:
+    the state and the activations, each written once and read once. network: the bytes that a device sends, over the
+    fast links where a group stays in a node. A step takes the longest term if all overlap, and their sum if none do.
 
     Args:
       plan: the planned step.
@@ -189,7 +197,7 @@ def estimate(plan: StepPlan, chip_name: str, encoder_flops: float = 0.0) -> Esti
         plan.memory[part] for part in ("parameters", "EMA weights", "optimizer state", "activations and gradients")
     )
     terms = {
-        "compute": work * (chip.float32_slowdown if plan.float32 else 1) / chip.peak_flops,
+        "compute": work * (chip.float32_slowdown(plan.precision) if plan.float32 else 1) / chip.peak_flops,
         "memory": moved / chip.memory_bandwidth,
         "network": sum(
             item.bytes_sent / (chip.link_bandwidth if item.span <= chip.node_size else chip.network_bandwidth)

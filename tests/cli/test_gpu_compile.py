@@ -58,11 +58,11 @@ def test_the_report_has_kernels_launches_memory_traffic_and_least_times():
         traffic=[Collective("all-gather", 8, 8, 5, 45e9), Collective("all-reduce", 2, 9, 1, 5e9)],
     )
     request = gpu_report.GpuRequest(kind="training", num_chips=16, dtype="float32")
-    seconds = gpu_report._least_seconds(request, chips.find_chip("H100"), program, 16 * 989e12)
-    # TF32 at half the rate; 2 µs a kernel; 450 GB/s in a node and 50 GB/s beyond.
-    assert seconds == pytest.approx({"products": 2.0, "kernels": 0.002, "network": 0.1 + 0.1})
-    text = gpu_report.format_report(gpu_report.GpuReport(request, program, 16 * 989e12, seconds))
+    seconds = gpu_report._least_seconds(request, chips.find_chip("H100"), program, 16 * 67e12)
+    # Outside of the tensor cores, 67 TFLOP/s; 2 µs a kernel; 450 GB/s in a node and 50 GB/s beyond.
+    assert seconds == pytest.approx({"products": 1.0, "kernels": 0.002, "network": 0.1 + 0.1}, rel=0.01)
+    text = gpu_report.format_report(gpu_report.GpuReport(request, program, 16 * 67e12, {**seconds, "products": 1.0}))
     assert "kernels of a run: 1000, of which 900 in 16 launches of command buffers and 100 by themselves" in text
     assert "| total          | 40.0 GB, 50 % of H100 |" in text
     assert "|   inner | 16     | ?" in text and "| all-gather" in text
-    assert "products 2.00 s, kernels 2.00 ms, network 200 ms" in text
+    assert "products 1.00 s, kernels 2.00 ms, network 200 ms" in text

@@ -49,7 +49,9 @@ def test_the_gpu_compiler_serves_gpus_where_it_is_installed(monkeypatch, capsys)
     def plan_step(config, num_chips, num_columns, chip_name):
         del config, num_chips, num_columns
         asked.append(chip_name)
-        return step_plan.StepPlan(f"compiler for {chip_name}", "m", 8, "data:8", 8, 1, memory, 1.0, False, [])
+        return step_plan.StepPlan(
+            f"compiler for {chip_name}", "m", 8, "data:8", 8, 1, memory, 1.0, False, "highest", []
+        )
 
     monkeypatch.setattr(step_plan, "plan_step", plan_step)
     monkeypatch.setattr(plan, "use_virtual_devices", lambda _: None)

@@ -1,5 +1,7 @@
 """Worker processes by cores: their number, and that it is only a number."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,15 @@ def test_processes_of_a_machine_share_its_cores(environment, expected):
     assert workers.cores_of_process(64, environment) == expected
 
 
+def test_a_container_has_its_share_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
+    file = tmp_path / "cpu.max"
+    assert workers.available_cores(str(file)) == 32
+    for text, expected in (("max 100000\n", 32), ("600000 100000\n", 6), ("50000 100000\n", 1), ("6400000 100000", 32)):
+        file.write_text(text)
+        assert workers.available_cores(str(file)) == expected
+
+
 @pytest.mark.parametrize(
     ("num_images", "cores", "expected"),
     [(10**6, 3, 0), (10**6, 4, 3), (10**6, 17, 16), (10**6, 64, 16), (5999, 64, 5), (999, 64, 0)],
@@ -35,7 +46,7 @@ def test_workers_follow_cores_and_images(num_images, cores, expected):
 @pytest.fixture(name="chosen")
 def _chosen(monkeypatch):
     """The numbers of workers with which iterators are made; a machine of five cores, and no image too few."""
-    monkeypatch.setattr(workers, "available_cores", lambda: 5)
+    monkeypatch.setattr(workers, "available_cores", lambda *_: 5)
     monkeypatch.setattr(workers, "IMAGES_PER_WORKER", 5)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     found = []
@@ -57,7 +68,7 @@ def test_a_run_continues_with_the_workers_of_another_machine(folder_config, monk
     monkeypatch.setattr(workers, "IMAGES_PER_WORKER", 5)
 
     def take(cores, count, state=None):
-        monkeypatch.setattr(workers, "available_cores", lambda: cores)
+        monkeypatch.setattr(workers, "available_cores", lambda *_: cores)
         with make_iterator(folder_config, batch_size=4, seed=0, process_index=0, process_count=1) as iterator:
             assert (iterator.num_corrupt is None) == (cores > 2)  # Whether there are workers.
             if state is not None:

@@ -24,6 +24,8 @@ NOT_RUN = {
     "make docs": "CI runs it",
     "make gpu-compile": "installs the GPU compiler; its command is tested by itself",
     "eqjax check": "a slow test runs the same cases",
+    "eqjax benchmark --quick": "takes minutes on a CPU; other tests measure rows, and check the set",
+    "eqjax benchmark sampling training": "takes minutes on a CPU; other tests measure rows, and check combinations",
     "eqjax gpu-compile": "needs the GPU compiler; `make test-gpu-compile` runs it",
     "eqjax fetch-weights": "downloads from the publishers; tests of the command fetch from a mirror",
     "eqjax hub download": "asks the Hub; tests of the Hub ask a server that stands in for it",

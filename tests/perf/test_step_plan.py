@@ -21,7 +21,7 @@ def by_hand(**changes):
     """A plan with round numbers: one second of each term on the chip `unit`."""
     values: dict[str, Any] = dict(
         compiler="compiler by hand", model="by hand", num_chips=2, mesh="data:2", batch_size=4, num_parameters=1,
-        flops=2e12, float32=False,
+        flops=2e12, float32=False, precision="highest",
         memory={"parameters": 100, "EMA weights": 100, "frozen encoder": 7, "optimizer state": 200, "batch": 3,
                 "activations and gradients": 100},
         traffic=[hlo.Collective("all-reduce", 2, 2, 1, 8.0), hlo.Collective("all-reduce", 2, 9, 1, 4.0)],
@@ -55,10 +55,11 @@ def test_memory_counts_everything_that_a_device_holds(unit):
     assert not found.fits
 
 
-def test_float32_products_take_longer_but_utilization_is_of_the_bfloat16_peak(unit):
-    found = step_plan.estimate(by_hand(float32=True), unit.name)
-    assert found.terms["compute"] == pytest.approx(6.0)
-    assert found.utilization[0] == pytest.approx(1 / 6)
+@pytest.mark.parametrize(("precision", "seconds"), [("highest", 6.0), ("tf32", 3.0), ("bfloat16", 1.0)])
+def test_float32_products_take_longer_but_utilization_is_of_the_bfloat16_peak(unit, precision, seconds):
+    found = step_plan.estimate(by_hand(float32=True, precision=precision), unit.name)
+    assert found.terms["compute"] == pytest.approx(seconds)
+    assert found.utilization[0] == pytest.approx(1 / max(seconds, 1.6))  # The network takes 1.6 s.
 
 
 def test_encoder_flops_are_added_per_image(unit):
@@ -100,25 +101,31 @@ def test_batches_that_do_not_divide_are_refused(changes, message):
         tiny_plan(**changes)
 
 
-@pytest.mark.usefixtures("gpu_compiled")
-def test_a_plan_for_a_gpu_has_the_memory_and_traffic_of_its_own_compiler():
+def test_a_plan_for_a_gpu_has_the_memory_and_traffic_of_its_own_compiler(gpu_compiled):
     config = imagenet_generator.get_config("tiny")
-    config.mesh = "data:4"
+    config.update(mesh="data:4", precision="tf32")
     plan = step_plan.plan_step(config, num_chips=4, num_columns=4, chip_name="L4")
     assert plan.compiler == gpu_compiler.compiler_name(chips.find_chip("L4"))
     assert plan.memory["activations and gradients"] == 5 and plan.memory["parameters"] == 4 * plan.num_parameters
     assert plan.traffic == [hlo.Collective("all-gather", 4, 4, 1, 9.0)]
+    (text,) = gpu_compiled
+    assert plan.float32 and plan.precision == "tf32" and "float32 at tf32" in plan.model
+    assert "precision = [HIGH, HIGH]" in text and "[HIGHEST" not in text
 
 
 @pytest.fixture(name="gpu_compiled")
 def _gpu_compiled(monkeypatch):
-    """The GPU compiler, replaced: it takes the devices of this machine, and knows one program."""
+    """The texts given to the GPU compiler, replaced: it takes the devices of this machine, and knows one program."""
+    texts: list[str] = []
     program = gpu_compiler.GpuProgram(
         gpu_compiler.compiler_name(chips.find_chip("L4")), 1.0, 3, [], None,
         {"arguments": 1, "results": 2, "temporary": 5}, [hlo.Collective("all-gather", 4, 4, 1, 9.0)],
     )  # fmt: skip
     monkeypatch.setattr(gpu_compiler, "devices", lambda _, count: jax.devices()[:count])
-    monkeypatch.setattr(gpu_compiler, "compile_program", lambda *_, **__: program)
+    monkeypatch.setattr(
+        gpu_compiler, "compile_program", lambda lowered, *_, **__: texts.append(lowered.as_text()) or program
+    )
+    return texts
 
 
 def test_a_tokenizer_config_is_refused():
