@@ -163,6 +163,8 @@ def integrate(
     chunk_size: int | None = None,
     prepare_from: Tree | None = None,
     dtype: DTypeLike = jnp.float32,
+    *,
+    in_place: bool = False,
 ) -> Float[jax.Array, "*batch D"]:
     """Integrates the flow from t = 1 to t = 0; states are summed in float32.
 
@@ -176,6 +178,8 @@ def integrate(
         result.
       prepare_from: leaves [M, …] of which `prepare` receives n rows instead of the times; None: the times.
       dtype: of the states that `velocity` receives.
+      in_place: gives `velocity` (all that `prepare` returned, index [1]) in the place of one element of it, so that it
+        can read that where it is.
 
     Returns:
       z at t = 0, float32.
@@ -192,7 +196,15 @@ def integrate(
     def integrate_chunk(carry, rows):
         table, given = rows
         prepared = prepare(table.times if given is None else given)
-        return jax.lax.scan(evaluate, carry, (prepared, table))[0], None
+        if not in_place:
+            return jax.lax.scan(evaluate, carry, (prepared, table))[0], None
+
+        # The index is carried: GPUs copy a row of a table outside of their command buffers.
+        def step(carry, row):
+            index, states = carry
+            return (index + 1, evaluate(states, ((prepared, index), row))[0]), None
+
+        return jax.lax.scan(step, (jnp.zeros(1, jnp.int32), carry), table)[0][1], None
 
     noise = jnp.asarray(noise, jnp.float32)
     carry = noise.astype(dtype), noise

@@ -8,7 +8,6 @@ may choose other tile sizes, and cuBLAS in the place of Triton. Nothing is timed
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
-import importlib.util
 import pathlib
 import tempfile
 import time
@@ -17,11 +16,11 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from eqjax.generator.flow_kernels import cuda_is_installed
 from eqjax.perf.chips import Chip
 from eqjax.perf.hlo import Collective, collectives
 from eqjax.perf.kernels import Launches, Loop, count_kernels, count_launches
 
-_PLUGINS = ("xla_cuda12", "xla_cuda13")
 _NO_TILES = "Couldn't find output tile sizes"  # In the compiler's error, see `compile_program`.
 # Versions of cuDNN and CUDA that JAX itself asks for, so that the compiler uses all it can.
 _TARGET = """
@@ -63,9 +62,7 @@ class GpuProgram:
 
 def is_installed() -> bool:
     """Returns whether JAX's CUDA plugin, and with it the GPU compiler, is installed."""
-    if importlib.util.find_spec("jax_plugins") is None:
-        return False
-    return any(importlib.util.find_spec(f"jax_plugins.{name}") for name in _PLUGINS)
+    return cuda_is_installed()
 
 
 def check_installed() -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from eqjax import convert
-from eqjax.generator import Generator
+from eqjax.generator import Generator, flow_kernels
 from eqjax.precision import computing_in
 from eqjax.recorded import weights
 from eqjax.sampling.latents import sample_latents
@@ -123,7 +123,14 @@ def _generator_outputs(precision: str) -> Iterator[tuple[str, Callable[[], Any],
     for run in sorted({key.split("/")[1] for key in arrays if key.startswith("sample/")}):
         case = {key.split("/")[2]: arrays[key] for key in arrays if key.startswith(f"sample/{run}/")}
         sample = functools.partial(_sample, generator, params, arrays["labels"], precision, case)
-        yield f"generator_tiny/sample/{run}", sample, case["latents"]
+        yield f"generator_tiny/sample/{run}", functools.partial(sample, "plain"), case["latents"]
+        if _has_fused_kernels(generator):
+            yield f"generator_tiny/sample/{run}/fused", functools.partial(sample, "fused"), case["latents"]
+
+
+def _has_fused_kernels(generator: Generator) -> bool:
+    """Returns whether this machine's first device has the fused kernels of the flow head."""
+    return flow_kernels.check("auto", generator.flow_width, generator.latent_dim, generator.dtype) != "plain"
 
 
 def training_loss(generator: Generator, params: Any, arrays: Mapping[str, Any]) -> Any:
@@ -145,7 +152,9 @@ def training_loss(generator: Generator, params: Any, arrays: Mapping[str, Any]) 
     )
 
 
-def _sample(generator: Generator, params: Params, labels: Any, precision: str, case: Mapping[str, Any]) -> Any:
+def _sample(
+    generator: Generator, params: Params, labels: Any, precision: str, case: Mapping[str, Any], kernels: str
+) -> Any:
     return sample_latents(
         generator,
         params,
@@ -157,6 +166,7 @@ def _sample(generator: Generator, params: Params, labels: Any, precision: str, c
         noise=case["noise"],
         prefix=case.get("prefix"),
         precision=precision,
+        flow_kernels=kernels,
     )
 
 

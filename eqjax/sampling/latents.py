@@ -66,7 +66,7 @@ def sample_latents(
       **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0, or one per column, [L]),
         guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),
         temperature (1.0), max_position (None), modulation_times (None), parallel_steps (None),
-        parallel_tolerance (0.0001).
+        parallel_tolerance (0.0001), flow_kernels ("auto").
 
     Returns:
       Latents, float32, scaled as the generator's are.
@@ -102,7 +102,7 @@ def sample_latents(
     check_prefix(generator, batch_size, num_columns, prefix)
     next_classes = chunks.next_classes(schedule, 0, num_columns, num_columns)
     columns = ColumnInputs(sampling_options.guidance_scales(num_columns), next_classes)
-    inputs = SamplerInputs.create(generator, params, labels.reshape(batch_size, -1), sampling_options)
+    inputs = SamplerInputs.create(generator, params, labels.reshape(batch_size, -1), sampling_options, mesh)
     source = key if noise is None else noise
     if not is_tracing(inputs, prefix, columns, source):
         with computing_in(precision):

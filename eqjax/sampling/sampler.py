@@ -16,6 +16,7 @@ M evaluations of the flow head, E width.
 Source: Equivariant Image Modeling, arXiv 2503.18948, sections 3.2 and 3.3.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -25,7 +26,8 @@ from jaxtyping import Float, Int, Shaped
 import numpy as np
 
 from eqjax import flow
-from eqjax.generator import Condition, Generator, KVCache, Modulations
+from eqjax.generator import Condition, Generator, KVCache, Modulations, flow_kernels
+from eqjax.sampling import fused_columns
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
 from eqjax.sampling.shortcuts import Shortcuts, integrate
@@ -67,11 +69,29 @@ class SamplerInputs:
 
     @classmethod
     def create(
-        cls, generator: Generator, params: Params, labels: Int[AnyArray, "B S"], options: SamplingOptions
+        cls,
+        generator: Generator,
+        params: Params,
+        labels: Int[AnyArray, "B S"],
+        options: SamplingOptions,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> "SamplerInputs":
-        """Returns the inputs of a sampling with options; guidance scales are given per column, see `ColumnInputs`."""
+        """Returns the inputs of a sampling with options; guidance scales are given per column, see `ColumnInputs`.
+
+        Args:
+          generator: the module.
+          params: parameters of the generator.
+          labels: classes along the columns, in 0 … num_classes.
+          options: the options.
+          mesh: the mesh over which the batch will be sharded, if there is one.
+
+        Raises:
+          ValueError: the fused kernels are demanded where there are none.
+        """
         position = _MAX_INT32 if options.max_position is None else options.max_position
         position = position if is_traced(position) else np.int32(position)  # Not another program for another type.
+        head, shortcuts = (generator.flow_width, generator.latent_dim, generator.dtype), options.shortcuts()
+        kernels = flow_kernels.check(shortcuts.flow_kernels, *head, (params, labels), mesh)
         # A Python float would be float64 if JAX computes with 64 bits.
         temperature = options.temperature if is_traced(options.temperature) else np.float32(options.temperature)
         return cls(
@@ -82,7 +102,7 @@ class SamplerInputs:
             options.solver_table(),
             temperature,
             position,
-            options.shortcuts(),
+            dataclasses.replace(shortcuts, flow_kernels=kernels),
         )
 
 
@@ -287,9 +307,29 @@ def integrate_column(
     Returns:
       Latents, float32, and how many evaluations of the flow head waited for each other.
     """
+    if not fused_columns.takes_fused(sampler, context.shape[0]):
+        return _integrate_plain(sampler, context, noise, guidance_scale)
+
+    def plain(*given: Any) -> Float[jax.Array, "B D"]:
+        return _integrate_plain(*given)[0]
+
+    chunk_size = _modulations_at_once(sampler, context.shape[0])
+    latents = fused_columns.integrate_column(plain, sampler, context, noise, guidance_scale, chunk_size)
+    return latents, sampler.solver_table.times.shape[0]
+
+
+def _modulations_at_once(sampler: Sampler, rows: int) -> int:
+    """Returns for how many evaluations the modulations are in memory at once."""
     head = sampler.generator
-    values = context.shape[0] * (3 * head.flow_depth + 2) * head.flow_width
-    chunk_size = max(1, MODULATION_BYTES // (values * jnp.dtype(head.dtype).itemsize))
+    values = rows * (3 * head.flow_depth + 2) * head.flow_width
+    return max(1, MODULATION_BYTES // (values * jnp.dtype(head.dtype).itemsize))
+
+
+def _integrate_plain(
+    sampler: Sampler, context: Float[jax.Array, "R E"], noise: Float[jax.Array, "B D"], guidance_scale: Scalar
+) -> tuple[Float[jax.Array, "B D"], Scalar]:
+    """Does what `integrate_column` does with XLA's kernels, on any device."""
+    chunk_size = _modulations_at_once(sampler, context.shape[0])
 
     def modulations(times: Float[AnyArray, "n"]) -> Modulations:
         return sampler.apply(times[:, None], context[None], method="flow_modulations")  # [n, R, …]
@@ -302,7 +342,8 @@ def integrate_column(
         conditional, unconditional = jnp.split(both, 2, axis=-2)
         return jnp.asarray(flow.classifier_free_guidance(conditional, unconditional, guidance_scale))
 
-    return integrate(sampler.shortcuts, velocity, noise, sampler.solver_table, modulations, chunk_size, head.dtype)
+    dtype = sampler.generator.dtype
+    return integrate(sampler.shortcuts, velocity, noise, sampler.solver_table, modulations, chunk_size, dtype)
 
 
 def column_noise(

@@ -23,11 +23,13 @@ class Shortcuts:
       window: evaluations that are computed at once; None: one after another.
       interpolation: from few times to those of all evaluations; None: modulations are computed at every time.
       tolerance: bound of the error of evaluations at once; None without them.
+      flow_kernels: kernels of evaluations one after another, "plain", "fused", or "auto": fused where that pays.
     """
 
     window: int | None = flax.struct.field(pytree_node=False)
     interpolation: Interpolation | None
     tolerance: Scalar | None
+    flow_kernels: str = flax.struct.field(pytree_node=False, default="plain")
 
 
 def integrate(
@@ -38,6 +40,8 @@ def integrate(
     modulations: Callable[[AnyArray], Modulations],
     chunk_size: int,
     dtype: DTypeLike,
+    *,
+    in_place: bool = False,
 ) -> tuple[Float[jax.Array, "B D"], Scalar]:
     """Integrates the flow of a column.
 
@@ -49,6 +53,7 @@ def integrate(
       modulations: function of times [n] → modulations, leaves [n, R, …].
       chunk_size: times whose modulations are in memory at once, at most; with evaluations at once it is all of them.
       dtype: of the states that `velocity` receives one after another; sums are float32.
+      in_place: gives `velocity` all modulations in memory and an index, see `flow.integrate`; one after another only.
 
     Returns:
       The states at t = 0, and how many evaluations waited for each other.
@@ -58,7 +63,8 @@ def integrate(
         at_nodes, given = modulations(shortcuts.interpolation.nodes), shortcuts.interpolation.matrix
         prepare = functools.partial(interpolate, at_nodes=at_nodes)
     if shortcuts.window is None:
-        return flow.integrate(velocity, noise, table, prepare, chunk_size, given, dtype), table.times.shape[0]
+        latents = flow.integrate(velocity, noise, table, prepare, chunk_size, given, dtype, in_place=in_place)
+        return latents, table.times.shape[0]
     assert shortcuts.tolerance is not None
     prepared = prepare(table.times if given is None else given)
     return integrate_parallel(velocity, noise, table, prepared, shortcuts.window, shortcuts.tolerance)

@@ -87,7 +87,11 @@ class Engine:
         slots = Integer(least=1, most=1024).check("num_slots", num_slots)
         self.strip_columns = Integer(least=1, most=256).check("strip_columns", strip_columns)
         options = SamplingOptions(
-            num_flow_steps=num_flow_steps, solver=solver, time_grid=time_grid, max_position=max_position
+            num_flow_steps=num_flow_steps,
+            solver=solver,
+            time_grid=time_grid,
+            max_position=max_position,
+            flow_kernels="plain",  # The fused ones would compute a tile of 16 rows for every viewer.
         )
         at_least_1 = Integer(least=1, optional=True, none_means="by the measured speed")
         self._given_sessions = at_least_1.check("max_sessions", max_sessions)

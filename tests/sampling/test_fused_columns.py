@@ -1,0 +1,129 @@
+"""Sampling with the fused kernels, emulated: solvers, guidance, memory, derivatives and rows are as without them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqjax import Generator, sample_latents
+from eqjax.generator import flow_kernels
+from eqjax.sampling import fused_columns, sampler
+from eqjax.sampling.options import SamplingOptions
+from tests.random_params import random_params
+
+BATCH = 3
+
+
+@functools.cache
+def model():
+    """Returns a generator for which there are kernels, and its parameters."""
+    generator = Generator(
+        width=16, depth=1, num_heads=2, latent_dim=16, num_classes=3, num_cond_tokens=2, flow_width=32, flow_depth=1
+    )
+    return generator, random_params(generator)
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch):
+    monkeypatch.setattr(fused_columns, "_INTERPRET", True)
+
+
+def column(kernels, **options):
+    """Returns a function of noise that samples one column with kernels, and the noise."""
+    generator, params = model()
+    given = sampler.SamplerInputs.create(
+        generator, params, np.zeros((BATCH, 1), np.int32), SamplingOptions(num_flow_steps=6, **options)
+    )
+    rng = np.random.default_rng(0)
+    rows = BATCH * (2 if given.is_guided else 1)
+    context = rng.normal(size=(rows, 16)).astype(np.float32)
+    made = sampler.make_sampler(
+        dataclasses.replace(given, shortcuts=dataclasses.replace(given.shortcuts, flow_kernels=kernels))
+    )
+
+    def sample(noise):
+        return sampler.sample_column(made, jnp.asarray(context), noise, np.float32(2))
+
+    return sample, rng.normal(size=(BATCH, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("options", [{"guidance_scale": 2.0}, {"solver": "heun", "modulation_times": 3}])
+def test_latents_are_those_of_the_plain_path(options, monkeypatch):
+    """With the modulations of four evaluations in memory at once, two chunks or more."""
+    rows = BATCH * (2 if "guidance_scale" in options else 1)
+    monkeypatch.setattr(sampler, "MODULATION_BYTES", 4 * rows * 5 * 32 * 4)
+    fused, noise = column("fused", **options)
+    plain, _ = column("plain", **options)
+    expected = np.asarray(jax.jit(plain)(noise))
+    assert np.abs(np.asarray(jax.jit(fused)(noise)) - expected).max() <= 1e-5
+    assert np.abs(expected - noise).max() > 0.5
+
+
+def test_derivatives_are_those_of_the_plain_path():
+    fused, noise = column("fused")
+    plain, _ = column("plain")
+
+    def gradient(sample):
+        return np.asarray(jax.jit(jax.grad(lambda noise: jnp.sum(jnp.square(sample(noise)))))(noise))
+
+    assert np.abs(gradient(fused) - gradient(plain)).max() <= 1e-5 * np.abs(gradient(plain)).max()
+
+
+def test_a_batch_of_batches():
+    fused, noise = column("fused")
+    plain, _ = column("plain")
+    noises = np.stack([noise, 2 * noise])
+    together = np.asarray(jax.jit(jax.vmap(fused))(noises))
+    for one, found in zip(noises, together, strict=True):
+        assert np.abs(np.asarray(jax.jit(plain)(one)) - found).max() <= 1e-5
+
+
+def test_on_a_cpu_auto_is_the_plain_program_to_the_bit(monkeypatch):
+    """Where the GPU compiler is installed too, and the function is traced, so that lowering decides."""
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
+    monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: True)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    generator, params = model()
+    noise = np.random.default_rng(0).normal(size=(2, 2, 16)).astype(np.float32)
+    taken = []
+    takes_fused = fused_columns.takes_fused
+    monkeypatch.setattr(fused_columns, "takes_fused", lambda *args: taken.append(takes_fused(*args)) or taken[-1])
+
+    def sample(kernels):
+        def run(noise):
+            return sample_latents(
+                generator, params, [0, 1], num_columns=2, num_flow_steps=3, noise=noise, flow_kernels=kernels
+            )
+
+        with jax.default_device(jax.devices("cpu")[0]):
+            return np.asarray(jax.jit(run)(noise))
+
+    np.testing.assert_array_equal(sample("auto"), sample("plain"))
+    assert taken == [True, False]
+
+
+def test_fused_kernels_are_refused_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: False)
+    generator, params = model()
+    with pytest.raises(ValueError, match="flow_kernels='fused' needs an NVIDIA GPU"):
+        sample_latents(generator, params, [0], num_columns=1, key=jax.random.key(0), flow_kernels="fused")
+
+
+def test_rows_on_several_devices_have_the_plain_path(monkeypatch):
+    """On GPUs: the kernels are not divided among them."""
+    from eqjax import sharding
+
+    monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: True)
+    monkeypatch.setattr(flow_kernels, "_place", lambda _, mesh: ("gpu", 1 if mesh is None else mesh.size))
+    generator, params = model()
+    labels, options = np.zeros((4, 1), np.int32), SamplingOptions()
+    mesh = sharding.make_mesh(jax.devices("cpu")[:4], "data:-1")
+    create = functools.partial(sampler.SamplerInputs.create, generator, params, labels)
+    assert create(options).shortcuts.flow_kernels == "auto"
+    assert create(options, mesh).shortcuts.flow_kernels == "plain"
+    with pytest.raises(ValueError, match="needs one device, and this computation may have 4"):
+        create(SamplingOptions(flow_kernels="fused"), mesh)
