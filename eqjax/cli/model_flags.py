@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # As in eqjax.model, which is not imported here: it would import JAX, and --help should not wait for that.
 DTYPES = ["float32", "bfloat16", "float16"]
-WEIGHTS_HELP = "Weights: a model's name, files, workdirs, or hf://owner/name of the Hugging Face Hub."
+WEIGHTS_HELP = "A model's name, files, workdirs, or hf://owner/name of the Hub."
 
 
 def define_model_flags(values: flags.FlagValues) -> None:
