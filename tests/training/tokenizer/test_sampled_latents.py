@@ -84,27 +84,34 @@ def test_samples_are_unscaled_latents_of_all_classes_and_the_same_every_time(fol
 
 def test_the_discriminator_and_the_decoder_see_samples_beside_reconstructions(made):
     step, frozen, state = made
-    objective, discriminator = step.objective, state.discriminator
+    objective = step.objective
     images = jax.random.uniform(jax.random.key(3), (2, *step_shape(made)), minval=-1.0)
     draws = RandomDraws.from_key(jax.random.key(4), objective.tokenizer, images.shape, frozen["sampled"])
     assert draws.sampled is not None and draws.sampled.shape[0] == 2 and draws.fake_uniforms.shape[0] == 4
-    trainable, fixed = step.split(state.params)
-    _, terms, _ = objective.tokenizer_grads(
-        trainable, fixed, discriminator, frozen, images, draws, ActiveTerms(False, True)
-    )
 
-    def logits(fakes, uniforms, variables=discriminator):
-        return objective.discriminator(frozen, variables, diff_augment(fakes, uniforms), None)
+    @jax.jit
+    def run(params, variables, images, draws):
+        def logits(images, uniforms, variables):
+            return objective.discriminator({}, variables, diff_augment(images, uniforms), None)
 
-    first = objective.reconstruct(state.params, images, draws.posterior_noise).images
-    second: Any = objective.tokenizer.apply({"params": state.params}, draws.sampled, method="decode")
-    both = jnp.concatenate([first, second.images])
-    fake, _ = logits(both, draws.fake_uniforms)
-    assert float(terms["gen_loss"]) == pytest.approx(-float(fake.mean()), rel=1e-4)
-    _, found, _ = objective.discriminator_grads(discriminator, frozen, images, both, draws)
-    real, spectral = logits(images, draws.real_uniforms)
-    fake, _ = logits(both, draws.fake_uniforms, {**discriminator, "spectral": spectral})
-    assert float(found["disc_loss"]) == pytest.approx(float(losses.hinge_loss(real, fake)), rel=1e-4)
+        trainable, fixed = step.split(params)
+        _, terms, _ = objective.tokenizer_grads(
+            trainable, fixed, variables, {}, images, draws, ActiveTerms(False, True)
+        )
+        first = objective.reconstruct(params, images, draws.posterior_noise).images
+        second: Any = objective.tokenizer.apply({"params": params}, draws.sampled, method="decode")
+        both = jnp.concatenate([first, second.images])
+        fake, _ = logits(both, draws.fake_uniforms, variables)
+        _, found, _ = objective.discriminator_grads(variables, {}, images, both, draws)
+        # The fakes' pass starts from the vectors after that of the images.
+        real, spectral = logits(images, draws.real_uniforms, variables)
+        after, _ = logits(both, draws.fake_uniforms, {**variables, "spectral": spectral})
+        return terms["gen_loss"], -fake.mean(), found["disc_loss"], losses.hinge_loss(real, after)
+
+    variables = {name: state.discriminator[name] for name in ("params", "spectral")}
+    gen_loss, expected, disc_loss, expected_disc = map(float, run(state.params, variables, images, draws))
+    assert gen_loss == pytest.approx(expected, rel=1e-4)
+    assert disc_loss == pytest.approx(expected_disc, rel=1e-4)
 
 
 def step_shape(made):
