@@ -61,6 +61,7 @@ def test_the_published_models_take_what_their_arrays_take():
     assert batch_size.sampler_bytes(wide, 3) == 2 * 2 * 19 * 2 * 64 * 4
 
 
+@pytest.mark.slow
 def test_evaluations_take_the_number_by_memory(monkeypatch, tmp_path):
     asked = []
 

@@ -63,6 +63,7 @@ def test_the_floor_of_a_model_with_weights_is_that_of_its_modules(model):
     assert all(value > 0 for value in found)
 
 
+@pytest.mark.slow
 def test_training_counts_the_encoder_only_if_the_step_reads_images(model, monkeypatch):
     """The step is one product instead of a generator's, behind the encoder."""
     monkeypatch.setattr(benchmark_parts, "build_modules", lambda *_: (model.tokenizer, model.generator))

@@ -50,7 +50,13 @@ def column(kernels, **options):
     return sample, rng.normal(size=(BATCH, 16)).astype(np.float32)
 
 
-@pytest.mark.parametrize("options", [{"guidance_scale": 2.0}, {"solver": "heun", "modulation_times": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 2.0},
+        pytest.param({"solver": "heun", "modulation_times": 3}, marks=pytest.mark.slow),
+    ],
+)
 def test_latents_are_those_of_the_plain_path(options, monkeypatch):
     """With the modulations of four evaluations in memory at once, two chunks or more."""
     rows = BATCH * (2 if "guidance_scale" in options else 1)
@@ -62,6 +68,7 @@ def test_latents_are_those_of_the_plain_path(options, monkeypatch):
     assert np.abs(expected - noise).max() > 0.5
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_plain_path():
     fused, noise = column("fused")
     plain, _ = column("plain")

@@ -82,6 +82,7 @@ def test_samples_are_unscaled_latents_of_all_classes_and_the_same_every_time(fol
     assert np.allclose(frozen["sampled"][64:], np.asarray(expected)[:6] / SCALE, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_discriminator_and_the_decoder_see_samples_beside_reconstructions(made):
     step, frozen, state = made
     objective = step.objective
@@ -134,6 +135,7 @@ def step_shape(made):
     return step.objective.tokenizer.resolution, width, 3
 
 
+@pytest.mark.slow
 def test_the_discriminator_is_updated_on_samples_too(made):
     step, frozen, state = made
     images = jax.random.uniform(jax.random.key(3), (2, *step_shape(made)), minval=-1.0)
