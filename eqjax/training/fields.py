@@ -243,7 +243,7 @@ GENERATOR: Table = {
     "dropout_rng": Field(
         "threefry2x32",
         Choice(("threefry2x32", "rbg", "unsafe_rbg")),
-        "Generator of dropout's random bits; rbg is that of the device: faster on GPUs, other numbers on each backend.",
+        "Generator of dropout's random bits; rbg is that of the device, with other numbers on each backend.",
     ),
     # For images in the logs.
     "sampling": {

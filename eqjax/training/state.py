@@ -58,7 +58,7 @@ def dropout_key(key: PRNGKey, rng: str) -> PRNGKey:
     Args:
       key: the key from which dropout draws by default.
       rng: "threefry2x32", the same numbers on every device: the key itself. "rbg" and "unsafe_rbg" are the generator
-        of the device (Philox on GPUs), faster there; their numbers depend on the backend, on the version of XLA and on
+        of the device (Philox on GPUs); their numbers depend on the backend, on the version of XLA and on
         how a batch is split. "unsafe_rbg" also derives keys from keys with it, without a proof that these differ.
 
     Raises:
