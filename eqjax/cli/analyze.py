@@ -1,8 +1,9 @@
-r"""Measures whether all columns are one task, and how a model follows transforms of its images.
+r"""Measures whether all columns are one task, how a model follows transforms, and which symmetries images have.
 
     eqjax analyze columns --weights=photos --output=outputs/analysis
     eqjax analyze columns --weights=runs/generator --data.source=folder --data.root=/path/to/root
     eqjax analyze equivariance --weights=photos --output=outputs/equivariance
+    eqjax analyze symmetries --data.source=folder --data.root=/path/to/root --data.flip=False
     eqjax analyze comparison --config=comparison --config.num_seeds=5 --output=outputs/comparison
     eqjax analyze comparison --config=comparison:equivariance --output=outputs/comparison_equivariance
 
@@ -10,6 +11,10 @@ r"""Measures whether all columns are one task, and how a model follows transform
 "equivariance" follows encoder, decoder, generator and sampler along shifts, flips, scalings and warps. Both analyze one
 model and train nothing. The images are the built-in photographs if they are the model's classes; otherwise --data.…
 names them as training configurations do.
+
+"symmetries" needs no model: for shifts, flips, scalings and warps it trains a small network to tell images from
+transformed ones, and says how often it cannot. Images are cropped and mirrored as for training, --data.height high and
+--num_columns columns of 16 pixels wide.
 
 "comparison" trains small models on the built-in photographs, with several seeds each: every generator of --config on
 every one of its tokenizers. The default compares tokenizers as published and strictly equivariant, and generators with
@@ -28,7 +33,7 @@ from eqjax.cli.analyze_images import BATCH_SIZE, photo_config
 from eqjax.cli.command_line import flag_group
 from eqjax.cli.model_flags import define_model_flags
 
-KINDS = ("columns", "equivariance", "comparison")
+KINDS = ("columns", "equivariance", "symmetries", "comparison")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -49,6 +54,8 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_enum("interpolation", "linear", ["linear", "fourier"], "Values between pixels and columns.",
                           flag_values=values)  # fmt: skip
         flags.DEFINE_bool("stereo", True, "Compare the views of scikit-image's stereo pair.", flag_values=values)
+    with flag_group(values, "Symmetries"):
+        _define_integers(values, ("critic_steps", 500, "Steps of the network that tells transformed images apart.", 1))
     with flag_group(values, "Comparison"):
         config_flags.DEFINE_config_file("config", None, "What is compared: a shipped name or a file, with :variant.",
                                         flag_values=values)  # fmt: skip
@@ -78,6 +85,10 @@ def run(args: flags.FlagValues, words: list[str]) -> None:
         from eqjax.cli.analyze_comparison import compare
 
         compare(args)
+    elif words[0] == "symmetries":
+        from eqjax.cli.analyze_symmetries import analyze_symmetries
+
+        analyze_symmetries(args)
     elif words[0] == "equivariance":
         from eqjax.cli.analyze_equivariance import analyze_equivariance
 

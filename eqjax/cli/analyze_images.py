@@ -38,13 +38,7 @@ def crops(
     """
     config = config.copy_and_resolve_references()
     config.update(height=height, width=width)
-    if held_out:
-        from eqjax.data import datasets  # Imports JAX, which flags need not wait for.
-
-        records = datasets.train_dataset(config, data.make_source(config, train=False), seed)
-        drawn: list[Any] = [records[i] for i in range(count)]
-        return np.stack([record["image"] for record in drawn]), np.stack([record["label"] for record in drawn])
-    with data.make_iterator(config, batch_size=count, seed=seed) as batches:
+    with data.make_iterator(config, batch_size=count, seed=seed, train=not held_out) as batches:
         batch = next(batches)
     return batch["image"], batch["label"]
 

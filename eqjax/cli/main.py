@@ -32,7 +32,9 @@ COMMANDS = {
         Command("measure_quality", "compares images of a few classes with real ones, without downloaded networks"),
         Command("make_statistics", "computes reference statistics of a set of images, for FID and others"),
         Command(
-            "analyze", "measures equivariance, and whether all columns are one task", "columns|equivariance|comparison"
+            "analyze",
+            "measures equivariance, of models and of images, and whether all columns are one task",
+            "columns|equivariance|symmetries|comparison",
         ),
         Command("check", "compares this machine's outputs with recorded ones of the original", joins=False),
         Command("benchmark", "measures how fast this machine samples and trains", "sampling|decoding|training|floor …"),

@@ -21,7 +21,7 @@ from eqjax.arguments import check_arguments
 from eqjax.config_fields import CONFIG
 from eqjax.data import datasets, workers
 from eqjax.data.image_source import ImageSource
-from eqjax.rules import Integer
+from eqjax.rules import Boolean, Integer
 from eqjax.typing import Config
 
 Batch: TypeAlias = dict[str, np.ndarray]
@@ -126,6 +126,7 @@ class BatchIterator(Iterator[Batch]):
     seed=Integer(least=0, most=2**32 - 1),
     process_index=Integer(least=0, optional=True, none_means="asks JAX"),
     process_count=Integer(least=1, optional=True, none_means="asks JAX"),
+    train=Boolean(),
 )
 def make_iterator(
     config: Config,
@@ -134,6 +135,7 @@ def make_iterator(
     seed: int,
     process_index: int | None = None,
     process_count: int | None = None,
+    train: bool = True,
 ) -> BatchIterator:
     """Returns this process's endless training batches: shuffled random crops and flips.
 
@@ -143,6 +145,7 @@ def make_iterator(
       seed: seed of the order, the crops and the flips, in [0, 2**32).
       process_index: this process, in [0, process_count); None asks JAX.
       process_count: number of processes; None asks JAX.
+      train: False draws such batches from the images kept for evaluation.
 
     Raises:
       ValueError: the configuration is invalid, the batch is not divisible by the number of processes, or the seed is
@@ -155,7 +158,7 @@ def make_iterator(
       (8, 64, 64, 3)
     """
     shard = _process_shard(batch_size, process_index, process_count)
-    source = datasets.make_source(config)
+    source = datasets.make_source(config, train=train)
     return BatchIterator(
         datasets.train_dataset(config, source, seed),
         source,

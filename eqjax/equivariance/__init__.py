@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         stereo_retrieval_loss,
     )
     from eqjax.equivariance.crop_shifts import ShiftErrors, crop_shift_errors
+    from eqjax.equivariance.data_symmetries import Overlap, SymmetryCritic, measure_overlap
     from eqjax.equivariance.flip_layers import (
         FlipAutoencoder,
         FlipConv,
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
         latent_spread,
         transformed_pair,
     )
-    from eqjax.equivariance.soft_weights import SoftWeights
     from eqjax.equivariance.stereo import StereoPair, StereoReport, load_stereo_pair, stereo_report
     from eqjax.equivariance.symmetrization import orbit_distance_loss, soft_shift, symmetrize
     from eqjax.equivariance.warp_fixed_point import WarpCanonicalizer
@@ -83,13 +83,14 @@ _MODULES = {
     "IndexShiftErrors": "index_shifts",
     "LearnedCanonicalizer": "learned",
     "Orbit": "orbits",
+    "Overlap": "data_symmetries",
     "PolyphaseAnchor": "polyphase",
     "ScoreNetwork": "learned",
     "ShiftErrors": "crop_shifts",
-    "SoftWeights": "soft_weights",
     "StereoPair": "stereo",
     "StereoReport": "stereo",
     "StereoWindows": "column_retrieval",
+    "SymmetryCritic": "data_symmetries",
     "Warp": "actions",
     "WarpCanonicalizer": "warp_fixed_point",
     "act_columns": "actions",
@@ -119,6 +120,7 @@ _MODULES = {
     "load_stereo_windows": "column_retrieval",
     "make_action": "actions",
     "measure_orbit": "orbits",
+    "measure_overlap": "data_symmetries",
     "model_codec": "codecs",
     "next_column_error": "latent_statistics",
     "orbit_distance_loss": "symmetrization",
@@ -158,13 +160,14 @@ __all__ = [
     "IndexShiftErrors",
     "LearnedCanonicalizer",
     "Orbit",
+    "Overlap",
     "PolyphaseAnchor",
     "ScoreNetwork",
     "ShiftErrors",
-    "SoftWeights",
     "StereoPair",
     "StereoReport",
     "StereoWindows",
+    "SymmetryCritic",
     "Warp",
     "WarpCanonicalizer",
     "act_columns",
@@ -194,6 +197,7 @@ __all__ = [
     "load_stereo_windows",
     "make_action",
     "measure_orbit",
+    "measure_overlap",
     "model_codec",
     "next_column_error",
     "orbit_distance_loss",

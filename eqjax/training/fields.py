@@ -135,10 +135,12 @@ EQUIVARIANCE: Table = {
     "soft_power": Field(
         None,
         Number(above=0, most=100, optional=True, none_means="off"),
-        "Power of the rule that takes weight from transforms which the data resist, one transform per step; 2 as in "
-        "PER. None: off.",
+        "Weigh each kind of transforms by the overlap of transformed data with data to this power, one kind per step, "
+        "so that kinds which the data lack are let go of; 2 as in PER. None: all weigh alike.",
     ),
-    "soft_after": Field(0.25, _FRACTION, "Fraction of the run after which soft_power sets the weights, once."),
+    "soft_steps": Field(
+        500, Integer(least=1, most=1_000_000), "Steps of the critic that measures each kind's overlap before the run."
+    ),
     "collapse_threshold": Field(
         0.5,
         _FRACTION,

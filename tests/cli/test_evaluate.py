@@ -12,6 +12,7 @@ import pytest
 from eqjax import config_files, pretrained
 from eqjax.cli import analyze, analyze_comparison, analyze_images, command_line, evaluate, make_statistics
 from eqjax.cli.main import COMMANDS
+from eqjax.data import datasets
 from eqjax.evaluation import Extractor, networks, results, statistics
 from tests import subprocesses
 from tests.evaluation import tiny_models
@@ -204,9 +205,9 @@ def test_a_comparison_resumes_with_what_is_missing(tmp_path, monkeypatch):
 
 
 def test_held_out_crops_come_from_the_parts_for_evaluation(monkeypatch):
-    asked, make_source = [], analyze_images.data.make_source
+    asked, make_source = [], datasets.make_source
     monkeypatch.setattr(
-        analyze_images.data, "make_source", lambda config, train=True: asked.append(train) or make_source(config, train)
+        datasets, "make_source", lambda config, train=True: asked.append(train) or make_source(config, train)
     )
     config = analyze_images.photo_config(("coffee", "cat"))
     images, labels = analyze_images.crops(config, 32, 40, 6, seed=1, held_out=True)
@@ -224,8 +225,35 @@ def test_a_comparison_rejects_data_flags():
 
 @pytest.mark.parametrize("words", [[], ["tokens"], ["columns", "equivariance"]])
 def test_an_analysis_needs_its_name(words):
-    with pytest.raises(ValueError, match=r"name what to analyze: columns, equivariance, comparison; got \["):
+    with pytest.raises(ValueError, match=r"analyze: columns, equivariance, symmetries, comparison; got \["):
         analyze.run(parse(analyze), words)
+
+
+def test_symmetries_of_images_are_written_without_a_model(tmp_path):
+    groups = ("shift", "flip", "warp")  # Scalings need six columns.
+    options = ("--data.height=16", "--num_columns=4", "--num_batches=2", "--critic_steps=1", "--data.flip=False")
+    analyze.run(parse(analyze, "--weights=absent", *options, f"--output={tmp_path}"), ["symmetries"])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["flip"] is False and results["critic_steps"] == 1 and tuple(results["symmetries"]) == groups
+    for found in results["symmetries"].values():
+        assert found["images"] == 64 and found["overlap"] == pytest.approx(min(1, 2 - 2 * found["auc"]))
+    rows = (tmp_path / "table.md").read_text().splitlines()[2:]
+    assert [row.split()[1] for row in rows] == [*groups]
+    assert {path.name for path in tmp_path.iterdir()} >= {"overlaps.csv", "overlaps.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data.source=latents", "--data.root=cache"), "holds no images"),
+        (("--data.width=40",), "images 40 pixels wide do not divide into columns"),
+        (("--data.holdout_fraction=0",), "holdout_fraction=0 leaves nothing"),
+    ],
+)
+def test_symmetries_need_images_and_some_that_are_held_out(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        analyze.run(parse(analyze, *options, f"--output={tmp_path}"), ["symmetries"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

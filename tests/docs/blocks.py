@@ -122,6 +122,8 @@ def smaller_command(command, root):
             parts += ["--num_flow_steps=2", "--num_stored_features=4"]
         if parts[1:3] in (["analyze", "columns"], ["analyze", "equivariance"]):
             parts += ["--num_columns=4", "--num_batches=2"]
+        if parts[1:3] == ["analyze", "symmetries"]:
+            parts += ["--num_columns=4", "--num_batches=2", "--critic_steps=2"]
         if parts[1] == "measure-quality":
             parts += ["--num_columns=4", "--num_images=2", "--num_flow_steps=2"]
     return variables, parts

@@ -30,7 +30,7 @@ MAY_BE_ZERO = {
     "semantic_weight", "semantic_start", "adversarial_weight", "adversarial_start", "square_downsamples",
     "attention_window",
     "posterior_std", "dropout_rate", "label_dropout_rate", "guidance_scale", "temperature", "max_position",
-    "implicit_probability", "explicit_weight", "start", "soft_after", "collapse_threshold", "stereo_weight",
+    "implicit_probability", "explicit_weight", "start", "soft_steps", "collapse_threshold", "stereo_weight",
     "num_threads", "num_workers", "max_corrupt_fraction", "holdout_fraction",
 }  # fmt: skip
 # Numbers without an upper bound, of which 10**30 is one.

@@ -40,7 +40,7 @@ Metrics of a step, in the order in which they are computed:
 | `gen_grad_norm_last_layer` | the same of `gen_loss` |
 | `encoder_error`, `decoder_error` | squared relative errors under the step's transform; with an explicit weight |
 | `stereo_loss` | one minus the smoothed precision of retrieval; with a stereo weight |
-| `equivariance_error` | relative error of the encoder under the step's transform; with explicit or soft weights |
+| `equivariance_error` | relative error of the encoder under the step's transform; with an explicit weight |
 | `latent_spread` | root mean variance of latent channels; with an explicit weight |
 | `collapsed` | whether the guard has turned the explicit errors off, 0 or 1 |
 | `soft_scale`, `soft_flip`, … | soft weights of the kinds of transforms |

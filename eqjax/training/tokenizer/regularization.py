@@ -6,7 +6,7 @@ else is drawn inside of them. One transform serves both updates of a step and al
 
 Letters: B batch, H and W pixels, L columns, D latent channels, G kinds of transforms.
 
-Source: `eqjax.equivariance.regularizers`, `soft_weights`, `column_retrieval`.
+Source: `eqjax.equivariance.regularizers`, `data_symmetries`, `column_retrieval`.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,6 @@ from eqjax.equivariance import (
     CollapseGuard,
     ColumnGeometry,
     Group,
-    SoftWeights,
     act_columns,
     act_image,
     decoder_error,
@@ -62,11 +61,11 @@ class RegularizerState:
 
     Attributes:
       guard: the guard of the explicit errors, or None without them.
-      soft: weights of the kinds of transforms, or None if all keep theirs.
+      soft: weights of the kinds of transforms, or None if they have none.
     """
 
     guard: CollapseGuard | None
-    soft: SoftWeights | None
+    soft: Float[AnyArray, "G"] | None
 
 
 @flax.struct.dataclass
@@ -104,8 +103,7 @@ class Regularization:
       implicit_probability: fraction of implicit steps.
       explicit_weight: weight of the explicit errors.
       start: steps done before anything is on.
-      soft_power: power of the rule for soft weights; None: all kinds are drawn together and keep their weight.
-      soft_step: steps done before soft weights are set.
+      soft_power: power of the overlap that weighs a kind; None: all kinds are drawn together and have no weights.
       collapse_threshold: fraction of the latents' first spread below which the explicit errors go off.
       stereo_weight: weight of the stereo term.
       stereo_windows: windows per pass.
@@ -120,7 +118,6 @@ class Regularization:
     explicit_weight: float = 0.0
     start: int = 0
     soft_power: float | None = None
-    soft_step: int = 0
     collapse_threshold: float = 0.5
     stereo_weight: float = 0.0
     stereo_windows: int = 8
@@ -140,19 +137,28 @@ class Regularization:
             return None
         if self.soft_power is None:
             return TransformChoice(self.group.draw_scale(self.seed, step), implicit)
-        # One kind per step, so that its error is known; the identity tells nothing of it.
+        # One kind per step, so that its weight is the step's; the identity is none of them.
         scales = tuple(scale for scale in self.group.scales if scale != 1)
         if self.kinds[random.integers(len(self.kinds))] != "scale":
             return TransformChoice(Fraction(1), implicit)
         return TransformChoice(scales[random.integers(len(scales))], implicit)
+
+    def alone(self, kind: str) -> Group:
+        """Returns the group of one kind of transforms."""
+        group = self.group
+        return {
+            "scale": Group(scales=group.scales),
+            "flip": Group(flips=group.flips),
+            "shift": Group(max_shift=group.max_shift, shift_step=group.shift_step),
+            "warp": Group(warp=group.warp),
+        }[kind]
 
     def _draw(self, choice: TransformChoice, key: PRNGKey) -> tuple[Action, jax.Array | None]:
         """Returns the transform, and with soft weights the index of its kind."""
         if self.soft_power is None:
             return self.group.sample(key, choice.scale), None
         if choice.scale != 1:
-            alone = Group(scales=self.group.scales)
-            return alone.sample(key, choice.scale), jnp.asarray(self.kinds.index("scale"), jnp.int32)
+            return self.alone("scale").sample(key, choice.scale), jnp.asarray(self.kinds.index("scale"), jnp.int32)
         others = [i for i, kind in enumerate(self.kinds) if kind != "scale"]
         kind_key, key = jax.random.split(key)
         kind = jnp.asarray(others)[jax.random.randint(kind_key, (), 0, len(others), jnp.int32)]
@@ -181,7 +187,7 @@ class Regularization:
         if choice is not None:
             action, kind = self._draw(choice, stream(key, "transform"))
             if state is not None and state.soft is not None:
-                weight = jnp.asarray(state.soft.weights)[kind]
+                weight = jnp.asarray(state.soft)[kind]
             if state is not None and state.guard is not None:
                 explicit_weight = self.explicit_weight * state.guard.weight * (1.0 if weight is None else weight)
         if self.stereo_weight:
@@ -197,7 +203,7 @@ class Regularization:
     def init_state(self) -> RegularizerState | None:
         """Returns the state before the first step; None if nothing is carried."""
         guard = CollapseGuard.init() if self.explicit_weight else None
-        soft = None if self.soft_power is None else SoftWeights.init(len(self.kinds))
+        soft = None if self.soft_power is None else jnp.ones(len(self.kinds))
         return None if guard is None and soft is None else RegularizerState(guard, soft)
 
     def update_state(
@@ -205,7 +211,6 @@ class Regularization:
         state: RegularizerState | None,
         regularizer: StepRegularizer | None,
         terms: Mapping[str, Any],
-        step: jax.Array,
     ) -> tuple[RegularizerState | None, dict[str, Any]]:
         """Returns the state after a step, and its metrics.
 
@@ -213,7 +218,6 @@ class Regularization:
           state: state before the step.
           regularizer: what the step added.
           terms: metrics of the tokenizer's gradients.
-          step: steps done before it.
         """
         if state is None or regularizer is None or regularizer.action is None:
             return state, {}
@@ -222,9 +226,7 @@ class Regularization:
             guard = guard.update(terms["latent_spread"], self.collapse_threshold)
             metrics["collapsed"] = jnp.asarray(guard.fired, jnp.float32)
         if soft is not None:
-            soft = soft.update(regularizer.kind, terms["equivariance_error"])
-            soft = soft.adjust(step >= self.soft_step, self.soft_power)
-            metrics |= {f"soft_{kind}": soft.weights[i] for i, kind in enumerate(self.kinds)}
+            metrics |= {f"soft_{kind}": soft[i] for i, kind in enumerate(self.kinds)}
         return RegularizerState(guard, soft), metrics
 
     # ── Terms ───────────────────────────────────────────────────────────────────────────────────
@@ -253,16 +255,13 @@ class Regularization:
         """
         losses, readings, action = {}, {}, regularizer.action
         is_explicit = regularizer.explicit_weight is not None
-        if action is not None and (is_explicit or regularizer.weight is not None):
+        if action is not None and is_explicit:
             means = jax.lax.stop_gradient(reconstruction.means)
             found = encode(act_image(self.geometry, action, images)[0])
-            if not is_explicit:  # It is measured alone.
-                found = jax.lax.stop_gradient(found)
             error = encoder_error(self.geometry, action, found, means)
             readings["equivariance_error"] = jnp.sqrt(jax.lax.stop_gradient(error))
-            if is_explicit:
-                losses["encoder_error"] = error
-                readings["latent_spread"] = latent_spread(means)
+            readings["latent_spread"] = latent_spread(means)
+            losses["encoder_error"] = error
         if action is not None and is_explicit and not regularizer.implicit:
             # An implicit step asks the decoder for the same, against the image itself.
             moved, _ = act_columns(self.geometry, action, jax.lax.stop_gradient(reconstruction.latents))

@@ -57,7 +57,6 @@ def make_regularization(config: Config, tokenizer: Tokenizer) -> tuple[Regulariz
         explicit_weight=options.explicit_weight,
         start=options.start,
         soft_power=options.soft_power,
-        soft_step=round(options.soft_after * config.total_steps),
         collapse_threshold=options.collapse_threshold,
         stereo_weight=options.stereo_weight,
         stereo_windows=options.stereo_windows,

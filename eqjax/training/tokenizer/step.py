@@ -141,7 +141,7 @@ class TokenizerStep:
             metrics |= discriminator_metrics
         carried, more = state.regularization, {}
         if self.objective.regularization is not None:
-            carried, more = self.objective.regularization.update_state(carried, regularizer, metrics, state.step)
+            carried, more = self.objective.regularization.update_state(carried, regularizer, metrics)
         trained_ema = {name: state.ema_params[name] for name in trained}
         trained_ema = ema_update(trained_ema, trained, self.ema_decay(state.step + 1))
         metrics["learning_rate"] = self.schedule(state.step)

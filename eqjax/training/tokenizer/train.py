@@ -22,6 +22,7 @@ from eqjax.training.state import TokenizerState
 from eqjax.training.tokenizer import nan_report
 from eqjax.training.tokenizer.draws import Terms
 from eqjax.training.tokenizer.sampled_latents import draw_sampled_latents
+from eqjax.training.tokenizer.soft_weights import measure_soft_weights
 from eqjax.training.tokenizer.step import Batch, TokenizerStep
 from eqjax.typing import AnyArray, Config, Params, PRNGKey
 
@@ -82,7 +83,12 @@ class TokenizerTrainer(loop.Trainer):
         return self._train_step.init_state(key, self._config.data.height, self._config.data.width)
 
     def load_initial_weights(self, state: TokenizerState) -> TokenizerState:
-        """Returns the state with the EMA weights of stage 1, if the run starts from them."""
+        """Returns the state with the EMA weights of stage 1, if the run starts from them, and with soft weights."""
+        regularization = self._train_step.objective.regularization
+        if regularization is not None and regularization.soft_power is not None:
+            measured = jnp.asarray(measure_soft_weights(self._config, regularization))
+            soft = sharding.put(measured, state.regularization.soft.sharding)
+            state = dataclasses.replace(state, regularization=dataclasses.replace(state.regularization, soft=soft))
         if self._stage1 is None:
             return state
         stored = self._stage1.params["tokenizer"]
@@ -100,17 +106,13 @@ class TokenizerTrainer(loop.Trainer):
         return batch if choice is None else {**batch, "transform": choice}
 
     def notice(self, step: int, metrics: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-        """Warns when the guard has turned explicit errors off; says which weights soft weighting has set."""
+        """Warns when the guard has turned explicit errors off."""
         if metrics.get("collapsed") and not before.get("collapsed"):
             logging.warning(
                 "Step %d: the spread of the latents fell below %g of its start, so they collapse under the explicit "
                 "errors of objective.equivariance, which are off from now on. Start again with a lower "
                 "explicit_weight.", step, self._config.objective.equivariance.collapse_threshold,
             )  # fmt: skip
-        soft = {name: float(value) for name, value in metrics.items() if name.startswith("soft_")}
-        if soft and min(soft.values()) < 1 and not any(before.get(name, 1.0) < 1 for name in soft):
-            text = ", ".join(f"{name.removeprefix('soft_')} {value:.2g}" for name, value in soft.items())
-            logging.info("Step %d: transforms weigh from now on: %s.", step, text)
 
     def find_nonfinite(self, state: TokenizerState, batch: Batch, key: PRNGKey) -> str:
         """Names the first parameter, term or gradient that is not finite when the step is repeated."""

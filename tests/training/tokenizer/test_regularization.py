@@ -196,24 +196,16 @@ def test_explicit_errors_are_part_of_the_total_and_off_once_the_guard_has_fired(
     assert float(metrics["loss"]) == pytest.approx(plain, rel=1e-5)
 
 
-def test_soft_weights_are_set_when_due_and_weigh_the_steps_of_their_kind():
-    step = make_step(implicit_probability=1.0, soft_power=2.0, soft_step=3)
+def test_soft_weights_weigh_the_steps_of_their_kind():
+    step = make_step(implicit_probability=1.0, soft_power=2.0)
     state = make_state(step)
-    soft = state.regularization.soft
-    for kind, residual in enumerate((0.2, 0.4, 0.2, 0.2)):
-        soft = soft.update(kind, residual)
-    state = state.replace(regularization=state.regularization.replace(soft=soft))
-    early, metrics = run(step, state, HALF)
-    assert not early.regularization.soft.adjusted and metrics["soft_scale"] == 1
-    assert float(early.regularization.soft.residuals[0]) != pytest.approx(0.2)
-    due, metrics = run(step, state.replace(step=jnp.int32(3)), HALF)
-    weights = due.regularization.soft.weights
-    assert due.regularization.soft.adjusted and float(metrics["soft_flip"]) < 0.3 and weights.max() == 1
-    low = soft.replace(weights=jnp.array([0.25, 1, 1, 1]), adjusted=jnp.array(True))
-    _, weighed = run(step, state.replace(regularization=state.regularization.replace(soft=low)), HALF)
+    assert state.regularization.soft.tolist() == [1, 1, 1, 1]
+    low = state.replace(regularization=state.regularization.replace(soft=jnp.array([0.25, 1, 1, 1])))
+    after, weighed = run(step, low, HALF)
     _, full = run(step, state, HALF)
     for name in ("loss", "grad_norm"):
         assert float(weighed[name]) == pytest.approx(0.25 * float(full[name]), rel=1e-5)
+    assert [float(weighed[f"soft_{kind}"]) for kind in KINDS] == after.regularization.soft.tolist() == [0.25, 1, 1, 1]
 
 
 def test_the_stereo_term_is_part_of_every_step_after_the_start():

@@ -41,7 +41,7 @@ def test_all_is_off_by_default():
 def test_fields_become_regularizers():
     config = make_config(
         implicit_probability=0.25, transforms=("flip", "shift", "scale", "warp"), scales=("1/2", "1"),
-        shift_columns=1.5, soft_power=2.0, soft_after=0.5, start=3, interpolation="fourier",
+        shift_columns=1.5, soft_power=2.0, start=3, interpolation="fourier",
     )  # fmt: skip
     config.tokenizer.padding = "circular"
     found, windows = build(config)
@@ -50,7 +50,7 @@ def test_fields_become_regularizers():
     assert (found.geometry.boundary, found.geometry.interpolation) == ("circular", "fourier")
     assert found.kinds == ("flip", "shift", "scale", "warp") and found.group.max_shift == 6
     assert found.group.scales == (Fraction(1, 2), Fraction(1)) and found.group.flips and found.group.warp is not None
-    assert (found.implicit_probability, found.soft_power, found.soft_step, found.start) == (0.25, 2.0, 4, 3)
+    assert (found.implicit_probability, found.soft_power, found.start) == (0.25, 2.0, 3)
 
 
 def test_the_built_in_stereo_pair_is_cut_for_the_tokenizer():
@@ -131,7 +131,8 @@ def metrics(workdir):
 
 @pytest.mark.slow
 def test_runs_resume_bit_for_bit_and_explicit_errors_fine_tune(tmp_path):
-    options: Any = dict(implicit_probability=0.5, scales=("1/2",), soft_power=2.0, total_steps=6, checkpoint_every=3)
+    options: Any = dict(implicit_probability=0.5, scales=("1/2",), total_steps=6, checkpoint_every=3)
+    options |= dict(soft_power=2.0, soft_steps=3)
     whole = tokenizer.train_and_evaluate(make_config(**options), str(tmp_path / "whole"))
     log = metrics(tmp_path / "whole")
     assert {"transformed_psnr" in line for line in log} == {True, False}
