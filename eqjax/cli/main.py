@@ -33,7 +33,7 @@ COMMANDS = {
         Command("make_statistics", "computes reference statistics of a set of images, for FID and others"),
         Command(
             "analyze",
-            "measures equivariance, of models and of images, and whether all columns are one task",
+            "measures equivariance, and whether all columns are one task",
             "columns|equivariance|symmetries|comparison",
         ),
         Command("check", "compares this machine's outputs with recorded ones of the original", joins=False),

@@ -15,6 +15,7 @@ from configs import photos_tokenizer
 from eqjax import pretrained
 from eqjax.training import tokenizer
 from eqjax.training.tokenizer.regularization_config import make_regularization
+from tests import subprocesses
 
 
 def make_config(variant="tiny", **changes):
@@ -148,6 +149,29 @@ def test_runs_resume_bit_for_bit_and_explicit_errors_fine_tune(tmp_path):
     tokenizer.train_and_evaluate(fine, str(tmp_path / "fine"))
     log = metrics(tmp_path / "fine")
     assert all(line["collapsed"] == 0 and line["encoder_error"] > 0 < line["stereo_loss"] for line in log)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same_transforms_as_one_and_weigh_them_alike(tmp_path):
+    fields = {"implicit_probability": 0.5, "transforms": "('flip','shift')"}
+    fields |= {"soft_power": 2.0, "soft_steps": 5}
+    command = ["eqjax", "train-tokenizer", "--config=photos_tokenizer:tiny", "--config.total_steps=5"]
+    command += ["--config.log_every=1", "--config.eval_every=None", "--config.image_every=None"]
+    command += [f"--config.objective.equivariance.{name}={value}" for name, value in fields.items()]
+    codes, outputs = subprocesses.run_processes(*command, f"--workdir={tmp_path}/two", count=2, devices=1)
+    assert codes == [0, 0], outputs
+    subprocesses.run(*command, f"--workdir={tmp_path}/one", devices=2)
+    # One process measures, for both.
+    assert ["a critic tells" in output for output in outputs] == [True, False]
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [set(line) for line in one] == [set(line) for line in two]  # Names tell which steps are implicit.
+    assert {"transformed_l1" in line for line in one} == {True, False}
+    for ours, others in zip(one, two, strict=True):
+        for name in ("loss", *(name for name in ours if name.startswith("soft_"))):
+            # Rows of a batch are in another order, and so get other noise.
+            assert ours[name] == pytest.approx(others[name], rel=5e-3), (name, ours["step"])
+    weights = [line["soft_flip"] for line in one if "soft_flip" in line]
+    assert len(set(weights)) == 1 and weights[0] > 0
 
 
 @pytest.mark.slow
