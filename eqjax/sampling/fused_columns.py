@@ -1,4 +1,4 @@
-"""Integration of a column's flow with the fused kernels of the flow head (`eqjax.generator.fused_flow`).
+"""A column with the fused kernels of the flow head and of the transformer (`eqjax.generator`, `fused_…`).
 
 They are for one NVIDIA GPU. Whether a program is compiled for one is known only when it is lowered, so "auto" leaves
 the choice to that moment. Derivatives are those of the plain path.
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from eqjax import flow
-from eqjax.generator import Condition, KVCache, Modulations, flow_kernels
+from eqjax.generator import Condition, KVCache, Modulations, gpu_kernels
 from eqjax.sampling.shortcuts import integrate
 from eqjax.typing import AnyArray, Scalar
 
@@ -23,16 +23,16 @@ _INTERPRET = False  # Tests emulate the kernels on CPUs.
 
 
 def takes_fused(sampler: Any, rows: int) -> bool:
-    """Returns whether a column is integrated with the fused kernels, if its program is compiled for a GPU.
+    """Returns whether a column is computed with the fused kernels, if its program is compiled for a GPU.
 
     Args:
       sampler: a `Sampler`.
       rows: R.
     """
-    choice, head = sampler.shortcuts.flow_kernels, sampler.generator
+    choice = sampler.shortcuts.gpu_kernels
     if choice == "plain" or sampler.shortcuts.window is not None:
         return False
-    return choice == "fused" or flow_kernels.is_worthwhile(rows, head.flow_width, head.latent_dim, head.dtype)
+    return choice == "fused" or gpu_kernels.is_worthwhile(rows, sampler.generator)
 
 
 def integrate_column(
@@ -88,10 +88,10 @@ def decode_step(
 
 
 def _choose(plain: Callable[..., Any], fused: Callable[..., Any], sampler: Any, *given: Any) -> Any:
-    """Calls the function with the kernels, or the one without if the program is not for an NVIDIA GPU and may choose."""
+    """Calls the function with the kernels; with "auto", where the program is not for an NVIDIA GPU, the other one."""
     with_kernels = jax.custom_jvp(fused)
     with_kernels.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
-    if sampler.shortcuts.flow_kernels == "fused":
+    if sampler.shortcuts.gpu_kernels == "fused":
         return with_kernels(sampler, *given)
     return jax.lax.platform_dependent(sampler, *given, cuda=with_kernels, default=plain)
 

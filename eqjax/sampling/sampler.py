@@ -27,7 +27,7 @@ from jaxtyping import Float, Int, Shaped
 import numpy as np
 
 from eqjax import flow
-from eqjax.generator import Condition, Generator, KVCache, Modulations, flow_kernels
+from eqjax.generator import Condition, Generator, KVCache, Modulations, gpu_kernels
 from eqjax.sampling import fused_columns
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
@@ -91,8 +91,8 @@ class SamplerInputs:
         """
         position = _MAX_INT32 if options.max_position is None else options.max_position
         position = position if is_traced(position) else np.int32(position)  # Not another program for another type.
-        head, shortcuts = (generator.flow_width, generator.latent_dim, generator.dtype), options.shortcuts()
-        kernels = flow_kernels.check(shortcuts.flow_kernels, *head, (params, labels), mesh)
+        shortcuts = options.shortcuts()
+        kernels = gpu_kernels.check(shortcuts.gpu_kernels, generator, (params, labels), mesh)
         # A Python float would be float64 if JAX computes with 64 bits.
         temperature = options.temperature if is_traced(options.temperature) else np.float32(options.temperature)
         return cls(
@@ -103,7 +103,7 @@ class SamplerInputs:
             options.solver_table(),
             temperature,
             position,
-            dataclasses.replace(shortcuts, flow_kernels=kernels),
+            dataclasses.replace(shortcuts, gpu_kernels=kernels),
         )
 
 

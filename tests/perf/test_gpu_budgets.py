@@ -28,14 +28,14 @@ def compiled(tmp_path, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "flow_kernels", "most_kernels", "gigabytes"),
+    ("dtype", "gpu_kernels", "most_kernels", "gigabytes"),
     [
         ("bfloat16", "auto", 30, 0.8), ("bfloat16", "plain", 67, 0.8),
         ("float32", "fused", 30, 1.2), ("float32", "auto", 67, 1.2),
     ],
 )  # fmt: skip
-def test_sampling_of_the_large_size(dtype, flow_kernels, most_kernels, gigabytes, tmp_path):
-    options = f"--dtype={dtype}", f"--flow_kernels={flow_kernels}"
+def test_sampling_of_the_large_size(dtype, gpu_kernels, most_kernels, gigabytes, tmp_path):
+    options = f"--dtype={dtype}", f"--gpu_kernels={gpu_kernels}"
     program = compiled(tmp_path, "sampling", "--config=L", "--batch_size=64", *options)
     # Evaluations of the flow head, at 100 steps of 16 columns.
     (evaluation,) = (loop for loop in program["loops"] if loop["turns"] * loop["visits"] == 1600)
@@ -51,7 +51,7 @@ def test_sampling_of_the_large_size(dtype, flow_kernels, most_kernels, gigabytes
 @pytest.mark.parametrize("chip", ["A100", "L4"])
 def test_the_fused_kernels_fit_smaller_gpus(chip, tmp_path):
     """Their shared memory above all, which is checked when they are compiled."""
-    options = f"--chip={chip}", "--dtype=bfloat16", "--flow_kernels=fused", "--batch_size=256", "--num_columns=2"
+    options = f"--chip={chip}", "--dtype=bfloat16", "--gpu_kernels=fused", "--batch_size=256", "--num_columns=2"
     program = compiled(tmp_path, "sampling", "--config=L", *options)
     (evaluation,) = (loop for loop in program["loops"] if loop["turns"] * loop["visits"] == 200)
     assert evaluation["kernels"] <= 30
