@@ -169,9 +169,9 @@ def _modulation(
     modulations: Any, bias: Any, evaluation: Any, rows: Any, inside: jax.Array, place_in: tuple[int, ...], at: Any
 ) -> jax.Array:
     """Returns columns of a tile's shift, scale or gate, which `place_in` selects, float32."""
-    place_in = tuple(map(np.int32, place_in))  # Emulation takes no Python integers.
-    values = load(modulations.at[evaluation, rows, *place_in, at], inside)
-    return (values + load(bias.at[*place_in, at])[None]).astype(jnp.float32)
+    indices = tuple(map(np.int32, place_in))  # Emulation takes no Python integers.
+    values = load(modulations.at[evaluation, rows, *indices, at], inside)
+    return (values + load(bias.at[*indices, at])[None]).astype(jnp.float32)
 
 
 def _modulated(

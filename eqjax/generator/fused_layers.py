@@ -146,7 +146,7 @@ def decode_step(
         _layer,
         weights,
         tuple(_flat(a) for a in keys_values),
-        tuple(_interleaved(*pair, head) for pair in (angles, cross_angles)),
+        (_interleaved(*angles, head), _interleaved(*cross_angles, head)),
         jnp.asarray(slot, jnp.int32)[None],
         (mask & (jnp.arange(slots) != slot)).astype(jnp.int32),
         head=head,
@@ -157,7 +157,7 @@ def decode_step(
     tile = _tile_out(rows, width, x.dtype)
     state = _moments(x[:, 0].astype(jnp.float32), tile)
     carry = state, tuple(_flat(a) for a in (cache.keys, cache.values))
-    state, stored = jax.lax.fori_loop(0, layers, lambda i, carry: step(i[None], *carry), carry)
+    state, stored = jax.lax.fori_loop(np.int32(0), np.int32(layers), lambda i, carry: step(i[None], *carry), carry)
     keys, values = (a.reshape(cache.keys.shape) for a in stored)
     return state[0].astype(x.dtype)[:, None], KVCache(keys, values)
 
@@ -169,8 +169,8 @@ def _flat(array: Float[jax.Array, "depth R N H d"]) -> Float[jax.Array, "depth R
 def _interleaved(cos: jax.Array, sin: jax.Array, head: Head) -> tuple[jax.Array, jax.Array]:
     """Returns factors of a head's columns and of those columns with the two of each pair exchanged, [P]."""
     signs = np.tile(np.array([-1, 1], np.float32), head.size // 2)
-    factors = jnp.repeat(cos[0], 2), jnp.repeat(sin[0], 2) * signs
-    return factors if head.padded == head.size else tuple(jnp.pad(a, (0, head.padded - head.size)) for a in factors)
+    room = 0, head.padded - head.size
+    return jnp.pad(jnp.repeat(cos[0], 2), room), jnp.pad(jnp.repeat(sin[0], 2) * signs, room)
 
 
 def _tile_out(rows: int, width: int, dtype: DTypeLike) -> Tile:
@@ -184,7 +184,7 @@ def _moments(x: Float[jax.Array, "R E"], tile: Tile) -> tuple[jax.Array, ...]:
     parts = x.reshape(x.shape[0], -1, tile.columns)
     means = jnp.mean(parts, axis=2)
     squares = jnp.sum(jnp.square(parts - means[:, :, None]), axis=2)
-    room = state_shapes(*x.shape, tile)[1].shape[1] - parts.shape[1]
+    room = state_shapes(x.shape[0], x.shape[1], tile)[1].shape[1] - parts.shape[1]
     return x, *(jnp.pad(a, ((0, 0), (0, room))) for a in (means, squares))
 
 

@@ -364,8 +364,8 @@ class Generator(Float32Products):
         slots = cache.keys.shape[2]
         mask = jnp.arange(slots) <= column  # Later slots have not been written yet.
         keys_values = condition.keys, condition.values
-        layers = self.blocks.decode_step if layers is None else layers
-        x, cache = layers(x, cache, keys_values, angles, cross_angles, column % slots, mask)
+        step: Any = self.blocks.decode_step if layers is None else layers
+        x, cache = step(x, cache, keys_values, angles, cross_angles, column % slots, mask)
         return self.output_norm(x[:, 0]), cache
 
     def flow_modulations(self, time: Float[AnyArray, "..."], context: Float[AnyArray, "... E"]) -> Modulations:

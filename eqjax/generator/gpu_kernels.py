@@ -121,7 +121,7 @@ def is_worthwhile(rows: int, generator: Generator) -> bool:
     if jax.default_backend() != "gpu":
         return True  # The program is compiled for a GPU that is elsewhere.
     # Sizes of the kernels. Two layers, of which the second one is read at its place.
-    reduced = generator.clone(
+    reduced: Any = generator.clone(
         parent=None, name=None, depth=2, flow_depth=1, num_classes=1, dtype=jnp.dtype(generator.dtype)
     )
     return error_here(rows, reduced) <= _BOUNDS[itemsize]
@@ -197,7 +197,8 @@ def _both(
         cross_rope=generator.cross_rope,
         interpret=interpret,
     )
-    condition = Condition(*tokens.astype(dtype), context[0].astype(dtype))
+    keys, values = tokens.astype(dtype)
+    condition = Condition(keys, values, context[0].astype(dtype))
     stored = KVCache(*cache.astype(dtype))
 
     def step(kernels: Any) -> Any:

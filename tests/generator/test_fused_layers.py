@@ -70,7 +70,7 @@ CASES = [
 @pytest.mark.parametrize(("fields", "rows", "columns"), CASES)
 def test_float32_is_that_of_the_layers(fields, rows, columns):
     """Contexts, and the cache with every column; from the third on, rotations of the two attentions differ."""
-    generator = small(**fields)
+    generator: Any = small(**fields)
     found, expected = (run(generator, rows, columns, kernels) for kernels in ("fused", "plain"))
     for here, there in zip(found, expected, strict=True):
         assert here.shape == there.shape and np.abs(there).max() > 1
@@ -79,7 +79,7 @@ def test_float32_is_that_of_the_layers(fields, rows, columns):
 
 @pytest.mark.slow
 def test_bfloat16_differs_by_rounding():
-    generator = small()
+    generator: Any = small()
     fused, plain, exact = (
         run(generator, 3, 5, *case) for case in (("fused", "bfloat16"), ("plain", "bfloat16"), ("plain",))
     )

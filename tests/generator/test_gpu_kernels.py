@@ -1,6 +1,7 @@
 """Which kernels compute a column: where there are fused ones, where "auto" takes them, what is said where not."""
 
 import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from eqjax.generator import Generator, KVCache, fused_flow, fused_layers, gpu_ke
 from eqjax.precision import computing_in
 
 LARGE = Generator(dtype="bfloat16")
-SMALL = Generator(
+SMALL: Any = Generator(
     width=32, depth=2, num_heads=2, latent_dim=16, num_cond_tokens=3, window_size=3, flow_width=48, flow_depth=1,
     num_classes=1,
 )  # fmt: skip
