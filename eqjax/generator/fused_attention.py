@@ -193,6 +193,7 @@ def _rotate(x: jax.Array, cos: Any, sin: Any) -> jax.Array:
 
 
 def _scaled(query: jax.Array, head: Head) -> jax.Array:
+    """Returns queries whose products with keys are scores, float32."""
     return query.astype(jnp.float32) * np.float32(head.size**-0.5)
 
 
