@@ -129,7 +129,7 @@ class Model:
             guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),
             temperature (1.0), max_position (None), modulation_times (None), parallel_steps (None),
             parallel_tolerance (0.0001),
-            flow_kernels ("auto").
+            gpu_kernels ("auto").
 
         Returns:
           Images of the width of num_columns.

@@ -17,7 +17,7 @@ GUIDANCE_SCHEDULES = ("linear", "constant")
 SOLVERS = ("euler", "heun", "adams_bashforth")
 # Of products of float32 numbers, see `eqjax.precision`.
 PRECISION = Choice(("highest", "tf32", "bfloat16"))
-FLOW_KERNELS = ("auto", "fused", "plain")
+GPU_KERNELS = ("auto", "fused", "plain")
 TIME_GRIDS = ("uniform", "shifted", "cosine")
 
 _COUNT = Integer(least=1)
@@ -128,7 +128,7 @@ SAMPLING: dict[str, Field] = {
         Number(above=0, most=1, traceable=True),
         "Largest difference (RMS of a latent) from steps one after another; of parallel_steps alone.",
     ),
-    "flow_kernels": Field(
-        "auto", Choice(FLOW_KERNELS), "Kernels of the flow head: XLA's (plain); fused, for an NVIDIA GPU; or chosen."
+    "gpu_kernels": Field(
+        "auto", Choice(GPU_KERNELS), "Kernels of a column: XLA's (plain); fused, for an NVIDIA GPU; or chosen."
     ),
 }

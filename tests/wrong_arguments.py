@@ -51,7 +51,7 @@ _STATE = {"w": np.zeros(3, np.float32)}
 _OPTIONS: dict[str, Any] = {
     "guidance_scale": 1.0, "guidance_schedule": "linear", "num_flow_steps": 1, "solver": "euler",
     "time_grid": "uniform", "temperature": 1.0, "max_position": None,
-    "modulation_times": None, "parallel_steps": None, "parallel_tolerance": 1e-4, "flow_kernels": "auto",
+    "modulation_times": None, "parallel_steps": None, "parallel_tolerance": 1e-4, "gpu_kernels": "auto",
 }  # fmt: skip
 _SAMPLING: dict[str, Any] = {"seed": 0, "seeds": None, "transition": 0, "mesh": None, "progress": None, **_OPTIONS}
 

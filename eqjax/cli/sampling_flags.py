@@ -21,7 +21,7 @@ _HELP = {
     "modulation_times": "Times of modulations, interpolated (12, say); none: exact.",
     "parallel_steps": "Solver steps computed at once (20, say); none: one by one.",
     "parallel_tolerance": "Largest RMS error of --parallel_steps.",
-    "flow_kernels": "Kernels of the flow head: auto, fused (NVIDIA) or plain.",
+    "gpu_kernels": "Kernels of a column: auto, fused (NVIDIA) or plain.",
 }
 DEFAULTS: dict[str, Any] = {
     "guidance_scale": 1.0,
@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "modulation_times": None,
     "parallel_steps": None,
     "parallel_tolerance": 1e-4,
-    "flow_kernels": "auto",
+    "gpu_kernels": "auto",
 }
 
 

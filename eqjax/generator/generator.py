@@ -6,7 +6,7 @@ column in training.
 Source: Equivariant Image Modeling, arXiv 2503.18948, section 3.2.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -340,6 +340,7 @@ class Generator(Float32Products):
         cache: KVCache,
         condition: Condition,
         max_position: Scalar | None = None,
+        layers: Callable[..., tuple[jax.Array, KVCache]] | None = None,
     ) -> tuple[Float[jax.Array, "B E"], KVCache]:
         """Processes one column and returns the context of the next.
 
@@ -350,6 +351,7 @@ class Generator(Float32Products):
           condition: `Condition` of the classes of column + 1.
           max_position: bounds the position that rotates queries of cross-attention, whose keys have no position;
             None: unbounded, as published. Without `cross_rope` it changes nothing.
+          layers: function that does what `Block.decode_step` does in all layers, with other kernels.
 
         Returns:
           The context of column + 1, and the cache that contains this column.
@@ -362,7 +364,8 @@ class Generator(Float32Products):
         slots = cache.keys.shape[2]
         mask = jnp.arange(slots) <= column  # Later slots have not been written yet.
         keys_values = condition.keys, condition.values
-        x, cache = self.blocks.decode_step(x, cache, keys_values, angles, cross_angles, column % slots, mask)
+        step: Any = self.blocks.decode_step if layers is None else layers
+        x, cache = step(x, cache, keys_values, angles, cross_angles, column % slots, mask)
         return self.output_norm(x[:, 0]), cache
 
     def flow_modulations(self, time: Float[AnyArray, "..."], context: Float[AnyArray, "... E"]) -> Modulations:

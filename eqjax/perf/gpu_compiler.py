@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from eqjax.generator.flow_kernels import cuda_is_installed
+from eqjax.generator.gpu_kernels import cuda_is_installed
 from eqjax.perf.chips import Chip
 from eqjax.perf.hlo import Collective, collectives
 from eqjax.perf.kernels import Launches, Loop, count_kernels, count_launches

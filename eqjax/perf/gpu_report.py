@@ -117,7 +117,7 @@ def format_report(report: GpuReport) -> str:
     memory = sum(program.memory.values())
     rows = [(name, with_unit(size, "B")) for name, size in program.memory.items()]
     rows.append(("total", f"{with_unit(memory, 'B')}, {100 * memory / chip.memory:.0f} % of {chip.name}"))
-    kernels = f", flow_kernels={request.sampling.flow_kernels}" if request.kind == "sampling" else ""
+    kernels = f", gpu_kernels={request.sampling.gpu_kernels}" if request.kind == "sampling" else ""
     parts = [
         f"{request.kind} of {request.config}: batch {request.batch_size}, {request.num_columns} columns, "
         f"{request.dtype}, {request.num_chips} × {request.chip}{kernels}",

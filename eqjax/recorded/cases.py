@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from eqjax import convert
-from eqjax.generator import Generator, flow_kernels
+from eqjax.generator import Generator, gpu_kernels
 from eqjax.precision import computing_in
 from eqjax.recorded import weights
 from eqjax.sampling.latents import sample_latents
@@ -129,8 +129,8 @@ def _generator_outputs(precision: str) -> Iterator[tuple[str, Callable[[], Any],
 
 
 def _has_fused_kernels(generator: Generator) -> bool:
-    """Returns whether this machine's first device has the fused kernels of the flow head."""
-    return flow_kernels.check("auto", generator.flow_width, generator.latent_dim, generator.dtype) != "plain"
+    """Returns whether this machine's first device has the fused kernels."""
+    return gpu_kernels.check("auto", generator) != "plain"
 
 
 def training_loss(generator: Generator, params: Any, arrays: Mapping[str, Any]) -> Any:
@@ -166,7 +166,7 @@ def _sample(
         noise=case["noise"],
         prefix=case.get("prefix"),
         precision=precision,
-        flow_kernels=kernels,
+        gpu_kernels=kernels,
     )
 
 

@@ -1,4 +1,4 @@
-"""Integration of a column's flow with the fused kernels of the flow head (`eqjax.generator.fused_flow`).
+"""A column with the fused kernels of the flow head and of the transformer (`eqjax.generator`, `fused_…`).
 
 They are for one NVIDIA GPU. Whether a program is compiled for one is known only when it is lowered, so "auto" leaves
 the choice to that moment. Derivatives are those of the plain path.
@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from eqjax import flow
-from eqjax.generator import Modulations, flow_kernels
+from eqjax.generator import Condition, KVCache, Modulations, gpu_kernels
 from eqjax.sampling.shortcuts import integrate
 from eqjax.typing import AnyArray, Scalar
 
@@ -23,16 +23,16 @@ _INTERPRET = False  # Tests emulate the kernels on CPUs.
 
 
 def takes_fused(sampler: Any, rows: int) -> bool:
-    """Returns whether a column is integrated with the fused kernels, if its program is compiled for a GPU.
+    """Returns whether a column is computed with the fused kernels, if its program is compiled for a GPU.
 
     Args:
       sampler: a `Sampler`.
       rows: R.
     """
-    choice, head = sampler.shortcuts.flow_kernels, sampler.generator
+    choice = sampler.shortcuts.gpu_kernels
     if choice == "plain" or sampler.shortcuts.window is not None:
         return False
-    return choice == "fused" or flow_kernels.is_worthwhile(rows, head.flow_width, head.latent_dim, head.dtype)
+    return choice == "fused" or gpu_kernels.is_worthwhile(rows, sampler.generator)
 
 
 def integrate_column(
@@ -53,12 +53,47 @@ def integrate_column(
       guidance_scale: unused without guidance.
       chunk_size: evaluations whose modulations are in memory at once.
     """
-    fused = jax.custom_jvp(functools.partial(_integrate_fused, chunk_size))
-    fused.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
-    given = sampler, context, noise, guidance_scale
-    if sampler.shortcuts.flow_kernels == "fused":
-        return fused(*given)
-    return jax.lax.platform_dependent(*given, cuda=fused, default=plain)
+    fused = functools.partial(_integrate_fused, chunk_size)
+    return _choose(plain, fused, sampler, context, noise, guidance_scale)
+
+
+def decode_step(
+    plain: Callable[..., tuple[Float[jax.Array, "R E"], KVCache]],
+    sampler: Any,
+    latent: Float[jax.Array, "R D"],
+    column: Int[jax.Array, ""],
+    cache: KVCache,
+    condition: Condition,
+) -> tuple[Float[jax.Array, "R E"], KVCache]:
+    """Feeds one column to the transformer; returns the context of the next, and the cache that contains this one.
+
+    Args:
+      plain: function of the next five arguments that does the same without the kernels, or of these and a function of
+        what `Block.decode_step` gets.
+      sampler: a `Sampler`.
+      latent: latents of the column.
+      column: its index.
+      cache: the cache of the columns before it.
+      condition: `Condition` of the classes of the next column.
+    """
+
+    def fused(sampler: Any, *given: Any) -> tuple[jax.Array, KVCache]:
+        from eqjax.generator import fused_layers
+
+        weights = fused_layers.Weights.from_params(sampler.params["blocks"], sampler.generator.dtype)
+        options: dict[str, Any] = dict(cross_rope=sampler.generator.cross_rope, interpret=_INTERPRET)
+        return plain(sampler, *given, functools.partial(fused_layers.decode_step, weights, **options))
+
+    return _choose(plain, fused, sampler, latent, column, cache, condition)
+
+
+def _choose(plain: Callable[..., Any], fused: Callable[..., Any], sampler: Any, *given: Any) -> Any:
+    """Calls the function with the kernels; with "auto", where the program is not for an NVIDIA GPU, the other one."""
+    with_kernels = jax.custom_jvp(fused)
+    with_kernels.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+    if sampler.shortcuts.gpu_kernels == "fused":
+        return with_kernels(sampler, *given)
+    return jax.lax.platform_dependent(sampler, *given, cuda=with_kernels, default=plain)
 
 
 def _integrate_fused(

@@ -66,7 +66,7 @@ def sample_latents(
       **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0, or one per column, [L]),
         guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),
         temperature (1.0), max_position (None), modulation_times (None), parallel_steps (None),
-        parallel_tolerance (0.0001), flow_kernels ("auto").
+        parallel_tolerance (0.0001), gpu_kernels ("auto").
 
     Returns:
       Latents, float32, scaled as the generator's are.

@@ -30,7 +30,7 @@ class SamplingKeywords(TypedDict, total=False):
     modulation_times: Scalar | None
     parallel_steps: Scalar | None
     parallel_tolerance: Scalar
-    flow_kernels: str
+    gpu_kernels: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class SamplingOptions:
         iteration); with any solver. For a few images on a GPU or TPU. None: one after another.
       parallel_tolerance: largest root mean square difference of a column's latents from those of steps one after
         another, > 0 and ≤ 1; latents have about unit scale. Used with parallel_steps.
-      flow_kernels: kernels that evaluate the flow head: "plain", XLA's; "fused", two per block, for one NVIDIA GPU; or
-        "auto", fused where these are known to work and predicted to be faster, see `eqjax.generator.flow_kernels`.
+      gpu_kernels: kernels that compute a column: "plain", XLA's; "fused", fewer and larger ones, for one NVIDIA GPU;
+        or "auto", fused where these are known to work and predicted to be faster, see `eqjax.generator.gpu_kernels`.
 
     Raises:
       ValueError: an option is out of its range, modulation_times saves nothing, or fused kernels are demanded together
@@ -82,7 +82,7 @@ class SamplingOptions:
     modulation_times: Any = None
     parallel_steps: Any = None
     parallel_tolerance: Any = 1e-4
-    flow_kernels: Any = "auto"
+    gpu_kernels: Any = "auto"
 
     def __new__(cls, **keywords: Any) -> "SamplingOptions":
         """Refuses unknown options; the message of `__init__` would not name the nearest one."""
@@ -95,9 +95,9 @@ class SamplingOptions:
         times = len(self.solver_table().times)
         if self.modulation_times is not None:
             check_saves(self.modulation_times, times)
-        if self.flow_kernels == "fused" and self.parallel_steps is not None:
+        if self.gpu_kernels == "fused" and self.parallel_steps is not None:
             raise ValueError(
-                f"flow_kernels='fused' evaluates one step after another, and parallel_steps={self.parallel_steps} "
+                f"gpu_kernels='fused' evaluates one step after another, and parallel_steps={self.parallel_steps} "
                 "several at once: leave one of them out."
             )
 
@@ -132,7 +132,7 @@ class SamplingOptions:
         times = self.solver_table().times
         found = None if self.modulation_times is None else interpolation(np.asarray(times), self.modulation_times)
         if self.parallel_steps is None:
-            return Shortcuts(None, found, None, self.flow_kernels)
+            return Shortcuts(None, found, None, self.gpu_kernels)
         window = min(self.parallel_steps * (len(times) // self.num_flow_steps), len(times))
         tolerance = self.parallel_tolerance
         return Shortcuts(window, found, tolerance if is_traced(tolerance) else np.float32(tolerance))

@@ -119,7 +119,7 @@ def outpaint(
       **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0), guidance_schedule ("linear"),
         num_flow_steps (100), solver ("euler"), time_grid ("uniform"), temperature (1.0), max_position (None),
         modulation_times (None), parallel_steps (None), parallel_tolerance (0.0001),
-        flow_kernels ("auto").
+        gpu_kernels ("auto").
         The columns of a "linear" scale include those of the image. Scales per column are given for the added
         columns, [max(left, right)]; the shorter side uses the first ones.
 

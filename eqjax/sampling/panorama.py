@@ -65,7 +65,7 @@ def panorama(
       **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0), guidance_schedule ("linear"),
         num_flow_steps (100), solver ("euler"), time_grid ("uniform"), temperature (1.0), max_position (None),
         modulation_times (None), parallel_steps (None), parallel_tolerance (0.0001),
-        flow_kernels ("auto").
+        gpu_kernels ("auto").
         A "linear" guidance scale rises over num_columns; without end it rises over the columns of one training
         image and stays at guidance_scale. Scales per column may have any length; the last one applies to all later
         columns.

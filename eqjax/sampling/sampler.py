@@ -16,6 +16,7 @@ M evaluations of the flow head, E width.
 Source: Equivariant Image Modeling, arXiv 2503.18948, sections 3.2 and 3.3.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from jaxtyping import Float, Int, Shaped
 import numpy as np
 
 from eqjax import flow
-from eqjax.generator import Condition, Generator, KVCache, Modulations, flow_kernels
+from eqjax.generator import Condition, Generator, KVCache, Modulations, gpu_kernels
 from eqjax.sampling import fused_columns
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
@@ -90,8 +91,8 @@ class SamplerInputs:
         """
         position = _MAX_INT32 if options.max_position is None else options.max_position
         position = position if is_traced(position) else np.int32(position)  # Not another program for another type.
-        head, shortcuts = (generator.flow_width, generator.latent_dim, generator.dtype), options.shortcuts()
-        kernels = flow_kernels.check(shortcuts.flow_kernels, *head, (params, labels), mesh)
+        shortcuts = options.shortcuts()
+        kernels = gpu_kernels.check(shortcuts.gpu_kernels, generator, (params, labels), mesh)
         # A Python float would be float64 if JAX computes with 64 bits.
         temperature = options.temperature if is_traced(options.temperature) else np.float32(options.temperature)
         return cls(
@@ -102,7 +103,7 @@ class SamplerInputs:
             options.solver_table(),
             temperature,
             position,
-            dataclasses.replace(shortcuts, flow_kernels=kernels),
+            dataclasses.replace(shortcuts, gpu_kernels=kernels),
         )
 
 
@@ -252,6 +253,18 @@ def init_state(sampler: Sampler, first_classes: Blend, num_columns: int) -> Samp
     return SamplerState(jnp.zeros((), jnp.int32), context, cache)
 
 
+def feed(
+    sampler: Sampler,
+    latent: Float[jax.Array, "R D"],
+    column: Int[jax.Array, ""],
+    cache: KVCache,
+    condition: Condition,
+    layers: Callable[..., tuple[jax.Array, KVCache]] | None = None,
+) -> tuple[Float[jax.Array, "R E"], KVCache]:
+    """Feeds one column to the transformer; arguments and results are those of `Generator.decode_step`."""
+    return sampler.apply(latent, column, cache, condition, sampler.max_position, layers, method="decode_step")
+
+
 def decode_step(
     sampler: Sampler, state: SamplerState, latent: Float[jax.Array, "B D"], next_classes: Blend
 ) -> SamplerState:
@@ -263,12 +276,14 @@ def decode_step(
       latent: latents of the column.
       next_classes: classes of the column after it, scalars.
     """
-    repeats = state.context.shape[0] // latent.shape[0]
-    latent = jnp.tile(latent, (repeats, 1))  # Class and null rows see the same columns.
+    rows = state.context.shape[0]
+    latent = jnp.tile(latent, (rows // latent.shape[0], 1))  # Class and null rows see the same columns.
     condition = blend_conditions(sampler.conditions, next_classes)
-    context, cache = sampler.apply(
-        latent, state.column, state.cache, condition, sampler.max_position, method="decode_step"
-    )
+    given = sampler, latent, state.column, state.cache, condition
+    if fused_columns.takes_fused(sampler, rows):
+        context, cache = fused_columns.decode_step(feed, *given)
+    else:
+        context, cache = feed(*given)
     return SamplerState(state.column + 1, context, cache)
 
 

@@ -23,13 +23,13 @@ class Shortcuts:
       window: evaluations that are computed at once; None: one after another.
       interpolation: from few times to those of all evaluations; None: modulations are computed at every time.
       tolerance: bound of the error of evaluations at once; None without them.
-      flow_kernels: kernels of evaluations one after another, "plain", "fused", or "auto": fused where that pays.
+      gpu_kernels: kernels of columns whose evaluations follow each other, "plain", "fused", or "auto": where that pays.
     """
 
     window: int | None = flax.struct.field(pytree_node=False)
     interpolation: Interpolation | None
     tolerance: Scalar | None
-    flow_kernels: str = flax.struct.field(pytree_node=False, default="plain")
+    gpu_kernels: str = flax.struct.field(pytree_node=False, default="plain")
 
 
 def integrate(

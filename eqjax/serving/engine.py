@@ -91,7 +91,7 @@ class Engine:
             solver=solver,
             time_grid=time_grid,
             max_position=max_position,
-            flow_kernels="plain",  # The fused ones would compute a tile of 16 rows for every viewer.
+            gpu_kernels="plain",  # The fused ones would compute a tile of 16 rows for every viewer.
         )
         at_least_1 = Integer(least=1, optional=True, none_means="by the measured speed")
         self._given_sessions = at_least_1.check("max_sessions", max_sessions)

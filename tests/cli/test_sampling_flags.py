@@ -25,7 +25,7 @@ def test_defaults_are_those_of_the_options():
 def test_every_flag_reaches_the_options():
     given: dict[str, Any] = dict(guidance_scale=2.5, guidance_schedule="constant", num_flow_steps=7, solver="heun")
     given |= dict(time_grid="cosine", temperature=0.5, max_position=9)
-    given |= dict(modulation_times=4, parallel_steps=3, parallel_tolerance=0.01, flow_kernels="plain")
+    given |= dict(modulation_times=4, parallel_steps=3, parallel_tolerance=0.01, gpu_kernels="plain")
     assert given.keys() == sampling_flags.DEFAULTS.keys()
     args = parse(*(f"--{name}={value}" for name, value in given.items()))
     assert sampling_flags.sampling_options(args) == SamplingOptions(**given)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax.generator import FlowHead, Modulations, fused_flow
+from eqjax.generator import FlowHead, Modulations, fused_flow, fused_tiles
 
 EVALUATIONS, INDEX, LATENT = 3, 1, 16
 
@@ -81,7 +81,7 @@ def test_tiles_divide_columns_and_fit_the_smallest_gpus(itemsize):
     cases = itertools.product((224, 960, 1024, 1280, 1536), (1, 2, 6, 32, 128, 260, 1024), (True, False), (True, False))
     for width, rows, is_modulated, is_last in cases:
         columns, row_bytes = 256 if is_last else width, itemsize + (4 + itemsize if is_modulated else 0)
-        tile = fused_flow.choose_tile(rows, width, columns, itemsize, row_bytes)
+        tile = fused_tiles.choose_tile(rows, width, columns, itemsize, row_bytes)
         assert columns % tile.columns == 0 and width % tile.depth == 0 and min(tile) >= 16
         assert all(size & (size - 1) == 0 for size in tile)  # Powers of 2: all that Triton has.
         assert 3 * tile.depth * (tile.rows * row_bytes + tile.columns * itemsize) <= 99 * 1024

@@ -50,7 +50,7 @@ CASES: list[tuple[Any, str, list[Any]]] = [
     (ALL, "modulation_times", ["5", 2.5, True]),
     (ALL, "parallel_steps", ["5", 2.5, True]),
     (ALL, "parallel_tolerance", ["5", None, True]),
-    (ALL, "flow_kernels", [None, 1]),
+    (ALL, "gpu_kernels", [None, 1]),
     ((latents,), "precision", [None, 1]),
     (ALL, "solver", [None, 3]),
     ((latents,), "labels", ["cat", None, [0.5], ["cat"], [[0.5]]]),

@@ -1,4 +1,7 @@
-"""Sampling with the fused kernels, emulated: solvers, guidance, memory, derivatives and rows are as without them."""
+"""Sampling with the fused kernels, emulated: solvers, guidance, memory, derivatives and rows are as without them.
+
+A column is integrated, and then fed to the transformer.
+"""
 
 import dataclasses
 import functools
@@ -9,8 +12,9 @@ import numpy as np
 import pytest
 
 from eqjax import Generator, sample_latents
-from eqjax.generator import flow_kernels
+from eqjax.generator import gpu_kernels
 from eqjax.sampling import fused_columns, sampler
+from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
 from tests.random_params import random_params
 
@@ -33,6 +37,40 @@ def emulated(monkeypatch):
 
 def column(kernels, **options):
     """Returns a function of noise that samples one column with kernels, and the noise."""
+    made, context, noise = prepared(kernels, **options)
+
+    def sample(noise):
+        return sampler.sample_column(made, jnp.asarray(context), noise, np.float32(2))
+
+    return sample, noise
+
+
+def feeding(kernels, **options):
+    """Returns a function of latents that feeds two columns to the transformer: context and KV cache; and latents."""
+    made, context, latents = prepared(kernels, **options)
+
+    def feed(latents):
+        cache = made.generator.init_cache(len(context), 4)
+        state = sampler.SamplerState(jnp.int32(0), jnp.asarray(context), cache)
+        blend = Blend(jnp.int32(0), jnp.float32(0.25))
+        for factor in (1.0, 0.5):
+            state = sampler.decode_step(made, state, factor * latents, blend)
+        return state.context, state.cache
+
+    return feed, latents
+
+
+def largest_difference(found, expected):
+    """Returns the largest difference of two trees of arrays, in units of the largest value of each array."""
+
+    def difference(here, there):
+        return np.abs(np.asarray(here) - np.asarray(there)).max() / np.abs(there).max()
+
+    return max(jax.tree.leaves(jax.tree.map(difference, found, expected)))
+
+
+def prepared(kernels, **options):
+    """Returns a `Sampler`, a context and noise of one column."""
     generator, params = model()
     given = sampler.SamplerInputs.create(
         generator, params, np.zeros((BATCH, 1), np.int32), SamplingOptions(num_flow_steps=6, **options)
@@ -41,13 +79,10 @@ def column(kernels, **options):
     rows = BATCH * (2 if given.is_guided else 1)
     context = rng.normal(size=(rows, 16)).astype(np.float32)
     made = sampler.make_sampler(
-        dataclasses.replace(given, shortcuts=dataclasses.replace(given.shortcuts, flow_kernels=kernels))
+        dataclasses.replace(given, shortcuts=dataclasses.replace(given.shortcuts, gpu_kernels=kernels))
     )
 
-    def sample(noise):
-        return sampler.sample_column(made, jnp.asarray(context), noise, np.float32(2))
-
-    return sample, rng.normal(size=(BATCH, 16)).astype(np.float32)
+    return made, context, rng.normal(size=(BATCH, 16)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +114,37 @@ def test_derivatives_are_those_of_the_plain_path():
     assert np.abs(gradient(fused) - gradient(plain)).max() <= 1e-5 * np.abs(gradient(plain)).max()
 
 
+@pytest.mark.parametrize("guidance_scale", [2.0, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_context_and_cache_are_those_of_the_plain_path(guidance_scale):
+    """The rows of the null class see the same columns."""
+    fused, latents = feeding("fused", guidance_scale=guidance_scale)
+    plain, _ = feeding("plain", guidance_scale=guidance_scale)
+    traced = jax.jit(fused).trace(latents)
+    assert str(traced.jaxpr).count("pallas_call[") == 2 * 6  # Two columns; layers are a loop.
+    assert largest_difference(traced.lower().compile()(latents), jax.jit(plain)(latents)) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transform", [jax.grad, lambda f: lambda x: jax.jvp(f, (x,), (x,))[1]])
+def test_derivatives_of_context_and_cache_are_those_of_the_plain_path(transform):
+    fused, latents = feeding("fused")
+    plain, _ = feeding("plain")
+
+    def derivative(feed):
+        return jax.jit(transform(lambda latents: sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(feed(latents)))))
+
+    assert largest_difference(derivative(fused)(latents), derivative(plain)(latents)) <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_batch_of_batches_is_fed():
+    fused, latents = feeding("fused")
+    plain, _ = feeding("plain")
+    both = np.stack([latents, 2 * latents])
+    expected = jax.jit(jax.vmap(plain))(both)
+    assert largest_difference(jax.jit(jax.vmap(fused))(both), expected) <= 1e-5
+
+
 def test_a_batch_of_batches():
     fused, noise = column("fused")
     plain, _ = column("plain")
@@ -91,7 +157,7 @@ def test_a_batch_of_batches():
 def test_on_a_cpu_auto_is_the_plain_program_to_the_bit(monkeypatch):
     """Where the GPU compiler is installed too, and the function is traced, so that lowering decides."""
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
-    monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: True)
+    monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: True)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     generator, params = model()
@@ -103,34 +169,34 @@ def test_on_a_cpu_auto_is_the_plain_program_to_the_bit(monkeypatch):
     def sample(kernels):
         def run(noise):
             return sample_latents(
-                generator, params, [0, 1], num_columns=2, num_flow_steps=3, noise=noise, flow_kernels=kernels
+                generator, params, [0, 1], num_columns=2, num_flow_steps=3, noise=noise, gpu_kernels=kernels
             )
 
         with jax.default_device(jax.devices("cpu")[0]):
             return np.asarray(jax.jit(run)(noise))
 
     np.testing.assert_array_equal(sample("auto"), sample("plain"))
-    assert taken == [True, False]
+    assert taken == sorted(taken, reverse=True) and set(taken) == {True, False}
 
 
 def test_fused_kernels_are_refused_where_there_is_no_gpu(monkeypatch):
-    monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: False)
+    monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: False)
     generator, params = model()
-    with pytest.raises(ValueError, match="flow_kernels='fused' needs an NVIDIA GPU"):
-        sample_latents(generator, params, [0], num_columns=1, key=jax.random.key(0), flow_kernels="fused")
+    with pytest.raises(ValueError, match="gpu_kernels='fused' needs an NVIDIA GPU"):
+        sample_latents(generator, params, [0], num_columns=1, key=jax.random.key(0), gpu_kernels="fused")
 
 
 def test_rows_on_several_devices_have_the_plain_path(monkeypatch):
     """On GPUs: the kernels are not divided among them."""
     from eqjax import sharding
 
-    monkeypatch.setattr(flow_kernels, "cuda_is_installed", lambda: True)
-    monkeypatch.setattr(flow_kernels, "_place", lambda _, mesh: ("gpu", 1 if mesh is None else mesh.size))
+    monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: True)
+    monkeypatch.setattr(gpu_kernels, "_place", lambda _, mesh: ("gpu", 1 if mesh is None else mesh.size))
     generator, params = model()
     labels, options = np.zeros((4, 1), np.int32), SamplingOptions()
     mesh = sharding.make_mesh(jax.devices("cpu")[:4], "data:-1")
     create = functools.partial(sampler.SamplerInputs.create, generator, params, labels)
-    assert create(options).shortcuts.flow_kernels == "auto"
-    assert create(options, mesh).shortcuts.flow_kernels == "plain"
+    assert create(options).shortcuts.gpu_kernels == "auto"
+    assert create(options, mesh).shortcuts.gpu_kernels == "plain"
     with pytest.raises(ValueError, match="needs one device, and this computation may have 4"):
-        create(SamplingOptions(flow_kernels="fused"), mesh)
+        create(SamplingOptions(gpu_kernels="fused"), mesh)

@@ -32,7 +32,7 @@ def test_defaults_are_those_of_the_paper():
         "modulation_times": None,
         "parallel_steps": None,
         "parallel_tolerance": 1e-4,
-        "flow_kernels": "auto",
+        "gpu_kernels": "auto",
     }
 
 

@@ -1,0 +1,147 @@
+"""Which kernels compute a column: where there are fused ones, where "auto" takes them, what is said where not."""
+
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from eqjax.generator import Generator, KVCache, fused_flow, fused_layers, gpu_kernels
+from eqjax.precision import computing_in
+
+LARGE = Generator(dtype="bfloat16")
+SMALL: Any = Generator(
+    width=32, depth=2, num_heads=2, latent_dim=16, num_cond_tokens=3, window_size=3, flow_width=48, flow_depth=1,
+    num_classes=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """As with JAX's CUDA plugin and the last version that supports the kernels, in a process that sees one device."""
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
+    monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: True)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def traced(choice):
+    """Returns what is chosen while JAX traces."""
+    found = []
+    jax.eval_shape(lambda x: found.append(gpu_kernels.check(choice, LARGE, arrays=x)), np.zeros(3))
+    return found[0]
+
+
+def test_without_a_gpu_auto_is_plain_and_fused_is_refused(monkeypatch):
+    monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: False)
+    assert gpu_kernels.check("auto", LARGE) == gpu_kernels.check("plain", LARGE) == "plain"
+    with pytest.raises(ValueError, match="gpu_kernels='fused' needs an NVIDIA GPU and JAX's CUDA plugin: choose"):
+        gpu_kernels.check("fused", LARGE)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_arrays_on_a_cpu_are_not_for_a_gpu():
+    arrays = {"a": jax.device_put(np.zeros(3), jax.devices("cpu")[0])}
+    assert gpu_kernels.check("auto", LARGE, arrays=arrays) == "plain"
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this computation runs on a cpu"):
+        gpu_kernels.check("fused", LARGE, arrays=arrays)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_what_is_traced_is_decided_when_it_is_lowered():
+    assert traced("auto") == "auto" and traced("fused") == "fused" and traced("plain") == "plain"
+
+
+@pytest.mark.usefixtures("cuda")
+def test_several_devices_have_the_plain_path(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert traced("auto") == "plain"
+    with pytest.raises(ValueError, match="needs one device, and this computation may have 8"):
+        traced("fused")
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"flow_width": 1000}, "multiples of 16 for flow_width=1000 and latent_dim=256, and floats of 16 or 32 bits"),
+        ({"latent_dim": 8}, "multiples of 16 for flow_width=1280 and latent_dim=8"),
+        ({"dtype": "float64"}, "multiples of 16 for flow_width=1280 and latent_dim=256, and floats of 16"),
+        ({"width": 1032, "num_heads": 12}, "a multiple of 16 for width=1032"),
+        ({"num_heads": 4}, "heads of at most 128 channels, not 256"),
+    ],
+)
+def test_sizes_without_kernels_have_the_plain_path(fields, expected):
+    generator = Generator(**fields)
+    assert gpu_kernels.check("auto", generator) == "plain"
+    with pytest.raises(ValueError, match=expected):
+        gpu_kernels.check("fused", generator)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(
+    ("rows", "dtype", "precision", "expected"),
+    [
+        (128, "bfloat16", "highest", True), (130, "bfloat16", "highest", False), (16, "float32", "highest", True),
+        (128, "float32", "highest", False), (128, "float32", "tf32", True),
+    ],
+)  # fmt: skip
+def test_auto_takes_them_for_few_rows(rows, dtype, precision, expected):
+    with computing_in(precision):
+        assert gpu_kernels.is_worthwhile(rows, Generator(dtype=dtype)) == expected
+
+
+@pytest.mark.usefixtures("cuda")
+def test_auto_does_not_take_them_where_jax_calls_their_compiler_deprecated(monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
+    assert not gpu_kernels.is_worthwhile(2, LARGE)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(("error", "expected"), [(1e-3, True), (0.1, False), (float("inf"), False)])
+def test_on_a_gpu_auto_takes_them_if_they_are_right_there(monkeypatch, error, expected):
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(gpu_kernels, "error_here", lambda *case: asked.append(case) or error)
+    assert gpu_kernels.is_worthwhile(2, LARGE) == expected
+    ((rows, generator),) = asked
+    assert rows == 2 and (generator.width, generator.flow_width, generator.num_heads) == (1024, 1280, 16)
+    assert (generator.depth, generator.flow_depth) == (2, 1)  # Not all 32 layers, but one behind the first.
+
+
+@pytest.mark.parametrize("rows", [6, pytest.param(5, marks=pytest.mark.slow)])
+def test_the_kernels_are_right_here_also_while_jax_traces(rows):
+    found = []
+    jax.eval_shape(lambda: found.append(gpu_kernels.error_here(rows, SMALL, interpret=True)))
+    assert found[0] < 1e-5
+
+
+def test_wrong_kernels_are_found_and_old_gpus_have_none(monkeypatch):
+    real = {name: getattr(module, name) for module, name in ((fused_flow, "velocity"), (fused_layers, "decode_step"))}
+
+    def emulated(name):
+        return lambda *args, **options: real[name](*args, **{**options, "interpret": True})
+
+    def error_on(capability, flow, layers):
+        monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+        monkeypatch.setattr(fused_flow, "velocity", flow)
+        monkeypatch.setattr(fused_layers, "decode_step", layers)
+        return gpu_kernels.error_here.__wrapped__(6, SMALL)
+
+    def constant(value):
+        return lambda *_, **__: jax.numpy.full((6, 16), value, jax.numpy.float32)
+
+    def wrong_cache(*args, **options):
+        x, cache = emulated("decode_step")(*args, **options)
+        return x, KVCache(cache.keys, cache.values.at[1, :, 1].multiply(2))
+
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    flow, layers = emulated("velocity"), emulated("decode_step")
+    assert 0.5 < error_on("8.9", constant(0), layers) < float("inf")
+    assert 0.1 < error_on("8.9", flow, wrong_cache) < float("inf")
+    assert error_on("8.9", constant(np.nan), lambda _, x, cache, *__, **___: (x, cache)) == float("inf")
+    assert error_on("9.0", refuse, layers) == error_on("9.0", flow, refuse) == float("inf")
+    for capability in (None, "7.5"):  # A CPU, and a GPU before Ampere.
+        assert error_on(capability, flow, layers) == float("inf")
