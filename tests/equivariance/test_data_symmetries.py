@@ -1,10 +1,14 @@
 """Which symmetries images have: a critic tells transformed images from images, or cannot."""
 
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eqjax.equivariance import ColumnGeometry, Overlap, flips, identity, measure_overlap, product, scales, shifts
-from eqjax.equivariance.data_symmetries import _area_under_roc
+from eqjax.equivariance.data_symmetries import _area_under_roc, _pair
 
 GEOMETRY = ColumnGeometry(stride=8)
 STEPS = 25
@@ -44,6 +48,15 @@ def test_squeezed_ramps_are_steeper():
     # Half as wide, and as wide again as they were: the critic compares windows of the narrower width.
     for scale in ("1/2", "2"):
         assert overlap(scales(scale, "1")).fraction < 0.2
+
+
+def test_windows_of_the_narrower_width_are_anywhere():
+    images = jnp.broadcast_to(jnp.arange(32.0)[:, None], (1, 16, 32, 3))
+    for scale, at in ((Fraction(1, 2), 0), (Fraction(2), 1)):
+        pairs = [_pair(GEOMETRY, scales(scale), scale, jax.random.key(seed), images) for seed in range(12)]
+        assert all(real.shape == moved.shape and valid.shape == real.shape[2:3] for real, moved, valid in pairs)
+        starts = [round(float(pair[at][0, 0, 0, 0])) for pair in pairs]
+        assert min(starts) < 6 and max(starts) > 10
 
 
 def test_a_product_is_had_if_all_of_its_parts_are():

@@ -1,6 +1,7 @@
 """Regularizers in a training step: one transform for both updates, one program per choice, nothing when off."""
 
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -200,12 +201,18 @@ def test_soft_weights_weigh_the_steps_of_their_kind():
     step = make_step(implicit_probability=1.0, soft_power=2.0)
     state = make_state(step)
     assert state.regularization.soft.tolist() == [1, 1, 1, 1]
-    low = state.replace(regularization=state.regularization.replace(soft=jnp.array([0.25, 1, 1, 1])))
+    low = state.replace(regularization=state.regularization.replace(soft=jnp.array([0.25, 0.5, 0.75, 1])))
     after, weighed = run(step, low, HALF)
     _, full = run(step, state, HALF)
     for name in ("loss", "grad_norm"):
         assert float(weighed[name]) == pytest.approx(0.25 * float(full[name]), rel=1e-5)
-    assert [float(weighed[f"soft_{kind}"]) for kind in KINDS] == after.regularization.soft.tolist() == [0.25, 1, 1, 1]
+    assert after.regularization.soft.tolist() == [0.25, 0.5, 0.75, 1]
+    assert [float(weighed[f"soft_{kind}"]) for kind in KINDS] == [0.25, 0.5, 0.75, 1]
+    weights = []
+    for seed in range(8):
+        drawn: Any = step.regularizer(low, WHOLE, jax.random.key(seed))
+        weights.append((float(drawn.weight), KINDS[int(drawn.kind)]))
+    assert len(set(weights)) > 1 and set(weights) <= set(zip((0.25, 0.5, 0.75, 1), KINDS, strict=True))
 
 
 def test_the_stereo_term_is_part_of_every_step_after_the_start():
