@@ -136,7 +136,7 @@ def _self_attention(
         triton.store(stored.at[i, rows, slot[0], columns], new, mask=mask)
 
     def may(at: Any) -> jax.Array:
-        return load(allowed.at[at], _exist(at, slots)[0])[None] != 0
+        return load(allowed.at[at], _exist(at, slots).reshape(-1))[None] != 0
 
     score = jnp.sum(query * key.astype(jnp.float32), axis=1)
     running = score, jnp.ones_like(score), value.astype(jnp.float32)
@@ -176,7 +176,7 @@ def _project(
         return lambda part: load(kernel.at[at[0], part, *at[1:], columns], own)
 
     def add(found: jax.Array, at: tuple[Any, ...]) -> jax.Array:
-        shift = load(bias.at[*at, columns], None if own is None else own[0])
+        shift = load(bias.at[*at, columns], None if own is None else own.reshape(-1))
         return (found + shift.astype(jnp.float32)[None]).astype(dtype)
 
     left = lambda part: norm(part).astype(dtype)  # noqa: E731
