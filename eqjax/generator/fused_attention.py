@@ -136,7 +136,7 @@ def _self_attention(
         triton.store(stored.at[i, rows, slot[0], columns], new, mask=mask)
 
     def may(at: Any) -> jax.Array:
-        return load(allowed.at[at], _exist(at, slots)[0])[None] != 0
+        return load(allowed.at[at], _exist(at, slots).reshape(-1))[None] != 0
 
     score = jnp.sum(query * key.astype(jnp.float32), axis=1)
     running = score, jnp.ones_like(score), value.astype(jnp.float32)
@@ -176,7 +176,7 @@ def _project(
         return lambda part: load(kernel.at[at[0], part, *at[1:], columns], own)
 
     def add(found: jax.Array, at: tuple[Any, ...]) -> jax.Array:
-        shift = load(bias.at[*at, columns], None if own is None else own[0])
+        shift = load(bias.at[*at, columns], None if own is None else own.reshape(-1))
         return (found + shift.astype(jnp.float32)[None]).astype(dtype)
 
     left = lambda part: norm(part).astype(dtype)  # noqa: E731
@@ -185,11 +185,15 @@ def _project(
 
 
 def _rotate(x: jax.Array, cos: Any, sin: Any) -> jax.Array:
-    """Rotates columns of a head [rows, P]; an exact product with zeros and ones exchanges the two of each pair."""
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, (x.shape[1],) * 2, axis) for axis in (0, 1))
-    exchange = (row == (column ^ 1)).astype(x.dtype)
-    exchanged = jnp.dot(x, exchange, precision="highest", preferred_element_type=jnp.float32)
-    return (x.astype(jnp.float32) * load(cos)[None] + exchanged * load(sin)[None]).astype(x.dtype)
+    """Rotates columns of a head [rows, P]."""
+    y = x.astype(jnp.float32)
+    # Triton does not reverse pairs. Sums over them, one of whose numbers is 0, are exact.
+    pairs = y.reshape(x.shape[0], -1, 2)
+    is_first = jax.lax.broadcasted_iota(jnp.int32, (1, 1, 2), 2) == 0
+    first = jnp.sum(jnp.where(is_first, pairs, 0), axis=2)[:, :, None]
+    second = jnp.sum(jnp.where(is_first, 0, pairs), axis=2)[:, :, None]
+    exchanged = jnp.where(is_first, second, first).reshape(x.shape)
+    return (y * load(cos)[None] + exchanged * load(sin)[None]).astype(x.dtype)
 
 
 def _scaled(query: jax.Array, head: Head) -> jax.Array:

@@ -203,8 +203,8 @@ def store_moments(values: jax.Array, means: Any, squares: Any, rows: Any, inside
     """Writes mean and sum of squared differences of a tile's rows."""
     mean = jnp.sum(values, axis=1) / values.shape[1]
     at = rows, pl.program_id(1)
-    triton.store(means.at[at], mean, mask=inside[:, 0])
-    triton.store(squares.at[at], jnp.sum(jnp.square(values - mean[:, None]), axis=1), mask=inside[:, 0])
+    triton.store(means.at[at], mean, mask=inside.reshape(-1))
+    triton.store(squares.at[at], jnp.sum(jnp.square(values - mean[:, None]), axis=1), mask=inside.reshape(-1))
 
 
 def normalized(

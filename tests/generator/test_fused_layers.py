@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax.generator import Generator, fused_attention, fused_layers
+from eqjax.generator import Generator, KVCache, Modulations, fused_attention, fused_flow, fused_layers
 from tests.random_params import random_params
 
 LATENT = 16
@@ -100,3 +100,26 @@ def test_sizes_without_kernels():
     assert not fused_layers.supports(1032, 12)
     assert not fused_layers.supports(1024, 4)
     assert fused_attention.Head.of(80) == (80, 128) and fused_attention.Head.of(8) == (8, 16)
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ >= (0, 11), reason="JAX from 0.11 on lowers kernels of Triton only where a GPU is described"
+)
+def test_every_supported_jax_lowers_the_kernels():
+    """For a GPU, without one; emulation takes operations that Triton's arrays do not have."""
+    generator: Any = small(width=80, num_heads=1)
+    params = jax.tree.map(jnp.asarray, random_params(generator))
+    shape = 2, 3, generator.window_size, 1, 80
+    cache = KVCache(jnp.zeros(shape), jnp.zeros(shape))
+    angles = jnp.ones((1, 40)), jnp.zeros((1, 40))
+
+    def feed(params, x):
+        layers = fused_layers.Weights.from_params(params["blocks"], "float32")
+        given = cache, (cache.keys, cache.values), angles, angles, jnp.int32(1), jnp.ones(3, bool)
+        head = fused_flow.Weights.from_params(params["flow_head"], "float32")
+        modulations = Modulations(jnp.zeros((1, 3, 1, 3, 16)), jnp.zeros((1, 3, 2, 16)))
+        velocity = fused_flow.velocity(head, x[:, 0, :LATENT], modulations, jnp.zeros(1, jnp.int32))
+        return velocity, fused_layers.decode_step(layers, x, *given, cross_rope=True)
+
+    lowered = jax.jit(feed).trace(params, jnp.ones((3, 1, 80))).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("xla.gpu.triton") == 6 + 4
