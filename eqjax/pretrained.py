@@ -342,6 +342,53 @@ def join(parts: Iterable[Weights], notes: str) -> Weights:
     return Weights(modules, params, next(iter(known.values()), None), names, notes)
 
 
+def interpolate(first: Weights, second: Weights, fraction: Any) -> Weights:
+    """Returns weights between those of two files, parameter by parameter: (1 − fraction) · first + fraction · second.
+
+    A decoder that was trained on against a discriminator has more details than the one that it began as, and artifacts
+    that this one lacks; decoders between them have details without the artifacts.
+
+    Args:
+      first: the weights; its modules that the other lacks, its class names and its latent scale are kept.
+      second: weights that were trained on from these, of the same architecture.
+      fraction: 0 for the first, 1 for the second; values beyond extrapolate.
+
+    Raises:
+      TypeError: the fraction is no number.
+      WeightsError: they have no module in common, or architectures or latent scales differ.
+
+    Source: ESRGAN, arXiv 1809.00219, section 3.4.
+    """
+    fraction = Number(least=-10, most=10).check("fraction", fraction)
+    common = [name for name in first.modules if name in second.modules]
+    if not common:
+        raise WeightsError(
+            f"the first weights hold {', '.join(first.modules)}, the second {', '.join(second.modules)}: there is "
+            "nothing between them. Give weights of the same module."
+        )
+    params = dict(first.params)
+    for name in common:
+        fields = [{**module_to_dict(weights.modules[name]), "dtype": None} for weights in (first, second)]
+        message = f"there is nothing between {name}s of two architectures:"
+        names = {"found_name": "the first", "expected_name": "the second"}
+        check_equal(fields[0], fields[1], message, **names, error=WeightsError)
+        params[name] = jax.tree.map(
+            lambda x, y: ((1 - fraction) * np.asarray(x, np.float64) + fraction * np.asarray(y, np.float64)).astype(
+                np.float32
+            ),
+            first.params[name],
+            second.params[name],
+        )
+    ours, others = first.latent_scale, second.latent_scale
+    if ours is not None and others is not None and not np.isclose(ours, others, rtol=1e-3, atol=0):
+        raise WeightsError(
+            f"the latent scales are {ours:.6g} and {others:.6g}: their latents are not the same ones. Give a "
+            "tokenizer whose encoder was kept, as stage 2 does."
+        )
+    notes = f"{1 - fraction:g} of [{first.notes}] and {fraction:g} of [{second.notes}]"
+    return dataclasses.replace(first, params=params, notes=notes)
+
+
 def module_to_dict(module: Any) -> dict[str, Any]:
     """Returns the fields of a Flax module as JSON values.
 
