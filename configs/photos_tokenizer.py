@@ -5,8 +5,8 @@ r"""The tokenizer of the demo: built-in photographs, 128 pixels high, strictly e
         --config.stage1_weights=runs/photos_tokenizer --config.sampled.generator_weights=runs/photos_generator
 
 Stage 1 minimizes L1 + KL. Stage 2 keeps the latents, and trains the decoder against a PatchGAN discriminator. It sees
-reconstructions and, if a generator of these latents is given, its decoded samples. Figures and times are in
-eqjax/weights/photos.md.
+reconstructions and, if a generator of these latents is given, its decoded samples. The shipped decoder is between those
+of both stages. Figures and times are in eqjax/weights/photos.md.
 
 Variants (`--config=photos_tokenizer:name`, several joined by commas):
   stage2           stage 2; needs --config.stage1_weights, takes --config.sampled.generator_weights
@@ -66,8 +66,10 @@ def get_config(variant: str | None = None) -> Config:
         config.discriminator_optimizer.update(learning_rate=4e-4, b1=0.0, b2=0.9)
     if args["stage2"]:
         config.freeze_encoder = True
-        config.objective.adversarial_start = 0
-        config.total_steps = 3000
+        # With less the discriminator wins: as it learns, its gradients grow, and lambda shrinks with them.
+        config.objective.update(adversarial_start=0, adversarial_weight=4.0)
+        config.total_steps = 500
+        config.checkpoint_every = 250
         # Small steps of Adam, as the decoder is already good.
         config.optimizer.update(
             name="adamw", learning_rate=2e-4, b1=0.5, b2=0.9, grad_clip_norm=None, warmup_steps=100.0
@@ -77,6 +79,7 @@ def get_config(variant: str | None = None) -> Config:
             guidance_scale=2.0, guidance_schedule="constant", solver="adams_bashforth", time_grid="cosine"
         )
         config.sampled.sampling.num_flow_steps = 25
+        config.sampled.num_images = 768
     if args["quick"]:
         config.tokenizer.update(channel_multipliers=(1, 1), resolution=64, embed_dim=96, refine_channels=None)
         config.data.update(height=64, width=64, min_scale=0.25, max_scale=0.6)
