@@ -42,7 +42,7 @@ def test_reconstructions_have_the_quality_of_the_card(model):
         out = model.decode(model.encode(images))
         values[name] = float(np.mean(image_metrics.psnr(pixels.from_uint8(images), pixels.from_uint8(out))))
     # The card's figures (over more crops) less one decibel, and more for the few held-out crops, which differ.
-    assert values["training"] > 25.4 - 1 and values["held-out"] > 23.0 - 1.5, values
+    assert values["training"] > 24.5 - 1 and values["held-out"] > 22.3 - 1.5, values
 
 
 @pytest.mark.slow
