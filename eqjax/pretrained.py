@@ -385,7 +385,7 @@ def interpolate(first: Weights, second: Weights, fraction: Any) -> Weights:
             f"the latent scales are {ours:.6g} and {others:.6g}: their latents are not the same ones. Give a "
             "tokenizer whose encoder was kept, as stage 2 does."
         )
-    notes = f"{1 - fraction:g} of [{first.notes}] and {fraction:g} of [{second.notes}]"
+    notes = f"{1 - fraction:g} of:\n{first.notes}\n{fraction:g} of:\n{second.notes}"
     return dataclasses.replace(first, params=params, notes=notes)
 
 

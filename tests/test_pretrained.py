@@ -375,7 +375,7 @@ def test_weights_between_two_are_means_of_what_they_have_in_common(weights):
     )
     assert found.params["generator"] is weights.params["generator"]
     assert (found.class_names, found.latent_scale) == (weights.class_names, weights.latent_scale)
-    assert found.notes == "0.75 of [made by a test] and 0.25 of [trained on]"
+    assert found.notes == "0.75 of:\nmade by a test\n0.25 of:\ntrained on"
     for fraction, end in ((0, weights), (1, other)):
         ends = pretrained.interpolate(weights, other, fraction).params["tokenizer"]
         jax.tree.map(np.testing.assert_array_equal, ends, end.params["tokenizer"])

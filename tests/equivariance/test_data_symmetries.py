@@ -44,6 +44,7 @@ def test_images_cut_anywhere_have_shifts_and_those_cut_at_one_place_lack_them():
     assert overlap(group, closed=False).fraction < 0.3
 
 
+@pytest.mark.slow
 def test_squeezed_ramps_are_steeper():
     # Half as wide, and as wide again as they were: the critic compares windows of the narrower width.
     for scale in ("1/2", "2"):
@@ -59,6 +60,7 @@ def test_windows_of_the_narrower_width_are_anywhere():
         assert min(starts) < 6 and max(starts) > 10
 
 
+@pytest.mark.slow
 def test_a_product_is_had_if_all_of_its_parts_are():
     assert overlap(product(shifts(8), flips())).fraction < 0.2
 
