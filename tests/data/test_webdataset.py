@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ def _config(root):
 
 def take(config, count, state=None, process=(0, 1), num_workers=0):
     config.num_workers = num_workers
-    options = dict(batch_size=4, seed=0, process_index=process[0], process_count=process[1])
+    options: Any = dict(batch_size=4, seed=0, process_index=process[0], process_count=process[1])
     with make_iterator(config, **options) as batches:
         if state is not None:
             batches.set_state(json.loads(json.dumps(state)))

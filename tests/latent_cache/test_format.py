@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_pickled_source_reads_the_same_record(caches):
 
 def test_iterator_draws_variants_and_resumes(caches, config):
     config = cache_config(config, caches / "train", num_threads=0)
-    options = dict(batch_size=100, seed=0, process_index=0, process_count=1)
+    options: Any = dict(batch_size=100, seed=0, process_index=0, process_count=1)
     with make_iterator(config, **options) as iterator:
         batches = [next(iterator) for _ in range(2)]
         state = iterator.get_state()
