@@ -17,7 +17,7 @@ from eqjax.pretrained import Weights
 from eqjax.typing import Params
 
 # Fields that leave a generator's parameters and their meaning as they are; classes are matched by name.
-_FREE = ("num_classes", "dropout_rate", "label_dropout_rate", "flow_batch_mult", "remat", "dtype")
+_FREE = ("num_classes", "dropout_rate", "label_dropout_rate", "context_noise", "flow_batch_mult", "remat", "dtype")
 # Relative distance of two encoders that are one: files may store it in bfloat16.
 _ROUNDING = 0.01
 
