@@ -153,20 +153,20 @@ def test_label_dropout_gives_the_null_class_and_dropout_is_random():
 
 
 class _Attentive(Generator):
-    """Remembers the latents that columns attend to, and whose velocity is measured."""
+    """Remembers the latents that columns attend to, and those whose velocity is learned; computes neither."""
 
-    def context(self, latents, labels, **options):
+    def context(self, latents, *_, **__):
         self.sow("intermediates", "attended", latents)
-        return super().context(latents, labels, **options)
+        return jnp.zeros(())
 
-    def velocity(self, x_t, time, context):
+    def velocity(self, x_t, time, _):
         self.sow("intermediates", "learned", (x_t, time))
-        return super().velocity(x_t, time, context)
+        return jnp.zeros(())
 
 
 def test_context_noise_is_on_what_columns_attend_to_alone_and_off_in_evaluation():
     _, params = make()
-    latents, labels = 10 + jnp.zeros((64, 5, 4)), jnp.zeros(64, jnp.int32)
+    latents, labels = 10 + jnp.zeros((1024, 5, 4)), jnp.zeros(1024, jnp.int32)
     rows = 4 * latents.shape[0] * latents.shape[1]
     given: dict[str, Any] = dict(time=jnp.full(rows, 0.5), noise=jnp.zeros((rows, 4)), rope_shift=0, method="loss")
 
@@ -179,8 +179,8 @@ def test_context_noise_is_on_what_columns_attend_to_alone_and_off_in_evaluation(
 
     added = seen(0.3, rngs=jax.random.key(0))
     levels = added.std((1, 2))
-    assert 0.25 < levels.max() < 0.5 and levels.min() < 0.05  # Of 20 numbers each.
-    assert abs(np.sqrt(np.mean(added**2)) - 0.3 / np.sqrt(3)) < 0.03  # A uniform level.
+    assert 0.3 < levels.max() < 0.5 and levels.min() < 0.01  # Of 20 numbers each.
+    assert abs(np.sqrt(np.mean(added**2)) - 0.3 / np.sqrt(3)) < 0.01  # A uniform level.
     assert not seen(0.3, deterministic=True).any() and not seen(0.0, rngs=jax.random.key(0)).any()
 
 
