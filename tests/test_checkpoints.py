@@ -137,7 +137,7 @@ def flip_bits_and_restore(tmp_path, mesh, count, seed):
 
 
 def test_a_flipped_bit_never_restores_another_value(tmp_path, mesh):
-    flip_bits_and_restore(tmp_path, mesh, count=60, seed=0)
+    flip_bits_and_restore(tmp_path, mesh, count=30, seed=0)
 
 
 @pytest.mark.slow

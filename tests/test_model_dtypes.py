@@ -98,7 +98,8 @@ def test_an_evaluation_records_type_and_precision(tmp_path):
         evaluate_generation(dataclasses.replace(model, precision="highest"), tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param(jnp.float16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16])
 def test_a_cast_model_computes_everything_in_its_type_nearly_as_before(dtype):
     model = local_model()
     cast = model.astype(dtype)

@@ -11,6 +11,7 @@ from tests import subprocesses
 from tests.latent_cache import tiny_cache
 
 
+@pytest.mark.slow
 def test_process_without_a_coordinator_stops_on_sigterm(tmp_path):
     pretrained.save(tmp_path / "tokenizer.safetensors", tiny_cache.make_weights())
     command = ["eqjax", "cache-latents", "--config=configs/photos_generator.py:tiny", "--num_crops=500"]

@@ -220,9 +220,10 @@ def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch, capl
     assert "is not protected against a second run, as its file system has no locks" in caplog.text
 
 
-def kill_at_random_and_compare(tmp_path, kills, seed):
-    """Kills a run repeatedly at random times, lets it end, and compares it with an uninterrupted run."""
-    rng, steps = random.Random(seed), 30 * (kills + 1)
+@pytest.mark.slow
+def test_a_run_killed_eight_times_resumes_bit_for_bit(tmp_path):
+    """At random times; then it ends, and is compared with an uninterrupted run."""
+    kills, steps, rng = 8, 270, random.Random(1)
     options = dict(total_steps=steps, delay=0.005, checkpoint_every=3, result=str(tmp_path / "end.npz"))
     for _ in range(kills):
         process = subprocesses.start("tests.training.toy_trainer", tmp_path / "run", json.dumps(options), devices=4)
@@ -240,15 +241,6 @@ def kill_at_random_and_compare(tmp_path, kills, seed):
     logged_steps = [step for step, _ in logged(tmp_path / "run")]
     assert set(logged_steps) == set(range(1, steps + 1))
     assert len(logged_steps) - steps <= 6 * kills  # Repeated steps: two checkpoints may be in flight.
-
-
-def test_a_killed_run_resumes_bit_for_bit(tmp_path):
-    kill_at_random_and_compare(tmp_path, kills=1, seed=0)
-
-
-@pytest.mark.slow
-def test_a_run_killed_eight_times_resumes_bit_for_bit(tmp_path):
-    kill_at_random_and_compare(tmp_path, kills=8, seed=1)
 
 
 @pytest.mark.slow
