@@ -13,7 +13,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from eqjax import convert_files, pretrained, published
+from eqjax import combining, convert_files, pretrained, published
 from eqjax.addresses import scheme, weights_folder
 from eqjax.hub import address as hub_address
 from eqjax.io import atomic_write, exclusive, read_json
@@ -64,7 +64,7 @@ def load_pretrained(
     if dtype is not None:
         check_dtype(dtype)  # Raises an error before anything is read.
     sources = [PathName().check("source", path) for path in (source, *more)]
-    weights = pretrained.join([load_weights(path) for path in sources], f"files: {sources}")
+    weights = combining.join([load_weights(path) for path in sources], f"files: {sources}")
     # Cast on the host, so that an accelerator never holds both copies.
     return jax.tree.map(jnp.asarray, build_model(weights, precision).cast(dtype))
 
@@ -206,7 +206,7 @@ def _converted(name: str, model: published.PublishedModel) -> str:
             logging.info("Reading %s.", where)
             parts.append(convert_files.read_torch(fetched[-1], **model.generator_fields))
         files = ", ".join(file.name for file in model.files)
-        weights = pretrained.join(parts, f"EMA weights of {files} of hf://{model.repo}")
+        weights = combining.join(parts, f"EMA weights of {files} of hf://{model.repo}")
         try:
             pretrained.save(path, dataclasses.replace(weights, class_names=model.class_names))
         except OSError as error:
