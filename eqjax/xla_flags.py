@@ -73,7 +73,7 @@ GPU_FLAGS = (
     Flag(
         name="xla_gpu_enable_command_buffer",
         value="+WHILE",
-        purpose="sampling with jax 0.11 and later: loops as a whole in command buffers; as the option of a program it has "
+        purpose="sampling with jax 0.11 and later: loops as a whole in command buffers; as a program's option it has "
         "no plus, and replaces the list",
     ),
     Flag(
