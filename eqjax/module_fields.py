@@ -88,6 +88,12 @@ GENERATOR: dict[str, Field] = {
     "label_dropout_rate": Field(
         0.1, Number(least=0, most=1), "Probability that training replaces a label by the null class."
     ),
+    "context_noise": Field(
+        0.0,
+        Number(least=0, most=10),
+        "Largest standard deviation of noise on the latents that columns attend to in training; not published, against "
+        "errors that grow along a strip.",
+    ),
     "remat": Field("none", Choice((*REMAT, False, True)), "Rematerialization, which trades time for memory."),
     "dtype": Field("float32", FloatDtype(), "Dtype of computation; parameters are float32."),
 }

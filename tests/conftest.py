@@ -48,6 +48,9 @@ type_checking.install()
 # Test files from the slowest on.
 _LONGEST = [
     "test_notebooks",
+    "test_blocks",
+    "test_page",
+    "test_hostile_files",
     "test_train",
     "test_sharding",
     "test_runs",

@@ -16,7 +16,7 @@ def test_a_few_hundred_hostile_files_are_read_or_refused(tmp_path, name, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", range(1, 3))
 def test_thousands_of_hostile_files_are_read_or_refused_within_a_gigabyte(tmp_path, seed):
     output = subprocesses.run("tests.hostile_files", seed, 1000, tmp_path, timeout=900)
     assert all(name in output for name in hostile_files.READERS)
@@ -30,7 +30,6 @@ def test_hostile_files_beside_others_are_read_or_refused(tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 3))
-def test_thousands_of_hostile_files_beside_others_are_read_or_refused_within_a_gigabyte(tmp_path, seed):
-    output = subprocesses.run("tests.hostile_states", seed, 400, tmp_path, timeout=1500)
+def test_thousands_of_hostile_files_beside_others_are_read_or_refused_within_a_gigabyte(tmp_path):
+    output = subprocesses.run("tests.hostile_states", 1, 400, tmp_path, timeout=1500)
     assert all(kind.__name__ in output for kind in hostile_states.FORMATS)

@@ -76,7 +76,7 @@ class Generator(Float32Products):
 
     Latents are the tokenizer's, multiplied by the latent scale so that they have unit scale. Label
     `num_classes` is the null class. Losses draw from the flax random streams "flow" (times and noise), "rope"
-    (position shift), "label" and "dropout"; `rngs=key` serves all of them.
+    (position shift), "label", "dropout" and "context" (noise on the columns before); `rngs=key` serves all of them.
 
     Attributes:
       width: E.
@@ -95,6 +95,9 @@ class Generator(Float32Products):
       flow_batch_mult: M, flow times drawn per column in training.
       dropout_rate: dropout on attention weights, attention outputs and in the MLP.
       label_dropout_rate: probability that training replaces a label by the null class.
+      context_noise: training adds noise to the latents that columns attend to, not to those that are learned, of a
+        standard deviation that is drawn from 0 … context_noise for every image; not published. A sample attends to
+        columns that it has drawn itself, which are a little off; without noise, errors grow from column to column.
       remat: rematerialization policy, which trades recomputation in the backward pass for memory: "none" stores
         all activations, "full" only the inputs of blocks, "dots" the results of matrix products, "projections"
         the results of products with parameters (attention is recomputed). False and True mean "none" and "full".
@@ -127,6 +130,7 @@ class Generator(Float32Products):
     flow_batch_mult: int = 4
     dropout_rate: float = 0.1
     label_dropout_rate: float = 0.1
+    context_noise: float = 0.0
     remat: bool | str = False
     dtype: DTypeLike = jnp.float32
 
@@ -292,7 +296,8 @@ class Generator(Float32Products):
         if self.label_dropout_rate and not deterministic:
             drop = jax.random.bernoulli(self.make_rng("label"), self.label_dropout_rate, labels.shape)
             labels = jnp.where(drop, self.num_classes, labels)
-        context = self.context(latents, labels, rope_shift=rope_shift, deterministic=deterministic)
+        before = latents if deterministic else self._with_context_noise(latents)
+        context = self.context(before, labels, rope_shift=rope_shift, deterministic=deterministic)
         # The batch keeps its own axis: merged with others it could not be sharded.
         rows = (self.flow_batch_mult, *latents.shape[:2])
         shape = (*rows, self.latent_dim)
@@ -306,6 +311,14 @@ class Generator(Float32Products):
         latents = latents[None]  # [1, B, L, D]
         velocity = self.velocity(flow.interpolate(latents, normals, times), times, context)  # [M, B, L, D]
         return jnp.square(velocity - flow.velocity_target(latents, normals))
+
+    def _with_context_noise(self, latents: Float[AnyArray, "B L D"]) -> Float[AnyArray, "B L D"]:
+        """Returns the latents that columns attend to in training."""
+        if not self.context_noise:
+            return latents
+        level_key, noise_key = jax.random.split(self.make_rng("context"))
+        level = self.context_noise * jax.random.uniform(level_key, (len(latents), 1, 1), jnp.float32)
+        return latents + level * jax.random.normal(noise_key, latents.shape, jnp.float32)
 
     def condition(self, labels: Int[AnyArray, "B"], *, deterministic: bool = True) -> Condition:
         """Computes the `Condition` of classes.

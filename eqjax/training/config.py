@@ -87,7 +87,8 @@ def check_length(config: Config) -> None:
         )  # fmt: skip
     start = ema_start_weight(optimizer, total)
     # With a warm-up, a run of two or more steps has forgotten the most of it.
-    if not total or optimizer.ema_warmup or config.get("stage1_weights") or start < _NOTABLE_START:
+    trained = config.get("stage1_weights") or config.get("initial_weights")  # The start is not random.
+    if not total or optimizer.ema_warmup or trained or start < _NOTABLE_START:
         return
     message = (
         f"{100 * start:.3g} % of the EMA weights, which are exported, would be their random start: "

@@ -237,6 +237,11 @@ GENERATOR: Table = {
     "trainer": Field("generator", Choice(("generator",)), "Which model the configuration trains."),
     "generator": module_fields.GENERATOR,
     "tokenizer_weights": Field(None, _TEXT, "Name, file or workdir of the frozen tokenizer; required."),
+    "initial_weights": Field(
+        None,
+        _TEXT,
+        "Name, file or workdir of a generator to fine-tune; classes are matched by name. None: random start.",
+    ),
     "loss_columns": Field(
         None,
         Items(Integer(least=0), least=1, optional=True, none_means="all"),

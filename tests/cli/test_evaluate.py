@@ -229,6 +229,7 @@ def test_an_analysis_needs_its_name(words):
         analyze.run(parse(analyze), words)
 
 
+@pytest.mark.slow
 def test_symmetries_of_images_are_written_without_a_model(tmp_path):
     groups = ("shift", "flip", "warp")  # Scalings need six columns.
     options = ("--data.height=16", "--num_columns=4", "--num_batches=2", "--critic_steps=1", "--data.flip=False")

@@ -159,6 +159,7 @@ def run_command(command, root, monkeypatch):
         monkeypatch.delenv(name)
 
 
+@pytest.mark.slow
 def test_python_of_the_readme_runs_as_pasted(tmp_path, monkeypatch):
     names = {}
     write_model(tmp_path / "stand_in.safetensors")

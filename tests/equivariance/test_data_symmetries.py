@@ -19,7 +19,7 @@ def sawtooth(seed, mirrored=False, closed=True, count=8):
     rng = np.random.default_rng(seed)
     starts, heights = rng.uniform(0, 16, (2, count)) if closed else (np.zeros(count), np.zeros(count))
     ramps = (np.arange(32) + starts[:, None]) % 16 / 8 - 1
-    images = np.broadcast_to((ramps * (0.5 + heights[:, None] / 32))[:, None, :, None], (count, 16, 32, 3))
+    images = np.broadcast_to((ramps * (0.5 + heights[:, None] / 32))[:, None, :, None], (count, 8, 32, 3))
     if mirrored:
         turned = rng.random(count) < 0.5
         images = np.where(turned[:, None, None, None], images[:, :, ::-1], images)

@@ -152,6 +152,38 @@ def test_label_dropout_gives_the_null_class_and_dropout_is_random():
     assert dropped(jax.random.key(0)) != dropped(jax.random.key(1))
 
 
+class _Attentive(Generator):
+    """Remembers the latents that columns attend to, and those whose velocity is learned; computes neither."""
+
+    def context(self, latents, *_, **__):
+        self.sow("intermediates", "attended", latents)
+        return jnp.zeros(())
+
+    def velocity(self, x_t, time, _):
+        self.sow("intermediates", "learned", (x_t, time))
+        return jnp.zeros(())
+
+
+def test_context_noise_is_on_what_columns_attend_to_alone_and_off_in_evaluation():
+    _, params = make()
+    latents, labels = 10 + jnp.zeros((1024, 5, 4)), jnp.zeros(1024, jnp.int32)
+    rows = 4 * latents.shape[0] * latents.shape[1]
+    given: dict[str, Any] = dict(time=jnp.full(rows, 0.5), noise=jnp.zeros((rows, 4)), rope_shift=0, method="loss")
+
+    def seen(noise, **options):
+        module = _Attentive(**{**FIELDS, "context_noise": noise})
+        _, sown = module.apply({"params": params}, latents, labels, mutable="intermediates", **given, **options)
+        (attended,), ((learned, time),) = (sown["intermediates"][name] for name in ("attended", "learned"))
+        np.testing.assert_allclose(learned, np.broadcast_to(10 * (1 - time[..., None]), learned.shape), rtol=1e-6)
+        return np.asarray(attended) - 10
+
+    added = seen(0.3, rngs=jax.random.key(0))
+    levels = added.std((1, 2))
+    assert 0.3 < levels.max() < 0.5 and levels.min() < 0.01  # Of 20 numbers each.
+    assert abs(np.sqrt(np.mean(added**2)) - 0.3 / np.sqrt(3)) < 0.01  # A uniform level.
+    assert not seen(0.3, deterministic=True).any() and not seen(0.0, rngs=jax.random.key(0)).any()
+
+
 def test_bfloat16_contexts_are_close_and_velocities_are_float32():
     generator, params = make(window_size=3)
     half = generator.clone(dtype=jnp.bfloat16)

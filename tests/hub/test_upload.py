@@ -65,6 +65,7 @@ def test_a_workdir_is_pushed_and_loaded_again(hub, start, workdir):
     assert "or it is private" in start().error("load", "hf://owner/name")
 
 
+@pytest.mark.slow
 def test_a_branch_is_made_and_an_existing_repository_kept(hub, start, workdir):
     hub.add("owner/name", {"notes.txt": b"kept"})
     program = start(HF_TOKEN=TOKEN)

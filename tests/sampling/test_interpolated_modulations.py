@@ -55,6 +55,7 @@ def sample(**options: Any) -> np.ndarray:
     return np.asarray(sample_latents(m.generator, m.generator_params, [0, 2], num_columns=4, key=key, **options))
 
 
+@pytest.mark.slow  # Whatever comes after it compiles again.
 def test_samples_are_met_better_by_more_times_in_chunks_too(monkeypatch):
     exact = sample()
     coarse, fine = (relative_error(sample(modulation_times=k), exact) for k in (3, 8))

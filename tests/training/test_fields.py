@@ -29,7 +29,8 @@ MAY_BE_ZERO = {
     "weight_decay", "ema_decay", "kl_weight", "l2_weight", "seam_weight", "spectrum_weight", "perceptual_weight",
     "semantic_weight", "semantic_start", "adversarial_weight", "adversarial_start", "square_downsamples",
     "attention_window",
-    "posterior_std", "dropout_rate", "label_dropout_rate", "guidance_scale", "temperature", "max_position",
+    "posterior_std", "dropout_rate", "label_dropout_rate", "context_noise", "guidance_scale", "temperature",
+    "max_position",
     "implicit_probability", "explicit_weight", "start", "soft_steps", "collapse_threshold", "stereo_weight",
     "num_threads", "num_workers", "max_corrupt_fraction", "holdout_fraction",
 }  # fmt: skip

@@ -20,7 +20,7 @@ Batch: TypeAlias = Mapping[str, Any]
 Encode: TypeAlias = Callable[[Params, Batch, PRNGKey], tuple[Any, Any]]
 
 # Random streams of the generator in training; evaluation uses the first two.
-RNG_STREAMS = ("flow", "rope", "label", "dropout")
+RNG_STREAMS = ("flow", "rope", "label", "dropout", "context")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from eqjax import loading, pixels, pretrained, sharding
@@ -18,10 +19,11 @@ from eqjax.published import LATENT_SCALE
 from eqjax.training import loop
 from eqjax.training.config import check_config, check_length, resolve
 from eqjax.training.generator import nan_report
+from eqjax.training.generator.initial_weights import load_initial_weights
 from eqjax.training.generator.sample_metrics import make_evaluator
 from eqjax.training.generator.step import Batch, GeneratorStep
 from eqjax.training.state import TrainState
-from eqjax.typing import Config, PRNGKey
+from eqjax.typing import Config, Params, PRNGKey
 
 # Classes of which images are sampled for the logs, at most.
 _NUM_LOGGED_CLASSES = 16
@@ -69,7 +71,7 @@ class GeneratorTrainer(loop.Trainer):
           ValueError: the tokenizer, the data or the metrics do not fit the configuration.
           FileNotFoundError: a file that the configuration names is missing.
         """
-        model, self._tokenizer_notes = load_model(config)
+        model, self._initial_params, self._sources = load_model(config)
         params = model.tokenizer_params
         self.frozen = {} if config.data.source == "latents" else encoder_params(params)
         self.tokenizer_fingerprint = check.encoder_fingerprint(params)
@@ -84,6 +86,13 @@ class GeneratorTrainer(loop.Trainer):
     def init_state(self, key: PRNGKey) -> TrainState:
         """Returns the state before the first step, with random parameters."""
         return self._train_step.init_state(key)
+
+    def load_initial_weights(self, state: TrainState) -> TrainState:
+        """Returns the state with the weights of the generator that is fine-tuned, if the configuration names one."""
+        if self._initial_params is None:
+            return state
+        params = sharding.put(self._initial_params, jax.tree.map(lambda leaf: leaf.sharding, state.params))
+        return dataclasses.replace(state, params=params, ema_params=jax.tree.map(jnp.copy, params))
 
     def step(
         self, frozen: Any, state: TrainState, batch: Batch, key: PRNGKey
@@ -151,7 +160,7 @@ class GeneratorTrainer(loop.Trainer):
             {"tokenizer": model.tokenizer_params, "generator": params},
             latent_scale=model.latent_scale,
             class_names=model.class_names,
-            notes=f"{_notes(int(state.step))} config: {config}\n{self._tokenizer_notes}",
+            notes=f"{_notes(int(state.step))} config: {config}\n{self._sources}",
         )
         pretrained.save(path, weights)
 
@@ -171,18 +180,19 @@ def _notes(step: int) -> str:
     return f"generator after {step} steps;"
 
 
-def load_model(config: Config) -> tuple[Model, str]:
-    """Loads the frozen tokenizer, opens the data and checks that both fit the generator.
+def load_model(config: Config) -> tuple[Model, Params | None, str]:
+    """Loads the frozen tokenizer, and weights to start from, opens the data and checks that all fit the generator.
 
     Args:
       config: a `generator_config`.
 
     Returns:
-      The model, with the shapes of the generator's parameters in their place; and the notes of the tokenizer's file.
+      The model, with the shapes of the generator's parameters in their place; the parameters that it starts from, or
+      None if they are random; and the notes of the files that were read.
 
     Raises:
-      ValueError: the configuration names no tokenizer; the tokenizer or the data do not fit the generator; loss_columns
-        has columns that do not exist.
+      ValueError: the configuration names no tokenizer; the tokenizer, the data or the weights to start from do not fit
+        the generator; loss_columns has columns that do not exist.
       FileNotFoundError: a file is missing.
       CacheError: another tokenizer made the latent cache.
     """
@@ -203,9 +213,13 @@ def load_model(config: Config) -> tuple[Model, str]:
         check.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
     if config.loss_columns is not None:
         column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
+    initial, sources = None, weights.notes
+    if path := config.initial_weights:
+        initial, notes = load_initial_weights(path, generator, class_names, weights, config.tokenizer_weights)
+        sources = f"It started from: {notes}\n{sources}"
     abstract, scale = pretrained.abstract_params(generator), latent_scale(weights)
     model = Model(tokenizer, params, generator, abstract, scale, class_names, config.precision)
-    return model, weights.notes
+    return model, initial, sources
 
 
 def load_tokenizer(config: Config) -> pretrained.Weights:
