@@ -10,6 +10,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from eqjax.module_fields import PRECISION
 
@@ -51,6 +53,19 @@ def jax_name(precision: Any) -> str:
       'tensorfloat32'
     """
     return _JAX_NAMES[PRECISION.check("precision", precision)]
+
+
+def is_true_float32(dtype: DTypeLike) -> bool:
+    """Returns whether GPUs compute products of such numbers in float32, without tensor cores, in JAX's precision now.
+
+    Example:
+      >>> with computing_in("highest"):
+      ...     is_true_float32("float32"), is_true_float32("bfloat16")
+      (True, False)
+    """
+    config: Any = jax.config
+    rounding = _JAX_NAMES["tf32"], _JAX_NAMES["bfloat16"]
+    return jnp.dtype(dtype) == jnp.float32 and config.jax_default_matmul_precision not in rounding
 
 
 class Float32Products(nn.Module):

@@ -23,7 +23,7 @@ class Flag:
     """
 
     name: str
-    value: bool | int
+    value: bool | int | str
     purpose: str
     set_for: str | None = None
 
@@ -35,7 +35,8 @@ class Flag:
           >>> GPU_FLAGS[0].text
           '--xla_gpu_enable_latency_hiding_scheduler=true'
         """
-        return f"--{self.name}={str(self.value).lower()}"
+        value = self.value if isinstance(self.value, str) else str(self.value).lower()
+        return f"--{self.name}={value}"
 
 
 GPU_FLAGS = (
@@ -68,6 +69,12 @@ GPU_FLAGS = (
         name="xla_gpu_force_conv_nhwc",
         value=True,
         purpose="A100 and older, float32: convolutions without transposes around them",
+    ),
+    Flag(
+        name="xla_gpu_enable_command_buffer",
+        value="+WHILE",
+        purpose="sampling with jax 0.11 and later: loops as a whole in command buffers; as a program's option it has "
+        "no plus, and replaces the list",
     ),
     Flag(
         name="xla_gpu_enable_triton_gemm",

@@ -117,7 +117,7 @@ def _call(
     tile = choose_tile(rows, width, heads * columns, keys.dtype.itemsize, 4, _HEIGHTS, (columns,))
     tiles = -(-rows // tile.rows), heads
     flops = 2 * rows * width * (projections * width + 2 * keys.shape[2])
-    return call(kernel, tile, tiles, flops, out, layer, x, *given, head=head, **options)
+    return call(kernel, tiles, flops, out, layer, x, *given, tile=tile, head=head, **options)
 
 
 def _self_attention(

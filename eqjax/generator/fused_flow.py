@@ -45,7 +45,7 @@ from eqjax.generator.fused_tiles import (
 )
 from eqjax.typing import Params
 
-_EPSILON = 1e-6  # That of the norms of `FlowHead`.
+EPSILON = 1e-6  # That of the norms of `FlowHead`.
 
 # Kernels and biases.
 Layer: TypeAlias = tuple[Float[jax.Array, "K N"], Float[jax.Array, "N"]]
@@ -103,9 +103,9 @@ class Weights(NamedTuple):
         )
 
 
-def supports(width: int, latent_dim: int, dtype: DTypeLike) -> bool:
+def supports(width: int, latent_dim: int) -> bool:
     """Returns whether there are kernels for a flow head of these sizes."""
-    return width % LEAST == 0 and latent_dim % LEAST == 0 and jnp.dtype(dtype).itemsize in (2, 4)
+    return width % LEAST == 0 and latent_dim % LEAST == 0
 
 
 def velocity(
@@ -151,7 +151,7 @@ def velocity(
 def _call(kernel: Callable[..., None], tile: Tile, sizes: tuple[int, int, int], *given: Any, **options: Any) -> Any:
     """Runs a kernel on all tiles of a product of [rows, depth] and [depth, columns]."""
     tiles = grid(tile, sizes[0], sizes[2])
-    return call(kernel, tile, tiles, 2 * math.prod(sizes), *given, name=f"flow{kernel.__name__}", **options)
+    return call(kernel, tiles, 2 * math.prod(sizes), *given, name=f"flow{kernel.__name__}", tile=tile, **options)
 
 
 def _enter(z: Any, kernel: Any, bias: Any, x: Any, means: Any, squares: Any, *, tile: Tile, dtype: Any) -> None:
@@ -186,7 +186,7 @@ def _block_in(
     kernel: Any, kernel_bias: Any, h: Any, *, tile: Tile, block: int, parts: int,
 ) -> None:  # fmt: skip
     rows, columns, inside = place(tile, x.shape[0])
-    norm = normalized(x, means, squares, rows, inside, parts, _EPSILON)
+    norm = normalized(x, means, squares, rows, inside, parts, EPSILON)
     given = modulations, modulation_bias, index[0], rows, inside
     left = _modulated(
         affine(norm, scale, bias),
@@ -216,7 +216,7 @@ def _leave(
     kernel_bias: Any, v: Any, *, tile: Tile, parts: int,
 ) -> None:  # fmt: skip
     rows, columns, inside = place(tile, x.shape[0])
-    norm = normalized(x, means, squares, rows, inside, parts, _EPSILON)
+    norm = normalized(x, means, squares, rows, inside, parts, EPSILON)
     given = modulations, modulation_bias, index[0], rows, inside
     left = _modulated(norm, lambda kind, at: _modulation(*given, (kind,), at), kernel.dtype)
     found = product(tile, x.shape[1], left, kernel, kernel_bias, columns)

@@ -202,7 +202,8 @@ def _layer(
         depth = h.shape[1]
         given = state_shapes(rows, width, tile_out), layer, h, state[0], *pair
         flops = 2 * rows * depth * width
-        return call(_add, tile_out, grid(tile_out, rows, width), flops, *given, interpret=interpret, name="layer_add")
+        tiles = grid(tile_out, rows, width)
+        return call(_add, tiles, flops, *given, interpret=interpret, name="layer_add", tile=tile_out)
 
     given = layer, *state, *weights.self_norm, *weights.self_qkv, *angles[0], slot, allowed
     h, *cache_out = attend_self(head, *given, *cache, **options)
@@ -214,7 +215,7 @@ def _layer(
     tile = choose_tile(rows, width, columns, jnp.dtype(dtype).itemsize, 4)
     given = jax.ShapeDtypeStruct((rows, columns), dtype), layer, *state, *weights.mlp_norm, *weights.mlp_in
     flops = 2 * rows * width * columns
-    h = call(_mlp_in, tile, grid(tile, rows, columns), flops, *given, name="layer_mlp_in", **options)
+    h = call(_mlp_in, grid(tile, rows, columns), flops, *given, name="layer_mlp_in", tile=tile, **options)
     return add(h, state, weights.mlp_out), tuple(cache_out)
 
 

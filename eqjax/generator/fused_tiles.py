@@ -24,10 +24,14 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from eqjax.precision import is_true_float32
+
 # Programs that run at once: multiprocessors of an H100. Other GPUs run them in several waves, or leave some idle.
-_PROGRAMS = 132
+PROGRAMS = 132
 # Programs that together read as fast as the L2 cache can: each 64 bytes a clock, 112 GB/s; the cache 5.5 TB/s.
 _READERS = 49
+_BYTES_A_CLOCK = 64
+_THREADS = 128
 # Shared memory of a program: what the smallest supported GPUs have (L4, RTX 4090) is 99 KB.
 _SHARED_BYTES = 72 * 1024
 _STAGES = 3
@@ -52,7 +56,7 @@ def choose_tile(
     heights: Sequence[int] = _HEIGHTS,
     widths: Sequence[int] = (16, 32, 64, 128),
 ) -> Tile:
-    """Returns the tile with which a kernel has read everything soonest.
+    """Returns the tile with which a kernel has read everything soonest, or multiplied it, in float32.
 
     Args:
       rows: R.
@@ -71,13 +75,26 @@ def choose_tile(
     def cost(sizes: tuple[int, int]) -> tuple[float, int]:
         tile_rows, tile_columns = sizes
         programs = -(-rows // tile_rows) * (columns // tile_columns)
-        read = min(tile_rows, rows) * row_bytes + tile_columns * itemsize
-        return max(-(-programs // _PROGRAMS), programs / _READERS) * read, programs
+        read = (min(tile_rows, rows) * row_bytes + tile_columns * itemsize) / _BYTES_A_CLOCK
+        waves = -(-programs // PROGRAMS)
+        return max(waves * max(read, _clocks(tile_rows * tile_columns, itemsize)), read * programs / _READERS), programs
 
     tile_rows, tile_columns = min(((m, n) for m in heights for n in widths if columns % n == 0), key=cost)
     stage = _STAGES * (tile_rows * row_bytes + tile_columns * itemsize)
     fits = 2 ** int(math.log2(_SHARED_BYTES / stage))
     return Tile(tile_rows, tile_columns, _largest_power(depth, max(LEAST, min(128, fits))))
+
+
+def _clocks(outputs: int, itemsize: int) -> float:
+    """Returns the clocks in which a program adds one term of its products' sums to all its outputs, if that decides.
+
+    Without tensor cores a thread multiplies and adds once per clock. What it multiplies comes from shared memory: for n
+    outputs about 2√n numbers, four at once, and four warps share what reads them.
+    """
+    if itemsize == 2 or not is_true_float32(jnp.float32):
+        return 0.0
+    per_thread = outputs / _THREADS
+    return max(per_thread, 4 * math.sqrt(per_thread))
 
 
 def _largest_power(number: int, most: int) -> int:
@@ -92,8 +109,7 @@ def grid(tile: Tile, rows: int, columns: int) -> tuple[int, int]:
 
 def call(
     kernel: Callable[..., None],
-    tile: Tile,
-    tiles: tuple[int, int],
+    programs: tuple[int, ...],
     flops: int,
     out: Any,
     *inputs: jax.Array,
@@ -102,12 +118,11 @@ def call(
     aliases: dict[int, int] | None = None,
     **options: Any,
 ) -> Any:
-    """Runs a kernel on all tiles of its result.
+    """Runs a kernel.
 
     Args:
       kernel: function of inputs, outputs, and the options by name.
-      tile: sizes of a program's tile.
-      tiles: numbers of tiles along rows and columns.
+      programs: numbers of programs along the axes, such as those of tiles along rows and columns of the result.
       flops: FLOPs of its products, for `eqjax.perf.flops`; the compiler does not read it.
       out: shapes of the outputs.
       *inputs: its inputs.
@@ -117,11 +132,11 @@ def call(
       **options: options of the kernel.
     """
     return pl.pallas_call(
-        functools.partial(kernel, tile=tile, **options),
+        functools.partial(kernel, **options),
         out_shape=out,
-        grid=tiles,
+        grid=programs,
         cost_estimate=pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=0),
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=_STAGES),
+        compiler_params=triton.CompilerParams(num_warps=_THREADS // 32, num_stages=_STAGES),
         input_output_aliases=aliases or {},
         interpret=interpret,
         name=name,

@@ -1,9 +1,13 @@
 """Which kernels compute a column while sampling: XLA's, or the fused ones for NVIDIA GPUs.
 
-These are in `fused_flow`, for evaluations of the flow head, and in `fused_layers`, for the transformer's decode step.
+There are three kinds, of which "auto" takes each by itself:
+
+    blocks    evaluations of the flow head, norms and biases inside of their products (`fused_flow`): few rows
+    rows      the same with XLA's products, and one kernel for all between two of them (`fused_rows`): many rows
+    layers    the transformer's decode step (`fused_layers`)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import functools
 import importlib.util
 from typing import Any
@@ -14,15 +18,21 @@ import numpy as np
 
 from eqjax.generator.generator import Condition, Generator
 from eqjax.generator.layers import KVCache
-from eqjax.precision import computing_in
+from eqjax.precision import computing_in, is_true_float32
 from eqjax.tracing import is_tracing
 
+KINDS = ("blocks", "rows", "layers")
 _PLUGINS = ("xla_cuda12", "xla_cuda13")
 # JAX from here on calls the compiler of the kernels deprecated: there they are taken on demand only.
 _DEPRECATED = (0, 11)
-# Rows up to which reading all of them for every tile costs less than the kernels that are saved: a prediction. True
-# float32 has no tensor cores, and the kernels' products are then far from those of cuBLAS.
-_MOST_ROWS, _MOST_FLOAT32_ROWS = 128, 16
+# Rows up to which the kernels of blocks are predicted to be faster than those of rows: reading all rows for every tile
+# then costs less than the kernels that are saved. True float32 has no tensor cores, and a tile has 16 rows at least: in
+# size L, 24 products cost 48 µs as XLA's at 16 rows or less and about 90 as these, which have 25 kernels less (50 µs).
+_MOST_BLOCK_ROWS, _MOST_FLOAT32_BLOCK_ROWS = 128, 16
+# Rows up to which the kernels of layers are predicted to be faster than XLA's, for size L in bfloat16 and in float32:
+# 45 to 106 and 104 to 189 µs a layer at 128 rows, 67 to 112 and 151 to 270 at 256; at 512 112 to 133 and 287 to 430,
+# which is less than such a prediction can be wrong.
+_MOST_LAYER_ROWS = 256
 # Ampere: older GPUs have no bfloat16, and less shared memory than the kernels take.
 _LEAST_CAPABILITY = 8.0
 # Slots of the KV cache in the comparison, at most.
@@ -39,20 +49,24 @@ def cuda_is_installed() -> bool:
     return any(importlib.util.find_spec(f"jax_plugins.{name}") for name in _PLUGINS)
 
 
-def missing(generator: Generator) -> str | None:
-    """Returns what the fused kernels lack for a generator; None: nothing, if its program is compiled for a GPU."""
+def missing(generator: Generator, kinds: Collection[str] = KINDS) -> str | None:
+    """Returns what kernels lack for a generator; None: nothing, if its program is compiled for a GPU.
+
+    Args:
+      generator: the module.
+      kinds: the kinds of kernels, all of which are wanted.
+    """
     if not cuda_is_installed():
         return "an NVIDIA GPU and JAX's CUDA plugin"
     try:
         from eqjax.generator import fused_flow, fused_layers
     except ImportError as error:
         return f"Pallas with its Triton compiler, which jax {jax.__version__} lacks ({error})"
-    if not fused_flow.supports(generator.flow_width, generator.latent_dim, generator.dtype):
-        return (
-            f"multiples of 16 for flow_width={generator.flow_width} and latent_dim={generator.latent_dim}, and floats "
-            "of 16 or 32 bits"
-        )
-    if not fused_layers.supports(generator.width, generator.num_heads):
+    if jnp.dtype(generator.dtype).itemsize not in (2, 4):
+        return f"floats of 16 or 32 bits, not {jnp.dtype(generator.dtype)}"
+    if {"blocks", "rows"} & set(kinds) and not fused_flow.supports(generator.flow_width, generator.latent_dim):
+        return f"multiples of 16 for flow_width={generator.flow_width} and latent_dim={generator.latent_dim}"
+    if "layers" in kinds and not fused_layers.supports(generator.width, generator.num_heads):
         return (
             f"a multiple of 16 for width={generator.width}, and heads of at most {fused_layers.MOST_HEAD} channels, "
             f"not {generator.head_dim}"
@@ -77,6 +91,8 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
     if choice == "plain" or (choice == "auto" and not cuda_is_installed()):
         return "plain"
     lacking = missing(generator)
+    if choice == "auto" and any(missing(generator, [kind]) is None for kind in KINDS):
+        lacking = None
     if lacking is None:
         platform, devices = _place(arrays, mesh)
         if platform not in ("gpu", "cuda"):
@@ -100,44 +116,54 @@ def _place(arrays: Any, mesh: jax.sharding.Mesh | None) -> tuple[str, int]:
     return platforms.pop(), max(len(devices), 1)
 
 
-def is_worthwhile(rows: int, generator: Generator) -> bool:
-    """Returns whether "auto" takes the fused kernels, where `check` allowed them.
-
-    It does where they are predicted to be faster, and where a GPU is at hand only if they are right there: once per
-    process and size they are compared with the plain path.
+def flow_kind(rows: int, generator: Generator) -> str:
+    """Returns the kind of kernels that are predicted to be the faster ones for the flow head, "blocks" or "rows".
 
     Args:
       rows: rows of a batch, those of the null class included.
       generator: the module.
     """
+    most = _MOST_FLOAT32_BLOCK_ROWS if is_true_float32(generator.dtype) else _MOST_BLOCK_ROWS
+    return "blocks" if rows <= most else "rows"
+
+
+def is_worthwhile(kind: str, rows: int, generator: Generator) -> bool:
+    """Returns whether "auto" takes a kind of fused kernels, where `check` allowed them.
+
+    It does where they are predicted to be faster, and where a GPU is at hand only if they are right there: once per
+    process and size they are compared with the plain path.
+
+    Args:
+      kind: one of `KINDS`; of the flow head's, that of `flow_kind`.
+      rows: rows of a batch, those of the null class included.
+      generator: the module.
+    """
     version: Any = jax.__version_info__
-    if version[:2] >= _DEPRECATED or missing(generator) is not None:
+    if version[:2] >= _DEPRECATED or missing(generator, [kind]) is not None:
         return False
-    precision: Any = jax.config
-    itemsize = jnp.dtype(generator.dtype).itemsize
-    has_tensor_cores = itemsize == 2 or precision.jax_default_matmul_precision in ("tensorfloat32", "bfloat16")
-    if rows > (_MOST_ROWS if has_tensor_cores else _MOST_FLOAT32_ROWS):
+    if kind == "layers" and rows > _MOST_LAYER_ROWS:
         return False
     if jax.default_backend() != "gpu":
         return True  # The program is compiled for a GPU that is elsewhere.
-    # Sizes of the kernels. Two layers, of which the second one is read at its place.
+    # Sizes of the kernels. Two layers and blocks: one is the first, and the other is read at its place.
     reduced: Any = generator.clone(
-        parent=None, name=None, depth=2, flow_depth=1, num_classes=1, dtype=jnp.dtype(generator.dtype)
+        parent=None, name=None, depth=2, flow_depth=2, num_classes=1, dtype=jnp.dtype(generator.dtype)
     )
-    return error_here(rows, reduced) <= _BOUNDS[itemsize]
+    return error_here(kind, rows, reduced) <= _BOUNDS[jnp.dtype(generator.dtype).itemsize]
 
 
 @functools.cache
-def error_here(rows: int, generator: Generator, interpret: bool = False) -> float:
-    """Returns the error of the fused kernels on this process's first device, with random weights.
+def error_here(kind: str, rows: int, generator: Generator, interpret: bool = False) -> float:
+    """Returns the error of a kind of fused kernels on this process's first device, with random weights.
 
     Args:
+      kind: one of `KINDS`.
       rows: rows of a batch.
       generator: the module, of few layers.
       interpret: emulates the kernels.
 
     Returns:
-      The largest difference from the plain path in units of its largest value, of velocities, contexts, keys and
+      The largest difference from the plain path in units of its largest value, of velocities, or of contexts, keys and
       values; infinity if the kernels cannot be run.
     """
     capability = getattr(jax.local_devices()[0], "compute_capability", None)
@@ -150,13 +176,16 @@ def error_here(rows: int, generator: Generator, interpret: bool = False) -> floa
 
     shapes: Any = jax.eval_shape(generator.init_params, jax.random.key(0))
     params = jax.tree_util.tree_map_with_path(functools.partial(_draw, random, generator.width), shapes)
-    head = generator.num_heads, generator.head_dim
-    tokens = random(2, generator.depth, rows, generator.num_cond_tokens, *head)
-    slots = min(generator.window_size or _SLOTS, _SLOTS)
-    cache = random(2, generator.depth, rows, slots, *head)
     states = rows // 2 if rows % 2 == 0 else rows
-    arguments = params, random(states, generator.latent_dim), random(1, rows, generator.width), tokens, cache
-    both = functools.partial(_both, generator, interpret)
+    arguments = params, random(states, generator.latent_dim), random(1, rows, generator.width)
+    if kind == "layers":
+        head = generator.num_heads, generator.head_dim
+        slots = min(generator.window_size or _SLOTS, _SLOTS)
+        counts = generator.num_cond_tokens, slots
+        arguments += tuple(random(2, generator.depth, rows, count, *head) for count in counts)
+        both = functools.partial(_both_steps, generator, interpret)
+    else:
+        both = functools.partial(_both_velocities, kind, generator, interpret)
     try:
         # This may be called while another program is traced, of which a call of a jitted function would become a part.
         with computing_in("highest"):
@@ -176,21 +205,39 @@ def _draw(random: Callable[..., np.ndarray], width: int, path: tuple[Any, ...], 
     return np.float32(path[-1].key == "scale") + np.float32(0.1) * values
 
 
-def _both(
-    generator: Generator, interpret: bool, params: Any, z: jax.Array, context: jax.Array, tokens: jax.Array,
-    cache: jax.Array,
-) -> tuple[Any, Any]:  # fmt: skip
-    """Returns velocities, contexts and caches with the fused kernels, and along the plain path."""
-    from eqjax.generator import fused_flow, fused_layers
+def velocity(kind: str) -> Callable[..., jax.Array]:
+    """Returns the function of a kind of kernels for the flow head, "blocks" or "rows"."""
+    from eqjax.generator import fused_flow, fused_rows
+
+    return {"blocks": fused_flow.velocity, "rows": fused_rows.velocity}[kind]
+
+
+def _both_velocities(
+    kind: str, generator: Generator, interpret: bool, params: Any, z: jax.Array, context: jax.Array
+) -> tuple[Any, Any]:
+    """Returns velocities with the fused kernels, and along the plain path."""
+    from eqjax.generator.fused_flow import Weights
 
     apply: Any = functools.partial(generator.apply, {"params": params})
     dtype, rows = generator.dtype, context.shape[1]
     modulations = apply(jnp.array([[0.9], [0.4]]), context, method="flow_modulations")
-    head = fused_flow.Weights.from_params(params["flow_head"], dtype)
-    fused = fused_flow.velocity(head, z.astype(dtype), modulations, jnp.ones(1, jnp.int32), interpret=interpret)
+    head = Weights.from_params(params["flow_head"], dtype)
+    fused = velocity(kind)(head, z.astype(dtype), modulations, jnp.ones(1, jnp.int32), interpret=interpret)
     latents = jnp.tile(z, (rows // len(z), 1))
     at = jax.tree.map(lambda leaf: leaf[1], modulations)
-    plain = apply(apply(latents, method="flow_embed"), at, method="flow_denoise")
+    return fused, apply(apply(latents, method="flow_embed"), at, method="flow_denoise")
+
+
+def _both_steps(
+    generator: Generator, interpret: bool, params: Any, z: jax.Array, context: jax.Array, tokens: jax.Array,
+    cache: jax.Array,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Returns contexts and caches with the fused kernels, and along the plain path."""
+    from eqjax.generator import fused_layers
+
+    apply: Any = functools.partial(generator.apply, {"params": params})
+    dtype, rows = generator.dtype, context.shape[1]
+    latents = jnp.tile(z, (rows // len(z), 1))
     layers = functools.partial(
         fused_layers.decode_step,
         fused_layers.Weights.from_params(params["blocks"], dtype),
@@ -205,4 +252,4 @@ def _both(
         column = jnp.asarray(stored.keys.shape[2] + 1)  # The window is full.
         return apply(latents, column, stored, condition, None, kernels, method="decode_step")
 
-    return (fused, step(layers)), (plain, step(None))
+    return step(layers), step(None)

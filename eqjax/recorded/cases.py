@@ -22,6 +22,9 @@ TOKENIZERS = ("tokenizer_tiny", "tokenizer_anisotropic")
 # Largest relative errors by precision: of float32 arithmetic, and of factors rounded to 10 and to 7 bits.
 BOUNDS = {"highest": 1e-5, "tf32": 1e-2, "bfloat16": 1e-1}
 
+# Copies of a recorded batch with which there are more rows than 128.
+MANY = 65
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -124,8 +127,12 @@ def _generator_outputs(precision: str) -> Iterator[tuple[str, Callable[[], Any],
         case = {key.split("/")[2]: arrays[key] for key in arrays if key.startswith(f"sample/{run}/")}
         sample = functools.partial(_sample, generator, params, arrays["labels"], precision, case)
         yield f"generator_tiny/sample/{run}", functools.partial(sample, "plain"), case["latents"]
-        if _has_fused_kernels(generator):
-            yield f"generator_tiny/sample/{run}/fused", functools.partial(sample, "fused"), case["latents"]
+        if not _has_fused_kernels(generator):
+            continue
+        # Few images, and so many that their flow has other kernels.
+        for repeats in (1, MANY):
+            fused = functools.partial(sample, "fused", repeats)
+            yield f"generator_tiny/sample/{run}/fused/{repeats}", fused, np.concatenate([case["latents"]] * repeats)
 
 
 def _has_fused_kernels(generator: Generator) -> bool:
@@ -153,8 +160,12 @@ def training_loss(generator: Generator, params: Any, arrays: Mapping[str, Any]) 
 
 
 def _sample(
-    generator: Generator, params: Params, labels: Any, precision: str, case: Mapping[str, Any], kernels: str
-) -> Any:
+    generator: Generator, params: Params, labels: Any, precision: str, case: Mapping[str, Any], kernels: str,
+    repeats: int = 1,
+) -> Any:  # fmt: skip
+    """Samples a recorded batch, or several of it at once."""
+    labels, noise = (np.concatenate([rows] * repeats) for rows in (labels, case["noise"]))
+    prefix = np.concatenate([case["prefix"]] * repeats) if "prefix" in case else None
     return sample_latents(
         generator,
         params,
@@ -163,8 +174,8 @@ def _sample(
         num_flow_steps=_read_json("generator_tiny")["config"]["steps"],
         guidance_scale=float(case["guidance"]),
         guidance_schedule=str(case["schedule"]),
-        noise=case["noise"],
-        prefix=case.get("prefix"),
+        noise=noise,
+        prefix=prefix,
         precision=precision,
         gpu_kernels=kernels,
     )

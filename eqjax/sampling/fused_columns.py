@@ -22,17 +22,32 @@ from eqjax.typing import AnyArray, Scalar
 _INTERPRET = False  # Tests emulate the kernels on CPUs.
 
 
-def takes_fused(sampler: Any, rows: int) -> bool:
-    """Returns whether a column is computed with the fused kernels, if its program is compiled for a GPU.
+def flow_kind(sampler: Any, rows: int) -> str | None:
+    """Returns the kind of fused kernels that integrates a column, if its program is compiled for a GPU, or None.
 
     Args:
       sampler: a `Sampler`.
       rows: R.
     """
+    kind = gpu_kernels.flow_kind(rows, sampler.generator)
+    return kind if _takes(kind, sampler, rows) else None
+
+
+def takes_layers(sampler: Any, rows: int) -> bool:
+    """Returns whether a column is fed with fused kernels, if its program is compiled for a GPU.
+
+    Args:
+      sampler: a `Sampler`.
+      rows: R.
+    """
+    return _takes("layers", sampler, rows)
+
+
+def _takes(kind: str, sampler: Any, rows: int) -> bool:
     choice = sampler.shortcuts.gpu_kernels
     if choice == "plain" or sampler.shortcuts.window is not None:
         return False
-    return choice == "fused" or gpu_kernels.is_worthwhile(rows, sampler.generator)
+    return choice == "fused" or gpu_kernels.is_worthwhile(kind, rows, sampler.generator)
 
 
 def integrate_column(
@@ -42,6 +57,7 @@ def integrate_column(
     noise: Float[jax.Array, "B D"],
     guidance_scale: Scalar,
     chunk_size: int,
+    kind: str,
 ) -> Float[jax.Array, "B D"]:
     """Returns the latents of a column.
 
@@ -52,8 +68,9 @@ def integrate_column(
       noise: initial noise.
       guidance_scale: unused without guidance.
       chunk_size: evaluations whose modulations are in memory at once.
+      kind: that of the kernels, see `flow_kind`.
     """
-    fused = functools.partial(_integrate_fused, chunk_size)
+    fused = functools.partial(_integrate_fused, kind, chunk_size)
     return _choose(plain, fused, sampler, context, noise, guidance_scale)
 
 
@@ -97,22 +114,24 @@ def _choose(plain: Callable[..., Any], fused: Callable[..., Any], sampler: Any, 
 
 
 def _integrate_fused(
+    kind: str,
     chunk_size: int,
     sampler: Any,
     context: Float[jax.Array, "R E"],
     noise: Float[jax.Array, "B D"],
     guidance_scale: Scalar,
 ) -> Float[jax.Array, "B D"]:
-    from eqjax.generator import fused_flow
+    from eqjax.generator.fused_flow import Weights
 
-    weights = fused_flow.Weights.from_params(sampler.params["flow_head"], sampler.generator.dtype)
+    evaluate = gpu_kernels.velocity(kind)
+    weights = Weights.from_params(sampler.params["flow_head"], sampler.generator.dtype)
 
     def modulations(times: Float[AnyArray, "n"]) -> Modulations:
         return sampler.apply(times[:, None], context[None], method="flow_modulations")
 
     def velocity(z: Float[jax.Array, "B D"], read: Any) -> Float[jax.Array, "B D"]:
         all_modulations, index = read
-        found = fused_flow.velocity(weights, z, all_modulations, index, interpret=_INTERPRET)
+        found = evaluate(weights, z, all_modulations, index, interpret=_INTERPRET)
         if not sampler.is_guided:
             return found
         conditional, unconditional = jnp.split(found, 2)

@@ -280,7 +280,7 @@ def decode_step(
     latent = jnp.tile(latent, (rows // latent.shape[0], 1))  # Class and null rows see the same columns.
     condition = blend_conditions(sampler.conditions, next_classes)
     given = sampler, latent, state.column, state.cache, condition
-    if fused_columns.takes_fused(sampler, rows):
+    if fused_columns.takes_layers(sampler, rows):
         context, cache = fused_columns.decode_step(feed, *given)
     else:
         context, cache = feed(*given)
@@ -322,14 +322,15 @@ def integrate_column(
     Returns:
       Latents, float32, and how many evaluations of the flow head waited for each other.
     """
-    if not fused_columns.takes_fused(sampler, context.shape[0]):
+    kind = fused_columns.flow_kind(sampler, context.shape[0])
+    if kind is None:
         return _integrate_plain(sampler, context, noise, guidance_scale)
 
     def plain(*given: Any) -> Float[jax.Array, "B D"]:
         return _integrate_plain(*given)[0]
 
     chunk_size = _modulations_at_once(sampler, context.shape[0])
-    latents = fused_columns.integrate_column(plain, sampler, context, noise, guidance_scale, chunk_size)
+    latents = fused_columns.integrate_column(plain, sampler, context, noise, guidance_scale, chunk_size, kind)
     return latents, sampler.solver_table.times.shape[0]
 
 

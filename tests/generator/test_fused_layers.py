@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax.generator import Generator, KVCache, Modulations, fused_attention, fused_flow, fused_layers
+from eqjax.generator import Generator, KVCache, Modulations, fused_attention, fused_flow, fused_layers, fused_rows
 from tests.random_params import random_params
 
 LATENT = 16
@@ -107,7 +107,7 @@ def test_sizes_without_kernels():
 )
 def test_every_supported_jax_lowers_the_kernels():
     """For a GPU, without one; emulation takes operations that Triton's arrays do not have."""
-    generator: Any = small(width=80, num_heads=1)
+    generator: Any = small(width=80, num_heads=1).clone(flow_width=48, flow_depth=2)
     params = jax.tree.map(jnp.asarray, random_params(generator))
     shape = 2, 3, generator.window_size, 1, 80
     cache = KVCache(jnp.zeros(shape), jnp.zeros(shape))
@@ -117,9 +117,10 @@ def test_every_supported_jax_lowers_the_kernels():
         layers = fused_layers.Weights.from_params(params["blocks"], "float32")
         given = cache, (cache.keys, cache.values), angles, angles, jnp.int32(1), jnp.ones(3, bool)
         head = fused_flow.Weights.from_params(params["flow_head"], "float32")
-        modulations = Modulations(jnp.zeros((1, 3, 1, 3, 16)), jnp.zeros((1, 3, 2, 16)))
-        velocity = fused_flow.velocity(head, x[:, 0, :LATENT], modulations, jnp.zeros(1, jnp.int32))
-        return velocity, fused_layers.decode_step(layers, x, *given, cross_rope=True)
+        modulations = Modulations(jnp.zeros((1, 3, 2, 3, 48)), jnp.zeros((1, 3, 2, 48)))
+        given_head = head, x[:, 0, :LATENT], modulations, jnp.zeros(1, jnp.int32)
+        velocities = fused_flow.velocity(*given_head), fused_rows.velocity(*given_head)
+        return velocities, fused_layers.decode_step(layers, x, *given, cross_rope=True)
 
     lowered = jax.jit(feed).trace(params, jnp.ones((3, 1, 80))).lower(lowering_platforms=("cuda",))
-    assert lowered.as_text().count("xla.gpu.triton") == 6 + 4
+    assert lowered.as_text().count("xla.gpu.triton") == 6 + (2 * 2 + 2) + (2 + 1)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from eqjax.generator import Generator, KVCache, fused_flow, fused_layers, gpu_kernels
+from eqjax.generator import Generator, KVCache, fused_flow, fused_layers, fused_rows, gpu_kernels
 from eqjax.precision import computing_in
 
 LARGE = Generator(dtype="bfloat16")
@@ -64,84 +64,111 @@ def test_several_devices_have_the_plain_path(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"flow_width": 1000}, "multiples of 16 for flow_width=1000 and latent_dim=256, and floats of 16 or 32 bits"),
+        ({"flow_width": 1000}, "multiples of 16 for flow_width=1000 and latent_dim=256"),
         ({"latent_dim": 8}, "multiples of 16 for flow_width=1280 and latent_dim=8"),
-        ({"dtype": "float64"}, "multiples of 16 for flow_width=1280 and latent_dim=256, and floats of 16"),
+        ({"dtype": "float64"}, "floats of 16 or 32 bits, not float64"),
         ({"width": 1032, "num_heads": 12}, "a multiple of 16 for width=1032"),
         ({"num_heads": 4}, "heads of at most 128 channels, not 256"),
     ],
 )
-def test_sizes_without_kernels_have_the_plain_path(fields, expected):
-    generator = Generator(**fields)
-    assert gpu_kernels.check("auto", generator) == "plain"
+def test_fused_is_refused_for_sizes_without_kernels(fields, expected):
     with pytest.raises(ValueError, match=expected):
-        gpu_kernels.check("fused", generator)
+        gpu_kernels.check("fused", Generator(**fields))
 
 
 @pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize(
-    ("rows", "dtype", "precision", "expected"),
+    ("fields", "choice", "kinds"),
     [
-        (128, "bfloat16", "highest", True), (130, "bfloat16", "highest", False), (16, "float32", "highest", True),
-        (128, "float32", "highest", False), (128, "float32", "tf32", True),
+        ({}, "auto", ["blocks", "rows", "layers"]), ({"flow_width": 1000}, "auto", ["layers"]),
+        ({"num_heads": 4}, "auto", ["blocks", "rows"]), ({"flow_width": 1000, "num_heads": 4}, "plain", []),
+        ({"dtype": "float64"}, "plain", []),
     ],
 )  # fmt: skip
-def test_auto_takes_them_for_few_rows(rows, dtype, precision, expected):
+def test_auto_takes_the_kinds_that_there_are(fields, choice, kinds):
+    generator, found = Generator(**fields), []
+    jax.eval_shape(lambda x: found.append(gpu_kernels.check("auto", generator, arrays=x)), np.zeros(3))
+    assert found == [choice]
+    assert [kind for kind in gpu_kernels.KINDS if gpu_kernels.is_worthwhile(kind, 2, generator)] == kinds
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(
+    ("rows", "dtype", "precision", "flow", "has_layers"),
+    [
+        (128, "bfloat16", "highest", "blocks", True), (130, "bfloat16", "highest", "rows", True),
+        (512, "bfloat16", "highest", "rows", False), (16, "float32", "highest", "blocks", True),
+        (18, "float32", "highest", "rows", True), (128, "float32", "tf32", "blocks", True),
+        (256, "float32", "highest", "rows", True), (258, "float32", "highest", "rows", False),
+    ],
+)  # fmt: skip
+def test_auto_takes_what_is_predicted_to_be_fast(rows, dtype, precision, flow, has_layers):
+    generator: Any = Generator(dtype=dtype)
     with computing_in(precision):
-        assert gpu_kernels.is_worthwhile(rows, Generator(dtype=dtype)) == expected
+        assert gpu_kernels.flow_kind(rows, generator) == flow
+        assert gpu_kernels.is_worthwhile(flow, rows, generator)
+        assert gpu_kernels.is_worthwhile("layers", rows, generator) == has_layers
 
 
 @pytest.mark.usefixtures("cuda")
 def test_auto_does_not_take_them_where_jax_calls_their_compiler_deprecated(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
-    assert not gpu_kernels.is_worthwhile(2, LARGE)
+    assert not any(gpu_kernels.is_worthwhile(kind, 2, LARGE) for kind in gpu_kernels.KINDS)
 
 
 @pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize(("error", "expected"), [(1e-3, True), (0.1, False), (float("inf"), False)])
-def test_on_a_gpu_auto_takes_them_if_they_are_right_there(monkeypatch, error, expected):
+def test_on_a_gpu_auto_takes_each_kind_that_is_right_there(monkeypatch, error, expected):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(gpu_kernels, "error_here", lambda *case: asked.append(case) or error)
-    assert gpu_kernels.is_worthwhile(2, LARGE) == expected
-    ((rows, generator),) = asked
-    assert rows == 2 and (generator.width, generator.flow_width, generator.num_heads) == (1024, 1280, 16)
-    assert (generator.depth, generator.flow_depth) == (2, 1)  # Not all 32 layers, but one behind the first.
+    monkeypatch.setattr(
+        gpu_kernels, "error_here", lambda *case: asked.append(case) or (error if case[0] == "rows" else 0.0)
+    )
+    assert gpu_kernels.is_worthwhile("rows", 2, LARGE) == expected and gpu_kernels.is_worthwhile("layers", 2, LARGE)
+    (kind, rows, generator), _ = asked
+    assert (kind, rows) == ("rows", 2)
+    assert (generator.width, generator.flow_width, generator.num_heads) == (1024, 1280, 16)
+    assert (generator.depth, generator.flow_depth) == (2, 2)  # Not all 32 layers, but one behind the first.
 
 
-@pytest.mark.parametrize("rows", [6, pytest.param(5, marks=pytest.mark.slow)])
-def test_the_kernels_are_right_here_also_while_jax_traces(rows):
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [
+        ("blocks", 6), ("layers", 6), pytest.param("rows", 5, marks=pytest.mark.slow),
+        pytest.param("layers", 5, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_the_kernels_are_right_here_also_while_jax_traces(kind, rows):
     found = []
-    jax.eval_shape(lambda: found.append(gpu_kernels.error_here(rows, SMALL, interpret=True)))
+    jax.eval_shape(lambda: found.append(gpu_kernels.error_here(kind, rows, SMALL, interpret=True)))
     assert found[0] < 1e-5
 
 
 def test_wrong_kernels_are_found_and_old_gpus_have_none(monkeypatch):
-    real = {name: getattr(module, name) for module, name in ((fused_flow, "velocity"), (fused_layers, "decode_step"))}
+    modules = {
+        "blocks": (fused_flow, "velocity"),
+        "rows": (fused_rows, "velocity"),
+        "layers": (fused_layers, "decode_step"),
+    }
+    real = {kind: getattr(*place) for kind, place in modules.items()}
 
-    def emulated(name):
-        return lambda *args, **options: real[name](*args, **{**options, "interpret": True})
-
-    def error_on(capability, flow, layers):
+    def error_on(capability, kind, kernels):
         monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
-        monkeypatch.setattr(fused_flow, "velocity", flow)
-        monkeypatch.setattr(fused_layers, "decode_step", layers)
-        return gpu_kernels.error_here.__wrapped__(6, SMALL)
+        monkeypatch.setattr(*modules[kind], kernels)
+        return gpu_kernels.error_here.__wrapped__(kind, 6, SMALL)
 
     def constant(value):
         return lambda *_, **__: jax.numpy.full((6, 16), value, jax.numpy.float32)
 
     def wrong_cache(*args, **options):
-        x, cache = emulated("decode_step")(*args, **options)
+        x, cache = real["layers"](*args, **{**options, "interpret": True})
         return x, KVCache(cache.keys, cache.values.at[1, :, 1].multiply(2))
 
     def refuse(*_, **__):
         raise NotImplementedError
 
-    flow, layers = emulated("velocity"), emulated("decode_step")
-    assert 0.5 < error_on("8.9", constant(0), layers) < float("inf")
-    assert 0.1 < error_on("8.9", flow, wrong_cache) < float("inf")
-    assert error_on("8.9", constant(np.nan), lambda _, x, cache, *__, **___: (x, cache)) == float("inf")
-    assert error_on("9.0", refuse, layers) == error_on("9.0", flow, refuse) == float("inf")
+    assert 0.5 < error_on("8.9", "rows", constant(0)) < float("inf")
+    assert 0.1 < error_on("8.9", "layers", wrong_cache) < float("inf")
+    assert error_on("8.9", "blocks", constant(np.nan)) == error_on("9.0", "layers", refuse) == float("inf")
     for capability in (None, "7.5"):  # A CPU, and a GPU before Ampere.
-        assert error_on(capability, flow, layers) == float("inf")
+        assert error_on(capability, "rows", real["rows"]) == float("inf")

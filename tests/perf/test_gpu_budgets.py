@@ -28,16 +28,19 @@ def compiled(tmp_path, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gpu_kernels", "most_of_evaluation", "most_of_layer", "gigabytes"),
+    ("dtype", "batch_size", "gpu_kernels", "most_of_evaluation", "most_of_layer", "gigabytes"),
     [
-        ("bfloat16", "auto", 30, 7, 0.8), ("bfloat16", "plain", 67, 37, 0.8),
-        ("float32", "fused", 30, 7, 1.2), ("float32", "auto", 67, 37, 1.2),
+        ("bfloat16", 64, "auto", 30, 7, 0.8), ("bfloat16", 64, "plain", 67, 37, 0.8),
+        ("float32", 64, "auto", 55, 7, 1.2), ("float32", 64, "plain", 67, 37, 1.2),
+        ("float32", 1, "auto", 30, 7, 0.1), ("bfloat16", 256, "auto", 55, 37, 2.2),
     ],
 )  # fmt: skip
-def test_sampling_of_the_large_size(dtype, gpu_kernels, most_of_evaluation, most_of_layer, gigabytes, tmp_path):
+def test_sampling_of_the_large_size(
+    dtype, batch_size, gpu_kernels, most_of_evaluation, most_of_layer, gigabytes, tmp_path
+):
     """Seven kernels of a layer are six and the loop's counter: no copies."""
-    options = f"--dtype={dtype}", f"--gpu_kernels={gpu_kernels}"
-    program = compiled(tmp_path, "sampling", "--config=L", "--batch_size=64", *options)
+    options = f"--dtype={dtype}", f"--batch_size={batch_size}", f"--gpu_kernels={gpu_kernels}"
+    program = compiled(tmp_path, "sampling", "--config=L", *options)
     # Evaluations of the flow head, at 100 steps of 16 columns, and visits of 32 layers.
     (evaluation,) = (loop for loop in program["loops"] if loop["turns"] * loop["visits"] == 1600)
     (layer,) = (loop for loop in program["loops"] if loop["turns"] * loop["visits"] == 512)
@@ -51,12 +54,15 @@ def test_sampling_of_the_large_size(dtype, gpu_kernels, most_of_evaluation, most
     assert launches["single_kernels"] < 15_000
 
 
-@pytest.mark.parametrize(("chip", "config", "dtype"), [("A100", "L", "bfloat16"), ("L4", "H", "float32")])
-def test_the_fused_kernels_fit_smaller_gpus(chip, config, dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("chip", "config", "dtype", "batch_size", "most"),
+    [("A100", "L", "bfloat16", 64, 30), ("L4", "H", "float32", 8, 30), ("L4", "H", "float32", 256, 55)],
+)
+def test_the_fused_kernels_fit_smaller_gpus(chip, config, dtype, batch_size, most, tmp_path):
     """Their shared memory above all, which is checked when they are compiled; size H has heads of 80 channels."""
-    options = f"--chip={chip}", f"--dtype={dtype}", "--gpu_kernels=fused", "--batch_size=256", "--num_columns=2"
-    program = compiled(tmp_path, "sampling", f"--config={config}", *options)
-    assert max(loop["kernels"] for loop in program["loops"]) <= 30
+    options = f"--chip={chip}", f"--dtype={dtype}", f"--batch_size={batch_size}", "--num_columns=2"
+    program = compiled(tmp_path, "sampling", f"--config={config}", "--gpu_kernels=fused", *options)
+    assert max(loop["kernels"] for loop in program["loops"]) <= most
 
 
 def test_decoding(tmp_path):

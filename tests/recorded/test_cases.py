@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from eqjax.generator import gpu_kernels
 from eqjax.recorded import cases
+from eqjax.sampling import fused_columns
 
 
 @pytest.mark.slow
@@ -19,6 +21,22 @@ def test_all_outputs_are_met_in_float32():
     assert all(item.is_close and item.bound == 1e-5 for item in found), found
     # A case that compared recorded arrays with themselves would have no rounding.
     assert sum(item.error > 0 for item in found) >= len(found) - 1
+
+
+@pytest.mark.slow
+def test_samples_of_the_fused_kernels_are_met_in_float32(monkeypatch):
+    """Emulated; those of few rows, and of many."""
+    monkeypatch.setattr(fused_columns, "_INTERPRET", True)
+    monkeypatch.setattr(gpu_kernels, "check", lambda choice, *_: choice)
+    monkeypatch.setattr(gpu_kernels, "_MOST_FLOAT32_BLOCK_ROWS", 6)
+    monkeypatch.setattr(cases, "MANY", 3)
+    taken, real = [], gpu_kernels.velocity
+    monkeypatch.setattr(gpu_kernels, "velocity", lambda kind: taken.append(kind) or real(kind))
+    samples = [(name, run, recorded) for name, run, recorded in cases.outputs() if "fused" in name]
+    assert [name[-1] for name, *_ in samples] == ["1", "3"] * 4
+    errors = [cases.relative_error(run(), recorded) for _, run, recorded in samples]
+    assert set(taken) == {"blocks", "rows"}
+    assert min(errors) > 0 and max(errors) <= cases.BOUNDS["highest"], errors
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("tf32", "tensorfloat32"), ("bfloat16", "bfloat16")])

@@ -86,14 +86,17 @@ def prepared(kernels, **options):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "options"),
     [
-        {"guidance_scale": 2.0},
-        pytest.param({"solver": "heun", "modulation_times": 3}, marks=pytest.mark.slow),
+        ("blocks", {"guidance_scale": 2.0}),
+        pytest.param("blocks", {"solver": "heun", "modulation_times": 3}, marks=pytest.mark.slow),
+        pytest.param("rows", {"guidance_scale": 2.0}, marks=pytest.mark.slow),
+        pytest.param("rows", {"solver": "heun", "modulation_times": 3}, marks=pytest.mark.slow),
     ],
 )
-def test_latents_are_those_of_the_plain_path(options, monkeypatch):
+def test_latents_are_those_of_the_plain_path(kind, options, monkeypatch):
     """With the modulations of four evaluations in memory at once, two chunks or more."""
+    monkeypatch.setattr(gpu_kernels, "flow_kind", lambda *_: kind)
     rows = BATCH * (2 if "guidance_scale" in options else 1)
     monkeypatch.setattr(sampler, "MODULATION_BYTES", 4 * rows * 5 * 32 * 4)
     fused, noise = column("fused", **options)
@@ -103,8 +106,18 @@ def test_latents_are_those_of_the_plain_path(options, monkeypatch):
     assert np.abs(expected - noise).max() > 0.5
 
 
+@pytest.mark.parametrize(("most", "expected"), [(6, {"flow_enter"}), (5, {"flow_row_first"})])
+def test_few_rows_have_other_kernels_than_many(most, expected, monkeypatch):
+    monkeypatch.setattr(gpu_kernels, "_MOST_FLOAT32_BLOCK_ROWS", most)
+    sample, noise = column("fused", guidance_scale=2.0)
+    text = str(jax.make_jaxpr(sample)(noise))
+    assert {name for name in ("flow_enter", "flow_row_first") if name in text} == expected
+
+
 @pytest.mark.slow
-def test_derivatives_are_those_of_the_plain_path():
+@pytest.mark.parametrize("kind", ["blocks", "rows"])
+def test_derivatives_are_those_of_the_plain_path(kind, monkeypatch):
+    monkeypatch.setattr(gpu_kernels, "flow_kind", lambda *_: kind)
     fused, noise = column("fused")
     plain, _ = column("plain")
 
@@ -145,7 +158,9 @@ def test_a_batch_of_batches_is_fed():
     assert largest_difference(jax.jit(jax.vmap(fused))(both), expected) <= 1e-5
 
 
-def test_a_batch_of_batches():
+@pytest.mark.parametrize("kind", ["blocks", pytest.param("rows", marks=pytest.mark.slow)])
+def test_a_batch_of_batches(kind, monkeypatch):
+    monkeypatch.setattr(gpu_kernels, "flow_kind", lambda *_: kind)
     fused, noise = column("fused")
     plain, _ = column("plain")
     noises = np.stack([noise, 2 * noise])
@@ -163,8 +178,8 @@ def test_on_a_cpu_auto_is_the_plain_program_to_the_bit(monkeypatch):
     generator, params = model()
     noise = np.random.default_rng(0).normal(size=(2, 2, 16)).astype(np.float32)
     taken = []
-    takes_fused = fused_columns.takes_fused
-    monkeypatch.setattr(fused_columns, "takes_fused", lambda *args: taken.append(takes_fused(*args)) or taken[-1])
+    takes = fused_columns._takes
+    monkeypatch.setattr(fused_columns, "_takes", lambda *args: taken.append(takes(*args)) or taken[-1])
 
     def sample(kernels):
         def run(noise):
