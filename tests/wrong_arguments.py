@@ -149,6 +149,7 @@ def calls(folder) -> dict[str, tuple[Any, dict[str, Any]]]:
 ACCEPTED: dict[tuple[str, str], set[str]] = {
     # Whole numbers or fractions of any size are as good as others.
     ("Tokenizer", "posterior_std"): {"float", "huge"},
+    ("Generator", "context_noise"): {"float"},
     # None turns something off, or lets the function choose.
     ("Tokenizer", "attention_window"): {"None"},
     ("Generator", "window_size"): {"None"},
