@@ -68,6 +68,8 @@ def get_config(variant: str | None = None) -> Config:
         config.freeze_encoder = True
         # With less the discriminator wins: as it learns, its gradients grow, and lambda shrinks with them.
         config.objective.update(adversarial_start=0, adversarial_weight=4.0)
+        # The discriminator tolerates seams between columns.
+        config.objective.seam_weight = 0.3
         config.total_steps = 500
         config.checkpoint_every = 250
         # Small steps of Adam, as the decoder is already good.

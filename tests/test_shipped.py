@@ -42,7 +42,7 @@ def test_reconstructions_have_the_quality_of_the_card(model):
         out = model.decode(model.encode(images))
         values[name] = float(np.mean(image_metrics.psnr(pixels.from_uint8(images), pixels.from_uint8(out))))
     # The card's figures (over more crops) less one decibel, and more for the few held-out crops, which differ.
-    assert values["training"] > 24.5 - 1 and values["held-out"] > 22.3 - 1.5, values
+    assert values["training"] > 24.2 - 1 and values["held-out"] > 22.2 - 1.5, values
 
 
 @pytest.mark.slow
@@ -77,7 +77,8 @@ def test_its_notes_hold_the_configurations_of_all_trainings():
     weights = pretrained.load(loading.resolve_path("photos"))
     notes = re.findall(r"^(\w+) after (\d+) steps; config: (.*)$", weights.notes, re.MULTILINE)
     steps = [(name, int(steps)) for name, steps, _ in notes]
-    assert steps == [("generator", 7000), ("tokenizer", 7000), ("tokenizer", 500)]
+    generators, tokenizers = [("generator", 2000), ("generator", 7000)], [("tokenizer", 7000)] * 2
+    assert steps == [*generators, *tokenizers, ("tokenizer", 500)]  # Both generators' files hold stage 1.
     for name, steps, config in notes:
         config = json.loads(config)
         assert config["total_steps"] == int(steps)

@@ -216,7 +216,7 @@ def load_model(config: Config) -> tuple[Model, Params | None, str]:
     initial, sources = None, weights.notes
     if path := config.initial_weights:
         initial, notes = load_initial_weights(path, generator, class_names, weights, config.tokenizer_weights)
-        sources = f"It started from: {notes}\n{sources}"
+        sources = f"It started from:\n{notes}\n{sources}"
     abstract, scale = pretrained.abstract_params(generator), latent_scale(weights)
     model = Model(tokenizer, params, generator, abstract, scale, class_names, config.precision)
     return model, initial, sources

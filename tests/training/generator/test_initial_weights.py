@@ -100,4 +100,4 @@ def test_a_run_starts_from_the_weights_and_says_so_in_its_file(weights, tmp_path
     expected = weights.params["generator"]
     rows = np.stack([expected["class_embedding"][1], expected["null_embedding"][0]])
     jax.tree.map(np.testing.assert_array_equal, found.params["generator"], {**expected, "class_embedding": rows})
-    assert "It started from: of the first run" in found.notes and found.class_names == ("coffee", "flower")
+    assert "It started from:\nof the first run" in found.notes and found.class_names == ("coffee", "flower")

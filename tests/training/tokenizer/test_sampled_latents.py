@@ -24,8 +24,7 @@ SCALE = 0.5
 def make_config(folder, **sampled):
     config = photos_tokenizer.get_config("tiny,stage2")
     config.stage1_weights = str(folder / "stage1.safetensors")
-    config.objective.adversarial_weight = 0.5
-    config.objective.adversarial_start = 0
+    config.objective.update(adversarial_weight=0.5, adversarial_start=0, seam_weight=0.0)
     config.discriminator.update(kind="patch", channels=8, num_layers=2, norm="spectral")
     config.sampled.update(generator_weights=str(folder / "generator.safetensors"), num_images=70)
     config.sampled.sampling.update(num_flow_steps=2, guidance_scale=1.0)
