@@ -39,7 +39,7 @@ demo: $(INSTALLED)  ## Samples images and a panorama with the weights in this re
 serve: $(INSTALLED)  ## Serves the page on which a panorama grows, at http://localhost:7860/.
 	$(VENV)/bin/eqjax serve
 
-train-demo: $(INSTALLED)  ## Trains both stages from scratch on built-in photographs (about 10 minutes on a CPU) and samples.
+train-demo: $(INSTALLED)  ## Trains both stages from scratch on built-in photographs (6 to 10 minutes on 2 CPU cores) and samples.
 	$(VENV)/bin/eqjax train-tokenizer --config=photos_tokenizer:quick --workdir=$(OUTPUT)/tokenizer
 	$(VENV)/bin/eqjax train-generator --config=photos_generator:quick --workdir=$(OUTPUT)/generator \
 		--config.tokenizer_weights=$(OUTPUT)/tokenizer

@@ -12,7 +12,7 @@ Variants (`--config=photos_tokenizer:name`, several joined by commas):
   stage2           stage 2; needs --config.stage1_weights, takes --config.sampled.generator_weights
   gan              the discriminator in stage 1 already, after 500 steps, for comparison
   style=published  GroupNorm over the image and global attention, as in the paper, for comparison; default: strict
-  quick            for `make train-demo`: 64 pixels high, about 5 minutes on 2 CPU cores
+  quick            for `make train-demo`: 64 pixels high, 2 to 4 minutes on 2 CPU cores
   tiny             20 steps of a very small model, to see that everything runs
 """
 
@@ -86,7 +86,7 @@ def get_config(variant: str | None = None) -> Config:
         config.tokenizer.update(channel_multipliers=(1, 1), resolution=64, embed_dim=96, refine_channels=None)
         config.data.update(height=64, width=64, min_scale=0.25, max_scale=0.6)
         config.batch_size = 16
-        config.update(total_steps=500, eval_every=250, image_every=250, checkpoint_every=250)
+        config.update(total_steps=1_200, eval_every=400, image_every=400, checkpoint_every=400)
         config.optimizer.warmup_steps = 50.0
     if args["tiny"]:
         config.tokenizer.update(
