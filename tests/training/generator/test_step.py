@@ -40,6 +40,21 @@ def test_the_loss_of_some_columns_is_trained_alone(columns, loss, moved):
     assert np.flatnonzero(after.params["weights"] != state.params["weights"]).tolist() == moved
 
 
+def test_steps_draw_the_noise_of_the_context_and_evaluation_needs_none():
+    generator = Generator(
+        width=8, depth=1, num_heads=2, latent_dim=4, num_classes=2, num_cond_tokens=1, flow_width=8, flow_depth=1,
+        context_noise=0.34375,  # Of few digits in binary, and of no other meaning.
+    )  # fmt: skip
+    step = GeneratorStep.from_config(
+        default_config(), generator, lambda _, batch, __: (batch["latents"], batch["label"])
+    )
+    params = jax.eval_shape(generator.init_params, jax.random.key(0))
+    batch = {"latents": jnp.ones((4, 3, 4)), "label": jnp.zeros(4, jnp.int32)}
+    key = jax.random.key(0)
+    training, evaluation = (str(jax.make_jaxpr(f)(params, {}, batch, key)) for f in (step.loss, step.per_image_losses))
+    assert "0.34375:f32" in training and "0.34375:f32" not in evaluation
+
+
 @pytest.fixture(name="lowered", scope="module")
 def _lowered():
     """Returns a function from a generator of random bits to the loss of a step with dropout, and its program."""
