@@ -118,7 +118,8 @@ def test_auto_takes_what_is_predicted_to_be_fast(rows, dtype, precision, flow, h
         assert gpu_kernels.is_worthwhile("layers", rows, generator) == has_layers
 
 
-@pytest.mark.parametrize("version", [(0, 7, 2), (0, 10, 2), (0, 11, 0), (0, 12, 0)])
+# What describes a GPU is newer than the oldest JAX.
+@pytest.mark.parametrize("version", [(0, 7, 2), *([(0, 11, 0), (0, 12, 0)] if jax.__version_info__ >= (0, 10) else [])])
 def test_all_versions_trace_the_kernels_for_a_gpu_that_is_elsewhere(monkeypatch, version):
     """From 0.11 on JAX lowers them for a GPU that it is told of. Where it refuses, an error would not be caught."""
     monkeypatch.setattr(jax, "__version_info__", version)
