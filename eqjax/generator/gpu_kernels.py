@@ -12,6 +12,7 @@ import functools
 import importlib.util
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +24,6 @@ from eqjax.tracing import is_tracing
 
 KINDS = ("blocks", "rows", "layers")
 _PLUGINS = ("xla_cuda12", "xla_cuda13")
-# JAX from here on calls the compiler of the kernels deprecated: there they are taken on demand only.
-_DEPRECATED = (0, 11)
 # Rows up to which the kernels of blocks are predicted to be faster than those of rows: reading all rows for every tile
 # then costs less than the kernels that are saved. True float32 has no tensor cores, and a tile has 16 rows at least: in
 # size L, 24 products cost 48 µs as XLA's at 16 rows or less and about 90 as these, which have 25 kernels less (50 µs).
@@ -58,10 +57,11 @@ def missing(generator: Generator, kinds: Collection[str] = KINDS) -> str | None:
     """
     if not cuda_is_installed():
         return "an NVIDIA GPU and JAX's CUDA plugin"
-    try:
-        from eqjax.generator import fused_flow, fused_layers
-    except ImportError as error:
-        return f"Pallas with its Triton compiler, which jax {jax.__version__} lacks ({error})"
+    compiler = _missing_compiler()
+    if compiler is not None:
+        return compiler
+    from eqjax.generator import fused_flow, fused_layers
+
     if jnp.dtype(generator.dtype).itemsize not in (2, 4):
         return f"floats of 16 or 32 bits, not {jnp.dtype(generator.dtype)}"
     if {"blocks", "rows"} & set(kinds) and not fused_flow.supports(generator.flow_width, generator.latent_dim):
@@ -72,6 +72,34 @@ def missing(generator: Generator, kinds: Collection[str] = KINDS) -> str | None:
             f"not {generator.head_dim}"
         )
     return None
+
+
+@functools.cache
+def _missing_compiler() -> str | None:
+    """Returns what kernels lack with this version of JAX; None: it lowers one.
+
+    From 0.11 on JAX warns that a later version will not, which Python shows only on demand. Where warnings are errors,
+    that is a refusal.
+    """
+    try:
+        from eqjax.generator import fused_tiles
+
+        fused_tiles.lower_one()
+    except Exception as error:  # Of any type: a module, a name or an argument may be gone.
+        return f"Pallas with its Triton compiler, which jax {jax.__version__} lacks ({_first_line(error)})"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    """Returns an error as one line."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@functools.cache
+def _log_once(text: str) -> None:
+    """Logs a warning the first time that it is given."""
+    logging.warning("%s", text)
 
 
 def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.sharding.Mesh | None = None) -> str:
@@ -90,20 +118,27 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
     """
     if choice == "plain" or (choice == "auto" and not cuda_is_installed()):
         return "plain"
-    lacking = missing(generator)
-    if choice == "auto" and any(missing(generator, [kind]) is None for kind in KINDS):
-        lacking = None
-    if lacking is None:
-        platform, devices = _place(arrays, mesh)
-        if platform not in ("gpu", "cuda"):
-            lacking = f"an NVIDIA GPU, and this computation runs on a {platform}"
-        elif devices > 1:
-            lacking = f"one device, and this computation may have {devices}"
-    if lacking is None:
-        return choice
+    elsewhere = _elsewhere(*_place(arrays, mesh))
     if choice == "auto":
-        return "plain"
-    raise ValueError(f"gpu_kernels='fused' needs {lacking}: choose 'auto' or 'plain'.")
+        if elsewhere is not None:
+            return "plain"
+        compiler = _missing_compiler()
+        if compiler is not None:
+            _log_once(f"gpu_kernels='auto' leaves out the fused kernels: they need {compiler}.")
+        return "plain" if all(missing(generator, [kind]) is not None for kind in KINDS) else choice
+    lacking = missing(generator) or elsewhere
+    if lacking is not None:
+        raise ValueError(f"gpu_kernels='fused' needs {lacking}: choose 'auto' or 'plain'.")
+    return choice
+
+
+def _elsewhere(platform: str, devices: int) -> str | None:
+    """Returns what kernels lack for a computation on a number of devices of a platform; None: nothing."""
+    if platform not in ("gpu", "cuda"):
+        return f"an NVIDIA GPU, and this computation runs on a {platform}"
+    if devices > 1:
+        return f"one device, and this computation may have {devices}"
+    return None
 
 
 def _place(arrays: Any, mesh: jax.sharding.Mesh | None) -> tuple[str, int]:
@@ -138,8 +173,7 @@ def is_worthwhile(kind: str, rows: int, generator: Generator) -> bool:
       rows: rows of a batch, those of the null class included.
       generator: the module.
     """
-    version: Any = jax.__version_info__
-    if version[:2] >= _DEPRECATED or missing(generator, [kind]) is not None:
+    if missing(generator, [kind]) is not None:
         return False
     if kind == "layers" and rows > _MOST_LAYER_ROWS:
         return False
@@ -149,7 +183,13 @@ def is_worthwhile(kind: str, rows: int, generator: Generator) -> bool:
     reduced: Any = generator.clone(
         parent=None, name=None, depth=2, flow_depth=2, num_classes=1, dtype=jnp.dtype(generator.dtype)
     )
-    return error_here(kind, rows, reduced) <= _BOUNDS[jnp.dtype(generator.dtype).itemsize]
+    error, bound = error_here(kind, rows, reduced), _BOUNDS[jnp.dtype(generator.dtype).itemsize]
+    if bound < error < float("inf"):
+        _log_once(
+            f"gpu_kernels='auto' leaves out the fused kernels for {kind}: on this GPU they differ from XLA's by "
+            f"{error:.0e} of the largest value, more than {bound:.0e}."
+        )
+    return error <= bound
 
 
 @functools.cache
@@ -191,10 +231,14 @@ def error_here(kind: str, rows: int, generator: Generator, interpret: bool = Fal
         with computing_in("highest"):
             compiled = jax.jit(both).lower(*arguments).compile()
         pairs = zip(*(map(np.asarray, jax.tree.leaves(found)) for found in compiled(*arguments)), strict=True)
-    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError):
+    except Exception as error:  # Whatever a compiler or a GPU refuses: XLA's kernels are there.
+        _log_once(f"gpu_kernels='auto' leaves out the fused kernels for {kind}: {_first_line(error)}")
         return float("inf")
     error = max(float(np.abs(fused - plain).max() / np.abs(plain).max()) for fused, plain in pairs)
-    return error if np.isfinite(error) else float("inf")
+    if not np.isfinite(error):
+        _log_once(f"gpu_kernels='auto' leaves out the fused kernels for {kind}: not all their values here are finite.")
+        return float("inf")
+    return error
 
 
 def _draw(random: Callable[..., np.ndarray], width: int, path: tuple[Any, ...], leaf: Any) -> np.ndarray:

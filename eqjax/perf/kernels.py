@@ -10,11 +10,12 @@ import re
 
 from eqjax.perf import hlo
 
-# Instructions that start a kernel of their own; the compiler wraps all others into fusions.
+# Instructions that start a kernel of their own; the compiler wraps all others into fusions. One that runs beside others
+# is two, "…-start" and "…-done".
 _KERNELS = {
-    "fusion", "custom-call", "copy", "copy-start", "sort", "convolution", "dot", "reduce", "scatter", "gather",
-    "all-gather", "all-gather-start", "all-reduce", "all-reduce-start", "reduce-scatter", "all-to-all",
-    "collective-permute", "collective-permute-start", "rng-bit-generator", "cholesky", "triangular-solve", "fft",
+    "fusion", "custom-call", "copy", "sort", "convolution", "dot", "reduce", "scatter", "gather", "all-gather",
+    "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "rng-bit-generator", "cholesky",
+    "triangular-solve", "fft",
 }  # fmt: skip
 _OPCODE = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = .*? ([\w-]+)\(")
 _CALLED = {"call": r"to_apply=%?([\w.-]+)", "async-start": r"calls=%?([\w.-]+)"}
@@ -71,7 +72,7 @@ def count_kernels(text: str) -> tuple[int, list[Loop]]:
         for line in bodies.get(name, ()):
             found = _OPCODE.match(line)
             opcode = found[1] if found else ""
-            own += opcode in _KERNELS
+            own += opcode in _KERNELS or opcode.removesuffix("-start") in _KERNELS
             if opcode == "while":
                 turns, place = hlo.trip_count(line), len(loops)
                 body = re.findall(r"body=%?([\w.-]+)", line)[0]
@@ -143,7 +144,8 @@ def _sum_thunks(lines: list[str], turns: Mapping[int, int]) -> Launches:
         _, times, buffered, _ = around[-1]
         is_buffer = found[2] == "kCommandBuffer"
         follower = lines[i + 1] if i + 1 < len(lines) else ""
-        is_leaf = found[2] != "kWhile" and len(follower) - len(follower.lstrip()) <= indent
+        # What waits for a kernel on another stream launches nothing.
+        is_leaf = found[2] not in ("kWhile", "kAsyncDone") and len(follower) - len(follower.lstrip()) <= indent
         if is_buffer:
             buffers += times
         elif is_leaf and buffered:

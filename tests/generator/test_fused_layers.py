@@ -102,9 +102,6 @@ def test_sizes_without_kernels():
     assert fused_attention.Head.of(80) == (80, 128) and fused_attention.Head.of(8) == (8, 16)
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ >= (0, 11), reason="JAX from 0.11 on lowers kernels of Triton only where a GPU is described"
-)
 def test_every_supported_jax_lowers_the_kernels():
     """For a GPU, without one; emulation takes operations that Triton's arrays do not have."""
     generator: Any = small(width=80, num_heads=1).clone(flow_width=48, flow_depth=2)

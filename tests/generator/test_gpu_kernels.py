@@ -1,13 +1,16 @@
 """Which kernels compute a column: where there are fused ones, where "auto" takes them, what is said where not."""
 
+import functools
+import re
 import types
 from typing import Any
 
 import jax
+from jax.experimental import pallas as pl
 import numpy as np
 import pytest
 
-from eqjax.generator import Generator, KVCache, fused_flow, fused_layers, fused_rows, gpu_kernels
+from eqjax.generator import Generator, KVCache, fused_flow, fused_layers, fused_rows, fused_tiles, gpu_kernels
 from eqjax.precision import computing_in
 
 LARGE = Generator(dtype="bfloat16")
@@ -17,10 +20,15 @@ SMALL: Any = Generator(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def logs_again(monkeypatch):
+    """Logs what an earlier test has logged too."""
+    monkeypatch.setattr(gpu_kernels, "_log_once", functools.cache(gpu_kernels._log_once.__wrapped__))
+
+
 @pytest.fixture
 def cuda(monkeypatch):
-    """As with JAX's CUDA plugin and the last version that supports the kernels, in a process that sees one device."""
-    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
+    """As with JAX's CUDA plugin, in a process that sees one device."""
     monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: True)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
@@ -110,21 +118,50 @@ def test_auto_takes_what_is_predicted_to_be_fast(rows, dtype, precision, flow, h
         assert gpu_kernels.is_worthwhile("layers", rows, generator) == has_layers
 
 
+# What describes a GPU is newer than the oldest JAX.
+@pytest.mark.parametrize("version", [(0, 7, 2), *([(0, 11, 0), (0, 12, 0)] if jax.__version_info__ >= (0, 10) else [])])
+def test_all_versions_trace_the_kernels_for_a_gpu_that_is_elsewhere(monkeypatch, version):
+    """From 0.11 on JAX lowers them for a GPU that it is told of. Where it refuses, an error would not be caught."""
+    monkeypatch.setattr(jax, "__version_info__", version)
+    found = []
+    monkeypatch.setattr(pl, "pallas_call", lambda *_, **__: lambda *_: found.append(jax.sharding.get_abstract_mesh()))
+    fused_tiles.call(lambda *_: None, (1,), 0, None, interpret=False, name="none")
+    described = getattr(found[0], "abstract_device", None)
+    assert (described is not None and described.platform == "gpu") == (version >= (0, 11))
+
+
 @pytest.mark.usefixtures("cuda")
-def test_auto_does_not_take_them_where_jax_calls_their_compiler_deprecated(monkeypatch):
-    monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
-    assert not any(gpu_kernels.is_worthwhile(kind, 2, LARGE) for kind in gpu_kernels.KINDS)
+def test_a_jax_that_refuses_a_kernel_has_the_plain_path_and_says_so_once(monkeypatch, caplog):
+    """Such as one without Pallas' Triton, or with warnings that are errors."""
+
+    def refuse():
+        raise DeprecationWarning("Triton is gone\nfor good")
+
+    monkeypatch.setattr(fused_tiles, "lower_one", refuse)
+    monkeypatch.setattr(gpu_kernels, "_missing_compiler", gpu_kernels._missing_compiler.__wrapped__)
+    assert traced("auto") == traced("auto") == "plain"
+    lacking = f"Pallas with its Triton compiler, which jax {jax.__version__} lacks (DeprecationWarning: Triton is gone)"
+    assert caplog.messages == [f"gpu_kernels='auto' leaves out the fused kernels: they need {lacking}."]
+    with pytest.raises(ValueError, match=re.escape(f"gpu_kernels='fused' needs {lacking}: choose")):
+        traced("fused")
+
+
+def test_what_lowers_a_kernel_does_so_here_also_while_jax_traces():
+    jax.eval_shape(fused_tiles.lower_one)
+    assert gpu_kernels._missing_compiler.__wrapped__() is None
 
 
 @pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize(("error", "expected"), [(1e-3, True), (0.1, False), (float("inf"), False)])
-def test_on_a_gpu_auto_takes_each_kind_that_is_right_there(monkeypatch, error, expected):
+def test_on_a_gpu_auto_takes_each_kind_that_is_right_there(monkeypatch, caplog, error, expected):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(
         gpu_kernels, "error_here", lambda *case: asked.append(case) or (error if case[0] == "rows" else 0.0)
     )
     assert gpu_kernels.is_worthwhile("rows", 2, LARGE) == expected and gpu_kernels.is_worthwhile("layers", 2, LARGE)
+    said = "leaves out the fused kernels for rows: on this GPU they differ from XLA's by 1e-01 of the largest value"
+    assert (said in caplog.text) == (error == 0.1)
     (kind, rows, generator), _ = asked
     assert (kind, rows) == ("rows", 2)
     assert (generator.width, generator.flow_width, generator.num_heads) == (1024, 1280, 16)
@@ -144,7 +181,7 @@ def test_the_kernels_are_right_here_also_while_jax_traces(kind, rows):
     assert found[0] < 1e-5
 
 
-def test_wrong_kernels_are_found_and_old_gpus_have_none(monkeypatch):
+def test_wrong_kernels_are_found_and_old_gpus_have_none(monkeypatch, caplog):
     modules = {
         "blocks": (fused_flow, "velocity"),
         "rows": (fused_rows, "velocity"),
@@ -165,10 +202,12 @@ def test_wrong_kernels_are_found_and_old_gpus_have_none(monkeypatch):
         return x, KVCache(cache.keys, cache.values.at[1, :, 1].multiply(2))
 
     def refuse(*_, **__):
-        raise NotImplementedError
+        raise RuntimeError("No supported GPU devices found")
 
     assert 0.5 < error_on("8.9", "rows", constant(0)) < float("inf")
     assert 0.1 < error_on("8.9", "layers", wrong_cache) < float("inf")
     assert error_on("8.9", "blocks", constant(np.nan)) == error_on("9.0", "layers", refuse) == float("inf")
+    said = "not all their values here are finite", "for layers: RuntimeError: No supported GPU devices found"
+    assert [text in message for text, message in zip(said, caplog.messages, strict=True)] == [True, True]
     for capability in (None, "7.5"):  # A CPU, and a GPU before Ampere.
         assert error_on(capability, "rows", real["rows"]) == float("inf")

@@ -118,3 +118,27 @@ def test_launches_unroll_loops_and_leave_out_conditions_of_loops_with_known_turn
         # A copy in the outer loop, the counter in the inner one; and of the loop without known turns one of each part.
         single_kernels=3 * 1 + 3 * 5 + 1 + 1,
     )
+
+
+def test_what_runs_beside_other_kernels_is_one_kernel_and_one_launch():
+    """The compiler writes it as two instructions, and as three steps, of which one waits."""
+    program = """
+%fused (p: f32[4]) -> f32[4] {
+  ROOT %slice = f32[4]{0} slice(%p), slice={[0:4]}
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %begun = ((f32[4]{0}), f32[4]{0}, u32[]) fusion-start(%p), kind=kLoop, calls=%fused
+  %other = f32[4]{0} fusion(%p), kind=kLoop, calls=%fused
+  ROOT %ended = f32[4]{0} fusion-done(%begun)
+}
+"""
+    thunks = """\
+000: kAsyncStart [source | next=003 (1)] stream=computation_stream[0], async_id=0
+    001: kDynamicSliceFusion [source | sink] params=1, results=1
+        002: kCopy [source | sink] kCopy
+003: kCustomKernel [source | sink] other grid: [1, 1, 1]
+004: kAsyncDone [source | sink] async_id=0
+"""
+    assert kernels.count_kernels(program) == (2, [])
+    assert kernels.count_launches(program, thunks, "") == kernels.Launches(0, 0, single_kernels=2)
