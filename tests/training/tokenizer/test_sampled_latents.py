@@ -233,11 +233,19 @@ def test_a_resumed_run_of_other_options_draws_anew_and_says_so(start, tmp_path, 
     assert "draws its samples anew" in caplog.text and "num_images: drawn with 70, now 71" in caplog.text
 
 
+def change_a_value(path):
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["latents"][0, 0, 1] += 1
+    np.savez(path, **arrays)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-40]), "cannot be read as sampled latents"),
         (lambda path: path.unlink(), "is missing"),
+        (change_a_value, "is damaged, as its checksum differs"),
         (lambda path: np.savez(path, latents=np.ones((1, 2, 3), np.float32)), r"lacks \['about'\]"),
     ],
 )
