@@ -36,6 +36,21 @@ BESIDE_PARTS = ("freeze_encoder", "objective", "optimizer", "discriminator_optim
 FREE_FIELDS = ("generator.remat", "generator.dtype", "tokenizer.dtype")
 
 
+def has_steps(directory: str | os.PathLike[str]) -> bool:
+    """Returns whether a folder of `Checkpoints` holds a step: its run resumes there, or ends with an error.
+
+    Args:
+      directory: the folder, which may be missing.
+
+    Example:
+      >>> has_steps("runs/new/checkpoints")
+      False
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return any(entry.name.isdecimal() and entry.is_dir() for entry in os.scandir(directory))
+    return False
+
+
 class Checkpoints:
     """Saves and restores a run under `directory`; use it in a `with` statement.
 
@@ -77,7 +92,7 @@ class Checkpoints:
         if self._best is not None:
             if jax.process_index() == 0:
                 checkpoint_items.put_damaged_metrics_aside(directory, self._best)
-            _everywhere(True)
+            sharding.everywhere(True)
         options = ocp.CheckpointManagerOptions(
             best_fn=best_fn,
             preservation_policy=_preservation(keep, keep_every, best_fn),
@@ -160,7 +175,7 @@ class Checkpoints:
                 raise  # These do not mean that the files are damaged.
             except Exception as error:  # Orbax raises bare Exceptions for damaged chunks.
                 reason = _first_line(error)
-            if _everywhere(restored is not None):
+            if sharding.everywhere(restored is not None):
                 self._put_aside([s for s in steps if s > step])
                 return restored
             errors.append(f"step {step}: {reason}")
@@ -204,7 +219,7 @@ class Checkpoints:
             (self._manager.directory / str(step)).rename(target)
             logging.warning("Renamed the damaged checkpoint of step %d to %s; delete it if you like.", step, target)
         if steps:
-            _everywhere(True)
+            sharding.everywhere(True)
             self._manager.reload()
 
     def _check(self, saved: Mapping[str, Any], template: Tree, step: int) -> None:
@@ -301,11 +316,6 @@ class BestWeights:
         if jax.process_index() == 0:
             write_json(self._path, checksums.sign(self.best))
         return True
-
-
-def _everywhere(truth: bool) -> bool:
-    """Returns whether something is true on all processes; all of them must ask together."""
-    return bool(np.all(sharding.gather(np.array(truth))))
 
 
 def _first_line(error: Exception) -> str:

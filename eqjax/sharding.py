@@ -300,6 +300,16 @@ def gather(tree: Tree) -> Tree:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def everywhere(truth: bool) -> bool:
+    """Returns whether something is true on all processes; all of them must ask together.
+
+    Example:
+      >>> everywhere(True)
+      True
+    """
+    return bool(np.all(gather(np.array(truth))))
+
+
 def local(tree: Tree) -> Tree:
     """Returns arrays that a program of one process can use: as they are, or as numpy if there are several processes.
 

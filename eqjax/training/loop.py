@@ -44,7 +44,8 @@ def train(config: Config, workdir: str, trainer: Trainer) -> State:
     A finished run is left as it is.
 
     Writes to `workdir`: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `images/`, `config.json`, and at the end
-    `model.safetensors` with the EMA weights; `best.safetensors` and `profile/` if the configuration asks for them.
+    `model.safetensors` with the EMA weights; `best.safetensors`, `sampled_latents.npz` and `profile/` if the
+    configuration asks for them.
 
     Args:
       config: a resolved configuration with the fields of `fields.RUN`, and `data`.
@@ -68,10 +69,11 @@ def train(config: Config, workdir: str, trainer: Trainer) -> State:
     with computing_in(config.precision), Run(config, workdir, trainer) as run, explained_failures(config):
         # ── State: from the newest checkpoint, or fresh ─────────────────────────────────────────
         state = run.restore_state()
+        if state is not None and run.is_finished(state):
+            return state
+        run.make_frozen(is_resumed=state is not None)
         if state is None:
             state = run.initial_state()
-        elif run.is_finished(state):
-            return state
 
         # ── Steps ───────────────────────────────────────────────────────────────────────────────
         for step in run.remaining_steps(state):
@@ -118,7 +120,7 @@ class Run:
             stack.enter_context(WorkdirLock(workdir))
             if jax.process_index() == 0:
                 # Only what a run writes itself, which its lock protects: an evaluation may be writing its results here.
-                names = r"(config|best)\.json|(model|best)\.safetensors|wandb_run\.txt"
+                names = r"(config|best)\.json|(model|best)\.safetensors|sampled_latents\.npz|wandb_run\.txt"
                 remove_leftovers(workdir, names, min_age=0)
                 remove_leftovers(os.path.join(workdir, "images"), r".*\.png", min_age=0)
             self._checkpoints = stack.enter_context(
@@ -187,9 +189,23 @@ class Run:
             )
         counts = position.pop("nonfinite_steps", 0), position.pop("consecutive_nonfinite", 0)
         self._watch = StepWatch(self._config.max_consecutive_nonfinite, *counts)
+        self._trainer.inherited = position.pop("inherited", {})
         self._batches.set_state(position)
         logging.info("Resuming %s at step %d.", self._workdir, state.step)
         return state
+
+    def make_frozen(self, is_resumed: bool) -> None:
+        """Has the trainer make the frozen arrays that take long."""
+        self._trainer.make_frozen(self._workdir, is_resumed, self._check_stop)
+
+    def _check_stop(self) -> None:
+        """Stops between parts of the work before the first step; several processes stop after that step.
+
+        Raises:
+          Preempted: the run was asked to stop.
+        """
+        if self._stop_signal.received and jax.process_count() == 1:
+            raise Preempted(f"asked to stop before a step was done under {self._workdir}.")
 
     def initial_state(self) -> State:
         """Returns the state of a fresh run."""
@@ -372,11 +388,12 @@ class Run:
         return work if known else f"compiling, and {work}"
 
     def _save(self, step: int, state: State, results: dict[str, float] | None = None) -> None:
-        """Saves state, data position, counts and results of a step, unless they are saved already."""
+        """Saves state, data position, counts, inherited values and results of a step, unless they are saved already."""
         counts = {
             "nonfinite_steps": self._watch.nonfinite_steps,
             "consecutive_nonfinite": self._watch.consecutive_nonfinite,
             "tokenizer": self._trainer.tokenizer_fingerprint,
+            "inherited": dict(self._trainer.inherited),
         }
         with announced(f"Step {step}: saving a checkpoint", patience=_PATIENCE):
             self._checkpoints.save(step, state, {**self._batches.get_state(), **counts}, results or None)

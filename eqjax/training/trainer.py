@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
+import types
 from typing import Any, TypeAlias
 
 import jax
@@ -30,18 +31,36 @@ class Trainer(abc.ABC):
         arrays in a closure would become its constants.
       rules: how the state is split over a mesh, as `sharding.spec_for` takes them.
       tokenizer_fingerprint: identifies the frozen tokenizer; a run resumes with no other. None without one.
+      inherited: JSON values from the files that a fresh run starts from. Checkpoints keep them, so that a resumed run,
+        whose trainer is given them back, opens none of these files: they may be gone by then.
     """
 
     frozen: Any = None
     rules: Rules = ()
     tokenizer_fingerprint: str | None = None
+    inherited: Mapping[str, Any] = types.MappingProxyType({})
 
     @abc.abstractmethod
     def init_state(self, key: PRNGKey) -> State:
         """Returns the state before the first step, with random parameters; traced."""
 
+    def make_frozen(self, workdir: str, is_resumed: bool, check_stop: Callable[[], None]) -> None:
+        """Adds to `frozen` what takes long to make; by default nothing.
+
+        Called once, before the first step, when nothing can reject the run any more.
+
+        Args:
+          workdir: folder of the run, which the run holds.
+          is_resumed: whether the run continues a checkpoint.
+          check_stop: raises an error if the run was asked to stop; to be called every few seconds.
+        """
+        del workdir, is_resumed, check_stop
+
     def load_initial_weights(self, state: State) -> State:
-        """Returns the state with which a fresh run starts, given `init_state`'s; by default the same."""
+        """Returns the state with which a fresh run starts, given `init_state`'s; by default the same.
+
+        A resumed run does not call it.
+        """
         return state
 
     @abc.abstractmethod

@@ -29,7 +29,7 @@ def _config(weights):
 def trainers(config):
     """The trainers of a generator's configuration and of a tokenizer's, without their workdirs."""
     yield config, lambda fields: generator.GeneratorTrainer(fields, "")
-    yield photos_tokenizer.get_config("tiny"), tokenizer.TokenizerTrainer
+    yield photos_tokenizer.get_config("tiny"), lambda fields: tokenizer.TokenizerTrainer(fields, "")
 
 
 def test_held_out_data_that_do_not_exist_are_refused_when_they_are_opened(config):

@@ -1,6 +1,7 @@
 """The training loop: what is checked first, what is kept, what is traced."""
 
 import logging as python_logging
+import signal
 import time
 
 from absl import logging
@@ -10,6 +11,7 @@ import pytest
 
 from eqjax.checkpoints import ConfigMismatchError
 from eqjax.training import loop
+from eqjax.training.fault_tolerance import Preempted
 from tests.training import toy_trainer
 from tests.training.toy_runs import logged, saved_steps, train
 
@@ -100,6 +102,51 @@ def test_a_run_resumes_only_with_its_own_tokenizer(tmp_path):
     with pytest.raises(ConfigMismatchError, match="another tokenizer: .* hash aaaaaaaaaaaaaaaa….* bbbbbbbbbbbbbbbb…"):
         resume(2, "b" * 64)
     assert resume(2, "a" * 64) == 2
+
+
+class HeirTrainer(toy_trainer.ToyTrainer):
+    """Starts from a file, and makes frozen arrays."""
+
+    def load_initial_weights(self, state):
+        self.inherited = {"scale": 0.1}
+        return state
+
+    def make_frozen(self, workdir, is_resumed, check_stop):
+        check_stop()
+        self.made = workdir, is_resumed
+
+
+def test_a_resumed_run_has_what_its_start_inherited_and_says_that_it_is_resumed(tmp_path):
+    def run(steps):
+        config = toy_trainer.config(steps)
+        trainer = HeirTrainer(config)
+        loop.train(config, str(tmp_path), trainer)
+        return trainer
+
+    assert run(1).made == (str(tmp_path), False)
+    trainer = run(2)
+    assert trainer.inherited == {"scale": 0.1} and trainer.made == (str(tmp_path), True)
+
+
+def test_a_rejected_run_makes_no_frozen_arrays(tmp_path):
+    loop.train(toy_trainer.config(1), str(tmp_path), toy_trainer.ToyTrainer(toy_trainer.config(1)))
+    config = toy_trainer.config(2)
+    config.generator = {"depth": 1}
+    trainer = HeirTrainer(config)
+    with pytest.raises(ConfigMismatchError):
+        loop.train(config, str(tmp_path), trainer)
+    assert not hasattr(trainer, "made")
+
+
+def test_a_run_that_is_asked_to_stop_before_its_first_step_stops(tmp_path):
+    class Stopped(HeirTrainer):
+        def make_frozen(self, workdir, is_resumed, check_stop):
+            signal.raise_signal(signal.SIGTERM)
+            super().make_frozen(workdir, is_resumed, check_stop)
+
+    config = toy_trainer.config(1)
+    with pytest.raises(Preempted, match="before a step was done"):
+        loop.train(config, str(tmp_path), Stopped(config))
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The generator's trainer: from a configuration to a run that evaluates, samples and exports."""
 
 import dataclasses
+import functools
+import os
 from typing import Any
 
 from absl import logging
@@ -8,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import loading, pixels, pretrained, sharding
+from eqjax import checkpoints, loading, pixels, pretrained, sharding
 from eqjax.data import EvalBatches, eval_batches, make_source
 from eqjax.generator import LOGICAL_AXES, column_weights
 from eqjax.latent_cache import check
@@ -63,6 +65,8 @@ class GeneratorTrainer(loop.Trainer):
     def __init__(self, config: Config, workdir: str) -> None:
         """Loads the tokenizer, and checks it, the data and the metrics against the configuration.
 
+        The weights that a fresh run starts from are read and checked too; a run with a checkpoint needs them no longer.
+
         Args:
           config: a resolved `generator_config`.
           workdir: folder of the run; it also holds samples while metrics are computed.
@@ -71,7 +75,10 @@ class GeneratorTrainer(loop.Trainer):
           ValueError: the tokenizer, the data or the metrics do not fit the configuration.
           FileNotFoundError: a file that the configuration names is missing.
         """
-        model, self._initial_params, self._sources = load_model(config)
+        self._config, self._workdir, self._weights = config, workdir, load_tokenizer(config)
+        self._model = model = load_model(config, self._weights)
+        if not checkpoints.has_steps(os.path.join(workdir, "checkpoints")):
+            _ = self._initial
         params = model.tokenizer_params
         self.frozen = {} if config.data.source == "latents" else encoder_params(params)
         self.tokenizer_fingerprint = check.encoder_fingerprint(params)
@@ -79,7 +86,17 @@ class GeneratorTrainer(loop.Trainer):
         self._train_step = GeneratorStep.from_config(config, model.require("generator"), encode)
         self._per_image_losses = jax.jit(self._train_step.per_image_losses)
         self._evaluator = make_evaluator(config, model) if config.metrics.every else None
-        self._config, self._workdir, self._model = config, workdir, model
+
+    @functools.cached_property
+    def _initial(self) -> tuple[Params, str] | None:
+        """The parameters that a fresh run starts from, and the notes of their file; None if they are random."""
+        config, model = self._config, self._model
+        if not config.initial_weights:
+            return None
+        generator, class_names = model.require("generator"), model.class_names or ()
+        return load_initial_weights(
+            config.initial_weights, generator, class_names, self._weights, config.tokenizer_weights
+        )
 
     # ── Training ────────────────────────────────────────────────────────────────────────────────
 
@@ -89,9 +106,11 @@ class GeneratorTrainer(loop.Trainer):
 
     def load_initial_weights(self, state: TrainState) -> TrainState:
         """Returns the state with the weights of the generator that is fine-tuned, if the configuration names one."""
-        if self._initial_params is None:
+        if self._initial is None:
             return state
-        params = sharding.put(self._initial_params, jax.tree.map(lambda leaf: leaf.sharding, state.params))
+        initial, notes = self._initial
+        self.inherited = {"origin": f"It started from:\n{notes}\n"}
+        params = sharding.put(initial, jax.tree.map(lambda leaf: leaf.sharding, state.params))
         return dataclasses.replace(state, params=params, ema_params=jax.tree.map(jnp.copy, params))
 
     def step(
@@ -155,12 +174,13 @@ class GeneratorTrainer(loop.Trainer):
         if jax.process_index():
             return
         config = self._config.to_json_best_effort()
+        sources = self.inherited.get("origin", "") + self._weights.notes
         weights = pretrained.Weights(
             {"tokenizer": model.tokenizer, "generator": model.generator},
             {"tokenizer": model.tokenizer_params, "generator": params},
             latent_scale=model.latent_scale,
             class_names=model.class_names,
-            notes=f"{_notes(int(state.step))} config: {config}\n{self._sources}",
+            notes=f"{_notes(int(state.step))} config: {config}\n{sources}",
         )
         pretrained.save(path, weights)
 
@@ -180,23 +200,21 @@ def _notes(step: int) -> str:
     return f"generator after {step} steps;"
 
 
-def load_model(config: Config) -> tuple[Model, Params | None, str]:
-    """Loads the frozen tokenizer, and weights to start from, opens the data and checks that all fit the generator.
+def load_model(config: Config, weights: pretrained.Weights) -> Model:
+    """Builds the model that is trained, opens the data and checks that they fit the generator.
 
     Args:
       config: a `generator_config`.
+      weights: the frozen tokenizer, of `load_tokenizer`.
 
     Returns:
-      The model, with the shapes of the generator's parameters in their place; the parameters that it starts from, or
-      None if they are random; and the notes of the files that were read.
+      The model, with the shapes of the generator's parameters in their place.
 
     Raises:
-      ValueError: the configuration names no tokenizer; the tokenizer, the data or the weights to start from do not fit
-        the generator; loss_columns has columns that do not exist.
+      ValueError: the data do not fit the generator; loss_columns has columns that do not exist.
       FileNotFoundError: a file is missing.
       CacheError: another tokenizer made the latent cache.
     """
-    weights = load_tokenizer(config)
     generator: Any = pretrained.build_module("generator", dict(config.generator))
     tokenizer, params = weights.modules["tokenizer"], weights.params["tokenizer"]
     source: Any = make_source(config.data)
@@ -213,13 +231,8 @@ def load_model(config: Config) -> tuple[Model, Params | None, str]:
         check.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
     if config.loss_columns is not None:
         column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
-    initial, sources = None, weights.notes
-    if path := config.initial_weights:
-        initial, notes = load_initial_weights(path, generator, class_names, weights, config.tokenizer_weights)
-        sources = f"It started from:\n{notes}\n{sources}"
     abstract, scale = pretrained.abstract_params(generator), latent_scale(weights)
-    model = Model(tokenizer, params, generator, abstract, scale, class_names, config.precision)
-    return model, initial, sources
+    return Model(tokenizer, params, generator, abstract, scale, class_names, config.precision)
 
 
 def load_tokenizer(config: Config) -> pretrained.Weights:
@@ -245,4 +258,6 @@ def load_tokenizer(config: Config) -> pretrained.Weights:
             raise ValueError(f"{name}={found} does not fit the tokenizer of {path}, which needs {expected}.")
     if weights.latent_scale is None:
         logging.warning("%s has no latent scale; using the published %s.", path, LATENT_SCALE)
-    return weights
+    # A generator in the same file would take memory throughout the run.
+    params = {"tokenizer": weights.params["tokenizer"]}
+    return dataclasses.replace(weights, modules={"tokenizer": tokenizer}, params=params)

@@ -1,7 +1,9 @@
 """The tokenizer's trainer: from a configuration to a run that evaluates, reconstructs and exports."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
+import functools
+import os
 from typing import Any
 
 from absl import logging
@@ -10,9 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from eqjax import loading, pixels, pretrained, sharding
+from eqjax import checkpoints, pixels, pretrained, sharding
 from eqjax.data import EvalBatches, eval_batches, make_iterator, make_source
-from eqjax.differences import check_equal
 from eqjax.evaluation.image_metrics import psnr
 from eqjax.progress import announced
 from eqjax.tokenizer import Tokenizer
@@ -21,8 +22,9 @@ from eqjax.training.config import check_config, check_length, resolve
 from eqjax.training.state import TokenizerState
 from eqjax.training.tokenizer import nan_report
 from eqjax.training.tokenizer.draws import Terms
-from eqjax.training.tokenizer.sampled_latents import draw_sampled_latents
+from eqjax.training.tokenizer.sampled_latents import check_sampled, load_sampled_generator, obtain_sampled_latents
 from eqjax.training.tokenizer.soft_weights import measure_soft_weights
+from eqjax.training.tokenizer.stage1 import load_stage1
 from eqjax.training.tokenizer.step import Batch, TokenizerStep
 from eqjax.typing import AnyArray, Config, Params, PRNGKey
 
@@ -47,7 +49,7 @@ def train_and_evaluate(config: Config, workdir: str) -> TokenizerState:
     config = resolve(config)
     check_length(config)
     with announced("Reading weights and opening the data", patience=2.0):
-        trainer = TokenizerTrainer(config)
+        trainer = TokenizerTrainer(config, workdir)
     return loop.train(config, workdir, trainer)
 
 
@@ -58,23 +60,44 @@ class TokenizerTrainer(loop.Trainer):
     compiled.
     """
 
-    def __init__(self, config: Config) -> None:
-        """Loads stage 1 and the frozen networks.
+    def __init__(self, config: Config, workdir: str) -> None:
+        """Loads the frozen networks, and what a fresh run starts from; a run with a checkpoint needs that no longer.
 
         Args:
           config: a resolved `tokenizer_config`.
+          workdir: folder of the run.
 
         Raises:
           ValueError: fields do not fit each other, the weights of stage 1 are missing or of another architecture, or
             the generator of samples is one of other latents.
           FileNotFoundError: the file of stage 1, of a generator or of a frozen network is missing.
         """
-        self._config = config
-        self._tokenizer, self._stage1 = load_modules(config)
-        self._train_step, self.frozen = TokenizerStep.from_config(config, self._tokenizer)
-        if (sampled := draw_sampled_latents(config, self._tokenizer)) is not None:
-            self.frozen["sampled"] = sampled
+        tokenizer: Any = pretrained.build_module("tokenizer", dict(config.tokenizer))
+        self._config, self._tokenizer, self._generator = config, tokenizer, None
+        if config.freeze_encoder and not config.stage1_weights:
+            raise ValueError(
+                "freeze_encoder=True trains the decoder of an existing tokenizer: set stage1_weights to the workdir "
+                "of its stage 1, or to a weights file."
+            )
+        check_sampled(config)
+        if not checkpoints.has_steps(os.path.join(workdir, "checkpoints")):
+            _ = self._stage1
+            if config.sampled.generator_weights:
+                self._generator = load_sampled_generator(config, tokenizer)
+        self._train_step, self.frozen = TokenizerStep.from_config(config, tokenizer)
         self._reconstruct = jax.jit(self._psnr_and_images)
+
+    @functools.cached_property
+    def _stage1(self) -> pretrained.Weights | None:
+        """The weights that a fresh run starts from; None if they are random."""
+        return load_stage1(self._config, self._tokenizer)
+
+    def make_frozen(self, workdir: str, is_resumed: bool, check_stop: Callable[[], None]) -> None:
+        """Adds a generator's samples to the frozen arrays, if the configuration asks for them."""
+        config, tokenizer = self._config, self._tokenizer
+        weights, self._generator = self._generator, None
+        if config.sampled.generator_weights:
+            self.frozen["sampled"] = obtain_sampled_latents(config, tokenizer, workdir, is_resumed, weights, check_stop)
 
     # ── Training ────────────────────────────────────────────────────────────────────────────────
 
@@ -91,6 +114,9 @@ class TokenizerTrainer(loop.Trainer):
             state = dataclasses.replace(state, regularization=dataclasses.replace(state.regularization, soft=soft))
         if self._stage1 is None:
             return state
+        if self._config.freeze_encoder:
+            # A frozen encoder has the latents of stage 1, and so their scale: generators of either fit both.
+            self.inherited = {"latent_scale": self._stage1.latent_scale}
         stored = self._stage1.params["tokenizer"]
         params = sharding.put(stored, jax.tree.map(lambda leaf: leaf.sharding, state.params))
         return dataclasses.replace(state, params=params, ema_params=jax.tree.map(jnp.copy, params))
@@ -163,8 +189,7 @@ class TokenizerTrainer(loop.Trainer):
         config, params = self._config, sharding.gather(state.ema_params)
         if jax.process_index():
             return
-        # A frozen encoder has the latents of stage 1, and so their scale: generators of either fit both.
-        scale = self._stage1.latent_scale if self._stage1 is not None and config.freeze_encoder else None
+        scale = self.inherited.get("latent_scale")
         if scale is None:
             scale = measure_latent_scale(self._tokenizer, params, config, sharding.mesh_of(state))
         weights = pretrained.Weights(
@@ -187,49 +212,6 @@ class TokenizerTrainer(loop.Trainer):
 def _notes(step: int) -> str:
     """Returns the beginning of the notes in an exported file."""
     return f"tokenizer after {step} steps;"
-
-
-def load_modules(config: Config) -> tuple[Tokenizer, pretrained.Weights | None]:
-    """Builds the tokenizer and loads the weights of stage 1, if the run starts from them.
-
-    Args:
-      config: a `tokenizer_config`.
-
-    Returns:
-      The tokenizer's module, and the weights of stage 1 or None.
-
-    Raises:
-      ValueError: stage 2 has no weights of stage 1; the file holds no tokenizer, or one of another architecture.
-      FileNotFoundError: there is no such file.
-    """
-    tokenizer: Any = pretrained.build_module("tokenizer", dict(config.tokenizer))
-    if not config.stage1_weights:
-        if config.freeze_encoder:
-            raise ValueError(
-                "freeze_encoder=True trains the decoder of an existing tokenizer: set stage1_weights to the workdir "
-                "of its stage 1, or to a weights file."
-            )
-        return tokenizer, None
-    path = config.stage1_weights
-    stage1 = loading.load_weights(path)
-    if "tokenizer" not in stage1.modules:
-        raise ValueError(f"{path} holds no tokenizer; give stage1_weights a file written by tokenizer training.")
-    found, expected = _architecture(stage1.modules["tokenizer"]), _architecture(tokenizer)
-    message = f"the tokenizer of {path} is not the one to be trained:"
-    check_equal(found, expected, message, found_name="stage 1", expected_name="this run")
-    return tokenizer, stage1
-
-
-def _architecture(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the fields of a tokenizer that determine its parameters and their meaning."""
-    fields = pretrained.module_to_dict(tokenizer)
-    del fields["dtype"]
-    semantic: Any = tokenizer.semantic
-    if semantic is not None:
-        # Converted files state the widths through another common factor.
-        del fields["semantic"]["channels"], fields["semantic"]["channel_multipliers"]
-        fields["semantic"]["widths"] = semantic.widths
-    return fields
 
 
 def measure_latent_scale(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -88,16 +89,56 @@ def test_another_encoder_is_warned_of_and_a_rounded_one_is_the_same(weights, loa
     assert "another encoder than that of tokenizer_weights=the tokenizer's file" in caplog.text
 
 
-def test_a_run_starts_from_the_weights_and_says_so_in_its_file(weights, tmp_path):
-    first = tmp_path / "first.safetensors"
-    pretrained.save(first, weights)
+def run_config(path, **fields):
     config = photos_generator.get_config("tiny")
     config.data.classes = ("coffee", "flower")
     config.generator.num_classes = 2
-    config.update(tokenizer_weights=str(first), initial_weights=str(first), total_steps=0, image_every=None)
-    training.train_and_evaluate(config, str(tmp_path / "run"))
+    config.update(tokenizer_weights=str(path), initial_weights=str(path), image_every=None, eval_every=None)
+    config.update(fields)
+    return config
+
+
+def test_a_run_starts_from_the_weights_and_says_so_in_its_file(weights, tmp_path):
+    first = tmp_path / "first.safetensors"
+    pretrained.save(first, weights)
+    training.train_and_evaluate(run_config(first, total_steps=0), str(tmp_path / "run"))
     found = pretrained.load(tmp_path / "run" / "model.safetensors")
     expected = weights.params["generator"]
     rows = np.stack([expected["class_embedding"][1], expected["null_embedding"][0]])
     jax.tree.map(np.testing.assert_array_equal, found.params["generator"], {**expected, "class_embedding": rows})
     assert "It started from:\nof the first run" in found.notes and found.class_names == ("coffee", "flower")
+
+
+@pytest.fixture(name="begun")
+def _begun(weights, tmp_path):
+    """Returns a function that trains to a step in a workdir, the file it starts from, and a workdir with one step."""
+    first, initial = tmp_path / "first.safetensors", tmp_path / "initial.safetensors"
+    pretrained.save(first, weights)
+    pretrained.save(initial, dataclasses.replace(weights, notes="of the initial run"))
+
+    def run(workdir, steps):
+        config = run_config(first, initial_weights=str(initial), total_steps=steps, checkpoint_every=1)
+        return training.train_and_evaluate(config, str(workdir))
+
+    run(tmp_path / "run", 1)
+    return run, initial, tmp_path / "run"
+
+
+def test_a_resumed_run_does_not_open_the_weights_that_it_started_from_and_a_fresh_one_does(begun, tmp_path):
+    run, initial, workdir = begun
+    initial.unlink()
+    assert int(run(workdir, 2).step) == 2
+    notes = pretrained.load(workdir / "model.safetensors").notes
+    assert notes.startswith("generator after 2 steps;")
+    assert notes.endswith("}\nIt started from:\nof the initial run\nof the first run")
+    with pytest.raises(FileNotFoundError, match="no weights file at .*initial.safetensors"):
+        run(tmp_path / "fresh", 1)
+    assert not (tmp_path / "fresh").exists()
+
+
+@pytest.mark.slow
+def test_a_run_resumes_bit_for_bit_without_the_weights_that_it_started_from(begun, tmp_path):
+    run, initial, workdir = begun
+    expected = run(shutil.copytree(workdir, tmp_path / "with"), 2)
+    initial.unlink()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(run(workdir, 2)), jax.device_get(expected))

@@ -1,5 +1,8 @@
 """A generator's samples beside reconstructions, in front of the discriminator of stage 2."""
 
+import dataclasses
+import re
+import shutil
 from typing import Any
 
 import jax
@@ -13,8 +16,12 @@ from eqjax.tokenizer import losses
 from eqjax.tokenizer.augment import diff_augment
 from eqjax.training import tokenizer
 from eqjax.training.config import resolve
+from eqjax.training.tokenizer import sampled_latents
 from eqjax.training.tokenizer.draws import ActiveTerms, RandomDraws
-from eqjax.training.tokenizer.sampled_latents import draw_sampled_latents
+from eqjax.training.tokenizer.sampled_latents import (
+    draw_sampled_latents,
+    load_sampled_generator,
+)
 from eqjax.training.tokenizer.step import TokenizerStep
 from tests.random_params import random_params
 
@@ -30,6 +37,14 @@ def make_config(folder, **sampled):
     config.sampled.sampling.update(num_flow_steps=2, guidance_scale=1.0)
     config.sampled.update(sampled)
     return resolve(config)
+
+
+def go_on():
+    """Nobody asks the run to stop."""
+
+
+def draw(config, module):
+    return draw_sampled_latents(config, module, load_sampled_generator(config, module), go_on)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +72,7 @@ def made(folder):
     module: Any = pretrained.build_module("tokenizer", dict(config.tokenizer))
     frozen: dict[str, Any]
     step, frozen = TokenizerStep.from_config(config, module)
-    frozen["sampled"] = draw_sampled_latents(config, module)
+    frozen["sampled"] = draw(config, module)
     return step, frozen, step.init_state(jax.random.key(0), config.data.height, config.data.width)
 
 
@@ -66,8 +81,7 @@ def test_samples_are_unscaled_latents_of_all_classes_and_the_same_every_time(fol
     config = make_config(folder)
     columns = config.data.width // step.objective.tokenizer.column_width
     assert frozen["sampled"].shape == (70, columns, config.tokenizer.embed_dim)
-    again: Any = draw_sampled_latents(config, step.objective.tokenizer)
-    assert np.array_equal(again, frozen["sampled"])
+    assert np.array_equal(draw(config, step.objective.tokenizer), frozen["sampled"])
     generator = pretrained.load(folder / "generator.safetensors")
     # The second batch of 64 begins with class 64 % 3.
     expected = sample_latents(
@@ -164,21 +178,115 @@ def test_the_discriminator_is_updated_on_samples_too(made):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_sampled(folder, made, change, message):
+def test_what_does_not_fit_is_refused_before_anything_is_made(folder, tmp_path, change, message):
     config = make_config(folder)
     change(config)
     with pytest.raises(ValueError, match=message):
-        draw_sampled_latents(config, made[0].objective.tokenizer)
+        tokenizer.train_and_evaluate(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(name="start")
+def _start(folder, made, tmp_path, monkeypatch):
+    """Returns a function that begins or resumes a run with samples of a copied generator, and the calls that drew."""
+    calls = []
+    shutil.copy(folder / "generator.safetensors", tmp_path)
+
+    def fake(*args):
+        calls.append(args)
+        return np.full((2, 3), len(calls), np.float32)[None]
+
+    monkeypatch.setattr(sampled_latents, "draw_sampled_latents", fake)
+
+    def start(is_resumed, **options):
+        config = make_config(folder, **{"generator_weights": str(tmp_path / "generator.safetensors"), **options})
+        module = made[0].objective.tokenizer
+        obtain = sampled_latents.obtain_sampled_latents
+        return obtain(config, module, str(tmp_path), is_resumed, None, go_on)[0, 0, 0]
+
+    return start, calls
+
+
+def test_a_resumed_run_takes_the_samples_of_its_start_without_the_generator(start, tmp_path, caplog):
+    start, calls = start
+    assert start(False) == 1 and len(calls) == 1
+    (tmp_path / "generator.safetensors").unlink()
+    assert start(True) == 1 and len(calls) == 1 and not caplog.records
+
+
+def test_a_fresh_run_takes_samples_of_the_same_generator_and_options_alone(start, tmp_path):
+    start, calls = start
+    assert (start(False), start(False)) == (1, 1)
+    assert start(False, num_images=71) == 2
+    path = tmp_path / "generator.safetensors"
+    weights = pretrained.load(path)
+    pretrained.save(path, dataclasses.replace(weights, latent_scale=2 * SCALE))
+    assert (start(True, num_images=71), start(False, num_images=71), len(calls)) == (2, 3, 3)
+
+
+def test_a_resumed_run_of_other_options_draws_anew_and_says_so(start, tmp_path, caplog):
+    start, _ = start
+    start(False)
+    moved = shutil.move(tmp_path / "generator.safetensors", tmp_path / "moved.safetensors")
+    assert start(True, generator_weights=str(moved)) == 1 and not caplog.records
+    assert start(True, generator_weights=str(moved), num_images=71) == 2
+    assert "draws its samples anew" in caplog.text and "num_images: drawn with 70, now 71" in caplog.text
+
+
+def change_a_value(path):
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["latents"][0, 0, 1] += 1
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "cannot be read as sampled latents"),
+        (lambda path: path.unlink(), "is missing"),
+        (change_a_value, "is damaged, as its checksum differs"),
+        (lambda path: np.savez(path, latents=np.ones((1, 2, 3), np.float32)), r"lacks \['about'\]"),
+    ],
+)
+def test_lost_and_damaged_samples_are_drawn_again(start, tmp_path, caplog, damage, message):
+    start, _ = start
+    start(False)
+    damage(tmp_path / sampled_latents.FILE_NAME)
+    assert start(True) == 2
+    assert re.search(f"draws its samples anew.*{message}", caplog.text)
+    assert start(True) == 2  # They are whole again.
+
+
+def test_a_run_that_is_asked_to_stop_stops_drawing(folder, made):
+    config, module = make_config(folder), made[0].objective.tokenizer
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw_sampled_latents(config, module, load_sampled_generator(config, module), stop)
 
 
 @pytest.mark.slow
-def test_a_run_with_samples_resumes_bit_for_bit(folder, tmp_path):
-    def run(workdir, steps):
-        config = make_config(folder)
-        config.update(total_steps=steps, checkpoint_every=2, eval_every=None, image_every=None, log_every=1)
-        return tokenizer.train_and_evaluate(config, str(workdir))
+def test_a_run_with_samples_resumes_bit_for_bit_without_the_files_that_it_started_from(folder, tmp_path, monkeypatch):
+    files = shutil.copytree(folder, tmp_path / "files")
+    drawn = []
+    monkeypatch.setattr(
+        sampled_latents, "draw_sampled_latents", lambda *args: drawn.append(1) or draw_sampled_latents(*args)
+    )
 
-    whole = run(tmp_path / "whole", 4)
-    run(tmp_path / "cut", 2)
-    resumed = run(tmp_path / "cut", 4)
+    def run(workdir, steps):
+        config = make_config(files)
+        config.update(total_steps=steps, checkpoint_every=2, eval_every=None, image_every=None, log_every=1)
+        return tokenizer.train_and_evaluate(config, str(tmp_path / workdir))
+
+    whole = run("whole", 4)
+    run("cut", 2)
+    assert len(drawn) == 2
+    shutil.rmtree(files)
+    resumed = run("cut", 4)
+    assert len(drawn) == 2
     assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), whole, resumed))
+    scales = [pretrained.load(tmp_path / name / "model.safetensors").latent_scale for name in ("whole", "cut")]
+    assert scales == [SCALE, SCALE]

@@ -28,7 +28,7 @@ def measured(monkeypatch):
 def test_a_fresh_run_weighs_kinds_by_their_overlap(measured, caplog):
     caplog.set_level("INFO")
     config = make_config(implicit_probability=0.5, transforms=KINDS, scales=("1/2", "1"), soft_power=2.0, soft_steps=7)
-    trainer = TokenizerTrainer(config)
+    trainer = TokenizerTrainer(config, "")
     state = trainer.load_initial_weights(trainer.init_state(jax.random.key(0)))
     assert state.regularization is not None and np.asarray(state.regularization.soft).tolist() == [0.25, 1, 1, 1]
     assert "Flip: a critic tells held-out images" in caplog.text and "It weighs 0.25" in caplog.text
@@ -41,6 +41,6 @@ def test_a_fresh_run_weighs_kinds_by_their_overlap(measured, caplog):
 
 
 def test_without_soft_weights_nothing_is_measured(measured):
-    trainer = TokenizerTrainer(make_config(implicit_probability=0.5))
+    trainer = TokenizerTrainer(make_config(implicit_probability=0.5), "")
     state = trainer.load_initial_weights(trainer.init_state(jax.random.key(0)))
     assert not measured and state.regularization is None

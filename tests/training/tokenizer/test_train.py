@@ -16,7 +16,7 @@ from eqjax.training import loop, tokenizer
 from eqjax.training.config import check_config
 from eqjax.training.tokenizer.build import make_objective
 from eqjax.training.tokenizer.draws import ActiveTerms, RandomDraws
-from eqjax.training.tokenizer.train import load_modules
+from eqjax.training.tokenizer.stage1 import load_stage1
 from tests import frozen_network_files, published_checkpoints
 from tests.random_params import random_params
 
@@ -140,7 +140,7 @@ def test_the_step_does_not_depend_on_the_devices(tmp_path, monkeypatch):
     config = make_config(batch_size=8)
     config.objective.update(adversarial_start=0, adversarial_weight=0.5)
     config.discriminator.kind = "dino"
-    trainer = tokenizer.TokenizerTrainer(config)
+    trainer = tokenizer.TokenizerTrainer(config, "")
     init = jax.jit(trainer.init_state)(jax.random.key(0))
     batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)}
 
@@ -182,7 +182,7 @@ def test_microbatches_add_up():
     norms = []
     for parts in (1, 2):
         config.accumulation_steps = parts
-        trainer = tokenizer.TokenizerTrainer(config)
+        trainer = tokenizer.TokenizerTrainer(config, "")
         state = jax.jit(trainer.init_state)(jax.random.key(0))
         _, terms = jax.jit(trainer.step)(trainer.frozen, state, {"image": images}, jax.random.key(1))
         norms.append([float(terms[name]) for name in ("grad_norm", "loss", "kl_loss")])
@@ -199,11 +199,19 @@ def _stage1(tmp_path):
 
 def test_stage_2_needs_a_stage_1_of_the_same_architecture(stage1):
     with pytest.raises(ValueError, match=r"freeze_encoder=True.*set stage1_weights"):
-        tokenizer.TokenizerTrainer(make_config("tiny,stage2"))
+        tokenizer.TokenizerTrainer(make_config("tiny,stage2"), "")
     config = make_config("tiny,stage2", stage1_weights=str(stage1))
     config.tokenizer.update(channels=4)
     with pytest.raises(ValueError, match=r"(?s)not the one to be trained.*channels: stage 1 8, this run 4"):
-        tokenizer.TokenizerTrainer(config)
+        tokenizer.TokenizerTrainer(config, "")
+
+
+def test_a_run_with_a_checkpoint_does_not_open_stage_1(tmp_path):
+    config = make_config("tiny,stage2", stage1_weights=str(tmp_path / "gone.safetensors"))
+    with pytest.raises(FileNotFoundError, match="no weights file at .*gone.safetensors"):
+        tokenizer.TokenizerTrainer(config, str(tmp_path))
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert tokenizer.TokenizerTrainer(config, str(tmp_path)).inherited == {}
 
 
 @pytest.mark.parametrize(
@@ -222,7 +230,7 @@ def test_an_objective_that_cannot_be_built_is_refused(tmp_path, monkeypatch, fie
     config.update_from_flattened_dict({field: value})
 
     def build():
-        trainer = tokenizer.TokenizerTrainer(config)
+        trainer = tokenizer.TokenizerTrainer(config, "")
         jax.eval_shape(trainer.init_state, jax.random.key(0))
 
     with pytest.raises(error, match=message):
@@ -238,10 +246,11 @@ def test_stage_2_takes_the_converted_published_tokenizer(monkeypatch):
     monkeypatch.setattr(pretrained, "load", lambda _: weights)
     config = imagenet_tokenizer.get_config("stage2")
     config.stage1_weights = "photos"  # Not read: see above.
-    assert load_modules(config)[1] is weights
+    module = pretrained.build_module("tokenizer", dict(config.tokenizer))
+    assert load_stage1(config, module) is weights
     config.tokenizer.semantic = {**dict(config.tokenizer.semantic), "channel_multipliers": (8, 10)}
     with pytest.raises(ValueError, match=r"semantic.widths: stage 1 \(768, 768\), this run \(640, 768\)"):
-        load_modules(config)
+        load_stage1(config, pretrained.build_module("tokenizer", dict(config.tokenizer)))
 
 
 def test_the_default_is_the_published_recipe():
