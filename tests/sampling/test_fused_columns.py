@@ -214,8 +214,9 @@ def gpus(monkeypatch):
 def sampled(kernels, mesh=None, **options):
     """Returns latents of eight images of five columns, two of them given, and of two classes."""
     generator, params = model()
+    labels = np.array([[0, 1], [2, 3], [1, 0], [3, 0], [2, 1], [0, 2], [1, 3], [0, 1]])  # Others on every device.
     return sample_latents(
-        generator, params, np.arange(16).reshape(8, 2) % 4, num_columns=5, class_columns=(3, None), transition=2,
+        generator, params, labels, num_columns=5, class_columns=(3, None), transition=2,
         prefix=np.random.default_rng(1).normal(size=(8, 2, 16)).astype(np.float32), num_flow_steps=4,
         guidance_scale=2.0, mesh=mesh, gpu_kernels=kernels, **options,
     )  # fmt: skip
@@ -248,6 +249,19 @@ def test_the_devices_of_a_mesh_exchange_nothing_and_have_kernels_for_their_own_r
     assert asked == {("blocks", 4), ("layers", 4)}  # Two images and the null class.
     (text,) = texts
     assert "while(" in text and not re.search("all-|collective-|reduce-scatter", text)
+
+
+def test_arrays_split_over_a_mesh_have_the_shapes_of_those_on_one_device(gpus):
+    """Of an axis that is not named as one of rows, there would be a device's part."""
+    generator, params = model()
+    options, blend = SamplingOptions(guidance_scale=2.0), Blend(np.int32(0), np.float32(0))
+
+    def shapes(mesh):
+        given = sampler.SamplerInputs.create(generator, params, np.zeros((8, 2), np.int32), options, mesh)
+        made, state = jax.eval_shape(functools.partial(chunks.begin, num_columns=16), given, blend)
+        return [leaf.shape for leaf in jax.tree.leaves((made, state))]
+
+    assert shapes(gpus) == shapes(None)
 
 
 def test_the_rows_of_any_mesh_are_split_and_kernels_are_for_gpus(gpus, monkeypatch):
