@@ -27,7 +27,7 @@ def _utilization():
 
 
 def test_steps_are_related_to_the_peak_of_the_devices(utilization, monkeypatch):
-    monkeypatch.setattr(chips, "peak_flops", lambda kind: 1000.0)
+    monkeypatch.setattr(chips, "peak_flops", lambda _: 1000.0)
     small, large = ({"x": np.ones((rows, 3), np.float32)} for rows in (2, 4))
     assert utilization.take(1.0) is None and not utilization.has_seen(small)
     utilization.add(STATE, small)
@@ -40,6 +40,6 @@ def test_steps_are_related_to_the_peak_of_the_devices(utilization, monkeypatch):
 
 
 def test_it_is_unknown_without_a_peak(utilization, monkeypatch):
-    monkeypatch.setattr(chips, "peak_flops", lambda kind: None)
+    monkeypatch.setattr(chips, "peak_flops", lambda _: None)
     utilization.add(STATE, {"x": np.ones((2, 3), np.float32)})
     assert utilization.take(10.0) is None

@@ -239,8 +239,8 @@ def load_tokenizer(config: Config) -> pretrained.Weights:
     """Loads the frozen tokenizer of a configuration and checks it against generator and data.
 
     Raises:
-      ValueError: the configuration names no tokenizer, the file has none, or it has another latent size or image
-        height.
+      ValueError: the configuration names no tokenizer, the file has none, it has another latent size or image
+        height, or the images are not made of whole columns.
       FileNotFoundError: there is no such file.
     """
     if not config.tokenizer_weights:
@@ -256,6 +256,11 @@ def load_tokenizer(config: Config) -> pretrained.Weights:
     ):
         if found != expected:
             raise ValueError(f"{name}={found} does not fit the tokenizer of {path}, which needs {expected}.")
+    if config.data.width % tokenizer.column_width:
+        raise ValueError(
+            f"data.width={config.data.width} is not a multiple of {tokenizer.column_width}, the width of a column of "
+            f"the tokenizer of {path}."
+        )
     if weights.latent_scale is None:
         logging.warning("%s has no latent scale; using the published %s.", path, LATENT_SCALE)
     # A generator in the same file would take memory throughout the run.
