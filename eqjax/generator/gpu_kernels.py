@@ -24,6 +24,7 @@ from eqjax.tracing import is_tracing
 
 KINDS = ("blocks", "rows", "layers")
 _PLUGINS = ("xla_cuda12", "xla_cuda13")
+_PLATFORMS = ("gpu", "cuda")
 # Rows up to which the kernels of blocks are predicted to be faster than those of rows: reading all rows for every tile
 # then costs less than the kernels that are saved. True float32 has no tensor cores, and a tile has 16 rows at least: in
 # size L, 24 products cost 48 µs as XLA's at 16 rows or less and about 90 as these, which have 25 kernels less (50 µs).
@@ -105,20 +106,21 @@ def _log_once(text: str) -> None:
 def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.sharding.Mesh | None = None) -> str:
     """Checks a choice against where a computation will run; returns it, "plain" if "auto" can only be that.
 
-    Inside of `jax.jit` it is not known where: on all devices of the process, if there are several.
+    Inside of `jax.jit` it is not known where: on all devices of the process, if there are several; inside of
+    `jax.shard_map` on each by itself.
 
     Args:
       choice: "auto", "fused" or "plain".
       generator: the module.
       arrays: arrays of the computation.
-      mesh: devices to which it will move them.
+      mesh: devices to which it will move them, rows of their own to each.
 
     Raises:
       ValueError: the fused kernels are demanded, and there are none.
     """
     if choice == "plain" or (choice == "auto" and not cuda_is_installed()):
         return "plain"
-    elsewhere = _elsewhere(*_place(arrays, mesh))
+    elsewhere = _elsewhere(arrays) if mesh is None else _elsewhere_on(mesh)
     if choice == "auto":
         if elsewhere is not None:
             return "plain"
@@ -132,23 +134,42 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
     return choice
 
 
-def _elsewhere(platform: str, devices: int) -> str | None:
-    """Returns what kernels lack for a computation on a number of devices of a platform; None: nothing."""
-    if platform not in ("gpu", "cuda"):
-        return f"an NVIDIA GPU, and this computation runs on a {platform}"
-    if devices > 1:
-        return f"one device, and this computation may have {devices}"
-    return None
-
-
-def _place(arrays: Any, mesh: jax.sharding.Mesh | None) -> tuple[str, int]:
-    """Returns the platform of a computation, and its number of devices."""
+def _elsewhere(arrays: Any) -> str | None:
+    """Returns what kernels lack for a computation with arrays, or None."""
     if is_tracing(arrays):
-        return "cuda", jax.device_count()
-    leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
-    devices = {device for leaf in leaves for device in leaf.sharding.device_set} if mesh is None else mesh.devices.flat
-    platforms = {device.platform for device in devices} or {jax.default_backend()}
-    return platforms.pop(), max(len(devices), 1)
+        platform, devices = "cuda", 1 if _is_in_shard_map() else jax.device_count()
+    else:
+        leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
+        used = {device for leaf in leaves for device in leaf.sharding.device_set}
+        platform, devices = next((device.platform for device in used), jax.default_backend()), max(len(used), 1)
+    if devices > 1 and platform in _PLATFORMS:
+        return f"one device or a mesh, and this computation may have {devices}"
+    return _wrong_platform(platform)
+
+
+def _is_in_shard_map() -> bool:
+    """Returns whether what is traced runs on every device of this process by itself, all of which are of one kind."""
+    types = set(jax.sharding.get_abstract_mesh().axis_types)
+    kinds = {device.device_kind for device in jax.devices()}
+    return types == {jax.sharding.AxisType.Manual} and jax.process_count() == len(kinds) == 1
+
+
+def _elsewhere_on(mesh: jax.sharding.Mesh) -> str | None:
+    """Returns what kernels lack for a computation on a mesh, or None.
+
+    All devices run the same program, whose kernels one of them, this process's first, compares with the plain path.
+    """
+    devices = list(mesh.devices.flat)
+    if len({device.process_index for device in devices}) > 1:
+        return "devices of one process, and those of this mesh belong to several"
+    if len(kinds := sorted({device.device_kind for device in devices})) > 1:
+        return f"devices of one kind, and those of this mesh are {', '.join(kinds)}"
+    return _wrong_platform(devices[0].platform)
+
+
+def _wrong_platform(platform: str) -> str | None:
+    """Returns what kernels lack on a platform, or None."""
+    return None if platform in _PLATFORMS else f"an NVIDIA GPU, and this computation runs on a {platform}"
 
 
 def flow_kind(rows: int, generator: Generator) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, Shaped
 import numpy as np
 
 from eqjax.generator import Generator
-from eqjax.sampling import sampler
+from eqjax.sampling import sampler, split_rows
 from eqjax.sampling.class_schedule import Blend, ClassSchedule
 from eqjax.sampling.sampler import ColumnInputs, Sampler, SamplerInputs, SamplerState
 from eqjax.typing import AnyArray
@@ -49,8 +49,13 @@ def begin(inputs: SamplerInputs, first_classes: Blend, *, num_columns: int) -> t
       first_classes: classes of column 0, scalars.
       num_columns: columns of the KV cache, see `cache_columns`.
     """
-    made = sampler.make_sampler(inputs)
-    return made, sampler.init_state(made, first_classes, num_columns)
+
+    def run(inputs: SamplerInputs, first_classes: Blend) -> dict[str, Any]:
+        made = sampler.make_sampler(inputs)
+        return {"made": made, "state": sampler.init_state(made, first_classes, num_columns)}
+
+    found = split_rows.run(run, inputs.mesh, inputs=inputs, first_classes=first_classes)
+    return found["made"], found["state"]
 
 
 @jax.jit
@@ -73,8 +78,24 @@ def sample_chunk(
     Returns:
       The state after the columns, and their latents; those beyond `count` are 0.
     """
-    has_keys = jnp.issubdtype(source.dtype, jax.dtypes.prng_key)
     source, columns = jnp.asarray(source), jax.tree.map(jnp.asarray, columns)
+    batch_size, size = state.context.shape[0] // (2 if made.is_guided else 1), columns.guidance_scale.shape[0]
+    if made.mesh is not None and jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
+        source = split_rows.noise_of_chunk(source, state.column, (batch_size, size, made.generator.latent_dim))
+    given = dict(made=made, state=state, source=source, columns=columns, count=count)
+    found = split_rows.run(_sample_rows, made.mesh, {"state": state, "latents": 0}, **given)
+    return found["state"], found["latents"]
+
+
+def _sample_rows(
+    made: Sampler,
+    state: SamplerState,
+    source: Shaped[jax.Array, "..."],
+    columns: ColumnInputs,
+    count: Int[AnyArray, ""],
+) -> dict[str, Any]:
+    """Does what `sample_chunk` does, for all rows or those of one device."""
+    has_keys = jnp.issubdtype(source.dtype, jax.dtypes.prng_key)
 
     def step(i: jax.Array, carry: tuple[SamplerState, jax.Array]) -> tuple[SamplerState, jax.Array]:
         state, latents = carry
@@ -84,7 +105,8 @@ def sample_chunk(
 
     batch_size = state.context.shape[0] // (2 if made.is_guided else 1)
     latents = jnp.zeros((batch_size, columns.guidance_scale.shape[0], made.generator.latent_dim), jnp.float32)
-    return jax.lax.fori_loop(0, count, step, (state, latents))
+    state, latents = jax.lax.fori_loop(0, count, step, (state, latents))
+    return {"state": state, "latents": latents}
 
 
 @jax.jit
@@ -104,12 +126,18 @@ def prefill_chunk(
       next_classes: classes of the column after each, [C].
       count: number of columns in the chunk, 0 … C.
     """
-    latents, next_classes = jnp.asarray(latents), jax.tree.map(jnp.asarray, next_classes)
 
-    def step(i: jax.Array, state: SamplerState) -> SamplerState:
-        return sampler.decode_step(made, state, latents[:, i], jax.tree.map(lambda a: a[i], next_classes))
+    def run(
+        made: Sampler, state: SamplerState, latents: jax.Array, next_classes: Blend, count: jax.Array
+    ) -> dict[str, Any]:
+        def step(i: jax.Array, state: SamplerState) -> SamplerState:
+            return sampler.decode_step(made, state, latents[:, i], jax.tree.map(lambda a: a[i], next_classes))
 
-    return jax.lax.fori_loop(0, count, step, state)
+        return {"state": jax.lax.fori_loop(0, count, step, state)}
+
+    classes = jax.tree.map(jnp.asarray, next_classes)
+    given = dict(made=made, state=state, latents=jnp.asarray(latents), next_classes=classes, count=count)
+    return split_rows.run(run, made.mesh, {"state": state}, **given)["state"]
 
 
 def pad(array: Shaped[np.ndarray, "..."], size: int, axis: int) -> Shaped[np.ndarray, "..."]:

@@ -1,6 +1,6 @@
 """A column with the fused kernels of the flow head and of the transformer (`eqjax.generator`, `fused_…`).
 
-They are for one NVIDIA GPU. Whether a program is compiled for one is known only when it is lowered, so "auto" leaves
+They are for NVIDIA GPUs. Whether a program is compiled for one is known only when it is lowered, so "auto" leaves
 the choice to that moment. Derivatives are those of the plain path.
 
 Letters: B batch, R = B or 2B rows, D latent size, E width.

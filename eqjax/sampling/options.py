@@ -56,7 +56,7 @@ class SamplingOptions:
         iteration); with any solver. For a few images on a GPU or TPU. None: one after another.
       parallel_tolerance: largest root mean square difference of a column's latents from those of steps one after
         another, > 0 and ≤ 1; latents have about unit scale. Used with parallel_steps.
-      gpu_kernels: kernels that compute a column: "plain", XLA's; "fused", fewer and larger ones, for one NVIDIA GPU;
+      gpu_kernels: kernels that compute a column: "plain", XLA's; "fused", fewer and larger ones, for NVIDIA GPUs;
         or "auto", fused where these are known to work and predicted to be faster, see `eqjax.generator.gpu_kernels`.
 
     Raises:

@@ -57,6 +57,8 @@ class SamplerInputs:
       temperature: scale on the initial noise.
       max_position: largest position by which queries of cross-attention are rotated.
       shortcuts: how the flow is integrated.
+      mesh: devices each of which samples its rows by itself, see `eqjax.sampling.split_rows`; None: one device, or
+        XLA divides the work as arrays are placed.
     """
 
     generator: Generator = flax.struct.field(pytree_node=False)
@@ -67,6 +69,7 @@ class SamplerInputs:
     temperature: Scalar
     max_position: Scalar
     shortcuts: Shortcuts
+    mesh: jax.sharding.Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
     @classmethod
     def create(
@@ -104,6 +107,7 @@ class SamplerInputs:
             temperature,
             position,
             dataclasses.replace(shortcuts, gpu_kernels=kernels),
+            None if mesh is None or mesh.size == 1 else mesh,
         )
 
 
@@ -120,6 +124,8 @@ class Sampler:
       temperature: scale on the initial noise.
       max_position: largest position by which queries of cross-attention are rotated.
       shortcuts: how the flow is integrated.
+      mesh: devices each of which samples its rows by itself, see `eqjax.sampling.split_rows`; None: one device, or
+        XLA divides the work as arrays are placed.
     """
 
     generator: Generator = flax.struct.field(pytree_node=False)
@@ -130,6 +136,7 @@ class Sampler:
     temperature: Scalar
     max_position: Scalar
     shortcuts: Shortcuts
+    mesh: jax.sharding.Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
     def apply(self, *args: Any, method: str) -> Any:
         """Calls a method of the generator with the parameters."""
@@ -220,6 +227,7 @@ def make_sampler(inputs: SamplerInputs) -> Sampler:
         temperature=inputs.temperature,
         max_position=inputs.max_position,
         shortcuts=inputs.shortcuts,
+        mesh=inputs.mesh,
     )
 
 

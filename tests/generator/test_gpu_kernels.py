@@ -1,5 +1,6 @@
 """Which kernels compute a column: where there are fused ones, where "auto" takes them, what is said where not."""
 
+import dataclasses
 import functools
 import re
 import types
@@ -10,6 +11,7 @@ from jax.experimental import pallas as pl
 import numpy as np
 import pytest
 
+from eqjax import sharding
 from eqjax.generator import Generator, KVCache, fused_flow, fused_layers, fused_rows, fused_tiles, gpu_kernels
 from eqjax.precision import computing_in
 
@@ -64,8 +66,58 @@ def test_what_is_traced_is_decided_when_it_is_lowered():
 def test_several_devices_have_the_plain_path(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     assert traced("auto") == "plain"
-    with pytest.raises(ValueError, match="needs one device, and this computation may have 8"):
+    with pytest.raises(ValueError, match="needs one device or a mesh, and this computation may have 8"):
         traced("fused")
+
+
+@pytest.mark.usefixtures("cuda")
+def test_in_a_shard_map_every_device_computes_by_itself(monkeypatch):
+    """As the evaluation samples."""
+    found = []
+
+    def local(x):
+        found.append(gpu_kernels.check("auto", LARGE, arrays=x))
+        return x
+
+    mesh, rows = sharding.make_mesh(jax.devices("cpu")[:4]), jax.sharding.PartitionSpec("data")
+    for axes, processes in (({"data", "fsdp", "tensor"}, 1), ({"data", "fsdp", "tensor"}, 2), ({"data"}, 1)):
+        monkeypatch.setattr(jax, "device_count", lambda: 4)
+        monkeypatch.setattr(jax, "process_count", lambda processes=processes: processes)
+        split = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)
+        jax.eval_shape(jax.jit(split), np.zeros(4))
+    assert found == ["auto", "plain", "plain"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As JAX describes one."""
+
+    process_index: int
+    device_kind: str
+    platform: str = "gpu"
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ((Device(0, "NVIDIA L4"), Device(0, "NVIDIA L4")), None),
+        ((Device(0, "NVIDIA L4"), Device(1, "NVIDIA L4")), "devices of one process, and those of this mesh belong to"),
+        ((Device(0, "NVIDIA L4"), Device(0, "NVIDIA L40")), "kind, and those of this mesh are NVIDIA L4, NVIDIA L40"),
+        ((Device(0, "v5e", "tpu"),) * 2, "an NVIDIA GPU, and this computation runs on a tpu"),
+    ],
+)
+def test_a_mesh_is_of_equal_gpus_of_one_process(devices, message):
+    """They run one program, which one of them has compared with the plain one."""
+    array: Any = np.empty(2, object)
+    array[:] = devices
+    mesh = jax.sharding.Mesh(array, ("data",))
+    assert gpu_kernels.check("auto", LARGE, mesh=mesh) == ("auto" if message is None else "plain")
+    if message is None:
+        assert gpu_kernels.check("fused", LARGE, mesh=mesh) == "fused"
+    else:
+        with pytest.raises(ValueError, match=f"gpu_kernels='fused' needs .*{message}"):
+            gpu_kernels.check("fused", LARGE, mesh=mesh)
 
 
 @pytest.mark.usefixtures("cuda")

@@ -5,15 +5,16 @@ A column is integrated, and then fed to the transformer.
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import Generator, sample_latents
+from eqjax import Generator, sample_latents, sharding
 from eqjax.generator import gpu_kernels
-from eqjax.sampling import fused_columns, sampler
+from eqjax.sampling import chunks, fused_columns, sampler
 from eqjax.sampling.class_schedule import Blend
 from eqjax.sampling.options import SamplingOptions
 from tests.random_params import random_params
@@ -202,17 +203,82 @@ def test_fused_kernels_are_refused_where_there_is_no_gpu(monkeypatch):
         sample_latents(generator, params, [0], num_columns=1, key=jax.random.key(0), gpu_kernels="fused")
 
 
-def test_rows_on_several_devices_have_the_plain_path(monkeypatch):
-    """On GPUs: the kernels are not divided among them."""
-    from eqjax import sharding
-
+@pytest.fixture
+def gpus(monkeypatch):
+    """Devices of the CPU that are taken for GPUs: kernels are emulated there, and right."""
     monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: True)
-    monkeypatch.setattr(gpu_kernels, "_place", lambda _, mesh: ("gpu", 1 if mesh is None else mesh.size))
+    monkeypatch.setattr(gpu_kernels, "_PLATFORMS", ("cpu",))
+    return sharding.make_mesh(jax.devices("cpu")[:4], "data:2,fsdp:2")
+
+
+def sampled(kernels, mesh=None, **options):
+    """Returns latents of eight images of five columns, two of them given, and of two classes."""
     generator, params = model()
-    labels, options = np.zeros((4, 1), np.int32), SamplingOptions()
-    mesh = sharding.make_mesh(jax.devices("cpu")[:4], "data:-1")
-    create = functools.partial(sampler.SamplerInputs.create, generator, params, labels)
-    assert create(options).shortcuts.gpu_kernels == "auto"
-    assert create(options, mesh).shortcuts.gpu_kernels == "plain"
-    with pytest.raises(ValueError, match="needs one device, and this computation may have 4"):
-        create(SamplingOptions(gpu_kernels="fused"), mesh)
+    labels = np.array([[0, 1], [2, 3], [1, 0], [3, 0], [2, 1], [0, 2], [1, 3], [0, 1]])  # Others on every device.
+    return sample_latents(
+        generator, params, labels, num_columns=5, class_columns=(3, None), transition=2,
+        prefix=np.random.default_rng(1).normal(size=(8, 2, 16)).astype(np.float32), num_flow_steps=4,
+        guidance_scale=2.0, mesh=mesh, gpu_kernels=kernels, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", ["key", *(pytest.param(rows, marks=pytest.mark.slow) for rows in ("keys", "noise"))])
+def test_a_mesh_gives_the_samples_of_one_device(rows, gpus):
+    noise = np.random.default_rng(2).normal(size=(8, 5, 16)).astype(np.float32)
+    key = jax.random.key(3)
+    given = {"key": dict(key=key), "keys": dict(key=jax.random.split(key, 8)), "noise": dict(noise=noise)}[rows]
+    alone, spread = sampled("plain", **given), sampled("fused", gpus, **given)
+    assert len(spread.sharding.device_set) == 4
+    assert np.abs(np.asarray(spread) - np.asarray(alone)).max() <= 1e-5
+    assert np.abs(np.asarray(alone)[1:] - np.asarray(alone)[:1]).max() > 0.5
+
+
+def test_the_devices_of_a_mesh_exchange_nothing_and_have_kernels_for_their_own_rows(gpus, monkeypatch):
+    """Kernels are not taken here, as they are compared above: "auto" is asked for the rows of a device."""
+    asked, texts = set(), []
+    monkeypatch.setattr(gpu_kernels, "is_worthwhile", lambda kind, rows, _: asked.add((kind, rows)) or False)
+    sample_chunk = chunks.sample_chunk
+
+    def compiled(*given):
+        program = sample_chunk.lower(*given).compile()
+        texts.append(program.as_text())
+        return program(*given)
+
+    monkeypatch.setattr(chunks, "sample_chunk", compiled)
+    sampled("auto", gpus, key=jax.random.key(0))
+    assert asked == {("blocks", 4), ("layers", 4)}  # Two images and the null class.
+    (text,) = texts
+    assert "while(" in text and not re.search("all-|collective-|reduce-scatter", text)
+
+
+def test_arrays_split_over_a_mesh_have_the_shapes_of_those_on_one_device(gpus):
+    """Of an axis that is not named as one of rows, there would be a device's part."""
+    generator, params = model()
+    options, blend = SamplingOptions(guidance_scale=2.0), Blend(np.int32(0), np.float32(0))
+
+    def shapes(mesh):
+        given = sampler.SamplerInputs.create(generator, params, np.zeros((8, 2), np.int32), options, mesh)
+        made, state = jax.eval_shape(functools.partial(chunks.begin, num_columns=16), given, blend)
+        return [leaf.shape for leaf in jax.tree.leaves((made, state))]
+
+    assert shapes(gpus) == shapes(None)
+
+
+def test_the_rows_of_any_mesh_are_split_and_kernels_are_for_gpus(gpus, monkeypatch):
+    generator, params = model()
+    create = functools.partial(sampler.SamplerInputs.create, generator, params, np.zeros((4, 1), np.int32))
+    auto, fused = SamplingOptions(), SamplingOptions(gpu_kernels="fused")
+    assert create(auto, gpus).shortcuts.gpu_kernels == "auto" and create(fused, gpus).mesh is gpus
+    assert create(auto).mesh is None and create(auto, sharding.make_mesh(jax.devices("cpu")[:1])).mesh is None
+    monkeypatch.setattr(gpu_kernels, "_PLATFORMS", ("gpu",))
+    assert create(auto, gpus).mesh is gpus and create(auto, gpus).shortcuts.gpu_kernels == "plain"
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this computation runs on a cpu"):
+        create(fused, gpus)
+
+
+def test_rows_on_several_devices_without_a_mesh_have_the_plain_path(gpus):
+    generator, params = model()
+    spread = jax.device_put(np.zeros((4, 1), np.int32), sharding.replicated(gpus))
+    assert sampler.SamplerInputs.create(generator, params, spread, SamplingOptions()).shortcuts.gpu_kernels == "plain"
+    with pytest.raises(ValueError, match="needs one device or a mesh, and this computation may have 4"):
+        sampler.SamplerInputs.create(generator, params, spread, SamplingOptions(gpu_kernels="fused"))
