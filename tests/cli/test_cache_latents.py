@@ -48,7 +48,7 @@ def test_what_cannot_be_cached_is_refused_with_one_sentence(arguments, message, 
     monkeypatch.setattr(cache_latents.signal, "signal", lambda *_: None)
     (tmp_path / "file").write_text("notes")
     pretrained.save("tokenizer.safetensors", tiny_cache.make_weights())
-    args, _ = command_line.parse(COMMANDS["cache_latents"], arguments)
+    args, _ = command_line.parse(COMMANDS["cache-latents"], arguments)
     with pytest.raises((ValueError, OSError), match=message):
         cache_latents.run(args)
     assert (tmp_path / "file").read_text() == "notes" and not (tmp_path / "new").exists()

@@ -230,7 +230,10 @@ def load_model(config: Config, weights: pretrained.Weights) -> Model:
         evaluation: Any = make_source(config.data, train=config.eval_every is None)
         check.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
     if config.loss_columns is not None:
-        column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
+        try:
+            column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
+        except ValueError as error:
+            raise ValueError(f"loss_columns={config.loss_columns} does not fit the images: {error}") from error
     abstract, scale = pretrained.abstract_params(generator), latent_scale(weights)
     return Model(tokenizer, params, generator, abstract, scale, class_names, config.precision)
 
