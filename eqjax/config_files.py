@@ -10,6 +10,7 @@ import os
 import pathlib
 import runpy
 import sys
+import traceback
 from typing import Any
 
 from absl import flags
@@ -64,23 +65,48 @@ def load(name: str) -> Any:  # A ConfigDict, whose fields no type checker knows.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the variant is unknown, or the file defines no `get_config` that returns a ConfigDict.
+      ValueError: the variant is unknown, or the file cannot be run, or defines no `get_config` that returns a
+        ConfigDict.
 
     Example:
       >>> load("photos_tokenizer:tiny").tokenizer.resolution
       16
     """
     path, _, variant = find(name).partition(":")
-    make = runpy.run_path(path).get("get_config")
+    with _explained(path):
+        make = runpy.run_path(path).get("get_config")
     if not callable(make):
         raise ValueError(f"{path} defines no function get_config; it returns the configuration, a ConfigDict.")
-    config = make(*filter(None, [variant]))
+    with _explained(path):
+        config = make(*filter(None, [variant]))
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
             f"get_config() of {path} returns {type(config).__name__}; return an ml_collections.ConfigDict, such as one "
             "of eqjax.training.config."
         )
     return config
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turns an error in the code of a configuration file into one message with the line."""
+    try:
+        yield
+    except SyntaxError as error:
+        raise ValueError(_message(path, error.lineno if error.filename == path else None, error, error.msg)) from error
+    except ValueError:  # Of `parse_variant`, for one.
+        raise
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        raise ValueError(_message(path, frames[-1].lineno if frames else None, error, error)) from error
+
+
+def _message(path: str, line: int | None, error: Exception, text: object) -> str:
+    where = path if line is None else f"{path}, line {line}"
+    return (
+        f"{where}: {type(error).__name__}: {text}. A configuration is a Python file with a function get_config, which "
+        "returns an ml_collections.ConfigDict."
+    )
 
 
 @contextlib.contextmanager

@@ -94,6 +94,29 @@ def check_writable(path: str | os.PathLike[str], name: str) -> None:
         raise OSError(f"{name}={os.fspath(path)}: nothing can be written in {place}: {reason}.") from error
 
 
+def make_folder(path: str | os.PathLike[str], name: str) -> None:
+    """Makes a folder, and those above it, if it is missing.
+
+    Args:
+      path: the folder.
+      name: what the message calls it, such as "workdir".
+
+    Raises:
+      NotADirectoryError: it is a file, or would be in one.
+      OSError: it cannot be made.
+
+    Example:
+      >>> make_folder("runs/mine", "workdir")  # doctest: +SKIP
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        path, file = os.fspath(path), os.path.abspath(path)
+        while not os.path.lexists(file):
+            file = os.path.dirname(file)
+        raise NotADirectoryError(f"{name}={path}: {file} is a file; give a folder, or a new name.") from error
+
+
 @contextlib.contextmanager
 def exclusive(path: str | os.PathLike[str], waiting: str) -> Iterator[None]:
     """Lets one process after another run the block; where the file system has no locks, all at once.

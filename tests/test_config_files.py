@@ -54,6 +54,22 @@ def test_a_file_that_returns_no_configuration_is_refused(text, message, tmp_path
         config_files.load(str(tmp_path / "mine.py"))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", r"mine.py, line 1: SyntaxError: invalid syntax. A configuration is a Python file"),
+        ("import no_such_module", "mine.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config():\n    return typo", "mine.py, line 2: NameError: name 'typo' is not defined"),
+        ("import json\njson.loads('{')", "Expecting property name"),
+        ("class Mine: pass\nprint(Mine().a)", "mine.py, line 2: AttributeError: 'Mine' object has no attribute 'a'"),
+    ],
+)
+def test_an_error_in_a_file_is_named_with_its_line(text, message, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        config_files.load(str(tmp_path / "mine.py"))
+
+
 def test_variants_take_the_types_of_their_defaults():
     assert parse_variant("tiny,width=3", tiny=False, width=1, scale=0.5) == {"tiny": True, "width": 3, "scale": 0.5}
     assert parse_variant("tiny=false,scale=2", tiny=True, scale=0.5) == {"tiny": False, "scale": 2.0}

@@ -78,7 +78,9 @@ def run(args: flags.FlagValues) -> None:
     with announced("Loading the libraries", patience=2.0):
         from eqjax.latent_cache.build import build_cache
         from eqjax.training import generator
+        from eqjax.training.config import check_config
 
+    check_config(args.config, "generator")
     # The shell has not connected the processes, because JAX ends none of them before all are done.
     index, count = find_process(args)
     stop = _Stop()

@@ -9,19 +9,18 @@ Time and memory grow with the number of opcodes only: values are shared, never c
 printed as a whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import dataclasses
 import gc
-import itertools
 import mmap
 import pickle
 import struct
 from typing import Any
 
+from eqjax.convert.pickle_bytes import MAX_NAME, PickleBytes
+from eqjax.convert.pickle_nesting import check_nesting
 from eqjax.convert.torch_pickle import CheckpointFileError, Inert
 
-# Tensors are outside the pickle: the largest published training states have one of a few MB.
-MAX_PICKLE_BYTES = 2**26
 # A tensor takes about 35 opcodes, so this is a training state of 15 000 tensors (published ones have up to 4 000). The
 # largest are read within a second; each opcode makes at most one object, the largest of 300 bytes.
 MAX_OPCODES = 2**19
@@ -29,12 +28,8 @@ MAX_OPCODES = 2**19
 MAX_INTEGER_BYTES = 16
 # Integers within 64 bits cannot be chosen such that many of them have one hash, which makes dicts slow.
 MAX_KEY = 2**63
-# Module and name of a class: the longest in Python's own library has 60 characters.
-MAX_NAME = 512
 # The functions known here take at most 8 arguments.
 MAX_ARGUMENTS = 16
-# Training states are nested 10 deep. Whoever walks through the result recursively must not run out of stack.
-MAX_DEPTH = 64
 
 
 class Replacement:
@@ -61,17 +56,11 @@ def _opcode(*codes: bytes) -> Callable[[Callable[..., None]], Callable[..., None
     return register
 
 
-class PickleMachine:
-    """Interprets the opcodes of one pickle; a subclass adds the globals that it knows, and what references mean.
-
-    Attributes:
-      position: position in the data, behind the pickle once it is read.
-    """
+class PickleMachine(PickleBytes):
+    """Interprets the opcodes of one pickle; a subclass adds the globals that it knows, and what references mean."""
 
     def __init__(self, path: str, data: bytes | mmap.mmap, start: int) -> None:
-        self.position = start
-        self._path, self._data = path, data
-        self._end = min(len(data), start + MAX_PICKLE_BYTES)
+        super().__init__(path, data, start)
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # Stacks under the marks.
         self._memo: dict[int, Any] = {}
@@ -92,7 +81,7 @@ class PickleMachine:
         gc.disable()
         try:
             value = self._interpret()
-            _check_nesting(self._path, value)
+            check_nesting(self._path, value)
         finally:
             if collects:
                 gc.enable()
@@ -123,33 +112,6 @@ class PickleMachine:
         self._work += work
         if self._work > MAX_OPCODES:
             raise self._refused(f"of more than {MAX_OPCODES} opcodes")
-
-    def _take(self, size: int) -> bytes:
-        """Returns the next bytes."""
-        start = self.position
-        if size > self._end - start:
-            if self._end < len(self._data):
-                raise self._refused(f"of more than {MAX_PICKLE_BYTES} bytes")
-            raise pickle.UnpicklingError("the pickle has no end")
-        self.position = start + size
-        return self._data[start : start + size]
-
-    def _take_byte(self) -> int:
-        value = self._data[self.position]  # IndexError: the pickle has no end.
-        self.position += 1
-        return value
-
-    def _take_int(self, size: int, *, signed: bool = False) -> int:
-        return int.from_bytes(self._take(size), "little", signed=signed)
-
-    def _take_line(self) -> str:
-        end = self._data.find(b"\n", self.position, min(self.position + MAX_NAME + 1, self._end))
-        if end < 0:
-            raise pickle.UnpicklingError(f"a name without an end within {MAX_NAME} bytes")
-        return self._take(end + 1 - self.position)[:-1].decode()
-
-    def _refused(self, reason: str) -> CheckpointFileError:
-        return CheckpointFileError(f"{self._path} holds a pickle {reason}, as no checkpoint does; refused.")
 
     def _since_mark(self) -> list[Any]:
         """Removes the values above the last mark, and the mark, from the stack."""
@@ -450,46 +412,3 @@ def _pair(item: Any) -> tuple[Any, Any]:
     if not isinstance(item, (list, tuple)) or len(item) != 2:
         raise pickle.UnpicklingError("an item of a dict that is no pair")
     return item[0], item[1]
-
-
-_CONTAINERS = (dict, list, tuple, set, frozenset, Inert)
-
-
-def _check_nesting(path: str, root: Any) -> None:
-    """Checks that no path through the value is longer than `MAX_DEPTH`, and none returns to where it was.
-
-    Values may be shared any number of times: each is entered once.
-    """
-    if not isinstance(root, _CONTAINERS):
-        return
-    heights: dict[int, int] = {id(root): 0}  # 0: on the path to the current value.
-    walk: list[tuple[int, Iterator[Any]]] = [(id(root), _items(root))]
-    tallest = [0]  # Greatest height so far inside each value on the path.
-    while walk:
-        for item in walk[-1][1]:
-            if not isinstance(item, _CONTAINERS):
-                continue
-            height = heights.get(id(item))
-            if height == 0:
-                raise CheckpointFileError(f"{path} holds a pickle with a value that contains itself; refused.")
-            if height is None:
-                heights[id(item)] = 0
-                walk.append((id(item), _items(item)))
-                tallest.append(0)
-                break
-            tallest[-1] = max(tallest[-1], height)
-        else:
-            height = heights[walk.pop()[0]] = tallest.pop() + 1
-            if tallest:
-                tallest[-1] = max(tallest[-1], height)
-            if height > MAX_DEPTH:
-                raise CheckpointFileError(
-                    f"{path} holds a pickle nested more than {MAX_DEPTH} deep, as no checkpoint is; refused."
-                )
-
-
-def _items(value: Any) -> Iterator[Any]:
-    """Returns the values directly inside a container."""
-    if isinstance(value, dict):
-        return itertools.chain(value, value.values())
-    return iter((value.state,) if isinstance(value, Inert) else value)

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 import numpy as np
 
 from eqjax import zip_files
-from eqjax.convert.pickle_machine import MAX_PICKLE_BYTES
+from eqjax.convert.pickle_bytes import MAX_PICKLE_BYTES
 from eqjax.convert.torch_pickle import AGAIN, CheckpointFileError, Inert, Writer, describe
 from eqjax.convert.torch_unpickle import unpickle
 from eqjax.io import atomic_write
@@ -38,8 +38,8 @@ _BIG_ENDIAN = "was written on a big-endian machine; load and save it again on a 
 def load(path: str | os.PathLike[str]) -> Any:
     """Reads a file of torch.save (zip or legacy) and executes nothing.
 
-    Time and memory are bounded by the constants in eqjax.convert.pickle_machine and by `MAX_EXPANSION`. Arrays
-    are read-only views of the mapped file, so that unused parts (the optimizer's state, say) take no memory.
+    Time and memory are bounded by the constants of eqjax.convert.pickle_machine and its parts, and by `MAX_EXPANSION`.
+    Arrays are read-only views of the mapped file, so that unused parts (the optimizer's state, say) take no memory.
 
     Args:
       path: file name.

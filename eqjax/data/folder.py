@@ -32,7 +32,10 @@ def read_class_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
       FileNotFoundError: there is no such file.
       ValueError: the file names no class, or one class twice.
     """
-    lines = read_text(path, _MAX_CLASS_FILE_BYTES).splitlines()
+    try:
+        lines = read_text(path, _MAX_CLASS_FILE_BYTES).splitlines()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"class_file={os.fspath(path)!r}: there is no such file.") from error
     names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if not names or repeated:

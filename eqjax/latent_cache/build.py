@@ -152,34 +152,40 @@ def build_cache(
         )
     writer = CacheWriter(os.fspath(output), spec)
     writer.open()
-    missing = [shard for shard in range(spec.num_shards) if not writer.is_complete(shard)]
-    mine = [shard for shard in missing if shard % process_count == process_index]
-    counts = (len(missing), spec.num_shards, len(mine))
-    logging.info("%s: %d of %d shards are missing; this process makes %d.", output, *counts)
-    if not missing:
-        logging.info("Nothing is left to do: all shards are complete.")
     # A call takes as many whole images as fit; an image with more variants than that takes several calls.
     images_per_call = max(1, batch_size // spec.num_variants)
     encoder = MeanEncoder(weights, DTYPES[dtype], min(batch_size, images_per_call * spec.num_variants), precision)
-    read = functools.partial(_image_variants, spec, records, config)
 
     def encode(images: UInt8[np.ndarray, "N H W 3"]) -> Sequence[AnyArray]:
         between_calls()
         return encoder(images)
 
+    read = functools.partial(_image_variants, spec, records, config)
+    shards = _shards_to_make(writer, spec, process_index, process_count)
     with futures.ThreadPoolExecutor(max(1, config.num_threads)) as pool:
-        for done, shard in enumerate(mine, start=1):
+        for done, shard in enumerate(shards, start=1):
             if not writer.is_complete(shard):  # Another process may have made it in the meantime.
                 images = spec.image_range(shard)
                 progress = ProgressLogger(f"images of shard {shard}", len(images))
                 writer.write_shard(shard, _encode(images, read, encode, images_per_call, pool, progress))
-            logging.info("Shard %d is complete; this process has %d more to make.", shard, len(mine) - done)
+            logging.info("Shard %d is complete; this process has %d more to make.", shard, len(shards) - done)
     noise = noise_mean_square(weights.modules["tokenizer"].posterior_std)
     while not writer.write_manifest(noise):
         if not wait:
             return False
         time.sleep(_POLL_SECONDS)
     return True
+
+
+def _shards_to_make(writer: CacheWriter, spec: CacheSpec, process_index: int, process_count: int) -> list[int]:
+    """Returns the missing shards that are this process's, and logs how many there are."""
+    missing = [shard for shard in range(spec.num_shards) if not writer.is_complete(shard)]
+    mine = [shard for shard in missing if shard % process_count == process_index]
+    counts = (len(missing), spec.num_shards, len(mine))
+    logging.info("%s: %d of %d shards are missing; this process makes %d.", writer.root, *counts)
+    if not missing:
+        logging.info("Nothing is left to do: all shards are complete.")
+    return mine
 
 
 def _encode(

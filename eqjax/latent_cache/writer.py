@@ -16,7 +16,7 @@ import numpy as np
 
 from eqjax.addresses import local_path
 from eqjax.differences import check_equal
-from eqjax.io import atomic_write, remove_leftovers
+from eqjax.io import atomic_write, make_folder, remove_leftovers
 from eqjax.latent_cache.format import CacheError, CacheSpec, encode_record, read_cache_json, write_cache_json
 
 _NOT_COMPARED = ("num_threads", "num_workers", "flip")  # Fields of the data configuration that no record depends on.
@@ -66,7 +66,7 @@ class CacheWriter:
           CacheError: the folder holds a cache with another specification.
         """
         path = os.path.join(local_path(self.root, "the cache"), "spec.json")
-        os.makedirs(self.root, exist_ok=True)
+        make_folder(self.root, "output")
         remove_leftovers(self.root, _FILES)
         if not os.path.exists(path):
             write_cache_json(path, self.spec.to_dict())

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 from PIL import Image
 
@@ -158,36 +158,62 @@ def outpaint(
     added = floats.shape[1] // tokenizer.column_width + max(left, right)
     memory.check_images(tokenizer, len(row_seeds), added)
 
-    def extend(image: Float[np.ndarray, "H W 3"], columns: int, seeds: np.ndarray) -> Float[np.ndarray, "B H w 3"]:
-        """Returns the reconstructed image and its continuation to the right by columns; call in `with_precision`."""
-        prefix = np.repeat(np.asarray(model.encode(image[None])), len(seeds), axis=0)
-        given = prefix.shape[1]
-        # The first class begins with the image.
-        first, *rest = class_columns
-        latents = sample_latents(
-            generator,
-            model.generator_params,
-            labels,
-            num_columns=given + columns,
-            class_columns=(first if first is None else given + first, *rest),
-            transition=transition,
-            key=jax.vmap(jax.random.key)(seeds),
-            prefix=prefix,
-            mesh=mesh,
-            progress=progress,
-            precision=model.precision,
-            **_pad_scales(sampling_options, given, columns).to_dict(),
-        )
-        images = decode_columns(tokenizer, model.tokenizer_params, latents, scale=model.latent_scale, to_uint8=False)
-        return np.asarray(images)
-
+    continuation = _Continuation(model, labels, class_columns, transition, sampling_options, mesh, progress)
     # The left side is sampled in the mirror.
     with model.with_precision():
-        to_left = extend(floats[:, ::-1], left, row_seeds + 1)[:, :, ::-1] if left else None
-        to_right = extend(floats, right, row_seeds) if right else None
+        to_left = continuation(floats[:, ::-1], left, row_seeds + 1)[:, :, ::-1] if left else None
+        to_right = continuation(floats, right, row_seeds) if right else None
     joined = _join(floats, to_left, to_right, len(row_seeds), tokenizer.column_width, keep_pixels)
     out = np.asarray(pixels.to_uint8(joined))
     return out[0] if seeds is None else out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Continuation:
+    """Continues images to the right.
+
+    Attributes:
+      model: the model.
+      labels: classes along the columns, from the image on, [B, S].
+      class_columns: columns of each of these classes.
+      transition: columns over which one class blends into the next.
+      options: how columns are sampled; its scales per column are those of added columns.
+      mesh, progress: as of `sample_latents`.
+    """
+
+    model: Model
+    labels: AnyArray
+    class_columns: tuple[int | None, ...]
+    transition: int
+    options: SamplingOptions
+    mesh: Any
+    progress: Any
+
+    def __call__(
+        self, image: Float[np.ndarray, "H W 3"], columns: int, seeds: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, "B H w 3"]:
+        """Returns the reconstructed image and its continuation by columns; call in `Model.with_precision`."""
+        model, tokenizer = self.model, self.model.require("tokenizer")
+        prefix = np.repeat(np.asarray(model.encode(image[None])), len(seeds), axis=0)
+        given = prefix.shape[1]
+        # The first class begins with the image.
+        first, *rest = self.class_columns
+        latents = sample_latents(
+            model.require("generator"),
+            model.generator_params,
+            self.labels,
+            num_columns=given + columns,
+            class_columns=(first if first is None else given + first, *rest),
+            transition=self.transition,
+            key=jax.vmap(jax.random.key)(seeds),
+            prefix=prefix,
+            mesh=self.mesh,
+            progress=self.progress,
+            precision=model.precision,
+            **_pad_scales(self.options, given, columns).to_dict(),
+        )
+        images = decode_columns(tokenizer, model.tokenizer_params, latents, scale=model.latent_scale, to_uint8=False)
+        return np.asarray(images)
 
 
 def _check_scales(scale: Any, columns: int) -> None:

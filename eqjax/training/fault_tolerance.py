@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqjax import memory
+from eqjax.io import make_folder
 from eqjax.typing import Config, Metrics, Tree
 
 
@@ -268,7 +269,7 @@ class WorkdirLock:
         self._file: TextIO | None = None
         if jax.process_index() != 0:
             return
-        os.makedirs(workdir, exist_ok=True)
+        make_folder(workdir, "workdir")
         file = open(os.path.join(workdir, "lock"), "a+", encoding="utf-8")  # noqa: SIM115 - stays open
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

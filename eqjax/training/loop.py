@@ -16,7 +16,6 @@ from eqjax.addresses import local_path
 from eqjax.checkpoints import BestWeights, Checkpoints, ConfigMismatchError
 from eqjax.data import make_iterator
 from eqjax.io import remove_leftovers
-from eqjax.perf import chips, flops
 from eqjax.precision import computing_in
 from eqjax.progress import announced
 from eqjax.training.compiled_step import abstract_state, compile_step, initial_state
@@ -33,6 +32,7 @@ from eqjax.training.logging import MetricWriter, Progress
 from eqjax.training.prefetch import DevicePrefetch
 from eqjax.training.profiler import Profiler
 from eqjax.training.trainer import Batch, State, Trainer
+from eqjax.training.utilization import Utilization
 from eqjax.typing import Config, Metrics
 
 _PATIENCE = 2.0  # Seconds after which work that is usually quick is announced.
@@ -111,8 +111,7 @@ class Run:
         sharding.check_batch(self._mesh, config.batch_size, config.accumulation_steps)
         process_index, process_count = sharding.batch_shard(self._mesh)
         self._config, self._workdir, self._trainer = config, workdir, trainer
-        self._seconds_at_peak: dict[Any, float | None] = {}  # By the structure of the batch: each is a program.
-        self._seconds_since_log, self._steps_since_log = 0.0, 0
+        self._utilization, self._has_updated = Utilization(trainer, self._mesh), False
         self._noticed: dict[str, Any] = {}
         self._compiled_works = frozenset[str]()
         with contextlib.ExitStack() as stack:
@@ -260,15 +259,13 @@ class Run:
 
     def update(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """Runs the compiled step; the first call of each of its programs compiles it, which is no training time."""
-        program, is_first = jax.tree.structure(batch), not self._seconds_at_peak
-        if program in self._seconds_at_peak:
+        is_first, self._has_updated = not self._has_updated, True
+        with contextlib.ExitStack() as stack:
+            if not self._utilization.has_seen(batch):
+                stack.enter_context(self._progress.paused())
+                stack.enter_context(announced("Compiling the training step"))
+            self._utilization.add(state, batch)
             after = self._compiled_step(state, batch)
-        else:
-            with self._progress.paused(), announced("Compiling the training step"):
-                self._seconds_at_peak[program] = self._count_seconds_at_peak(state, batch)
-                after = self._compiled_step(state, batch)
-        self._seconds_since_log += self._seconds_at_peak[program] or 0.0
-        self._steps_since_log += 1
         if not is_first:
             return after
         every, total = self._config.log_every, self._config.total_steps
@@ -276,16 +273,6 @@ class Run:
         if jax.process_index() == 0:
             logging.info("Training up to step %d, %s …", total, lines)
         return after
-
-    def _count_seconds_at_peak(self, state: State, batch: Batch) -> float | None:
-        """Returns the seconds of a step at the peak of the devices; None if the peak is unknown."""
-        peak = chips.peak_flops(self._mesh.devices.flat[0].device_kind)
-        if not peak:
-            return None
-        step = jax.tree_util.Partial(self._trainer.plain_step, self._trainer.frozen)
-        needed = flops.count(step, state, batch, jax.random.key(0))
-        logging.info("A step takes %.4g FLOPs of the model.", needed)
-        return needed / (peak * self._mesh.size)
 
     def check_finite(self, step: int, state: State, metrics: Metrics, batch: Batch) -> None:
         """Counts non-finite updates, before anything reads the state.
@@ -341,10 +328,8 @@ class Run:
             values["corrupt_images"] = self._data.num_corrupt
         images_per_second = self._progress.update(step, values)
         values["images_per_second"] = images_per_second
-        if self._seconds_since_log:
-            seconds_per_step = self._seconds_since_log / self._steps_since_log
-            values["mfu"] = images_per_second / self._config.batch_size * seconds_per_step
-        self._seconds_since_log, self._steps_since_log = 0.0, 0
+        if (used := self._utilization.take(images_per_second / self._config.batch_size)) is not None:
+            values["mfu"] = used
         self._writer.scalars(step, values)
         self._trainer.notice(step, values, self._noticed)
         self._noticed |= values

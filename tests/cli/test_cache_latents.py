@@ -6,9 +6,12 @@ import time
 import pytest
 
 from eqjax import pretrained
-from eqjax.cli import cache_latents
+from eqjax.cli import cache_latents, command_line
+from eqjax.cli.main import COMMANDS
 from tests import subprocesses
 from tests.latent_cache import tiny_cache
+
+WEIGHTS = "--config.tokenizer_weights=tokenizer.safetensors"
 
 
 @pytest.mark.slow
@@ -24,6 +27,31 @@ def test_process_without_a_coordinator_stops_on_sigterm(tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 75 and "The same command makes the missing shards" in output, output
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["spec.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=photos_tokenizer", "--output=new"], "this is a tokenizer's configuration"),
+        (
+            ["--config=photos_generator", "--output=new", "--config.precision=low", WEIGHTS],
+            "precision='low' must be one of",
+        ),
+        (
+            ["--config=photos_generator:tiny", "--output=file", WEIGHTS],
+            "output=file: /.*/file is a file; give a folder",
+        ),
+    ],
+)
+def test_what_cannot_be_cached_is_refused_with_one_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cache_latents.signal, "signal", lambda *_: None)
+    (tmp_path / "file").write_text("notes")
+    pretrained.save("tokenizer.safetensors", tiny_cache.make_weights())
+    args, _ = command_line.parse(COMMANDS["cache-latents"], arguments)
+    with pytest.raises((ValueError, OSError), match=message):
+        cache_latents.run(args)
+    assert (tmp_path / "file").read_text() == "notes" and not (tmp_path / "new").exists()
 
 
 def test_a_stop_that_the_code_around_the_handler_drops_ends_the_command_at_the_next_check():

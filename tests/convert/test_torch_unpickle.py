@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from eqjax.convert import pickle_machine, torch_archive, torch_unpickle
+from eqjax.convert import pickle_bytes, pickle_machine, torch_archive, torch_unpickle
 from eqjax.convert.torch_archive import CheckpointFileError
 from tests.hostile_files import SECONDS, code, tensor_opcodes
 
@@ -124,7 +124,7 @@ def test_a_pickle_of_many_bytes_is_refused_from_the_header(tmp_path, monkeypatch
 
 
 def test_a_legacy_pickle_of_many_bytes_is_refused(monkeypatch):
-    monkeypatch.setattr(pickle_machine, "MAX_PICKLE_BYTES", 100)
+    monkeypatch.setattr(pickle_bytes, "MAX_PICKLE_BYTES", 100)
     with pytest.raises(CheckpointFileError, match="a pickle of more than 100 bytes"):
         torch_unpickle.unpickle("a.pt", b"C\x64" + bytes(100) + b".")
 

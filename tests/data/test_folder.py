@@ -105,6 +105,11 @@ def test_class_may_be_named_data(tmp_path):
     assert FolderSource(tmp_path).class_names == ("data",)
 
 
+def test_missing_class_file_is_named_with_its_field(tmp_path):
+    with pytest.raises(FileNotFoundError, match="class_file='.*synsets.txt': there is no such file"):
+        folder.read_class_file(tmp_path / "synsets.txt")
+
+
 def test_class_file_lists_the_first_word_of_each_line(tmp_path):
     path = tmp_path / "synsets.txt"
     path.write_text("# synset name\ncow a big animal\n\nant a small one\n")

@@ -26,6 +26,14 @@ def test_meshes_and_batches_that_do_not_fit_are_refused_before_anything_is_writt
     assert not (tmp_path / "run").exists()
 
 
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for path in (tmp_path / "notes", tmp_path / "notes" / "run"):
+        with pytest.raises(NotADirectoryError, match=r"workdir=\S+: \S+notes is a file; give a folder"):
+            train(path, toy_trainer.config(1))
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_held_out_data_are_opened_before_the_first_step(tmp_path):
     class TrainerWithoutEvaluation(toy_trainer.ToyTrainer):
         def evaluation_batches(self, mesh):

@@ -174,6 +174,8 @@ def test_unknown_fields_of_the_module_are_refused(tmp_path):
         ("generator.latent_dim", 9, "generator.latent_dim=9 does not fit the tokenizer of .* needs 8"),
         ("generator.num_classes", 5, "num_classes=5, but the data has 2 classes"),
         ("data.height", 32, "data.height=32 does not fit .* needs 16"),
+        ("data.width", 30, "data.width=30 is not a multiple of 4, the width of a column of the tokenizer of"),
+        ("loss_columns", (0, 9), r"loss_columns=\(0, 9\) does not fit the images: .* from 0 … 3"),
         ("tokenizer_weights", "", "set tokenizer_weights"),
     ],
 )

@@ -230,7 +230,10 @@ def load_model(config: Config, weights: pretrained.Weights) -> Model:
         evaluation: Any = make_source(config.data, train=config.eval_every is None)
         check.check_caches(source, evaluation, weights, config.data, config.tokenizer_weights)
     if config.loss_columns is not None:
-        column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
+        try:
+            column_weights(config.data.width // tokenizer.column_width, config.loss_columns)
+        except ValueError as error:
+            raise ValueError(f"loss_columns={config.loss_columns} does not fit the images: {error}") from error
     abstract, scale = pretrained.abstract_params(generator), latent_scale(weights)
     return Model(tokenizer, params, generator, abstract, scale, class_names, config.precision)
 
@@ -239,8 +242,8 @@ def load_tokenizer(config: Config) -> pretrained.Weights:
     """Loads the frozen tokenizer of a configuration and checks it against generator and data.
 
     Raises:
-      ValueError: the configuration names no tokenizer, the file has none, or it has another latent size or image
-        height.
+      ValueError: the configuration names no tokenizer, the file has none, it has another latent size or image
+        height, or the images are not made of whole columns.
       FileNotFoundError: there is no such file.
     """
     if not config.tokenizer_weights:
@@ -256,6 +259,11 @@ def load_tokenizer(config: Config) -> pretrained.Weights:
     ):
         if found != expected:
             raise ValueError(f"{name}={found} does not fit the tokenizer of {path}, which needs {expected}.")
+    if config.data.width % tokenizer.column_width:
+        raise ValueError(
+            f"data.width={config.data.width} is not a multiple of {tokenizer.column_width}, the width of a column of "
+            f"the tokenizer of {path}."
+        )
     if weights.latent_scale is None:
         logging.warning("%s has no latent scale; using the published %s.", path, LATENT_SCALE)
     # A generator in the same file would take memory throughout the run.

@@ -80,6 +80,11 @@ class TokenizerTrainer(loop.Trainer):
                 "of its stage 1, or to a weights file."
             )
         check_sampled(config)
+        size = config.data.height, config.data.width
+        try:
+            tokenizer.check_images((config.batch_size, *size, 3))
+        except ValueError as error:
+            raise ValueError(f"data.height × data.width is {size[0]} × {size[1]}: {error}") from error
         if not checkpoints.has_steps(os.path.join(workdir, "checkpoints")):
             _ = self._stage1
             if config.sampled.generator_weights:

@@ -206,6 +206,14 @@ def test_stage_2_needs_a_stage_1_of_the_same_architecture(stage1):
         tokenizer.TokenizerTrainer(config, "")
 
 
+def test_images_that_are_not_made_of_whole_columns_are_refused_before_anything_is_written(tmp_path):
+    config = make_config()
+    config.data.width = 30
+    with pytest.raises(ValueError, match="data.height × data.width is 32 × 30: image width 30 .* column width"):
+        tokenizer.train_and_evaluate(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_with_a_checkpoint_does_not_open_stage_1(tmp_path):
     config = make_config("tiny,stage2", stage1_weights=str(tmp_path / "gone.safetensors"))
     with pytest.raises(FileNotFoundError, match="no weights file at .*gone.safetensors"):
