@@ -1,6 +1,6 @@
 r"""Compares samples and reconstructions of a model of a few classes with real images, without downloaded networks.
 
-    eqjax measure-quality --weights=photos --guidance_scale=2 --guidance_schedule=constant
+    eqjax measure-quality --weights=photos --guidance_scale=1.25 --guidance_schedule=constant
     eqjax measure-quality --weights=runs/generator --data.source=folder --data.root=/path/to/root
 
 Every row of the table is a set of images, measured against the same real crops of the training images:
@@ -9,7 +9,7 @@ Every row of the table is a set of images, measured against the same real crops 
   energy      power per octave of spatial frequency over that of real crops, coarse to fine, in the median class
   border      roughness at column borders over that of real crops, in the class where it is farthest from 1
   middle      the same at the middles of columns
-  recognized  images that a classifier trained on the real crops, sharp and blurred, takes for their class
+  recognized  images that a classifier trained on the real crops, and on blurred and noisy ones, takes for their class
   diversity   mean distance of two images of a class over that of two real ones; near 0 they are all alike
   Fréchet     distance to the real crops in a fixed space of filter responses; not comparable with FID
 

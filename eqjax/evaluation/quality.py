@@ -15,9 +15,10 @@ from eqjax.evaluation.filter_bank import filter_features
 from eqjax.evaluation.roughness import border_roughness
 from eqjax.evaluation.spectrum import energy_kept
 
-# Standard deviations in pixels. The classifier sees real images at all of them: sharpness is measured by itself, and
-# would otherwise decide which class a soft image is taken for.
-_BLURS = (0, 1, 2, 3, 5)
+# Copies of real images from which the classifier learns beside the images themselves: standard deviations of a blur in
+# pixels and of noise in 1/255. Sharpness and grain are measured by their spectrum, and would otherwise decide which
+# class a soft or a grainy image is taken for.
+_DEGRADED = ((1, 0), (2, 0), (3, 0), (5, 0), (0, 4), (1, 8), (2, 4), (1, 16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ class ClassQuality:
       energy_kept: power per octave over that of the reference, coarse to fine; see `spectrum.energy_kept`.
       border: roughness at column borders over the reference's; see `roughness.border_roughness`.
       middle: the same at the middles of columns.
-      recognized: fraction of images that a classifier trained on the reference, sharp and blurred, takes for this
-        class.
+      recognized: fraction of images that a classifier trained on the reference, and on blurred and noisy copies of it,
+        takes for this class.
       diversity: mean distance between two images of the class over that of two reference images, in the standardized
         space of `filter_features`; near 0: the images are all alike.
     """
@@ -101,7 +102,8 @@ class QualityReference:
     def __init__(self, reference: LabeledImages, column_width: int) -> None:
         """Computes features and trains the classifier: linear discriminants with a shrunk covariance.
 
-        It is trained on blurred copies of the images too, so that it judges colors and shapes rather than sharpness.
+        It is trained on blurred and noisy copies of the images too, so that it judges colors and shapes rather than
+        sharpness and grain.
 
         Args:
           reference: at least two images of each of two or more classes.
@@ -124,10 +126,13 @@ class QualityReference:
         self._column_width = column_width
         features = filter_features(reference.images)
         self._mean, self._std = features.mean(0), np.maximum(features.std(0), 1e-6)
-        self._features = (features - self._mean) / self._std
+        self._features = self._standardized(features)
         self._classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        blurred = [(filter_features(_blurred(reference.images, sigma)) - self._mean) / self._std for sigma in _BLURS]
-        self._classifier.fit(np.concatenate(blurred), np.tile(reference.labels, len(_BLURS)))
+        random = np.random.default_rng(0)
+        copies = [self._features]
+        for blur, noise in _DEGRADED:
+            copies.append(self._standardized(filter_features(_degraded(reference.images, blur, noise, random))))
+        self._classifier.fit(np.concatenate(copies), np.tile(reference.labels, len(copies)))
 
     def measure(self, found: LabeledImages, *, paired: LabeledImages | None = None) -> Quality:
         """Compares images with the reference.
@@ -148,7 +153,7 @@ class QualityReference:
                 f"the images have {dict(zip(labels.tolist(), counts.tolist(), strict=True))} images per class; give "
                 f"two or more of each, of the reference's classes {sorted(set(originals.labels.tolist()))}."
             )
-        features = (filter_features(found.images) - self._mean) / self._std
+        features = self._standardized(filter_features(found.images))
         named = self._classifier.predict(features)
         classes = {}
         for label in labels.tolist():
@@ -165,10 +170,18 @@ class QualityReference:
         moments = [(x.mean(0), np.cov(x, rowvar=False)) for x in (features, self._features)]
         return Quality(classes, frechet_distance(*moments[0], *moments[1]))
 
+    def _standardized(self, features: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N F"]:
+        return (features - self._mean) / self._std
 
-def _blurred(images: UInt8[np.ndarray, "N H W 3"], sigma: float) -> UInt8[np.ndarray, "N H W 3"]:
-    blur = ImageFilter.GaussianBlur(sigma)
-    return np.stack([np.asarray(Image.fromarray(image).filter(blur)) for image in images])
+
+def _degraded(
+    images: UInt8[np.ndarray, "N H W 3"], blur: float, noise: float, random: np.random.Generator
+) -> UInt8[np.ndarray, "N H W 3"]:
+    kernel = ImageFilter.GaussianBlur(blur)
+    soft = np.stack([np.asarray(Image.fromarray(image).filter(kernel)) for image in images])
+    if not noise:
+        return soft
+    return np.clip(np.rint(soft + random.normal(0, noise, soft.shape)), 0, 255).astype(np.uint8)
 
 
 def _spread(features: Float[np.ndarray, "N F"]) -> float:

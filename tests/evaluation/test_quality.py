@@ -62,6 +62,13 @@ def test_classes_are_recognized_by_more_than_their_sharpness(reference):
     assert [found.recognized for found in reference.measure(images).classes.values()] == [1, 1, 1]
 
 
+def test_classes_are_recognized_by_more_than_their_grain(reference):
+    images = textures(1)
+    noise = np.random.default_rng(2).normal(0, 20, images.images.shape)
+    grainy = LabeledImages(np.clip(images.images + noise, 0, 255).astype(np.uint8), images.labels)
+    assert [found.recognized for found in reference.measure(grainy).classes.values()] == [1, 1, 1]
+
+
 def test_seams_are_found_in_the_class_that_has_them(reference):
     images = textures(1)
     seamed = images.images.copy()
