@@ -11,6 +11,8 @@ from eqjax.serving.steering import Steering
 
 # Classes for which images are drawn; more are shown by their names.
 MAX_THUMBNAILS = 64
+# Strips from which the image of a class is taken.
+_THUMBNAIL_CHOICES = 5
 # What the page's sliders reach; the engine allows more.
 _GUIDANCE, _TEMPERATURE = (1.0, 8.0), (0.2, 1.4)
 
@@ -59,11 +61,14 @@ def draw_thumbnails(engine: Any) -> list[bytes]:
 
 
 def _draw_thumbnail(engine: Any, label: int) -> bytes:
-    """Returns the second strip of a class, as the first columns of an image know nothing of others."""
+    """Returns the strip of most contrast among the first ones, as another may show sky alone.
+
+    The very first is left out: the first columns of an image know nothing of others.
+    """
     session, steering = engine.open(seed=label).id, Steering(first_class=label, second_class=label)
     try:
-        strips = [engine.strip(session, "right", index, steering) for index in range(2)]
+        strips = [engine.strip(session, "right", index, steering) for index in range(1 + _THUMBNAIL_CHOICES)]
     finally:
         engine.drop(session)
-    strip = strips[1]
+    strip = max(strips[1:], key=lambda strip: strip.std((0, 1)).mean())
     return to_png(strip[:, : min(strip.shape[1], 2 * strip.shape[0])])

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import types
 
 import numpy as np
 from PIL import Image
@@ -9,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from eqjax.serving import errors, requests, server
-from eqjax.serving.description import describe
+from eqjax.serving.description import describe, draw_thumbnails
 from eqjax.serving.security import security_headers
 from tests.serving.fake_engine import CLASS_NAMES, HEIGHT, FakeEngine
 
@@ -96,6 +97,28 @@ def test_the_model_is_described(client, engine):
     assert describe(engine, "stripes", {"num_flow_steps": 3})["id"] != found["id"]
     engine.model.generator_params["b"] = np.zeros(1)
     assert describe(engine, "stripes", {})["id"] != found["id"]
+
+
+def test_the_image_of_a_class_is_its_strip_of_most_contrast_but_the_first():
+    columns = np.arange(24)[:, None]
+    amplitudes = [100, 0, 10, 20, 5, 15]
+
+    class Engine:
+        class_names, max_sessions = ("waves",), 1
+
+        def open(self, **_):
+            return types.SimpleNamespace(id="one")
+
+        def strip(self, _session, _side, index, _steering):
+            wave = 128 + amplitudes[index] * (columns % 2)
+            return np.broadcast_to(wave, (8, 24, 3)).astype(np.uint8)
+
+        def drop(self, session):
+            assert session == "one"
+
+    (image,) = draw_thumbnails(Engine())
+    found = np.asarray(Image.open(io.BytesIO(image)))
+    assert found.shape == (8, 16, 3) and np.ptp(found) == 20
 
 
 def test_images_of_classes(engine):
