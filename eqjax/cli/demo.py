@@ -32,7 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("num_seeds", 6, "Images per class in the grid.", 1, flag_values=values)
         flags.DEFINE_integer("seed", 0, "Seed of the panoramas; the grid takes the next one.", flag_values=values)
     with flag_group(values, "How"):
-        define_sampling_flags(values, guidance_scale=2.0, guidance_schedule="constant", num_flow_steps=25)
+        define_sampling_flags(values, guidance_scale=1.25, guidance_schedule="constant", num_flow_steps=25)
     with flag_group(values, "Output"):
         flags.DEFINE_string("output", os.path.join("outputs", "demo"), "Folder of the images.", flag_values=values)
 
