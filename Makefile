@@ -39,11 +39,13 @@ demo: $(INSTALLED)  ## Samples images and a panorama with the weights in this re
 serve: $(INSTALLED)  ## Serves the page on which a panorama grows, at http://localhost:7860/.
 	$(VENV)/bin/eqjax serve
 
+# After so short a training, guidance makes the difference between coins and bricks.
 train-demo: $(INSTALLED)  ## Trains both stages from scratch on built-in photographs (6 to 10 minutes on 2 CPU cores) and samples.
 	$(VENV)/bin/eqjax train-tokenizer --config=photos_tokenizer:quick --workdir=$(OUTPUT)/tokenizer
 	$(VENV)/bin/eqjax train-generator --config=photos_generator:quick --workdir=$(OUTPUT)/generator \
 		--config.tokenizer_weights=$(OUTPUT)/tokenizer
-	$(VENV)/bin/eqjax demo --weights=$(OUTPUT)/tokenizer,$(OUTPUT)/generator --output=$(OUTPUT)/samples
+	$(VENV)/bin/eqjax demo --weights=$(OUTPUT)/tokenizer,$(OUTPUT)/generator --guidance_scale=2 \
+		--output=$(OUTPUT)/samples
 
 test: $(INSTALLED_DEV)  ## Runs the tests.
 	$(VENV)/bin/python $(PYTEST) $(PYTEST_ARGS)
