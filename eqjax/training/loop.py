@@ -211,7 +211,7 @@ class Run:
         trainer = self._trainer
         with announced("Compiling and computing the initial state", patience=_PATIENCE):
             state = initial_state(trainer.init_state, trainer.rules, self._mesh, self._root)
-            return jax.block_until_ready(trainer.load_initial_weights(state))
+            return jax.block_until_ready(trainer.load_initial_weights(state, self._check_stop))
 
     def is_finished(self, state: State) -> bool:
         """Returns whether a restored state has all steps behind it and is exported, and logs so."""

@@ -56,11 +56,16 @@ class Trainer(abc.ABC):
         """
         del workdir, is_resumed, check_stop
 
-    def load_initial_weights(self, state: State) -> State:
-        """Returns the state with which a fresh run starts, given `init_state`'s; by default the same.
+    def load_initial_weights(self, state: State, check_stop: Callable[[], None]) -> State:
+        """Returns the state with which a fresh run starts; by default that of `init_state`.
 
         A resumed run does not call it.
+
+        Args:
+          state: `init_state`'s.
+          check_stop: as of `make_frozen`.
         """
+        del check_stop
         return state
 
     @abc.abstractmethod

@@ -115,7 +115,8 @@ def test_a_run_resumes_only_with_its_own_tokenizer(tmp_path):
 class HeirTrainer(toy_trainer.ToyTrainer):
     """Starts from a file, and makes frozen arrays."""
 
-    def load_initial_weights(self, state):
+    def load_initial_weights(self, state, check_stop):
+        del check_stop
         self.inherited = {"scale": 0.1}
         return state
 
@@ -146,15 +147,18 @@ def test_a_rejected_run_makes_no_frozen_arrays(tmp_path):
     assert not hasattr(trainer, "made")
 
 
-def test_a_run_that_is_asked_to_stop_before_its_first_step_stops(tmp_path):
-    class Stopped(HeirTrainer):
-        def make_frozen(self, workdir, is_resumed, check_stop):
-            signal.raise_signal(signal.SIGTERM)
-            super().make_frozen(workdir, is_resumed, check_stop)
+@pytest.mark.parametrize("method", ["make_frozen", "load_initial_weights"])
+def test_a_run_that_is_asked_to_stop_before_its_first_step_stops(tmp_path, monkeypatch, method):
+    def asked_to_stop(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        check_stop = arguments[-1]
+        check_stop()
+        raise AssertionError("the run went on")
 
+    monkeypatch.setattr(HeirTrainer, method, asked_to_stop)
     config = toy_trainer.config(1)
     with pytest.raises(Preempted, match="before a step was done"):
-        loop.train(config, str(tmp_path), Stopped(config))
+        loop.train(config, str(tmp_path), HeirTrainer(config))
 
 
 @pytest.mark.slow
@@ -183,7 +187,8 @@ class SlowTrainer(toy_trainer.ToyTrainer):
         super().__init__(config)
         self.seconds = seconds
 
-    def load_initial_weights(self, state):
+    def load_initial_weights(self, state, check_stop):
+        del check_stop
         time.sleep(self.seconds)
         return state
 

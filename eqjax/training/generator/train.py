@@ -1,5 +1,6 @@
 """The generator's trainer: from a configuration to a run that evaluates, samples and exports."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import os
@@ -104,8 +105,9 @@ class GeneratorTrainer(loop.Trainer):
         """Returns the state before the first step, with random parameters."""
         return self._train_step.init_state(key)
 
-    def load_initial_weights(self, state: TrainState) -> TrainState:
+    def load_initial_weights(self, state: TrainState, check_stop: Callable[[], None]) -> TrainState:
         """Returns the state with the weights of the generator that is fine-tuned, if the configuration names one."""
+        del check_stop
         if self._initial is None:
             return state
         initial, notes = self._initial

@@ -110,11 +110,11 @@ class TokenizerTrainer(loop.Trainer):
         """Returns the state before the first step, with random parameters."""
         return self._train_step.init_state(key, self._config.data.height, self._config.data.width)
 
-    def load_initial_weights(self, state: TokenizerState) -> TokenizerState:
+    def load_initial_weights(self, state: TokenizerState, check_stop: Callable[[], None]) -> TokenizerState:
         """Returns the state with the EMA weights of stage 1, if the run starts from them, and with soft weights."""
         regularization = self._train_step.objective.regularization
         if regularization is not None and regularization.soft_power is not None:
-            measured = jnp.asarray(measure_soft_weights(self._config, regularization))
+            measured = jnp.asarray(measure_soft_weights(self._config, regularization, check_stop))
             soft = sharding.put(measured, state.regularization.soft.sharding)
             state = dataclasses.replace(state, regularization=dataclasses.replace(state.regularization, soft=soft))
         if self._stage1 is None:

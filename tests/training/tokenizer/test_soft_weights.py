@@ -1,10 +1,13 @@
 """Soft weights at the start of a run: measured on the run's data, one kind at a time, and kept in its state."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 from eqjax.equivariance import Overlap
+from eqjax.training.fault_tolerance import Preempted
 from eqjax.training.tokenizer import soft_weights
 from eqjax.training.tokenizer.train import TokenizerTrainer
 from tests.training.tokenizer.test_regularization_config import make_config
@@ -29,7 +32,7 @@ def test_a_fresh_run_weighs_kinds_by_their_overlap(measured, caplog):
     caplog.set_level("INFO")
     config = make_config(implicit_probability=0.5, transforms=KINDS, scales=("1/2", "1"), soft_power=2.0, soft_steps=7)
     trainer = TokenizerTrainer(config, "")
-    state = trainer.load_initial_weights(trainer.init_state(jax.random.key(0)))
+    state = trainer.load_initial_weights(trainer.init_state(jax.random.key(0)), lambda: None)
     assert state.regularization is not None and np.asarray(state.regularization.soft).tolist() == [0.25, 1, 1, 1]
     assert "Flip: a critic tells held-out images" in caplog.text and "It weighs 0.25" in caplog.text
     for kind, (geometry, group, seen, held_out, options) in zip(KINDS, measured, strict=True):
@@ -42,5 +45,25 @@ def test_a_fresh_run_weighs_kinds_by_their_overlap(measured, caplog):
 
 def test_without_soft_weights_nothing_is_measured(measured):
     trainer = TokenizerTrainer(make_config(implicit_probability=0.5), "")
-    state = trainer.load_initial_weights(trainer.init_state(jax.random.key(0)))
+    state = trainer.load_initial_weights(trainer.init_state(jax.random.key(0)), lambda: None)
     assert not measured and state.regularization is None
+
+
+@pytest.mark.parametrize("which", [2, 3], ids=["batches", "held_out"])
+def test_a_critic_ends_at_the_batch_before_which_the_run_is_asked_to_stop(monkeypatch, which):
+    seen = []
+
+    def measure(*images, **_):
+        for batch in itertools.islice(images[which], 4):
+            seen.append(batch)
+
+    def check_stop():
+        if len(seen) == 2:
+            raise Preempted
+
+    monkeypatch.setattr(soft_weights, "measure_overlap", measure)
+    config = make_config(implicit_probability=0.5, transforms=KINDS, soft_power=2.0)
+    trainer = TokenizerTrainer(config, "")
+    with pytest.raises(Preempted):
+        trainer.load_initial_weights(trainer.init_state(jax.random.key(0)), check_stop)
+    assert len(seen) == 2
