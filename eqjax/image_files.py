@@ -122,7 +122,8 @@ def decode(
         raise
     except Exception as error:
         # Broken bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ImageError(reason or f"{type(error).__name__}: {error}") from error
 
 
 def check_pixels(height: int, width: int, max_pixels: int, what: str = "it has") -> None:

@@ -25,7 +25,7 @@ def analyze_equivariance(args: flags.FlagValues) -> None:
     Raises:
       ValueError: the model has no tokenizer, or the images do not fit it.
     """
-    model = load_model(args)
+    model = load_model(args, ["tokenizer"])
     tokenizer = model.require("tokenizer")
     config, labels = model_images(args, model)
     width = args.num_columns * tokenizer.column_width

@@ -28,8 +28,7 @@ SAMPLING: dict[str, Any] = {
 
 def analyze(args: flags.FlagValues) -> None:
     """Measures the model of --weights, and writes the report."""
-    model = load_model(args)
-    model.require("tokenizer")
+    model = load_model(args, ["tokenizer"])
     config, labels = model_images(args, model)
     measures = {"weights": args.weights, "source": config.root or config.source, **device_entries()}
     measures |= tokenizer_measures(model, config, args.num_columns, seed=1000)

@@ -49,9 +49,6 @@ def run(args: flags.FlagValues) -> None:
     start = time.monotonic()
     options = sampling_options(args).to_dict()
     model = load_model(args)
-    for part in ("tokenizer", "generator"):
-        if getattr(model, part) is None:
-            raise ValueError(f"--weights={','.join(args.weights)} holds no {part}; add a file or workdir that does.")
     names = list(model.class_names or map(str, range(model.require("generator").num_classes)))
     width = _write_panoramas(model, names, args, options)
     _write_grid(model, names, args, options)

@@ -148,8 +148,7 @@ def evaluate_images(args: flags.FlagValues) -> None:
         from eqjax.evaluation.protocol import device_entries, model_entries
 
     results.load(args.output)
-    model = load_model(args)
-    model.require("tokenizer")
+    model = load_model(args, ["tokenizer"])
     with announced("Reading the list of images", patience=2.0):
         images = image_sets.from_data(args.data, args.num_images)
     extractor = make_extractor(args)

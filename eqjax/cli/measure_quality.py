@@ -69,7 +69,6 @@ def run(args: flags.FlagValues) -> None:
     options = sampling_options(args).to_dict()
     model = load_model(args)
     tokenizer = model.require("tokenizer")
-    model.require("generator")
     config, labels = model_images(args, model)
     assert labels is not None  # There is a generator.
     height, width = tokenizer.resolution, args.num_columns * tokenizer.column_width

@@ -1,5 +1,6 @@
 """Flags of the model, the same in every command that loads one."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -29,18 +30,27 @@ def define_model_flags(values: flags.FlagValues) -> None:
                       flag_values=values)  # fmt: skip
 
 
-def load_model(args: flags.FlagValues) -> "Model":
+def load_model(args: flags.FlagValues, parts: Sequence[str] = ("tokenizer", "generator")) -> "Model":
     """Returns the model of --weights, --dtype and --precision.
 
     Args:
       args: parsed flags, with those of `define_model_flags`.
+      parts: what the command needs of "tokenizer" and "generator".
 
     Raises:
       FileNotFoundError: there are no such weights.
-      ValueError: a file cannot be read, or files do not fit together.
+      ValueError: a file cannot be read, files do not fit together, or none of them holds a part.
       OSError: weights cannot be fetched from the Hub.
     """
     import eqjax
 
     with announced(f"Loading {','.join(args.weights)}", patience=2.0):
-        return eqjax.load_pretrained(*args.weights, dtype=args.dtype, precision=args.precision)
+        model = eqjax.load_pretrained(*args.weights, dtype=args.dtype, precision=args.precision)
+    weights = f"--weights={','.join(args.weights)}"
+    for part in parts:
+        if getattr(model, part) is None:
+            raise ValueError(
+                f"{weights} holds no {part}, which this command needs: add a weights file or a workdir that does, "
+                f"{weights},{part.upper()}."
+            )
+    return model

@@ -82,7 +82,7 @@ def run(args: flags.FlagValues) -> None:
     seeds = parse_numbers("seeds", args.seeds, parse_seed, "an integer of 32 bits")
     guidance_scales(args)
     check_flags(args, pairs)
-    given = image_files.read(args.image) if args.image else None
+    given = read_image(args.image) if args.image else None
     model = load_model(args)
     if given is None and (args.panorama or args.state or _are_segments(pairs)):
         write_panorama(model, pairs, seeds, args)
@@ -117,6 +117,20 @@ def parse_seed(text: str) -> int:
     if not -(2**31) <= seed < 2**32:
         raise ValueError(f"the seed {seed} does not fit 32 bits: give one from {-(2**31)} to {2**32 - 1}.")
     return seed
+
+
+def read_image(path: str) -> np.ndarray:
+    """Returns the image of --image.
+
+    Raises:
+      ValueError: there is no such file, or it cannot be read as an image.
+    """
+    try:
+        return image_files.decode(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"--image={path}: there is no such file; give the path of the image to continue.") from error
+    except image_files.ImageError as error:
+        raise ValueError(f"--image={path} cannot be read as an image ({error}); give another file.") from error
 
 
 def check_flags(args: flags.FlagValues, pairs: Sequence[ClassColumns]) -> None:

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags, logging
 
@@ -24,9 +24,6 @@ from eqjax import extras
 from eqjax.cli.command_line import flag_group
 from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.progress import announced
-
-if TYPE_CHECKING:
-    from eqjax.model import Model
 
 # Seconds in which requests may finish when the server ends.
 _GRACE = 3
@@ -118,7 +115,7 @@ def prepare(args: flags.FlagValues) -> tuple[Any, Any]:
     from eqjax.serving.security import FRAME_ANCESTORS, LOOPBACK_HOSTS, is_loopback
     from eqjax.serving.server import ServerOptions, create_app
 
-    model = check_model(load_model(args), args.weights)
+    model = load_model(args)
     options: dict[str, Any] = {
         name: args[name].value for name in ("num_flow_steps", "solver", "time_grid", "max_position", "strip_columns")
     }
@@ -139,22 +136,6 @@ def prepare(args: flags.FlagValues) -> tuple[Any, Any]:
     except BaseException:
         engine.close()
         raise
-
-
-def check_model(model: "Model", weights: list[str]) -> "Model":
-    """Returns a model, if it can paint.
-
-    Args:
-      model: the model.
-      weights: the value of --weights, for the message.
-
-    Raises:
-      ValueError: it lacks a tokenizer or a generator.
-    """
-    for part in ("tokenizer", "generator"):
-        if getattr(model, part) is None:
-            raise ValueError(f"--weights={','.join(weights)} holds no {part}; add a file or workdir that does.")
-    return model
 
 
 def _serve(app: Any, listener: socket.socket, host: str) -> None:

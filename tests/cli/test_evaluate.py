@@ -136,7 +136,7 @@ def test_images_that_do_not_fit_the_model_are_rejected(folder, names, num_classe
 
 
 def test_analysis_needs_matplotlib_and_a_tokenizer(files, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="loaded without a tokenizer"):
+    with pytest.raises(ValueError, match="holds no tokenizer, which this command needs"):
         analyze.run(parse(analyze, f"--weights={files}/generator.safetensors"), ["columns"])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for kind in analyze.KINDS:
@@ -290,7 +290,7 @@ def test_equivariance_of_a_model_is_written_as_figures_and_a_table(folder, files
 @pytest.mark.parametrize("evaluate_half", [evaluate.evaluate_generation, evaluate.evaluate_images])
 def test_evaluation_needs_a_tokenizer(files, tmp_path, evaluate_half):
     options = [f"--weights={files}/generator.safetensors", "--network=none", f"--output={tmp_path}/out"]
-    with pytest.raises(ValueError, match="loaded without a tokenizer"):
+    with pytest.raises(ValueError, match="holds no tokenizer, which this command needs"):
         evaluate_half(parse(evaluate, *options))
     assert os.listdir(tmp_path) == []
 

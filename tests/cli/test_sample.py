@@ -97,6 +97,21 @@ def test_a_folder_is_no_output(command, tmp_path):
         command(classes="cat", output=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.png", "missing.png: there is no such file; give the path of the image"),
+        ("notes.txt", "notes.txt cannot be read as an image .its format is none of BMP,"),
+        (".", "cannot be read as an image .it is a folder, not a regular file.; give another"),
+        ("notes.txt/a.png", "notes.txt/a.png cannot be read as an image .Not a directory.; give another"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_refused_with_its_flag(tmp_path, name, message):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=f"^--image={tmp_path}.*{message}"):
+        sample.read_image(str(tmp_path / name))
+
+
 def test_a_narrow_image_is_announced_as_a_still(command, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="absl"):
         command(classes="cat", num_columns=4, animation=tmp_path / "a.webp")
