@@ -18,7 +18,7 @@ Letters: R rows, B states, D latent size, W flow width, n evaluations.
 from collections.abc import Callable
 import functools
 import math
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -29,8 +29,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from eqjax.generator.flow_head import Modulations
+from eqjax.generator.flow_weights import EPSILON, Weights
 from eqjax.generator.fused_tiles import (
-    LEAST,
     Tile,
     affine,
     call,
@@ -43,64 +43,7 @@ from eqjax.generator.fused_tiles import (
     state_shapes,
     store_moments,
 )
-from eqjax.typing import Params
-
-EPSILON = 1e-6  # That of the norms of `FlowHead`.
-
-# Kernels and biases.
-Layer: TypeAlias = tuple[Float[jax.Array, "K N"], Float[jax.Array, "N"]]
-
-
-class BlockWeights(NamedTuple):
-    """Weights of a block.
-
-    Attributes:
-      norm: scale and bias, float32.
-      mlp_in: its first layer.
-      mlp_out: its second layer.
-    """
-
-    norm: tuple[Float[jax.Array, "W"], Float[jax.Array, "W"]]
-    mlp_in: Layer
-    mlp_out: Layer
-
-
-class Weights(NamedTuple):
-    """Weights of the flow head, in the compute dtype but for norms.
-
-    Attributes:
-      input_proj: layer before the blocks.
-      blocks: those of the blocks.
-      output_proj: layer behind the blocks.
-      modulation: biases of the blocks' modulations.
-      final_modulation: biases of the modulations before the last layer.
-    """
-
-    input_proj: Layer
-    blocks: tuple[BlockWeights, ...]
-    output_proj: Layer
-    modulation: Float[jax.Array, "depth 3 W"]
-    final_modulation: Float[jax.Array, "2 W"]
-
-    @classmethod
-    def from_params(cls, params: Params, dtype: DTypeLike) -> "Weights":
-        """Returns the weights in the parameters of a `FlowHead`."""
-
-        def layer(values: Any) -> Layer:
-            return values["kernel"].astype(dtype), values["bias"].astype(dtype)
-
-        def block(values: Any) -> BlockWeights:
-            norm = values["norm"]["scale"], values["norm"]["bias"]
-            return BlockWeights(norm, layer(values["mlp_in"]), layer(values["mlp_out"]))
-
-        depth = sum(name.startswith("blocks_") for name in params)
-        return cls(
-            layer(params["input_proj"]),
-            tuple(block(params[f"blocks_{i}"]) for i in range(depth)),
-            layer(params["output_proj"]),
-            params["modulation"]["bias"].astype(dtype),
-            params["final_modulation"]["bias"].astype(dtype),
-        )
+from eqjax.generator.gpu_sizes import LEAST
 
 
 def supports(width: int, latent_dim: int) -> bool:

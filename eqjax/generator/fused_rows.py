@@ -29,12 +29,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from eqjax.generator.flow_head import Modulations
-from eqjax.generator.fused_flow import EPSILON, Layer, Weights
-from eqjax.generator.fused_tiles import LEAST, PROGRAMS, call, load
-
-# Rows and columns of the tiles that XLA's products are assumed to have.
-_TILE = 64
-_MOST_PARTS = 8
+from eqjax.generator.flow_weights import EPSILON, Weights, partial_products
+from eqjax.generator.fused_tiles import call, load
 
 
 def velocity(
@@ -61,44 +57,18 @@ def velocity(
         name = f"flow_row{kernel.__name__}"
         return call(kernel, (rows,), 0, out, *inputs, interpret=interpret, name=name, **options)
 
-    x, h = run(_first, (state, left), *given, *weights.blocks[0].norm, *_partial(z, weights.input_proj), block=0)
+    sums = partial_products(z, weights.input_proj)
+    x, h = run(_first, (state, left), *given, *weights.blocks[0].norm, *sums, block=0)
     for i, block in enumerate(weights.blocks):
         kernel, bias = block.mlp_in
         hidden = jnp.dot(h, kernel).astype(jnp.float32) + bias.astype(jnp.float32)[None]
-        terms = *_partial((hidden * jax.nn.sigmoid(hidden)).astype(dtype), block.mlp_out), x
+        terms = *partial_products((hidden * jax.nn.sigmoid(hidden)).astype(dtype), block.mlp_out), x
         if i + 1 < len(weights.blocks):
             x, h = run(_between, (state, left), *given, *weights.blocks[i + 1].norm, *terms, block=i + 1)
         else:
             h = run(_last, left, *given, modulations.final, weights.final_modulation, *terms, block=i + 1)
     kernel, bias = weights.output_proj
     return jnp.dot(h, kernel).astype(jnp.float32) + bias.astype(jnp.float32)[None]
-
-
-def _partial(left: Float[jax.Array, "R K"], layer: Layer) -> tuple[Float[jax.Array, "S R N"], Float[jax.Array, "N"]]:
-    """Returns a product in parts of its sum over K, float32, and the bias that is still to be added."""
-    kernel, bias = layer
-    (rows, depth), columns = left.shape, kernel.shape[1]
-    parts = _num_parts(rows, depth, columns)
-    found = jax.lax.dot_general(
-        left.reshape(rows, parts, depth // parts),
-        kernel.reshape(parts, depth // parts, columns),
-        (((2,), (1,)), ((1,), (0,))),
-        preferred_element_type=jnp.float32,
-    )
-    return found, bias
-
-
-def _num_parts(rows: int, depth: int, columns: int) -> int:
-    """Returns S: a power of 2, at least 2, with which as many programs as run at once compute a product.
-
-    Example:
-      >>> _num_parts(128, 1280, 1280), _num_parts(512, 1280, 1280)
-      (4, 2)
-    """
-    tiles, parts = -(-rows // _TILE) * -(-columns // _TILE), 2
-    while parts * tiles < PROGRAMS and parts < _MOST_PARTS and depth % (2 * LEAST * parts) == 0:
-        parts *= 2
-    return parts
 
 
 def _first(

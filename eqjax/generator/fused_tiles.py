@@ -25,10 +25,9 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from eqjax.generator.gpu_sizes import LEAST, PROGRAMS
 from eqjax.precision import is_true_float32
 
-# Programs that run at once: multiprocessors of an H100. Other GPUs run them in several waves, or leave some idle.
-PROGRAMS = 132
 # Programs that together read as fast as the L2 cache can: each 64 bytes a clock, 112 GB/s; the cache 5.5 TB/s.
 _READERS = 49
 _BYTES_A_CLOCK = 64
@@ -36,7 +35,6 @@ _THREADS = 128
 # Shared memory of a program: what the smallest supported GPUs have (L4, RTX 4090) is 99 KB.
 _SHARED_BYTES = 72 * 1024
 _STAGES = 3
-LEAST = 16  # Rows and columns of the smallest products on tensor cores.
 _HEIGHTS = (16, 32, 64)
 
 

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eqjax.generator import late_sums
+from eqjax.generator.flow_weights import Weights
 from eqjax.generator.generator import Condition, Generator
 from eqjax.generator.layers import KVCache
 from eqjax.precision import computing_in, is_true_float32
@@ -270,24 +272,33 @@ def _draw(random: Callable[..., np.ndarray], width: int, path: tuple[Any, ...], 
     return np.float32(path[-1].key == "scale") + np.float32(0.1) * values
 
 
-def velocity(kind: str) -> Callable[..., jax.Array]:
-    """Returns the function of a kind of kernels for the flow head, "blocks" or "rows"."""
+def velocity(kind: str, weights: Weights, interpret: bool = False) -> Callable[[jax.Array, Any], jax.Array]:
+    """Returns the velocity along a kind of kernels, a function of states and of modulations.
+
+    These are the modulations of one evaluation for "sums", and for the others those of several and an index [1].
+
+    Args:
+      kind: the flow head's kind, "blocks", "rows" or "sums".
+      weights: weights of the flow head.
+      interpret: emulates the kernels that are not XLA's.
+    """
+    if kind == "sums":
+        return functools.partial(late_sums.velocity, weights, late_sums.join_biases(weights))
     from eqjax.generator import fused_flow, fused_rows
 
-    return {"blocks": fused_flow.velocity, "rows": fused_rows.velocity}[kind]
+    function = {"blocks": fused_flow.velocity, "rows": fused_rows.velocity}[kind]
+    return lambda z, read: function(weights, z, *read, interpret=interpret)
 
 
 def _both_velocities(
     kind: str, generator: Generator, interpret: bool, params: Any, z: jax.Array, context: jax.Array
 ) -> tuple[Any, Any]:
     """Returns velocities with the fused kernels, and along the plain path."""
-    from eqjax.generator.fused_flow import Weights
-
     apply: Any = functools.partial(generator.apply, {"params": params})
     dtype, rows = generator.dtype, context.shape[1]
     modulations = apply(jnp.array([[0.9], [0.4]]), context, method="flow_modulations")
     head = Weights.from_params(params["flow_head"], dtype)
-    fused = velocity(kind)(head, z.astype(dtype), modulations, jnp.ones(1, jnp.int32), interpret=interpret)
+    fused = velocity(kind, head, interpret)(z.astype(dtype), (modulations, jnp.ones(1, jnp.int32)))
     latents = jnp.tile(z, (rows // len(z), 1))
     at = jax.tree.map(lambda leaf: leaf[1], modulations)
     return fused, apply(apply(latents, method="flow_embed"), at, method="flow_denoise")

@@ -67,16 +67,17 @@ class LayerNorm(nn.Module):
         if self.affine:
             scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
             affine = scale, self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        return _recomputed(functools.partial(_normalize, self.epsilon, self.dtype))(x, *affine)
+        return _recomputed(functools.partial(normalize, self.epsilon, self.dtype))(x, *affine)
 
 
-def _normalize(
+def normalize(
     epsilon: float,
     dtype: DTypeLike,
     x: Float[jax.Array, "... C"],
     scale: Float[jax.Array, "C"] | None = None,
     bias: Float[jax.Array, "C"] | None = None,
 ) -> Float[jax.Array, "... C"]:
+    """Returns values normalized over their last axis, as `LayerNorm` does."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from eqjax import flow
 from eqjax.generator import Condition, KVCache, Modulations, gpu_kernels
+from eqjax.generator.flow_weights import Weights
 from eqjax.sampling.shortcuts import integrate
 from eqjax.typing import AnyArray, Scalar
 
@@ -23,14 +24,16 @@ _INTERPRET = False  # Tests emulate the kernels on CPUs.
 
 
 def flow_kind(sampler: Any, rows: int) -> str | None:
-    """Returns the kind of fused kernels that integrates a column, if its program is compiled for a GPU, or None.
+    """Returns the kind of kernels that integrates a column if its program is compiled for a GPU; None: as elsewhere.
 
     Args:
       sampler: a `Sampler`.
       rows: R.
     """
     kind = gpu_kernels.flow_kind(rows, sampler.generator)
-    return kind if _takes(kind, sampler, rows) else None
+    if _takes(kind, sampler, rows):
+        return kind
+    return "sums" if sampler.shortcuts.window is None and gpu_kernels.cuda_is_installed() else None
 
 
 def takes_layers(sampler: Any, rows: int) -> bool:
@@ -121,24 +124,19 @@ def _integrate_fused(
     noise: Float[jax.Array, "B D"],
     guidance_scale: Scalar,
 ) -> Float[jax.Array, "B D"]:
-    from eqjax.generator.fused_flow import Weights
-
-    evaluate = gpu_kernels.velocity(kind)
     weights = Weights.from_params(sampler.params["flow_head"], sampler.generator.dtype)
+    evaluate = gpu_kernels.velocity(kind, weights, _INTERPRET)
 
     def modulations(times: Float[AnyArray, "n"]) -> Modulations:
         return sampler.apply(times[:, None], context[None], method="flow_modulations")
 
     def velocity(z: Float[jax.Array, "B D"], read: Any) -> Float[jax.Array, "B D"]:
-        all_modulations, index = read
-        found = evaluate(weights, z, all_modulations, index, interpret=_INTERPRET)
+        found = evaluate(z, read)
         if not sampler.is_guided:
             return found
         conditional, unconditional = jnp.split(found, 2)
         return jnp.asarray(flow.classifier_free_guidance(conditional, unconditional, guidance_scale))
 
     dtype = sampler.generator.dtype
-    found = integrate(
-        sampler.shortcuts, velocity, noise, sampler.solver_table, modulations, chunk_size, dtype, in_place=True
-    )
-    return found[0]
+    given = sampler.shortcuts, velocity, noise, sampler.solver_table, modulations, chunk_size, dtype
+    return integrate(*given, in_place=kind != "sums")[0]

@@ -1,4 +1,4 @@
-"""Velocities of the flow head's fused kernels, emulated on the CPU, and of the flow head itself."""
+"""Velocities of the flow head along kernels for GPUs, emulated on the CPU, and of the flow head itself."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax.generator import FlowHead, Modulations, fused_flow
+from eqjax.generator import FlowHead, Modulations, gpu_kernels
+from eqjax.generator.flow_weights import Weights
 
 EVALUATIONS, INDEX, LATENT = 3, 1, 16
 
@@ -23,8 +24,8 @@ def head_params(head, seed=0):
     return jax.tree.map(draw, shapes["params"])
 
 
-def evaluate(velocity, width, states, dtype="float32", depth=2, repeats=2, input_bias=0.0):
-    """Returns the velocity of kernels, and that of the flow head in the dtype and in float32.
+def evaluate(kind, width, states, dtype="float32", depth=2, repeats=2, input_bias=0.0):
+    """Returns the velocity along a kind of kernels, and that of the flow head in the dtype and in float32.
 
     The first layer's bias is moved by `input_bias`.
     """
@@ -39,10 +40,11 @@ def evaluate(velocity, width, states, dtype="float32", depth=2, repeats=2, input
     )
 
     def fused(params, z, modulations):
-        weights = fused_flow.Weights.from_params(params, dtype)
-        z, *modulations = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (z, *modulations))
-        index = jnp.full(1, INDEX, jnp.int32)
-        return velocity(weights, z, Modulations(*modulations), index, interpret=True)
+        z, *leaves = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (z, *modulations))
+        modulations = Modulations(*leaves)
+        here = jax.tree.map(lambda leaf: leaf[INDEX], modulations)
+        read = here if kind == "sums" else (modulations, jnp.full(1, INDEX, jnp.int32))
+        return gpu_kernels.velocity(kind, Weights.from_params(params, dtype), interpret=True)(z, read)
 
     def plain(params, z, modulations, dtype):
         head = FlowHead(width, depth, LATENT, jnp.dtype(dtype))

@@ -12,13 +12,13 @@ from tests.generator.flow_velocities import LATENT, evaluate
 
 @pytest.mark.parametrize(("width", "states", "repeats"), [(960, 3, 2), (80, 1, 2), (32, 130, 2), (48, 5, 1)])
 def test_float32_is_that_of_the_flow_head(width, states, repeats):
-    fused, plain, _ = evaluate(fused_flow.velocity, width, states, repeats=repeats)
+    fused, plain, _ = evaluate("blocks", width, states, repeats=repeats)
     assert fused.shape == (repeats * states, LATENT) and np.abs(plain).max() > 1
     assert np.abs(fused - plain).max() <= 1e-5
 
 
 def test_bfloat16_differs_by_rounding():
-    fused, plain, exact = evaluate(fused_flow.velocity, 96, 5, "bfloat16")
+    fused, plain, exact = evaluate("blocks", 96, 5, "bfloat16")
     rounding = np.abs(plain - exact).max()
     assert 1e-3 < rounding < 0.1
     assert np.abs(fused - exact).max() < 1.5 * rounding
@@ -26,7 +26,7 @@ def test_bfloat16_differs_by_rounding():
 
 def test_the_norms_of_parts_are_accurate_far_from_zero():
     """Plain sums of squares would lose all digits."""
-    fused, plain, _ = evaluate(fused_flow.velocity, 64, 3, depth=1, input_bias=1e3)
+    fused, plain, _ = evaluate("blocks", 64, 3, depth=1, input_bias=1e3)
     assert np.abs(fused - plain).max() <= 1e-3  # A state of 1000 has seven digits.
 
 

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax.generator import Generator, KVCache, Modulations, fused_attention, fused_flow, fused_layers, fused_rows
+from eqjax.generator import (
+    Generator,
+    KVCache,
+    Modulations,
+    flow_weights,
+    fused_attention,
+    fused_flow,
+    fused_layers,
+    fused_rows,
+)
 from tests.random_params import random_params
 
 LATENT = 16
@@ -113,7 +122,7 @@ def test_every_supported_jax_lowers_the_kernels():
     def feed(params, x):
         layers = fused_layers.Weights.from_params(params["blocks"], "float32")
         given = cache, (cache.keys, cache.values), angles, angles, jnp.int32(1), jnp.ones(3, bool)
-        head = fused_flow.Weights.from_params(params["flow_head"], "float32")
+        head = flow_weights.Weights.from_params(params["flow_head"], "float32")
         modulations = Modulations(jnp.zeros((1, 3, 2, 3, 48)), jnp.zeros((1, 3, 2, 48)))
         given_head = head, x[:, 0, :LATENT], modulations, jnp.zeros(1, jnp.int32)
         velocities = fused_flow.velocity(*given_head), fused_rows.velocity(*given_head)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax.generator import FlowHead, Modulations, fused_flow, fused_rows
+from eqjax.generator import FlowHead, Modulations, fused_rows
+from eqjax.generator.flow_weights import Weights
 from tests.generator.flow_velocities import LATENT, evaluate, head_params
 
 
@@ -20,14 +21,14 @@ from tests.generator.flow_velocities import LATENT, evaluate, head_params
     ],
 )
 def test_float32_is_that_of_the_flow_head(width, states, repeats):
-    fused, plain, _ = evaluate(fused_rows.velocity, width, states, repeats=repeats)
+    fused, plain, _ = evaluate("rows", width, states, repeats=repeats)
     assert fused.shape == (repeats * states, LATENT) and np.abs(plain).max() > 1
     assert np.abs(fused - plain).max() <= 1e-5
 
 
 @pytest.mark.slow
 def test_bfloat16_differs_by_rounding():
-    fused, plain, exact = evaluate(fused_rows.velocity, 96, 5, "bfloat16")
+    fused, plain, exact = evaluate("rows", 96, 5, "bfloat16")
     rounding = np.abs(plain - exact).max()
     assert 1e-3 < rounding < 0.1
     assert np.abs(fused - exact).max() < 1.5 * rounding
@@ -36,7 +37,7 @@ def test_bfloat16_differs_by_rounding():
 @pytest.mark.slow
 def test_the_norms_are_accurate_far_from_zero():
     """Plain sums of squares would lose all digits."""
-    fused, plain, _ = evaluate(fused_rows.velocity, 48, 3, depth=1, input_bias=1e3)
+    fused, plain, _ = evaluate("rows", 48, 3, depth=1, input_bias=1e3)
     assert np.abs(fused - plain).max() <= 1e-3  # A state of 1000 has seven digits.
 
 
@@ -47,19 +48,9 @@ def test_pieces_make_a_row_of_powers_of_2(width):
     assert all(at.size & (at.size - 1) == 0 and at.start % at.size == 0 for at in pieces)
 
 
-def test_products_are_split_so_that_xla_splits_them_no_further():
-    """Also where the multiprocessors have work enough; into parts that tensor cores can multiply."""
-    assert fused_rows._num_parts(512, 1280, 1280) == fused_rows._num_parts(4096, 960, 960) == 2
-    assert fused_rows._num_parts(2, 1280, 1280) == 8 and fused_rows._num_parts(2, 32, 1280) == 2
-    left, kernel = np.arange(6, dtype=np.float32).reshape(2, 3).repeat(32, axis=1), np.ones((96, 16), np.float32)
-    found, _ = fused_rows._partial(jnp.asarray(left), (jnp.asarray(kernel), jnp.zeros(16)))
-    assert found.shape == (2, 2, 16)
-    np.testing.assert_allclose(np.asarray(jnp.sum(found, axis=0)), left @ kernel)
-
-
 def test_the_products_of_a_block_are_xlas_and_the_second_one_has_parts():
     params = jax.tree.map(jnp.asarray, head_params(FlowHead(64, 2, LATENT)))
-    weights = fused_flow.Weights.from_params(params, "bfloat16")
+    weights = Weights.from_params(params, "bfloat16")
     shapes = (1, 6, 2, 3, 64), (1, 6, 2, 64)
     modulations = Modulations(*(jnp.zeros(shape, "bfloat16") for shape in shapes))
     given = weights, jnp.zeros((3, LATENT), "bfloat16"), modulations, jnp.zeros(1, jnp.int32)

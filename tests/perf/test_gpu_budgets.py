@@ -30,8 +30,8 @@ def compiled(tmp_path, *arguments):
 @pytest.mark.parametrize(
     ("dtype", "batch_size", "gpu_kernels", "most_of_evaluation", "most_of_layer", "gigabytes"),
     [
-        ("bfloat16", 64, "auto", 30, 7, 0.8), ("bfloat16", 64, "plain", 67, 37, 0.8),
-        ("float32", 64, "auto", 55, 7, 1.2), ("float32", 64, "plain", 67, 37, 1.2),
+        ("bfloat16", 64, "auto", 30, 7, 0.8), ("bfloat16", 64, "plain", 55, 37, 0.8),
+        ("float32", 64, "auto", 55, 7, 1.2), ("float32", 64, "plain", 55, 37, 1.2),
         ("float32", 1, "auto", 30, 7, 0.1), ("bfloat16", 256, "auto", 55, 37, 2.2),
     ],
 )  # fmt: skip

@@ -25,17 +25,21 @@ def test_all_outputs_are_met_in_float32():
 
 @pytest.mark.slow
 def test_samples_of_the_fused_kernels_are_met_in_float32(monkeypatch):
-    """Emulated; those of few rows, and of many."""
+    """Emulated; those of few rows, of many, and the arrangement that takes their place where there are none."""
     monkeypatch.setattr(fused_columns, "_INTERPRET", True)
     monkeypatch.setattr(gpu_kernels, "check", lambda choice, *_: choice)
     monkeypatch.setattr(gpu_kernels, "_MOST_FLOAT32_BLOCK_ROWS", 6)
     monkeypatch.setattr(cases, "MANY", 3)
     taken, real = [], gpu_kernels.velocity
-    monkeypatch.setattr(gpu_kernels, "velocity", lambda kind: taken.append(kind) or real(kind))
+    monkeypatch.setattr(gpu_kernels, "velocity", lambda kind, *rest: taken.append(kind) or real(kind, *rest))
     samples = [(name, run, recorded) for name, run, recorded in cases.outputs() if "fused" in name]
     assert [name[-1] for name, *_ in samples] == ["1", "3"] * 4
     errors = [cases.relative_error(run(), recorded) for _, run, recorded in samples]
     assert set(taken) == {"blocks", "rows"}
+    jax.clear_caches()
+    monkeypatch.setattr(gpu_kernels, "flow_kind", lambda *_: "sums")
+    errors += [cases.relative_error(run(), recorded) for _, run, recorded in samples[::2]]
+    assert taken[-1] == "sums"
     assert min(errors) > 0 and max(errors) <= cases.BOUNDS["highest"], errors
 
 

@@ -91,6 +91,8 @@ def prepared(kernels, **options):
     [
         ("blocks", {"guidance_scale": 2.0}),
         pytest.param("blocks", {"solver": "heun", "modulation_times": 3}, marks=pytest.mark.slow),
+        ("sums", {"guidance_scale": 2.0}),
+        pytest.param("sums", {"solver": "heun", "modulation_times": 3}, marks=pytest.mark.slow),
         pytest.param("rows", {"guidance_scale": 2.0}, marks=pytest.mark.slow),
         pytest.param("rows", {"solver": "heun", "modulation_times": 3}, marks=pytest.mark.slow),
     ],
@@ -111,14 +113,27 @@ def test_latents_are_those_of_the_plain_path(kind, options, monkeypatch):
 def test_few_rows_have_other_kernels_than_many(most, expected, monkeypatch):
     monkeypatch.setattr(gpu_kernels, "_MOST_FLOAT32_BLOCK_ROWS", most)
     velocity, taken = gpu_kernels.velocity, set()
-    monkeypatch.setattr(gpu_kernels, "velocity", lambda kind: taken.add(kind) or velocity(kind))
+    monkeypatch.setattr(gpu_kernels, "velocity", lambda kind, *rest: taken.add(kind) or velocity(kind, *rest))
     sample, noise = column("fused", guidance_scale=2.0)
     jax.eval_shape(sample, noise)
     assert taken == {expected}
 
 
+@pytest.mark.parametrize(
+    ("installed", "options", "expected"),
+    [(True, {}, "sums"), (False, {}, None), (True, {"parallel_steps": 3}, None)],
+)
+def test_without_kernels_a_program_for_gpus_has_late_sums(installed, options, expected, monkeypatch):
+    """Where none can be compiled, there is no branch for one; steps at once are products of many rows."""
+    monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: installed)
+    made, context, noise = prepared("plain", **options)
+    assert fused_columns.flow_kind(made, len(context)) == expected
+    text = str(jax.make_jaxpr(lambda noise: sampler.sample_column(made, jnp.asarray(context), noise, 2.0))(noise))
+    assert ("platform_index" in text) is (expected is not None)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["blocks", "rows"])
+@pytest.mark.parametrize("kind", ["blocks", "rows", "sums"])
 def test_derivatives_are_those_of_the_plain_path(kind, monkeypatch):
     monkeypatch.setattr(gpu_kernels, "flow_kind", lambda *_: kind)
     fused, noise = column("fused")
