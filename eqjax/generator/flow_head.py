@@ -6,7 +6,7 @@ before the loop over steps; only `denoise` remains inside the loop.
 
 On a GPU every kernel of the loop has to wait for the one before, so their number decides. `denoise` is arranged so that
 its compiler fuses each block into five: norm and modulation, product, bias and silu, product, sum with the state. Two
-barriers tell it where to stop fusing; compilers for CPUs drop them.
+barriers tell it where to stop fusing; compilers for CPUs drop them. Programs for GPUs alone have four, see `late_sums`.
 
 Letters: D latent size, E context size, W flow width.
 

@@ -5,6 +5,9 @@ There are three kinds, of which "auto" takes each by itself:
     blocks    evaluations of the flow head, norms and biases inside of their products (`fused_flow`): few rows
     rows      the same with XLA's products, and one kernel for all between two of them (`fused_rows`): many rows
     layers    the transformer's decode step (`fused_layers`)
+
+Where a program for GPUs has neither blocks nor rows, it has "sums": XLA's kernels, in another arrangement than on other
+devices (`late_sums`).
 """
 
 from collections.abc import Callable, Collection

@@ -1,7 +1,8 @@
-"""A column with the fused kernels of the flow head and of the transformer (`eqjax.generator`, `fused_…`).
+"""A column on NVIDIA GPUs: with the fused kernels of the flow head and of the transformer, or with late sums.
 
-They are for NVIDIA GPUs. Whether a program is compiled for one is known only when it is lowered, so "auto" leaves
-the choice to that moment. Derivatives are those of the plain path.
+They are in `eqjax.generator`, `fused_…` and `late_sums`. Whether a program is compiled for such a GPU is known only
+when it is lowered, so the choice is left to that moment unless kernels are demanded. Derivatives are those of other
+devices.
 
 Letters: B batch, R = B or 2B rows, D latent size, E width.
 """
@@ -108,7 +109,7 @@ def decode_step(
 
 
 def _choose(plain: Callable[..., Any], fused: Callable[..., Any], sampler: Any, *given: Any) -> Any:
-    """Calls the function with the kernels; with "auto", where the program is not for an NVIDIA GPU, the other one."""
+    """Calls the function for GPUs; unless it is demanded, the other one where the program is not for an NVIDIA GPU."""
     with_kernels = jax.custom_jvp(fused)
     with_kernels.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
     if sampler.shortcuts.gpu_kernels == "fused":
