@@ -7,7 +7,7 @@ There are three kinds, of which "auto" takes each by itself:
     layers    the transformer's decode step (`fused_layers`)
 
 Where a program for GPUs has neither blocks nor rows, it has "sums": XLA's kernels, in another arrangement than on other
-devices (`late_sums`).
+devices (`late_sums`, Ampere and newer).
 """
 
 from collections.abc import Callable, Collection
@@ -38,7 +38,7 @@ _MOST_BLOCK_ROWS, _MOST_FLOAT32_BLOCK_ROWS = 128, 16
 # 45 to 106 and 104 to 189 µs a layer at 128 rows, 67 to 112 and 151 to 270 at 256; at 512 112 to 133 and 287 to 430,
 # which is less than such a prediction can be wrong.
 _MOST_LAYER_ROWS = 256
-# Ampere: older GPUs have no bfloat16, and less shared memory than the kernels take.
+# Ampere: older GPUs have no bfloat16, less shared memory than the kernels take, and no Triton.
 _LEAST_CAPABILITY = 8.0
 # Slots of the KV cache in the comparison, at most.
 _SLOTS = 16
@@ -232,8 +232,7 @@ def error_here(kind: str, rows: int, generator: Generator, interpret: bool = Fal
       The largest difference from the plain path in units of its largest value, of velocities, or of contexts, keys and
       values; infinity if the kernels cannot be run.
     """
-    capability = getattr(jax.local_devices()[0], "compute_capability", None)
-    if not interpret and (capability is None or float(capability) < _LEAST_CAPABILITY):
+    if not interpret and not _has_triton(jax.local_devices()[0]):
         return float("inf")
     rng = np.random.default_rng(0)
 
@@ -265,6 +264,23 @@ def error_here(kind: str, rows: int, generator: Generator, interpret: bool = Fal
         _log_once(f"gpu_kernels='auto' leaves out the fused kernels for {kind}: not all their values here are finite.")
         return float("inf")
     return error
+
+
+def _has_triton(device: Any) -> bool:
+    """Returns whether a device is an NVIDIA GPU for which XLA compiles with Triton."""
+    capability = getattr(device, "compute_capability", None)
+    return capability is not None and float(capability) >= _LEAST_CAPABILITY
+
+
+def has_late_sums() -> bool:
+    """Returns whether a program for GPUs has "sums" where it has neither blocks nor rows.
+
+    Without Triton XLA makes three kernels of a norm, each of which would compute the state before it: for an older GPU
+    95 an evaluation of the large size, and 82 as on other devices.
+    """
+    if jax.default_backend() != "gpu":
+        return cuda_is_installed()  # The program is compiled for a GPU that is elsewhere.
+    return all(map(_has_triton, jax.devices()))
 
 
 def _draw(random: Callable[..., np.ndarray], width: int, path: tuple[Any, ...], leaf: Any) -> np.ndarray:

@@ -34,7 +34,7 @@ def flow_kind(sampler: Any, rows: int) -> str | None:
     kind = gpu_kernels.flow_kind(rows, sampler.generator)
     if _takes(kind, sampler, rows):
         return kind
-    return "sums" if sampler.shortcuts.window is None and gpu_kernels.cuda_is_installed() else None
+    return "sums" if sampler.shortcuts.window is None and gpu_kernels.has_late_sums() else None
 
 
 def takes_layers(sampler: Any, rows: int) -> bool:

@@ -263,3 +263,18 @@ def test_wrong_kernels_are_found_and_old_gpus_have_none(monkeypatch, caplog):
     assert [text in message for text, message in zip(said, caplog.messages, strict=True)] == [True, True]
     for capability in (None, "7.5"):  # A CPU, and a GPU before Ampere.
         assert error_on(capability, "rows", real["rows"]) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("backend", "capabilities", "expected"),
+    [("gpu", ["9.0"], True), ("gpu", ["8.0", "7.5"], False), ("cpu", [], True)],
+)
+def test_gpus_without_triton_have_no_late_sums(backend, capabilities, expected, monkeypatch):
+    """A program that is compiled for another machine's GPU has them."""
+    found = [types.SimpleNamespace(compute_capability=capability) for capability in capabilities]
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "devices", lambda: found)
+    monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: True)
+    assert gpu_kernels.has_late_sums() is expected
+    monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: False)
+    assert gpu_kernels.has_late_sums() is (expected and backend == "gpu")
