@@ -4,10 +4,11 @@ A configuration file is a Python file with a function `get_config(variant)` that
 ones are the files of the repository's folder configs/, which the wheel holds as eqjax/configs/.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import os
 import pathlib
+import re
 import runpy
 import sys
 import traceback
@@ -123,13 +124,14 @@ def as_sys_argv(argv: list[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def check_field(config: Any, field: str, source: str) -> None:
+def check_field(config: Any, field: str, source: str, flag: str = "config") -> None:
     """Checks that a configuration has a field.
 
     Args:
       config: a ConfigDict.
       field: full name of the field, such as "optimizer.learning_rate".
       source: name of the configuration, for the message.
+      flag: the flag below which its fields are flags.
 
     Raises:
       ValueError: it has none of that name; the nearest is named.
@@ -138,8 +140,8 @@ def check_field(config: Any, field: str, source: str) -> None:
         config_path.get_value(field, config)
     except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(
-            f"--config.{field}: {os.path.basename(source).partition(':')[0]} has no such field; the nearest is "
-            f"--config.{nearest(field, _field_names(config))}."
+            f"--{flag}.{field}: {os.path.basename(source).partition(':')[0]} has no such field; the nearest is "
+            f"--{flag}.{nearest(field, _field_names(config))}."
         ) from error
 
 
@@ -178,7 +180,18 @@ def override(config: Any, fields: Sequence[str], source: str) -> None:
         try:
             values(argv)
         except flags.IllegalFlagValueError as error:
-            raise ValueError(f"{error} (in the configuration {source}).") from error
+            raise ValueError(f"{explain(error)} (in the configuration {source}).") from error
+
+
+def explain(error: flags.IllegalFlagValueError) -> str:
+    """Returns the message of a flag's wrong value, without Python's words for text that is no number.
+
+    Example:
+      >>> explain(flags.IllegalFlagValueError("flag --seed=x: invalid literal for int() with base 10: 'x'"))
+      'flag --seed=x: expected an integer'
+    """
+    text = re.sub(r"invalid literal for int\(\) with base 10: .*", "expected an integer", str(error))
+    return re.sub(r"could not convert string to float: .*", "expected a number", text)
 
 
 def parse_variant(text: str | None, **defaults: bool | int | float | str | tuple[str, ...]) -> dict[str, Any]:
@@ -203,7 +216,7 @@ def parse_variant(text: str | None, **defaults: bool | int | float | str | tuple
     for item in filter(None, (text or "").split(",")):
         name, _, value = item.partition("=")
         if name not in defaults:
-            raise ValueError(f"unknown variant {name!r} in ':{text}'; known: {values}.")
+            raise ValueError(f"unknown variant {name!r} in ':{text}'; known: {', '.join(_variants(defaults))}.")
         choices, kind = defaults[name], type(values[name])
         if isinstance(choices, tuple) and value not in choices:
             raise ValueError(f"{name}={value!r} in ':{text}' is not one of {choices}.")
@@ -212,3 +225,10 @@ def parse_variant(text: str | None, **defaults: bool | int | float | str | tuple
         except (KeyError, ValueError) as error:
             raise ValueError(f"variant {item!r} in ':{text}' needs a value of type {kind.__name__}.") from error
     return values
+
+
+def _variants(defaults: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the variants as they are given: tiny, width=1, size=L|B; defaults first."""
+    for name, default in defaults.items():
+        values = "|".join(default) if isinstance(default, tuple) else default
+        yield name if isinstance(default, bool) else f"{name}={values}"

@@ -30,7 +30,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from eqjax.cli.analyze_images import BATCH_SIZE, photo_config
-from eqjax.cli.command_line import flag_group
+from eqjax.cli.command_line import define_folder, flag_group
 from eqjax.cli.model_flags import define_model_flags
 
 KINDS = ("columns", "equivariance", "symmetries", "comparison")
@@ -60,8 +60,7 @@ def define_flags(values: flags.FlagValues) -> None:
         config_flags.DEFINE_config_file("config", None, "What is compared: a shipped name or a file, with :variant.",
                                         flag_values=values)  # fmt: skip
     with flag_group(values, "Output"):
-        flags.DEFINE_string("output", os.path.join("outputs", "analysis"), "Folder of plots, tables and models.",
-                            flag_values=values)  # fmt: skip
+        define_folder(values, os.path.join("outputs", "analysis"), "Folder of plots, tables and models.")
 
 
 def _define_integers(values: flags.FlagValues, *definitions: tuple[str, int, str, int]) -> None:

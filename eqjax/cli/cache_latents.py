@@ -42,7 +42,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("process_index", None, "This process; default: as started.", 0, flag_values=values)
         flags.DEFINE_integer("process_count", None, "Number of processes; default: as started.", 1, flag_values=values)
     with command_line.flag_group(values, "Output"):
-        flags.DEFINE_string("output", None, "Folder of the cache.", required=True, flag_values=values)
+        command_line.define_folder(values, None, "Folder of the cache.", required=True)
         flags.DEFINE_enum(
             "dtype", "bfloat16", ["bfloat16", "float16"], "Dtype of the stored latents.", flag_values=values
         )

@@ -8,6 +8,7 @@ import os
 import re
 import textwrap
 import types
+from typing import Any
 
 from absl import flags
 import ml_collections
@@ -75,6 +76,24 @@ def define_config(
     flags.mark_flag_as_required("config", flag_values=values)
 
 
+def define_folder(values: flags.FlagValues, default: str | None, text: str, *, required: bool = False) -> None:
+    """Defines --output of a command that writes a folder, which no file may be.
+
+    Args:
+      values: the flags to add to.
+      default: the default.
+      text: the help.
+      required: whether the flag must be given.
+    """
+    flags.DEFINE_string("output", default, text, required=required, flag_values=values)
+    flags.register_validator(
+        "output",
+        lambda path: path is None or not os.path.isfile(path),
+        message="this is a file; give a folder, or a new name.",
+        flag_values=values,
+    )
+
+
 def define_fields(values: flags.FlagValues) -> None:
     """Defines the fields of a --config that may name several configurations, as --config.NAME=VALUE; see `FIELDS`.
 
@@ -117,6 +136,12 @@ def parse(command: Command, arguments: Sequence[str]) -> tuple[flags.FlagValues,
         for a command that takes none.
     """
     argv = [f"eqjax {command.name}", *arguments]
+    if any(argument.startswith("--data.") for argument in argv):
+        # Their definition reads the command line, and would end in a trace.
+        with config_files.as_sys_argv(argv[:1]):
+            plain = _define(command)
+        if "data" in plain:
+            _check_fields_of("data", plain["data"].value, argv, "the data's configuration")
     with config_files.as_sys_argv(argv):
         values = _define(command)
         config = values["config"].parser if "config" in values else None
@@ -132,7 +157,8 @@ def parse(command: Command, arguments: Sequence[str]) -> tuple[flags.FlagValues,
             raise flags.Error(f"unknown flag --{error.flagname}; the nearest is --{known}.") from error
         except flags.IllegalFlagValueError as error:
             missing = [name for name in values if f"Flag --{name} must have a value" in str(error)]
-            raise flags.Error(f"--{missing[0]} is missing." if missing else str(error)) from error
+            message = f"--{missing[0]} is missing." if missing else config_files.explain(error)
+            raise flags.Error(message) from error
     if words and not command.words:
         raise ValueError(f"unknown arguments {' '.join(words)}; flags are given as --name=value.")
     return values, words
@@ -186,9 +212,12 @@ def check_fields(argv: Sequence[str]) -> None:
     values = [value for _, value in _config_arguments(argv)]
     if not values:
         return
-    config = config_files.load(values[-1])
-    for field in (found[1] for argument in argv if (found := re.match(r"--?(?:no)?config\.([^=]+)", argument))):
-        config_files.check_field(config, field, values[-1])
+    _check_fields_of("config", config_files.load(values[-1]), argv, values[-1])
+
+
+def _check_fields_of(flag: str, config: Any, argv: Sequence[str], source: str) -> None:
+    for field in (found[1] for argument in argv if (found := re.match(rf"--?(?:no)?{flag}\.([^=]+)", argument))):
+        config_files.check_field(config, field, source, flag)
 
 
 # ── Help ──────────────────────────────────────────────────────────────────────────────────────

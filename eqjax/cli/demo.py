@@ -15,7 +15,7 @@ import numpy as np
 
 import eqjax
 from eqjax.captions import caption
-from eqjax.cli.command_line import flag_group
+from eqjax.cli.command_line import define_folder, flag_group
 from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 from eqjax.cli.sampling_progress import sampling_progress
@@ -34,7 +34,7 @@ def define_flags(values: flags.FlagValues) -> None:
     with flag_group(values, "How"):
         define_sampling_flags(values, guidance_scale=1.25, guidance_schedule="constant", num_flow_steps=25)
     with flag_group(values, "Output"):
-        flags.DEFINE_string("output", os.path.join("outputs", "demo"), "Folder of the images.", flag_values=values)
+        define_folder(values, os.path.join("outputs", "demo"), "Folder of the images.")
 
 
 def run(args: flags.FlagValues) -> None:

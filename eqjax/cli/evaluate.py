@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 from ml_collections import config_flags
 
-from eqjax.cli.command_line import flag_group
+from eqjax.cli.command_line import define_folder, flag_group
 from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.sampling_flags import define_sampling_flags, guidance_scales, sampling_options
 from eqjax.data import default_config
@@ -57,8 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
         config_flags.DEFINE_config_dict("data", default_config(), "Images to reconstruct: --data.source, --data.root …",
                                         flag_values=values)  # fmt: skip
     with flag_group(values, "Output"):
-        flags.DEFINE_string("output", os.path.join("outputs", "evaluation"), "Folder of images and results.",
-                            flag_values=values)  # fmt: skip
+        define_folder(values, os.path.join("outputs", "evaluation"), "Folder of images and results.")
         flags.DEFINE_bool("png", False, "Write every sampled image as PNG.", flag_values=values)
         flags.DEFINE_bool("npz", False, "Write samples.npz for ADM's tools: shuffled, with labels.",
                           flag_values=values)  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from eqjax.cli.command_line import flag_group
+from eqjax.cli.command_line import define_folder, flag_group
 
 # Flags of what is pushed, and of how.
 _CONTENTS, _PUSH = ("results_folder", "samples", "license", "base_model"), ("revision", "private", "message")
@@ -37,7 +37,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_bool("private", False, "Make a new repository private.", flag_values=values)
         flags.DEFINE_string("message", "Upload a model of eqjax", "Message of the commit.", flag_values=values)
     with flag_group(values, "card"):
-        flags.DEFINE_string("output", os.path.join("outputs", "card"), "Folder to write.", flag_values=values)
+        define_folder(values, os.path.join("outputs", "card"), "Folder to write.")
 
 
 def run(args: flags.FlagValues, words: list[str]) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from eqjax import data
 from eqjax.cli.analyze_images import model_images, photo_config
-from eqjax.cli.command_line import flag_group
+from eqjax.cli.command_line import define_folder, flag_group
 from eqjax.cli.model_flags import define_model_flags, load_model
 from eqjax.cli.sampling_flags import define_sampling_flags, sampling_options
 from eqjax.progress import ProgressLogger, announced
@@ -50,8 +50,7 @@ def define_flags(values: flags.FlagValues) -> None:
     with flag_group(values, "Samples"):
         define_sampling_flags(values)
     with flag_group(values, "Output"):
-        flags.DEFINE_string("output", os.path.join("outputs", "quality"), "Folder of the table and of quality.json.",
-                            flag_values=values)  # fmt: skip
+        define_folder(values, os.path.join("outputs", "quality"), "Folder of the table and of quality.json.")
 
 
 def run(args: flags.FlagValues) -> None:

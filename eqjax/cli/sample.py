@@ -142,6 +142,8 @@ def check_flags(args: flags.FlagValues, pairs: Sequence[ClassColumns]) -> None:
     if not pairs and not (args.state and os.path.exists(args.state)):
         raise ValueError("--classes is missing: names or numbers with commas, or name:columns for one after another.")
     check_files(args)
+    if args.state and os.path.isdir(args.state):
+        raise ValueError(f"--state={args.state} is a folder; give the name of a file (.npz).")
     if args.image:
         wrong = [name for name in ("num_columns", "panorama", "state") if args[name].value]
         advice = "an image is continued by --left and --right columns, all at once"

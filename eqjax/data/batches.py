@@ -103,7 +103,7 @@ class BatchIterator(Iterator[Batch]):
                 raise ValueError(
                     f"The saved data state has {name}={state[name]}, this iterator {name}={value}: "
                     "it would continue another stream of records. "
-                    "Use the same data and seed, or start without the saved state."
+                    "Use the same data and seed, or start anew: a run in another workdir."
                 )
         self._open_iterator().set_state({name: value for name, value in state.items() if name not in self._identity})
 

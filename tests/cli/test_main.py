@@ -57,7 +57,16 @@ def test_version(capsys):
         (["smaple"], "eqjax: unknown command 'smaple'; the nearest is 'sample'. See: eqjax --help"),
         (["train_tokenizer"], "unknown command 'train_tokenizer'; the nearest is 'train-tokenizer'"),
         (["sample", "--num_column=3"], "eqjax sample: unknown flag --num_column; the nearest is --num_columns."),
-        (["sample", "--num_columns=x"], "flag --num_columns=x: invalid literal for int"),
+        (["sample", "--num_columns=x"], "flag --num_columns=x: expected an integer\nSee: "),
+        (["evaluate", "reconstruction", "--data.heigth=8"], "has no such field; the nearest is --data.height.\n"),
+        (["sample", "--temperature=x"], "flag --temperature=x: expected a number\n"),
+        *[
+            (
+                [*words, f"--output={__file__}"],
+                f"flag --output={__file__}: this is a file; give a folder, or a new name.",
+            )
+            for words in (["demo"], ["evaluate", "generation"], ["analyze", "columns"], ["measure-quality"])
+        ],
         (["sample", "--num_columns=0"], "flag --num_columns=0: 0 is not a positive integer"),
         (["sample", "flower"], "unknown arguments flower; flags are given as --name=value"),
         (["convert", "--input=a"], "eqjax convert: --output is missing.\nSee: eqjax convert --help"),

@@ -112,6 +112,11 @@ def test_an_image_that_cannot_be_read_is_refused_with_its_flag(tmp_path, name, m
         sample.read_image(str(tmp_path / name))
 
 
+def test_a_folder_is_no_state(command, tmp_path):
+    with pytest.raises(ValueError, match="^--state=.* is a folder; give the name of a file"):
+        command(classes="cat", state=tmp_path)
+
+
 def test_a_narrow_image_is_announced_as_a_still(command, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="absl"):
         command(classes="cat", num_columns=4, animation=tmp_path / "a.webp")
