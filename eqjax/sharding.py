@@ -105,6 +105,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def spans_processes(mesh: Mesh) -> bool:
+    """Returns whether devices of a mesh belong to several processes."""
+    return len({device.process_index for device in mesh.devices.flat}) > 1
+
+
 def mesh_of(tree: Tree) -> Mesh:
     """Returns the mesh of a tree's first array that has one; a mesh of all devices if none has."""
     for leaf in jax.tree.leaves(tree):
@@ -191,7 +196,7 @@ def put(tree: Tree, shardings: Tree) -> Tree:
     """Moves arrays with the same values on every process to devices.
 
     Args:
-      tree: tree of arrays.
+      tree: tree of arrays. Those on devices of other processes too have to be on these already.
       shardings: tree of shardings, or one for all arrays.
     """
     if isinstance(shardings, NamedSharding):
@@ -200,6 +205,8 @@ def put(tree: Tree, shardings: Tree) -> Tree:
         return jax.device_put(tree, shardings)
 
     def place(array: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return jax.device_put(array, sharding)
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -294,10 +301,26 @@ def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def gather(tree: Tree) -> Tree:
-    """Returns arrays as numpy on every process; all processes must call it together."""
+    """Returns arrays as numpy on every process; all processes must call it together.
+
+    Rows of arrays that are not on devices of several processes, such as numpy's, are those of all processes in order.
+    """
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def to_host(tree: Tree) -> Tree:
+    """Returns arrays as numpy; those with parts on devices of other processes are gathered.
+
+    All processes that have a part must call it together. Arrays that this process has whole are sent to no other.
+    """
+
+    def read(array: AnyArray) -> Any:
+        is_here = not isinstance(array, jax.Array) or array.is_fully_addressable
+        return jax.device_get(array) if is_here else gather(array)
+
+    return jax.tree.map(read, tree)
 
 
 def everywhere(truth: bool) -> bool:

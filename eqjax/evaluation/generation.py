@@ -27,6 +27,7 @@ from eqjax.evaluation.protocol import device_entries, model_entries, weights_id
 from eqjax.evaluation.results import Result
 from eqjax.evaluation.sample_folder import SampleFolder
 from eqjax.evaluation.statistics import Statistics, check_comparable, compare
+from eqjax.generator import gpu_kernels
 from eqjax.model import Model
 from eqjax.progress import ProgressLogger, announced
 from eqjax.sampling.latents import sample_latents
@@ -123,7 +124,8 @@ def generate(
         needed = batch_size.decoder_bytes(model.require("tokenizer"), options.num_columns)
         needed += batch_size.sampler_bytes(model.require("generator"), options.num_columns)
         per_device_batch_size = batch_size.by_memory(needed, mesh, num_images=num_images)
-    sample = BatchedShardMap(_make_sample(options), params, mesh, per_device_batch_size)
+    kernels = _agree_on_kernels(model, options, mesh, per_device_batch_size)
+    sample = BatchedShardMap(_make_sample(options, kernels), params, mesh, per_device_batch_size)
     if done:
         logging.info("%s holds images 0 … %d; resuming after them.", folder, done - 1)
     progress = ProgressLogger("images", num_images, done)
@@ -140,10 +142,26 @@ def generate(
     return samples
 
 
-def _make_sample(options: GenerationOptions) -> Callable[..., Tree]:
+def _agree_on_kernels(
+    model: Model, options: GenerationOptions, mesh: Mesh, per_device_batch_size: int
+) -> gpu_kernels.Choice | None:
+    """Returns the kernels that all processes of a mesh take; None: it is one process, which decides while it traces."""
+    if not sharding.spans_processes(mesh):
+        return None
+    generator, rows = model.require("generator"), per_device_batch_size * (2 if options.is_guided else 1)
+    choice = gpu_kernels.check(options.shortcuts().gpu_kernels, generator, mesh=mesh)
+    with model.with_precision():
+        return gpu_kernels.agree(choice, generator, rows, mesh)
+
+
+def _make_sample(options: GenerationOptions, kernels: gpu_kernels.Choice | None) -> Callable[..., Tree]:
     """Returns the function for `BatchedShardMap`.
 
     It maps (model, a key's data, guidance scale), indices and labels to uint8 images and whether each was finite.
+
+    Args:
+      options: the options.
+      kernels: those of `_agree_on_kernels`.
     """
     keywords = options.to_dict()
     del keywords["seed"], keywords["guidance_scale"]
@@ -157,7 +175,7 @@ def _make_sample(options: GenerationOptions) -> Callable[..., Tree]:
         key = jax.random.wrap_key_data(key_data)
         shape = options.num_columns, generator.latent_dim
         noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32))(indices)
-        with model.with_precision():
+        with model.with_precision(), gpu_kernels.as_agreed(kernels):
             latents = sample_latents(
                 generator,
                 model.generator_params,

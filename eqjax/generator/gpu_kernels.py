@@ -10,16 +10,19 @@ Where a program for GPUs has neither blocks nor rows, it has "sums": XLA's kerne
 devices (`late_sums`, Ampere and newer).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+import contextlib
+import contextvars
 import functools
 import importlib.util
-from typing import Any
+from typing import Any, TypeAlias
 
 from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eqjax import sharding
 from eqjax.generator import late_sums
 from eqjax.generator.flow_weights import Weights
 from eqjax.generator.generator import Condition, Generator
@@ -28,6 +31,8 @@ from eqjax.precision import computing_in, is_true_float32
 from eqjax.tracing import is_tracing
 
 KINDS = ("blocks", "rows", "layers")
+# "auto", "fused" or "plain"; or the kinds that are taken, on which several processes agreed.
+Choice: TypeAlias = str | frozenset[str]
 _PLUGINS = ("xla_cuda12", "xla_cuda13")
 _PLATFORMS = ("gpu", "cuda")
 # Rows up to which the kernels of blocks are predicted to be faster than those of rows: reading all rows for every tile
@@ -42,6 +47,8 @@ _MOST_LAYER_ROWS = 256
 _LEAST_CAPABILITY = 8.0
 # Slots of the KV cache in the comparison, at most.
 _SLOTS = 16
+# What was agreed on for the function that is traced.
+_agreed: contextvars.ContextVar[Choice | None] = contextvars.ContextVar("_agreed", default=None)
 # Relative errors on this machine's GPU, of float32 and 16 bits; rounding explains a tenth of each.
 _BOUNDS = {4: 1e-4, 2: 5e-2}
 
@@ -108,11 +115,11 @@ def _log_once(text: str) -> None:
     logging.warning("%s", text)
 
 
-def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.sharding.Mesh | None = None) -> str:
+def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.sharding.Mesh | None = None) -> Choice:
     """Checks a choice against where a computation will run; returns it, "plain" if "auto" can only be that.
 
     Inside of `jax.jit` it is not known where: on all devices of the process, if there are several; inside of
-    `jax.shard_map` on each by itself.
+    `jax.shard_map` on each by itself. Inside of `as_agreed` it returns what was agreed on.
 
     Args:
       choice: "auto", "fused" or "plain".
@@ -123,7 +130,11 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
     Raises:
       ValueError: the fused kernels are demanded, and there are none.
     """
-    if choice == "plain" or (choice == "auto" and not cuda_is_installed()):
+    if (agreed := _agreed.get()) is not None:
+        return agreed
+    # There "auto" follows from what all processes know alike; what one of them lacks, `agree` tells the others.
+    is_shared = mesh is not None and sharding.spans_processes(mesh)
+    if choice == "plain" or (choice == "auto" and not is_shared and not cuda_is_installed()):
         return "plain"
     elsewhere = _elsewhere(arrays) if mesh is None else _elsewhere_on(mesh)
     if choice == "auto":
@@ -132,11 +143,50 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
         compiler = _missing_compiler()
         if compiler is not None:
             _log_once(f"gpu_kernels='auto' leaves out the fused kernels: they need {compiler}.")
-        return "plain" if all(missing(generator, [kind]) is not None for kind in KINDS) else choice
+        has_none = all(missing(generator, [kind]) is not None for kind in KINDS)
+        return "plain" if has_none and not is_shared else choice
     lacking = missing(generator) or elsewhere
     if lacking is not None:
         raise ValueError(f"gpu_kernels='fused' needs {lacking}: choose 'auto' or 'plain'.")
     return choice
+
+
+def agree(choice: Choice, generator: Generator, rows: int, mesh: jax.sharding.Mesh) -> Choice:
+    """Returns a choice as all processes of a mesh take it: of "auto" the kinds that each found right on its own GPU.
+
+    If the mesh has devices of several processes, all of them must call it together, while JAX traces nothing. On
+    another mesh it returns the choice, and asks nobody.
+
+    Args:
+      choice: what `check` returned for the mesh.
+      generator: the module.
+      rows: rows of a device, those of the null class included.
+      mesh: the mesh.
+    """
+    if choice != "auto" or not sharding.spans_processes(mesh):
+        return choice
+    kinds = flow_kind(rows, generator), "layers"
+    # Every process asks about every kind, whatever it found itself.
+    found = {kind: is_worthwhile(kind, rows, generator) for kind in kinds}
+    taken = frozenset(kind for kind in kinds if sharding.everywhere(found[kind]))
+    for kind in kinds:
+        if found[kind] and kind not in taken:
+            _log_once(f"gpu_kernels='auto' leaves out the fused kernels for {kind}: another process refuses them.")
+    return taken
+
+
+@contextlib.contextmanager
+def as_agreed(choice: Choice | None) -> Iterator[None]:
+    """Lets `check` return what `agree` returned, for a function that is traced for every device of a mesh by itself.
+
+    Args:
+      choice: the choice; None: nothing was agreed on.
+    """
+    token = _agreed.set(choice)
+    try:
+        yield
+    finally:
+        _agreed.reset(token)
 
 
 def _elsewhere(arrays: Any) -> str | None:
@@ -160,13 +210,14 @@ def _is_in_shard_map() -> bool:
 
 
 def _elsewhere_on(mesh: jax.sharding.Mesh) -> str | None:
-    """Returns what kernels lack for a computation on a mesh, or None.
+    """Returns what kernels lack for a computation on a mesh, or None; the same on all processes.
 
-    All devices run the same program, whose kernels one of them, this process's first, compares with the plain path.
+    All devices run the same program, whose kernels one of them per process, its first, compares with the plain path.
     """
     devices = list(mesh.devices.flat)
-    if len({device.process_index for device in devices}) > 1:
-        return "devices of one process, and those of this mesh belong to several"
+    count = len({device.process_index for device in devices})
+    if 1 < count < jax.process_count():  # Those without a device of the mesh would not come to agree.
+        return f"devices of one process or of all {jax.process_count()}, and those of this mesh belong to {count}"
     if len(kinds := sorted({device.device_kind for device in devices})) > 1:
         return f"devices of one kind, and those of this mesh are {', '.join(kinds)}"
     return _wrong_platform(devices[0].platform)

@@ -51,6 +51,8 @@ def _takes(kind: str, sampler: Any, rows: int) -> bool:
     choice = sampler.shortcuts.gpu_kernels
     if choice == "plain" or sampler.shortcuts.window is not None:
         return False
+    if isinstance(choice, frozenset):
+        return kind in choice
     return choice == "fused" or gpu_kernels.is_worthwhile(kind, rows, sampler.generator)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 import numpy as np
 
 from eqjax import sharding
-from eqjax.generator import Generator
+from eqjax.generator import Generator, gpu_kernels
 from eqjax.module_fields import PRECISION
 from eqjax.precision import computing_in
 from eqjax.rules import Function, Instance
@@ -57,9 +57,12 @@ def sample_latents(
       transition: columns over which one class blends into the next, see `eqjax.sampling.class_schedule`.
       noise: initial noise [B, L, D]; values at prefix columns are not used. Give either noise or key.
       key: random key from which the noise of column k of row b is drawn, dependent on key, k and b alone. Or a
-        key per row, [B]: the noise then depends on the row's key and k alone.
+        key per row, [B]: the noise then depends on the row's key and k alone. Of several processes all give the same
+        key, or each those of its rows.
       prefix: latents [B, P, D], P ≤ L, with which the sample begins.
-      mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded.
+      mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded. If its devices belong to
+        several processes, all of them make the call, each with the rows of its own devices (`sharding.batch_shard`);
+        the result, and b in `key`, count the rows of all.
       progress: called with 0 before the first columns, when programs may have to be compiled, and then with the number
         of columns sampled since its last call, at most 16. It cannot be called inside a jitted function.
       precision: of products of float32 numbers, "highest" (float32), "tf32" or "bfloat16", see `eqjax.Model`.
@@ -146,7 +149,7 @@ def _sample_in_chunks(
     if mesh is not None:
         inputs, place = _shard_inputs(mesh, inputs), functools.partial(sharding.shard_batch, mesh=mesh)
     if jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
-        source = source if mesh is None else jax.device_put(source, sharding.replicated(mesh))
+        source = source if mesh is None else _place_keys(source, mesh)
     else:
         source = np.asarray(source, np.float32)
     if progress is not None:
@@ -166,14 +169,14 @@ def _sample_in_chunks(
         report()  # The chunk before, while the device works on this one.
         parts.append(part)
     report()
-    sampled = [sharding.gather(latents)[:, :count] for latents, count in parts]
-    given = [prefix if mesh is None else sharding.gather(place(prefix))] if prefix.shape[1] else []
+    sampled = [sharding.to_host(latents)[:, :count] for latents, count in parts]
+    given = [sharding.to_host(place(prefix))] if prefix.shape[1] else []
     where = parts[0][0].sharding if parts else None
     return sharding.put_where(np.concatenate([*given, *sampled], axis=1), where)
 
 
 def _shard_inputs(mesh: jax.sharding.Mesh, inputs: SamplerInputs) -> SamplerInputs:
-    """Replicates parameters over a mesh, and shards labels along its data axes.
+    """Replicates parameters over a mesh, shards labels along its data axes, and agrees on kernels.
 
     Raises:
       ValueError: the rows do not divide among the devices.
@@ -185,5 +188,20 @@ def _shard_inputs(mesh: jax.sharding.Mesh, inputs: SamplerInputs) -> SamplerInpu
             f"a batch of {rows} does not divide among {devices} devices of the mesh (data × fsdp): give a multiple of "
             f"{devices} labels, and drop the surplus images."
         )
-    params = jax.device_put(inputs.params, sharding.replicated(mesh))
-    return dataclasses.replace(inputs, params=params, labels=sharding.shard_batch(inputs.labels, mesh))
+    rows_of_device = rows // devices * (2 if inputs.is_guided else 1)
+    kernels = gpu_kernels.agree(inputs.shortcuts.gpu_kernels, inputs.generator, rows_of_device, mesh)
+    return dataclasses.replace(
+        inputs,
+        params=sharding.put(inputs.params, sharding.replicated(mesh)),
+        labels=sharding.shard_batch(inputs.labels, mesh),
+        shortcuts=dataclasses.replace(inputs.shortcuts, gpu_kernels=kernels),
+    )
+
+
+def _place_keys(keys: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
+    """Moves a random key, the same on every process, or keys of this process's rows to the devices of a mesh."""
+    if not sharding.spans_processes(mesh):
+        return jax.device_put(keys, sharding.replicated(mesh))
+    data = np.asarray(jax.random.key_data(keys))
+    placed = sharding.shard_batch(data, mesh) if keys.ndim else sharding.put(data, sharding.replicated(mesh))
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(keys))

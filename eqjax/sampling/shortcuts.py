@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -23,13 +24,14 @@ class Shortcuts:
       window: evaluations that are computed at once; None: one after another.
       interpolation: from few times to those of all evaluations; None: modulations are computed at every time.
       tolerance: bound of the error of evaluations at once; None without them.
-      gpu_kernels: kernels of columns whose evaluations follow each other, "plain", "fused", or "auto": where that pays.
+      gpu_kernels: kernels of columns whose evaluations follow each other, "plain", "fused", or "auto": where that pays;
+        or the kinds of them that several processes agreed on, see `eqjax.generator.gpu_kernels.agree`.
     """
 
     window: int | None = flax.struct.field(pytree_node=False)
     interpolation: Interpolation | None
     tolerance: Scalar | None
-    gpu_kernels: str = flax.struct.field(pytree_node=False, default="plain")
+    gpu_kernels: Any = flax.struct.field(pytree_node=False, default="plain")
 
 
 def integrate(

@@ -169,7 +169,7 @@ def decode_columns(
     """
     tokenizer.check_latents(latents.shape)
     where = latents.sharding if isinstance(latents, jax.Array) else None
-    rows = np.asarray(sharding.gather(latents), np.float32) / np.float32(scale)
+    rows = np.asarray(sharding.to_host(latents), np.float32) / np.float32(scale)
     check_finite(rows)
     columns, halo = rows.shape[1], tokenizer.halo_columns or 0
     size = window_size(tokenizer, columns)
@@ -188,5 +188,5 @@ def decode_columns(
         window = np.pad(window, ((0, 0), (0, size - count), (0, 0)))
         images = decode_window(tokenizer, params, sharding.put_where(window, where), np.int32(count), to_uint8)
         parts.append((images, (start - first) * tokenizer.column_width, (stop - first) * tokenizer.column_width))
-    joined = np.concatenate([sharding.gather(images)[:, :, start:stop] for images, start, stop in parts], axis=2)
+    joined = np.concatenate([sharding.to_host(images)[:, :, start:stop] for images, start, stop in parts], axis=2)
     return sharding.put_where(joined, parts[0][0].sharding)
