@@ -102,22 +102,81 @@ class Device:
     ("devices", "message"),
     [
         ((Device(0, "NVIDIA L4"), Device(0, "NVIDIA L4")), None),
-        ((Device(0, "NVIDIA L4"), Device(1, "NVIDIA L4")), "devices of one process, and those of this mesh belong to"),
+        ((Device(0, "NVIDIA L4"), Device(1, "NVIDIA L4"), Device(2, "NVIDIA L4")), None),
+        (
+            (Device(0, "NVIDIA L4"), Device(2, "NVIDIA L4")),
+            "one process or of all 3, and those of this mesh belong to 2",
+        ),
         ((Device(0, "NVIDIA L4"), Device(0, "NVIDIA L40")), "kind, and those of this mesh are NVIDIA L4, NVIDIA L40"),
+        ((*map(Device, range(3), ("NVIDIA L4", "NVIDIA L4", "NVIDIA A100")),), "this mesh are NVIDIA A100, NVIDIA L4"),
         ((Device(0, "v5e", "tpu"),) * 2, "an NVIDIA GPU, and this computation runs on a tpu"),
     ],
 )
-def test_a_mesh_is_of_equal_gpus_of_one_process(devices, message):
-    """They run one program, which one of them has compared with the plain one."""
-    array: Any = np.empty(2, object)
-    array[:] = devices
-    mesh = jax.sharding.Mesh(array, ("data",))
+def test_a_mesh_is_of_equal_gpus_of_one_process_or_of_all(devices, message, monkeypatch):
+    """They run one program, which one of each process has compared with the plain one."""
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    mesh = mesh_of(*devices)
     assert gpu_kernels.check("auto", LARGE, mesh=mesh) == ("auto" if message is None else "plain")
     if message is None:
         assert gpu_kernels.check("fused", LARGE, mesh=mesh) == "fused"
     else:
         with pytest.raises(ValueError, match=f"gpu_kernels='fused' needs .*{message}"):
             gpu_kernels.check("fused", LARGE, mesh=mesh)
+
+
+def mesh_of(*devices):
+    """Returns a mesh of devices that need not exist."""
+    array: Any = np.empty(len(devices), object)
+    array[:] = devices
+    return jax.sharding.Mesh(array, ("data",))
+
+
+@pytest.fixture
+def votes(monkeypatch):
+    """As in two processes, of which the other finds the kernels of layers wrong: what this one tells it."""
+    told: list[bool] = []
+
+    def everywhere(truth):
+        told.append(truth)
+        return truth and len(told) != 2
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(sharding, "everywhere", everywhere)
+    return told
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("is_right", [True, False])
+def test_processes_take_what_all_of_them_found_right_and_all_are_asked_alike(is_right, votes, monkeypatch, caplog):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(gpu_kernels, "error_here", lambda *_: 0.0 if is_right else float("inf"))
+    mesh = mesh_of(Device(0, "NVIDIA L4"), Device(1, "NVIDIA L4"))
+    assert gpu_kernels.agree("auto", LARGE, 128, mesh) == ({"blocks"} if is_right else set())
+    assert votes == [is_right, is_right]
+    said = "leaves out the fused kernels for layers: another process refuses them"
+    assert (said in caplog.text) == is_right
+    assert {gpu_kernels.agree(choice, LARGE, 128, mesh) for choice in ("plain", "fused")} == {"plain", "fused"}
+    assert gpu_kernels.agree("auto", LARGE, 128, mesh_of(Device(1, "NVIDIA L4"))) == "auto"
+    assert len(votes) == 2  # These ask nobody, as the other process may not be there.
+
+
+def test_a_process_that_lacks_the_kernels_tells_the_others(votes, monkeypatch):
+    """They wait for it."""
+    monkeypatch.setattr(gpu_kernels, "cuda_is_installed", lambda: False)
+    mesh = mesh_of(Device(0, "NVIDIA L4"), Device(1, "NVIDIA L4"))
+    assert gpu_kernels.check("auto", LARGE, mesh=mesh) == "auto"
+    assert not gpu_kernels.agree("auto", LARGE, 128, mesh) and votes == [False, False]
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_traced_function_takes_what_was_agreed_on(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    for choice in (frozenset({"layers"}), frozenset(), "fused", "plain"):
+        with gpu_kernels.as_agreed(choice):
+            assert traced("auto") == choice
+    with gpu_kernels.as_agreed(None):
+        assert traced("auto") == "plain"
+    assert traced("auto") == "plain"
 
 
 @pytest.mark.usefixtures("cuda")
