@@ -1,6 +1,7 @@
 r"""Compiles a program for an NVIDIA GPU on a machine that has none: kernels, launches, memory and traffic.
 
     eqjax gpu-compile sampling --config=L --batch_size=64 --dtype=bfloat16
+    eqjax gpu-compile sampling --config=L --batch_size=512 --num_chips=8
     eqjax gpu-compile decoding --config=L --batch_size=16 --chip=L4
     eqjax gpu-compile training --config=L --batch_size=2048 --num_chips=8 --mesh=fsdp:8
     eqjax gpu-compile training --config=imagenet_tokenizer --batch_size=16
@@ -32,8 +33,8 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("num_columns", 16, "Columns of an image.", 1, flag_values=values)
     with command_line.flag_group(values, "Machine"):
         flags.DEFINE_string("chip", "H100", "GPU: H100, H200, A100, RTX4090 or L4.", flag_values=values)
-        flags.DEFINE_integer("num_chips", 1, "Number of devices, for training.", 1, flag_values=values)
-        flags.DEFINE_string("mesh", "data:-1", "Mesh of the devices, for training.", flag_values=values)
+        flags.DEFINE_integer("num_chips", 1, "Number of devices, for sampling and training.", 1, flag_values=values)
+        flags.DEFINE_string("mesh", "data:-1", "Mesh of the devices, for sampling and training.", flag_values=values)
     with command_line.flag_group(values, "Sampling"):
         # Guided unless asked otherwise: that takes twice the work, whatever the scale.
         define_sampling_flags(values, guidance_scale=7.0)

@@ -28,7 +28,7 @@ class GpuRequest:
       num_columns: columns of an image.
       dtype: compute dtype.
       sampling: the sampling options.
-      num_chips: devices; more than one only for training.
+      num_chips: devices; more than one for sampling and training.
       mesh: their mesh, as `sharding.parse_mesh` reads it.
     """
 
@@ -72,7 +72,7 @@ def compile_request(request: GpuRequest) -> GpuReport:
     """
     if request.kind not in KINDS:
         raise ValueError(f"{request.kind!r} is not one of {', '.join(KINDS)}.")
-    if request.num_chips > 1 and request.kind != "training":
+    if request.num_chips > 1 and request.kind == "decoding":
         raise ValueError(
             f"num_chips={request.num_chips}: {request.kind} runs on every device by itself; give one device and its "
             "part of the batch."
@@ -87,7 +87,8 @@ def compile_request(request: GpuRequest) -> GpuReport:
 def _lower(request: GpuRequest, devices: list[Any]) -> programs.Lowered:
     sizes: dict[str, Any] = dict(batch_size=request.batch_size, num_columns=request.num_columns, dtype=request.dtype)
     if request.kind == "sampling":
-        return programs.lower_sampling(request.config, **sizes, sampling=request.sampling, device=devices[0])
+        sizes |= dict(sampling=request.sampling, mesh=request.mesh)
+        return programs.lower_sampling(request.config, **sizes, devices=devices)
     if request.kind == "decoding":
         return programs.lower_decoding(request.config, **sizes, device=devices[0])
     config = read_config(request.config)

@@ -5,17 +5,23 @@ Nothing is allocated, and the devices need not exist: they may be virtual ones, 
 
 from collections.abc import Sequence
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from eqjax import pretrained, sharding
 from eqjax.generator import LOGICAL_AXES, Generator
 from eqjax.perf import flops
 from eqjax.perf.benchmark_models import abstract_network, build_modules
+from eqjax.sampling import chunks, fused_columns
+from eqjax.sampling.class_schedule import class_schedule
 from eqjax.sampling.latents import sample_latents
 from eqjax.sampling.options import SamplingOptions
-from eqjax.sampling.sampler import compute_params
+from eqjax.sampling.sampler import ColumnInputs, SamplerInputs, compute_params
 from eqjax.tokenizer import Tokenizer
 from eqjax.training import loop
 from eqjax.training.generator import GeneratorStep
@@ -43,31 +49,72 @@ class Lowered:
 
 
 def lower_sampling(
-    config: str, *, batch_size: int, num_columns: int, dtype: str, sampling: SamplingOptions, device: Any
+    config: str,
+    *,
+    batch_size: int,
+    num_columns: int,
+    dtype: str,
+    sampling: SamplingOptions,
+    devices: Sequence[Any],
+    mesh: str = "data:-1",
 ) -> Lowered:
-    """Lowers `sample_latents`, as one program, for one device; parameters have the compute dtype.
+    """Lowers `sample_latents` as one program; parameters have the compute dtype.
 
     Args:
       config: a published size, or a generator's config file.
-      batch_size: images at once.
+      batch_size: images at once, of all devices together.
       num_columns: columns of an image.
       dtype: compute dtype.
       sampling: the sampling options.
-      device: the device.
+      devices: the devices; several are a mesh over which the images are divided.
+      mesh: its axes, see `sharding.parse_mesh`.
+
+    Raises:
+      ValueError: the mesh does not fit the devices, or the batch the mesh.
     """
     _, generator = build_modules(config, dtype)
     options = sampling.to_dict()
     # A value, not a constant: so it is for users, whose programs serve all scales.
     scale = jax.ShapeDtypeStruct((), "float32") if sampling.is_guided else None
 
-    def sample(params: Any, labels: jax.Array, key_data: jax.Array, scale: jax.Array | None) -> jax.Array:
+    def sample(params: Any, labels: jax.Array, key_data: jax.Array, scale: jax.Array | None, on: Mesh | None) -> Any:
         given = options if scale is None else {**options, "guidance_scale": scale}
         key = jax.random.wrap_key_data(key_data)
+        if on is not None:
+            return _sample_on(on, generator, params, labels, key, SamplingOptions(**given), num_columns)
         return sample_latents(generator, params, labels, num_columns=num_columns, key=key, **given)
 
-    params = _compute_params(generator)
-    labels = jax.ShapeDtypeStruct((batch_size,), "int32")
-    return _lower(sample, (params, labels, jax.ShapeDtypeStruct((2,), "uint32"), scale), device)
+    labels, key_data = jax.ShapeDtypeStruct((batch_size,), "int32"), jax.ShapeDtypeStruct((2,), "uint32")
+    arguments, alone = (_compute_params(generator), labels, key_data, scale), functools.partial(sample, on=None)
+    if len(devices) == 1:
+        return _lower(alone, arguments, devices[0])
+    on = sharding.make_mesh(devices, mesh)
+    sharding.check_batch(on, batch_size)
+    rows, whole = NamedSharding(on, PartitionSpec(sharding.BATCH_AXES)), sharding.replicated(on)
+    program = jax.jit(functools.partial(sample, on=on), in_shardings=(whole, rows, whole, whole), out_shardings=rows)
+    return Lowered(program.lower(*arguments), float(flops.count(alone, *arguments)))
+
+
+def _sample_on(
+    mesh: Mesh,
+    generator: Generator,
+    params: Any,
+    labels: jax.Array,
+    key: jax.Array,
+    options: SamplingOptions,
+    num_columns: int,
+) -> jax.Array:
+    """Samples on a mesh as `sample_latents` does, with all columns in one chunk."""
+    inputs = SamplerInputs.create(generator, params, labels[:, None], options, mesh)
+    images = len(labels) // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    inputs = fused_columns.agree(inputs, images, mesh)
+    schedule = class_schedule(labels[:, None], None, 0)
+    first_classes = jax.tree.map(lambda a: a[0], schedule.at([0]))
+    slots = chunks.cache_columns(generator, num_columns)
+    made, state = chunks.begin(inputs, first_classes, num_columns=slots)
+    next_classes = chunks.next_classes(schedule, 0, num_columns, num_columns)
+    columns = ColumnInputs(options.guidance_scales(num_columns), next_classes)
+    return chunks.sample_chunk(made, state, key, columns, np.int32(num_columns))[1]
 
 
 def lower_decoding(config: str, *, batch_size: int, num_columns: int, dtype: str, device: Any) -> Lowered:

@@ -8,6 +8,7 @@ Letters: B batch, R = B or 2B rows, D latent size, E width.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -54,6 +55,19 @@ def _takes(kind: str, sampler: Any, rows: int) -> bool:
     if isinstance(choice, frozenset):
         return kind in choice
     return choice == "fused" or gpu_kernels.is_worthwhile(kind, rows, sampler.generator)
+
+
+def agree(inputs: Any, images: int, mesh: jax.sharding.Mesh) -> Any:
+    """Returns inputs with the kernels on which all processes of a mesh agree, see `gpu_kernels.agree`.
+
+    Args:
+      inputs: `SamplerInputs` for the mesh.
+      images: images of each device.
+      mesh: the mesh.
+    """
+    rows = images * (2 if inputs.is_guided else 1)
+    kernels = gpu_kernels.agree(inputs.shortcuts.gpu_kernels, inputs.generator, rows, mesh)
+    return dataclasses.replace(inputs, shortcuts=dataclasses.replace(inputs.shortcuts, gpu_kernels=kernels))
 
 
 def integrate_column(

@@ -11,11 +11,11 @@ from jaxtyping import Float
 import numpy as np
 
 from eqjax import sharding
-from eqjax.generator import Generator, gpu_kernels
+from eqjax.generator import Generator
 from eqjax.module_fields import PRECISION
 from eqjax.precision import computing_in
 from eqjax.rules import Function, Instance
-from eqjax.sampling import chunks, memory, sampler
+from eqjax.sampling import chunks, fused_columns, memory, sampler
 from eqjax.sampling.checks import NUM_COLUMNS, as_labels, check_labels, check_noise_source, check_prefix
 from eqjax.sampling.class_schedule import Blend, ClassSchedule, class_schedule
 from eqjax.sampling.options import SamplingKeywords, SamplingOptions
@@ -188,14 +188,9 @@ def _shard_inputs(mesh: jax.sharding.Mesh, inputs: SamplerInputs) -> SamplerInpu
             f"a batch of {rows} does not divide among {devices} devices of the mesh (data × fsdp): give a multiple of "
             f"{devices} labels, and drop the surplus images."
         )
-    rows_of_device = rows // devices * (2 if inputs.is_guided else 1)
-    kernels = gpu_kernels.agree(inputs.shortcuts.gpu_kernels, inputs.generator, rows_of_device, mesh)
-    return dataclasses.replace(
-        inputs,
-        params=sharding.put(inputs.params, sharding.replicated(mesh)),
-        labels=sharding.shard_batch(inputs.labels, mesh),
-        shortcuts=dataclasses.replace(inputs.shortcuts, gpu_kernels=kernels),
-    )
+    params = sharding.put(inputs.params, sharding.replicated(mesh))
+    labels = sharding.shard_batch(inputs.labels, mesh)
+    return dataclasses.replace(fused_columns.agree(inputs, rows // devices, mesh), params=params, labels=labels)
 
 
 def _place_keys(keys: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -65,6 +65,15 @@ def test_the_fused_kernels_fit_smaller_gpus(chip, config, dtype, batch_size, mos
     assert max(loop["kernels"] for loop in program["loops"]) <= most
 
 
+@pytest.mark.parametrize("num_chips", [8, 16])
+def test_sampling_on_a_mesh_is_the_program_of_one_device_and_sends_nothing(num_chips, tmp_path):
+    """Of one process, and of two with eight devices each."""
+    program = compiled(tmp_path, "sampling", "--config=L", f"--batch_size={64 * num_chips}", f"--num_chips={num_chips}")
+    turns = {loop["turns"] * loop["visits"]: loop["kernels"] for loop in program["loops"]}
+    assert turns[1600] <= 30 and turns[512] <= 7
+    assert not program["traffic"] and program["memory"]["temporary"] <= 0.8e9
+
+
 def test_decoding(tmp_path):
     program = compiled(tmp_path, "decoding", "--config=L", "--batch_size=16")
     assert program["kernels"] <= 600 and program["memory"]["temporary"] <= 2.5e9

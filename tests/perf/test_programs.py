@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import imagenet_tokenizer
-from eqjax.perf import flops, programs
+from eqjax.perf import flops, hlo, programs
 from eqjax.perf.benchmark_models import build_modules
 from eqjax.perf.sampling_cost import sampling_cost
 from eqjax.sampling.options import SamplingOptions
@@ -15,10 +15,10 @@ from tests import frozen_network_files
 CONFIG = "photos_generator:tiny"
 
 
-def lower_sampling(**options):
+def lower_sampling(devices=1, **options):
     return programs.lower_sampling(
         CONFIG, batch_size=2, num_columns=3, dtype="bfloat16", sampling=SamplingOptions(num_flow_steps=4, **options),
-        device=jax.devices()[0],
+        devices=jax.devices()[:devices],
     )  # fmt: skip
 
 
@@ -29,6 +29,15 @@ def test_sampling_is_one_program_with_the_products_of_the_closed_form(scale):
     parts = sampling_cost(generator, batch_size=2, num_columns=3, num_evaluations=4, guided=scale != 1.0)
     assert lowered.flops == pytest.approx(sum(part.flops for part in parts.values()), rel=0.1)
     assert "bf16" in lowered.program.as_text() and lowered.state is None
+
+
+def test_sampling_on_a_mesh_is_the_same_work_and_sends_nothing():
+    alone, spread = lower_sampling(guidance_scale=7.0), lower_sampling(2, guidance_scale=7.0)
+    assert spread.flops == alone.flops
+    text = spread.program.compile().as_text()
+    assert "num_partitions=2" in text and not hlo.collectives(text)
+    with pytest.raises(ValueError, match="a global batch of 2 does not divide among 4 devices"):
+        lower_sampling(4)
 
 
 def test_decoding_has_the_products_of_the_decoder():

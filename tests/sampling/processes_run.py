@@ -13,6 +13,7 @@ import sys
 from unittest import mock
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from eqjax import Generator, sample_latents, sharding
@@ -104,6 +105,11 @@ def taken(asked):
     return " ".join(sorted(kind for kind, is_taken in asked.items() if is_taken))
 
 
+def rows_sharding(mesh, array):
+    """Returns the sharding of an array along its first axis, if that divides."""
+    return NamedSharding(mesh, PartitionSpec("data" if len(array) % mesh.shape["data"] == 0 else None))
+
+
 def main(folder):
     """The program."""
     processes.join_processes()
@@ -116,9 +122,10 @@ def main(folder):
             found["alone"] = np.asarray(sampled(rows, **sources()["key"]))
             found["alone on a mesh"] = np.asarray(sampled(rows, here, "auto", **sources()["keys"]))
             found["alone, decoded"] = np.asarray(model().decode(found["alone"]))
-    # Parameters on the host, on a device of each process, and on all of them.
-    params = {"key": None, "keys": jax.device_put(model().generator_params, jax.local_devices()[0])}
-    params["noise"] = sharding.put(model().generator_params, sharding.replicated(mesh))
+    # Parameters on the host, on a device of each process, and split over all devices.
+    whole = model().generator_params
+    params = {"key": None, "keys": jax.device_put(whole, jax.local_devices()[0])}
+    params["noise"] = sharding.put(whole, jax.tree.map(functools.partial(rows_sharding, mesh), whole))
     for name, given in sources().items():
         found[name] = sharding.to_host(sampled(rows, mesh, **given, params=params[name]))
     for i, (how, wrong) in enumerate(CASES):
