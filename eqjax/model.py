@@ -123,7 +123,8 @@ class Model:
             or schedule is used for all seeds.
           transition: columns over which one class blends into the next.
           prefix: scaled latents [B, P, D] with which the images begin.
-          mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded.
+          mesh: a mesh of `eqjax.sharding.make_mesh`, along whose data axes the batch is sharded; for one of several
+            processes see `eqjax.sample_latents`.
           progress: called with the number of columns sampled since its last call, see `eqjax.sample_latents`.
           **options: fields of `SamplingOptions`, with its defaults: guidance_scale (1.0, or one per column),
             guidance_schedule ("linear"), num_flow_steps (100), solver ("euler"), time_grid ("uniform"),

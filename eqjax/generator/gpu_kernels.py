@@ -154,8 +154,9 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
 def agree(choice: Choice, generator: Generator, rows: int, mesh: jax.sharding.Mesh) -> Choice:
     """Returns a choice as all processes of a mesh take it: of "auto" the kinds that each found right on its own GPU.
 
-    If the mesh has devices of several processes, all of them must call it together, while JAX traces nothing. On
-    another mesh it returns the choice, and asks nobody.
+    Programs that differ would leave processes waiting for each other, as XLA divides the timing of kernels among those
+    that compile a program. If the mesh has devices of several processes, all of them must call it together, while JAX
+    traces nothing. On another mesh it returns the choice, and asks nobody.
 
     Args:
       choice: what `check` returned for the mesh.
