@@ -139,6 +139,8 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
     elsewhere = _elsewhere(arrays) if mesh is None else _elsewhere_on(mesh)
     if choice == "auto":
         if elsewhere is not None:
+            if mesh is not None and mesh.devices.flat[0].platform in _PLATFORMS:
+                _log_once(f"gpu_kernels='auto' leaves out the fused kernels: they need {elsewhere}.")
             return "plain"
         compiler = _missing_compiler()
         if compiler is not None:

@@ -112,11 +112,13 @@ class Device:
         ((Device(0, "v5e", "tpu"),) * 2, "an NVIDIA GPU, and this computation runs on a tpu"),
     ],
 )
-def test_a_mesh_is_of_equal_gpus_of_one_process_or_of_all(devices, message, monkeypatch):
+def test_a_mesh_is_of_equal_gpus_of_one_process_or_of_all(devices, message, monkeypatch, caplog):
     """They run one program, which one of each process has compared with the plain one."""
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     mesh = mesh_of(*devices)
     assert gpu_kernels.check("auto", LARGE, mesh=mesh) == ("auto" if message is None else "plain")
+    is_said = message is not None and devices[0].platform == "gpu"
+    assert [bool(re.search(f"they need .*{message}", text)) for text in caplog.messages] == [True] * is_said
     if message is None:
         assert gpu_kernels.check("fused", LARGE, mesh=mesh) == "fused"
     else:
