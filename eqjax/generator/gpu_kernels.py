@@ -142,11 +142,9 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
             if mesh is not None and mesh.devices.flat[0].platform in _PLATFORMS:
                 _log_once(f"gpu_kernels='auto' leaves out the fused kernels: they need {elsewhere}.")
             return "plain"
-        compiler = _missing_compiler()
-        if compiler is not None:
+        if (compiler := _missing_compiler()) is not None:
             _log_once(f"gpu_kernels='auto' leaves out the fused kernels: they need {compiler}.")
-        has_none = all(missing(generator, [kind]) is not None for kind in KINDS)
-        return "plain" if has_none and not is_shared else choice
+        return choice if is_shared or any(missing(generator, [kind]) is None for kind in KINDS) else "plain"
     lacking = missing(generator) or elsewhere
     if lacking is not None:
         raise ValueError(f"gpu_kernels='fused' needs {lacking}: choose 'auto' or 'plain'.")
@@ -156,9 +154,8 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
 def agree(choice: Choice, generator: Generator, rows: int, mesh: jax.sharding.Mesh) -> Choice:
     """Returns a choice as all processes of a mesh take it: of "auto" the kinds that each found right on its own GPU.
 
-    Programs that differ would leave processes waiting for each other, as XLA divides the timing of kernels among those
-    that compile a program. If the mesh has devices of several processes, all of them must call it together, while JAX
-    traces nothing. On another mesh it returns the choice, and asks nobody.
+    XLA divides the timing of kernels among processes, which may wait for ever if their programs differ. All of them must
+    call it together, while JAX traces nothing. For a mesh of one process it returns the choice, and asks nobody.
 
     Args:
       choice: what `check` returned for the mesh.
@@ -169,12 +166,11 @@ def agree(choice: Choice, generator: Generator, rows: int, mesh: jax.sharding.Me
     if choice != "auto" or not sharding.spans_processes(mesh):
         return choice
     kinds = flow_kind(rows, generator), "layers"
-    # Every process asks about every kind, whatever it found itself.
     found = {kind: is_worthwhile(kind, rows, generator) for kind in kinds}
+    # Every process asks about every kind, whatever it found itself.
     taken = frozenset(kind for kind in kinds if sharding.everywhere(found[kind]))
-    for kind in kinds:
-        if found[kind] and kind not in taken:
-            _log_once(f"gpu_kernels='auto' leaves out the fused kernels for {kind}: another process refuses them.")
+    for kind in {kind for kind in kinds if found[kind]} - taken:
+        _log_once(f"gpu_kernels='auto' leaves out the fused kernels for {kind}: another process refuses them.")
     return taken
 
 
