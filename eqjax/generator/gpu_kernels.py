@@ -154,7 +154,7 @@ def check(choice: str, generator: Generator, arrays: Any = (), mesh: jax.shardin
 def agree(choice: Choice, generator: Generator, rows: int, mesh: jax.sharding.Mesh) -> Choice:
     """Returns a choice as all processes of a mesh take it: of "auto" the kinds that each found right on its own GPU.
 
-    XLA divides the timing of kernels among processes, which may wait for ever if their programs differ. All of them must
+    XLA divides the timing of kernels among processes, which may wait forever if their programs differ. All of them must
     call it together, while JAX traces nothing. For a mesh of one process it returns the choice, and asks nobody.
 
     Args:
