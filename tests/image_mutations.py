@@ -29,6 +29,17 @@ def encode(image, *args, **options):
     return file.getvalue()
 
 
+def tiff(order, data, tags):
+    """Returns an uncompressed gray TIFF: its tags besides the common ones, each a 32-bit integer."""
+    at = 8 + len(data) + len(data) % 2
+    tags = {257: 1, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(data), **tags}
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", at) + data.ljust(at - 8, b"\0")
+    content += struct.pack(f"{order}H", len(tags))
+    for tag in sorted(tags):
+        content += struct.pack(f"{order}HHII", tag, 4, 1, tags[tag])
+    return content + bytes(4)
+
+
 def originals():
     """Returns valid files of 12 × 10 pixels, in many formats and modes."""
     rng = np.random.default_rng(0)

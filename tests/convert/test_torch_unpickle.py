@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from eqjax.convert import pickle_bytes, pickle_machine, torch_archive, torch_unpickle
+from eqjax.convert import pickle_bytes, pickle_stack, torch_archive, torch_unpickle
 from eqjax.convert.torch_archive import CheckpointFileError
 from tests.hostile_files import SECONDS, code, tensor_opcodes
 
@@ -76,7 +76,7 @@ PAIRS = b")" + b"2\x86" * 100  # A tuple of a tuple of …, 2**100 leaves in 200
     ],
 )  # fmt: skip
 def test_hostile_pickles_are_refused_with_their_reason(tmp_path, monkeypatch, opcodes, message):
-    monkeypatch.setattr(pickle_machine, "MAX_OPCODES", 2**15)
+    monkeypatch.setattr(pickle_stack, "MAX_OPCODES", 2**15)
     with pytest.raises(CheckpointFileError, match=rf"a\.pt .*({message})|a\.pt: .*({message})") as error:
         load(tmp_path, opcodes)
     assert len(str(error.value)) < 1000
@@ -95,7 +95,7 @@ def test_values_at_the_bounds_are_read(tmp_path):
 
 @pytest.mark.slow
 def test_as_many_opcodes_as_allowed_are_read_in_time_and_no_more(tmp_path):
-    many = pickle_machine.MAX_OPCODES - 4  # Besides the protocol, the list, the mark and the end of the list.
+    many = pickle_stack.MAX_OPCODES - 4  # Besides the protocol, the list, the mark and the end of the list.
     assert len(load(tmp_path, b"](" + b"}" * many + b"e")) == many
     with pytest.raises(CheckpointFileError, match="more than 524288 opcodes"):
         load(tmp_path, b"](" + b"}" * (many + 1) + b"e")
