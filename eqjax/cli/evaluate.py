@@ -148,6 +148,11 @@ def evaluate_images(args: flags.FlagValues) -> None:
 
     results.load(args.output)
     model = load_model(args, ["tokenizer"])
+    size = args.data.height, args.data.width
+    try:
+        model.require("tokenizer").check_images((1, *size, 3))
+    except ValueError as error:
+        raise ValueError(f"--data.height={size[0]} --data.width={size[1]}: {error}") from error
     with announced("Reading the list of images", patience=2.0):
         images = image_sets.from_data(args.data, args.num_images)
     extractor = make_extractor(args)
@@ -159,7 +164,6 @@ def evaluate_images(args: flags.FlagValues) -> None:
         reference=statistics.load(args.reference) if args.reference else None,
         per_device_batch_size=args.batch_size,
     )
-    size = args.data.height, args.data.width
     protocol = {**model_entries(model), "count": images.count, "source": images.source}
     protocol |= {"image_size": list(size), "rounding": "8 bit", "encoding": "posterior mean", **device_entries()}
     if extractor is not None:

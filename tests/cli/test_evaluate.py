@@ -287,6 +287,14 @@ def test_equivariance_of_a_model_is_written_as_figures_and_a_table(folder, files
 # ── Metrics ─────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_images_of_another_size_are_refused_with_their_flags(tmp_path):
+    args = parse(evaluate, "--network=none", f"--output={tmp_path}/out")
+    with pytest.raises(
+        ValueError, match="^--data.height=64 --data.width=64: image height 64 does not fit .* 128 "
+    ):
+        evaluate.evaluate_images(args)
+
+
 @pytest.mark.parametrize("evaluate_half", [evaluate.evaluate_generation, evaluate.evaluate_images])
 def test_evaluation_needs_a_tokenizer(files, tmp_path, evaluate_half):
     options = [f"--weights={files}/generator.safetensors", "--network=none", f"--output={tmp_path}/out"]
