@@ -289,9 +289,7 @@ def test_equivariance_of_a_model_is_written_as_figures_and_a_table(folder, files
 
 def test_images_of_another_size_are_refused_with_their_flags(tmp_path):
     args = parse(evaluate, "--network=none", f"--output={tmp_path}/out")
-    with pytest.raises(
-        ValueError, match="^--data.height=64 --data.width=64: image height 64 does not fit .* 128 "
-    ):
+    with pytest.raises(ValueError, match="^--data.height=64 --data.width=64: image height 64 does not fit .* 128 "):
         evaluate.evaluate_images(args)
 
 
